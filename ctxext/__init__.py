@@ -1,0 +1,38 @@
+"""Stretch the context of Hugging Face RoPE models without training.
+
+    handle = ctxext.patch(model, "rerope:window=256+logn", length=16384)   # in place
+    handle.remove()                                                        # as it was
+    with ctxext.patched(model, "ntk:factor=8"): ...
+    model, tokenizer = ctxext.load("tiny")
+
+`ctxext.patches` is the registry of methods; importing `ctxext` imports neither torch nor
+transformers until `patch`, `patched` or `load` is used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ctxext.engine.patch import Handle, patch, patched
+    from ctxext.models.loading import load
+
+__version__ = "0.1.0"
+__all__ = ["Handle", "__version__", "load", "patch", "patched"]
+
+_LAZY = {
+    "Handle": "ctxext.engine.patch",
+    "patch": "ctxext.engine.patch",
+    "patched": "ctxext.engine.patch",
+    "load": "ctxext.models.loading",
+    "patches": "ctxext",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "patches":
+        return importlib.import_module("ctxext.patches")
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'ctxext' has no attribute {name!r}")

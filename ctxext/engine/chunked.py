@@ -1,0 +1,120 @@
+"""Distance attention by query chunks: no pair is scored twice, memory is linear in length.
+
+Each part's keys for a chunk of queries are one slice, since a part is a range of distances; the
+parts' scores stand side by side and share one softmax.
+
+Dimensions: b batch, g key heads, r queries heads per key head, n queries, m keys, c queries in a
+chunk, d head dimension.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import dropout as drop
+
+from ctxext.patches.base import Part
+
+SCORES_AT_ONCE = 2**22  # scores held for a chunk: 16 MiB of float32, which a CPU cache still holds
+LONGEST_CHUNK = 128  # a longer one scores more pairs outside the window than it saves in calls
+
+
+class _Turned(NamedTuple):
+    part: Part
+    query: Tensor  # [b, g, r, n, d]
+    key: Tensor  # [b, g, last - first, d]
+    first: int  # the position of key[:, :, 0]
+
+
+def chunked_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    parts: tuple[Part, ...],
+    turn: Callable[[Tensor, Tensor], Tensor],
+    scaling: float,
+    mask: Tensor | None = None,
+    dropout: float = 0.0,
+) -> Tensor:
+    """Equal to `reference.dense_attention`, argument for argument, in linear memory.
+
+    The last part's keys are taken as they are, unturned: its `key` must be the identity rotation.
+    """
+    (b, h, n, d), (g, m) = query.shape, key.shape[1:3]
+    position = torch.arange(m, dtype=torch.float64)
+    turned = []
+    for part in parts:
+        first = max(0, m - n - part.stop + 1) if part.stop else 0
+        keys, where = key[:, :, first : m - part.start], position[first : m - part.start]
+        if not keys.shape[2]:
+            continue
+        if part is not parts[-1]:
+            keys = turn(keys, part.key(where))
+        queries = turn(query, part.query(position[m - n :])) * scaling
+        turned.append(_Turned(part, queries.view(b, g, h // g, n, d), keys, first))
+    rows = max(1, SCORES_AT_ONCE // (b * h * m))
+    chunk = min(LONGEST_CHUNK, max(16, rows))
+    outputs = [
+        _attend_chunk(turned, value, mask, m - n, start, min(start + chunk, n), dropout)
+        for start in range(0, n, chunk)
+    ]
+    return torch.cat(outputs, 3).view(b, h, n, value.shape[-1])
+
+
+def _attend_chunk(
+    turned: list[_Turned],
+    value: Tensor,
+    mask: Tensor | None,
+    offset: int,
+    start: int,
+    stop: int,
+    dropout: float,
+) -> Tensor:
+    """Attention of queries start … stop−1, which stand at offset + start …: [b, g, r, c, d]."""
+    scores, spans = [], []
+    for part, query, key, first in turned:
+        low = max(first, offset + start - part.stop + 1) if part.stop else first
+        high = min(first + key.shape[2], offset + stop - part.start)
+        if high <= low:
+            continue
+        q = query[:, :, :, start:stop]
+        k = key[:, :, low - first : high - first]
+        b, g, r, c, d = q.shape
+        s = (q.reshape(b, g, r * c, d) @ k.mT).view(b, g, r, c, high - low)
+        # without a mask or an end, the whole chunk sees every key before its first query's limit
+        sure = mask is None and part.stop is None
+        edge = max(low, offset + start - part.start + 1) if sure else low
+        seen = _seen(part, mask, offset, start, stop, edge, high, s.device)
+        s[..., edge - low :].masked_fill_(~seen, torch.finfo(s.dtype).min)
+        scores.append(s)
+        spans.append((low, high))
+    together = torch.cat(scores, -1)
+    wide = torch.promote_types(together.dtype, torch.float32)
+    weights = drop(torch.softmax(together, -1, dtype=wide).to(value.dtype), dropout)
+    b, g, r, c, _ = weights.shape
+    output = value.new_zeros(b, g, r * c, value.shape[-1])
+    for (low, high), w in zip(spans, weights.split([hi - lo for lo, hi in spans], -1), strict=True):
+        output = output + w.reshape(b, g, r * c, high - low) @ value[:, :, low:high]
+    return output.view(b, g, r, c, -1)
+
+
+def _seen(
+    part: Part,
+    mask: Tensor | None,
+    offset: int,
+    start: int,
+    stop: int,
+    low: int,
+    high: int,
+    device: torch.device,
+) -> Tensor:
+    """Which keys low … high−1 queries start … stop−1 see in this part: [b or 1, 1, 1, c, keys]."""
+    query = torch.arange(offset + start, offset + stop, device=device)
+    delta = query[:, None] - torch.arange(low, high, device=device)
+    seen = delta >= part.start
+    if part.stop is not None:
+        seen = seen & (delta < part.stop)
+    return seen if mask is None else seen & mask[:, :, None, start:stop, low:high]

@@ -1,0 +1,284 @@
+"""Put a spec on a model in place, and take it off again, bit for bit."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ctxext.engine import seams
+from ctxext.engine.seams import STATE, State
+from ctxext.errors import CtxextError, UnsupportedModelError, UsageError
+from ctxext.models.layout import LENGTH_DEPENDENT, Layout, find_layout
+from ctxext.patches import Spec, parse
+from ctxext.patches.base import Part, Span, identity
+
+HANDLE = "_ctxext_handle"
+PROBE_TOKENS = 8
+
+
+class Handle:
+    """A patch that is on a model; `remove` takes it off.
+
+    Attributes:
+        spec: the resolved spec, every parameter a value.
+        notes: what a user should know about this model with this method, a line each.
+        attention: the attention path: `sdpa`, `eager`, … where the model's own function runs,
+            `chunked` or `dense` where ours does.
+    """
+
+    def __init__(self, spec: Spec, attention: str, notes: list[str], undo: contextlib.ExitStack):
+        self.spec = spec
+        self.attention = attention
+        self.notes = notes
+        self._undo = undo
+
+    def remove(self) -> None:
+        """Leave the model as it was before the patch, bit for bit; a second call does nothing."""
+        self._undo.close()
+
+
+def patch(
+    model: nn.Module,
+    spec: str | Spec,
+    length: int | None = None,
+    *,
+    train_len: int | None = None,
+    dense: bool = False,
+) -> Handle:
+    """Patch a transformers causal language model in place.
+
+    Args:
+        model: a loaded model with rotary position embeddings.
+        spec: such as `"rerope:window=256+logn"`, or a parsed one.
+        length: L, the longest sequence in tokens that will be read, prompt and continuation;
+            defaults that depend on it (a `factor`, a `leak`) need it.
+        train_len: T in tokens where the config's is not right.
+        dense: run distance methods on the dense reference: memory quadratic in length.
+
+    Returns:
+        A handle whose `remove()` restores the model bit for bit.
+
+    Raises:
+        UsageError: a bad spec, a default without its length, a model that is patched already.
+        UnsupportedModelError: the model cannot take the method; the model is left as it was.
+    """
+    parsed = parse(spec) if isinstance(spec, str) else spec
+    for name, value in (("length", length), ("train_len", train_len)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 2):
+            raise UsageError(f"bad {name} {value!r}: give a whole number of tokens, at least 2")
+    if HANDLE in model.__dict__:
+        on = model.__dict__[HANDLE].spec
+        raise UsageError(f"the model is patched already, with {on}: remove that patch first")
+    layout = find_layout(model, train_len)
+    resolved = parsed.resolve(Span(layout.facts.trained, length))
+    with contextlib.ExitStack() as undo:
+        notes = _apply_frequencies(layout, resolved, undo)
+        attention = str(model.config._attn_implementation)
+        if resolved.distance or resolved.query_scales:
+            attention = _apply_attention(model, layout, resolved, attention, dense, undo)
+        handle = Handle(resolved, attention, notes, undo.pop_all())
+    model.__dict__[HANDLE] = handle
+    handle._undo.callback(model.__dict__.pop, HANDLE, None)
+    return handle
+
+
+@contextlib.contextmanager
+def patched(
+    model: nn.Module, spec: str | Spec, length: int | None = None, **options: Any
+) -> Iterator[Handle]:
+    """`patch` for the length of a `with` block; arguments and errors as there."""
+    handle = patch(model, spec, length, **options)
+    try:
+        yield handle
+    finally:
+        handle.remove()
+
+
+def _replace(undo: contextlib.ExitStack, target: Any, name: str, value: Any) -> None:
+    """Set an attribute of a module or config until `undo`."""
+    kept = target.__dict__.get(name, undo)  # undo itself stands for "not there"
+    target.__dict__[name] = value
+    if kept is undo:
+        undo.callback(target.__dict__.pop, name, None)
+    else:
+        undo.callback(target.__dict__.__setitem__, name, kept)
+
+
+def _apply_frequencies(layout: Layout, spec: Spec, undo: contextlib.ExitStack) -> list[str]:
+    """Replace inv_freq and the attention factor; what a user should know of it, a line each."""
+    if not spec.frequencies:
+        return []
+    module, facts = layout.module, layout.facts
+    factor = spec.attention_factor()
+    if not hasattr(module, "attention_scaling") and factor != 1:
+        raise UnsupportedModelError(f"{type(module).__name__} takes no attention factor")
+    own = module._buffers["inv_freq"]
+    if own is None or own.shape != (len(facts.theta),):
+        raise UnsupportedModelError(f"{type(module).__name__}: inv_freq is no buffer of [d/2]")
+    scales = torch.tensor(spec.scales(facts), dtype=torch.float64)
+    theta = torch.tensor(facts.theta, dtype=torch.float64) / scales
+    if not torch.isfinite(theta).all():
+        raise UsageError(f"{spec} gives frequencies that are not finite")
+    undo.callback(module._buffers.__setitem__, "inv_freq", own)
+    module._buffers["inv_freq"] = theta.to(own.device, torch.float32)
+    _replace(undo, module, "attention_scaling", factor)
+    if layout.scaling == "default":
+        return []
+    _replace(undo, module, "rope_type", "default")
+    return [f"the model's own {layout.scaling} rope scaling is replaced by {spec}"]
+
+
+def _apply_attention(
+    model: nn.Module,
+    layout: Layout,
+    spec: Spec,
+    own: str,
+    dense: bool,
+    undo: contextlib.ExitStack,
+) -> str:
+    """Put the seams on, and check on a few tokens that they are the ones the model uses."""
+    parts = spec.distance.parts() if spec.distance else ()
+    if parts:
+        _refuse_distance(model, layout, spec)
+    path = ("dense" if dense else "chunked") if parts else own
+    rotary = layout.module
+    factor = float(getattr(rotary, "attention_scaling", 1.0)) if parts else 1.0
+    state = State(
+        rotary, rotary.forward, layout.facts.trained, parts, spec.query_scales, factor, path
+    )
+    before = _probe(model) if parts else []
+    name = seams.register_distance() if parts else seams.register_scaled(own)
+    if parts and hasattr(rotary, "attention_scaling"):
+        _replace(undo, rotary, "attention_scaling", 1.0)
+    _own_config(model, name, state, undo)
+    _replace(undo, rotary, "forward", state.far_tables)
+    hook = model.base_model.register_forward_pre_hook(_check_inputs(state), with_kwargs=True)
+    undo.callback(hook.remove)
+    _check_probe(model, state, before)
+    return path
+
+
+def _refuse_distance(model: nn.Module, layout: Layout, spec: Spec) -> None:
+    """UnsupportedModelError for what the distance path does not do yet."""
+    config = model.config.get_text_config()
+    layers = set(getattr(config, "layer_types", None) or ["full_attention"])
+    sliding = getattr(config, "sliding_window", None) if len(layers) == 1 else None
+    reasons = {
+        "its attention is not causal": not getattr(config, "is_causal", True),
+        "it has sliding-window layers": layers == {"sliding_attention"}
+        or bool(sliding and getattr(config, "use_sliding_window", True) and "layer_types" not in config.__dict__),
+        f"its layers are of several kinds ({', '.join(sorted(layers))})": len(layers) > 1,
+        f"its own {layout.scaling} rope scaling depends on the length at hand": (
+            layout.scaling in LENGTH_DEPENDENT and not spec.frequencies
+        ),
+    }
+    for reason, holds in reasons.items():
+        if holds:
+            raise UnsupportedModelError(
+                f"{config.model_type} does not take {spec.distance} yet: {reason}; "
+                "frequency methods (ntk, yarn, …) do"
+            )
+
+
+def _own_config(model: nn.Module, name: str, state: State, undo: contextlib.ExitStack) -> None:
+    """Give this model configs of its own that name our attention: models may share one config."""
+    copies: dict[int, Any] = {}
+    for module in model.modules():
+        config = module.__dict__.get("config")
+        if config is None or not hasattr(config, "_attn_implementation"):
+            continue
+        if id(config) not in copies:
+            copies[id(config)] = copy.deepcopy(config)
+            copies[id(config)]._attn_implementation = name
+        _replace(undo, module, "config", copies[id(config)])
+        _replace(undo, module, STATE, state)
+
+
+def _check_inputs(state: State) -> Any:
+    """A pre-hook of the base model: refuses caches we cannot serve, and finds true positions."""
+
+    def hook(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+        cache = kwargs.get("past_key_values")
+        if state.parts and getattr(cache, "is_compileable", False):
+            raise UnsupportedModelError(
+                f"distance methods do not support {type(cache).__name__}: use the default cache"
+            )
+        mask = kwargs.get("attention_mask")
+        given = (*args[:1], kwargs.get("input_ids"), kwargs.get("inputs_embeds"))
+        tokens = next(x for x in given if x is not None)
+        wanted = state.query_scales and kwargs.get("position_ids") is None
+        if wanted and isinstance(mask, Tensor) and mask.ndim == 2:
+            positions = (mask.long().cumsum(-1) - 1).clamp(min=0)
+            kwargs["position_ids"] = positions[:, -tokens.shape[1] :]
+        return args, kwargs
+
+    return hook
+
+
+def _probe(model: nn.Module, state: State | None = None) -> list[Tensor]:
+    """The output of each rotary attention's first call on a few tokens, one per class."""
+    seen: dict[type, Tensor] = {}
+
+    def keep(module: nn.Module, args: Any, output: Any) -> None:
+        seen.setdefault(type(module), output[0].detach().float().cpu())
+
+    modules = [m for m in model.modules() if type(m).__name__.endswith("Attention")]
+    hooks = [m.register_forward_hook(keep) for m in modules]
+    training = model.training
+    device = model.get_input_embeddings().weight.device
+    ids = torch.arange(PROBE_TOKENS, device=device)[None] % model.config.get_text_config().vocab_size
+    try:
+        model.eval()
+        with torch.no_grad():
+            model.base_model(input_ids=ids, use_cache=False)
+    finally:
+        model.train(training)
+        for hook in hooks:
+            hook.remove()
+    return list(seen.values())
+
+
+def _check_probe(model: nn.Module, state: State, before: list[Tensor]) -> None:
+    """With a window wider than the probe, attention must give what it gave before the patch.
+
+    The tolerance is relative to the largest output: 1e-3 in float32, where two roundings of an
+    angle of PROBE_TOKENS radians cost 1e-6, and 5e-2 in 16 bits, where each rounds by 4e-3.
+    """
+    kept, state.parts = state.parts, _wide(state.parts)
+    try:
+        after = _probe(model)
+    except CtxextError:
+        raise
+    except Exception as error:
+        raise UnsupportedModelError(
+            f"{model.config.model_type} does not run with ctxext's attention: {error}"
+        ) from error
+    finally:
+        state.parts = kept
+        state.tables.clear()
+    if not state.calls:
+        raise UnsupportedModelError(
+            f"{model.config.model_type} does not use transformers' attention interface"
+        )
+    wide = next(model.parameters()).dtype in (torch.float32, torch.float64)
+    for old, new in zip(before, after, strict=False):
+        worst = float((old - new).abs().max() / old.abs().max().clamp(min=1e-9))
+        if not worst <= (1e-3 if wide else 5e-2):
+            raise UnsupportedModelError(
+                f"{model.config.model_type} is rotated in a way that is not understood: with an "
+                f"infinite window its attention is off by {worst:.1g}"
+            )
+
+
+def _wide(parts: tuple[Part, ...]) -> tuple[Part, ...]:
+    """The same cached keys, with a near part that reaches over the whole probe."""
+    if not parts:
+        return parts
+    far = parts[-1]
+    near = Part(0, PROBE_TOKENS, identity, identity)
+    return (near, Part(PROBE_TOKENS, None, far.query, far.key))

@@ -1,0 +1,55 @@
+"""Distance attention in its plainest form: every part over every pair, then a choice.
+
+Dimensions: b batch, h query heads, g key heads, n queries, m keys, d head dimension.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ctxext.patches.base import Part
+
+
+def dense_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    parts: tuple[Part, ...],
+    turn: Callable[[Tensor, Tensor], Tensor],
+    scaling: float,
+    mask: Tensor | None = None,
+    dropout: float = 0.0,
+) -> Tensor:
+    """Softmax attention in which each pair is scored by the part that its distance falls in.
+
+    Args:
+        query: [b, h, n, d]; the queries are the last n of the m positions.
+        key, value: [b, g, m, d], with h a multiple of g.
+        parts: cover every δ ≥ 0 once.
+        turn: `turn(x [b, *, l, d], positions [l])` rotates each x by its position (tokens;
+            float64, on the CPU).
+        scaling: what scores are multiplied by.
+        mask: [b or 1, 1, n, m], True where seen; None is causal.
+        dropout: probability of dropping a weight.
+
+    Returns:
+        [b, h, n, d], in the dtype of `query`; float64 throughout where the inputs are. Memory
+        is b·h·n·m.
+    """
+    n, m = query.shape[2], key.shape[2]
+    key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], 1) for x in (key, value))
+    position = torch.arange(m, dtype=torch.float64)
+    delta = (position[m - n :, None] - position).to(query.device)
+    scores = query.new_zeros(*query.shape[:3], m)
+    for part in parts:
+        far = turn(query, part.query(position[m - n :])) @ turn(key, part.key(position)).mT
+        here = (delta >= part.start) & (delta < (part.stop or m))
+        scores = torch.where(here, far * scaling, scores)
+    seen = delta >= 0 if mask is None else mask & (delta >= 0)
+    scores = scores.masked_fill(~seen, torch.finfo(scores.dtype).min)
+    wide = torch.promote_types(scores.dtype, torch.float32)
+    weights = torch.softmax(scores, -1, dtype=wide).to(query.dtype)
+    return torch.nn.functional.dropout(weights, dropout) @ value

@@ -1,0 +1,168 @@
+"""The two seams: what a patched model's rotary module returns, and its attention function.
+
+The rotary module rotates keys as the last (farthest) part needs them, so that is how they are
+cached; the attention function turns queries, and the near keys, by what is left.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from ctxext.engine.chunked import chunked_attention
+from ctxext.engine.reference import dense_attention
+from ctxext.errors import UnsupportedModelError
+from ctxext.patches.base import Part, QueryScale
+
+PATHS = {"chunked": chunked_attention, "dense": dense_attention}
+STATE = "_ctxext_state"  # the attribute by which an attention module finds its model's state
+IGNORABLE = {"softcap": None, "s_aux": None, "position_bias": None, "cache": None}
+
+
+@dataclass
+class State:
+    """What the attention function of one patched model needs to know."""
+
+    rotary: nn.Module
+    rotate: Callable[..., tuple[Tensor, Tensor]]  # the rotary module's own forward
+    trained: int
+    parts: tuple[Part, ...]  # empty: only query scales
+    query_scales: tuple[QueryScale, ...]
+    factor: float  # the attention factor, where the rotary module no longer applies it
+    path: str  # a key of PATHS, or transformers' own implementation where there are no parts
+    positions: Tensor | None = None  # [b or 1, n], of the forward pass that is running
+    calls: int = 0
+    tables: dict[Any, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    def far_tables(self, x: Tensor, position_ids: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+        """The rotary module's new forward: cos and sin [b or 1, n, d] as far keys need them."""
+        self.positions = position_ids
+        self.tables.clear()
+        if not self.parts:
+            return self.rotate(x, position_ids, *args)
+        cos, sin = self.rotate(x, self.parts[-1].key(position_ids.double()), *args)
+        return cos * self.factor, sin * self.factor
+
+    def left_over(self) -> tuple[Part, ...]:
+        """The parts as seen from keys, and queries, that the rotary module rotated already."""
+        done = self.parts[-1].key
+        return tuple(
+            Part(
+                part.start,
+                part.stop,
+                lambda p, own=part.query: own(p) - done(p),  # type: ignore[misc]
+                lambda p, own=part.key: own(p) - done(p),  # type: ignore[misc]
+            )
+            for part in self.parts
+        )
+
+    def turn(self, module: nn.Module, x: Tensor, positions: Tensor) -> Tensor:
+        """x [b, *, l, d] rotated by positions [l] (on the CPU), through the family's function."""
+        key = (positions.numpy().tobytes(), x.device)  # all layers share a forward's few tables
+        if key not in self.tables:
+            like = torch.empty(0, dtype=torch.float32, device=x.device)
+            self.tables[key] = self.rotate(like, positions[None].to(x.device))
+        return rotate_with(module, x, *self.tables[key])
+
+    def scale_query(self, query: Tensor, given: Tensor | None) -> Tensor:
+        """Queries [b, h, n, d] times the query scales of their true positions."""
+        positions = self.positions if given is None else given
+        if not self.query_scales or positions is None:
+            return query
+        n = positions.to(query.device, torch.float64) + 1
+        scale = torch.ones_like(n)
+        for method in self.query_scales:
+            scale = scale * method.scale(n, self.trained)
+        return (query * scale[:, None, :, None].to(torch.promote_types(query.dtype, torch.float32))).to(query.dtype)
+
+
+def rotate_with(module: nn.Module, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """x [b, *, l, d] rotated by the `apply_rotary_pos_emb` of the attention module's family.
+
+    A family that slices the rotated part out before it calls that function (cos is narrower than
+    the head, and the function does not take it) has the first cos.shape[-1] dimensions rotated.
+    """
+    apply = sys.modules[type(module).__module__].apply_rotary_pos_emb
+    width = x.shape[-1]
+    try:
+        out = apply(x, x[:, :0], cos, sin)[0]
+    except RuntimeError:
+        width = cos.shape[-1]
+        head = apply(x[..., :width], x[:, :0, :, :width], cos, sin)[0]
+        out = torch.cat((head, x[..., width:].to(head.dtype)), -1)
+    return out.to(x.dtype)
+
+
+def state_of(module: nn.Module) -> State:
+    """The state of the patched model that an attention module belongs to."""
+    state = getattr(module, STATE, None)
+    if not isinstance(state, State):
+        raise UnsupportedModelError(f"{type(module).__name__} was asked for ctxext but not patched")
+    state.calls += 1
+    return state
+
+
+def distance_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """The attention function of models with a distance method; transformers' signature.
+
+    query [b, h, n, d], key and value [b, g, m, d], attention_mask [b or 1, 1, n, m] of bool or
+    None for causal; returns [b, n, h, d] and no weights.
+    """
+    state = state_of(module)
+    odd = [name for name in IGNORABLE if kwargs.get(name) is not None]
+    if odd:
+        raise UnsupportedModelError(f"distance methods do not support attention with {odd[0]!r}")
+    output = PATHS[state.path](
+        state.scale_query(query, kwargs.get("position_ids")),
+        key,
+        value,
+        state.left_over(),
+        lambda x, positions: state.turn(module, x, positions),
+        scaling if scaling is not None else query.shape[-1] ** -0.5,
+        attention_mask,
+        dropout,
+    )
+    return output.transpose(1, 2).contiguous(), None
+
+
+def scaled_attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any
+) -> tuple[Tensor, Tensor | None]:
+    """The attention function of models with query scales alone: scale, then the model's own."""
+    state = state_of(module)
+    eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+    own = ALL_ATTENTION_FUNCTIONS.get_interface(state.path, eager)
+    query = state.scale_query(query, kwargs.get("position_ids"))
+    output: tuple[Tensor, Tensor | None] = own(module, query, key, value, *args, **kwargs)
+    return output
+
+
+def register_distance() -> str:
+    """Register `distance_attention`, with a mask of its own, and return its name."""
+    AttentionInterface.register("ctxext", distance_attention)
+    AttentionMaskInterface.register("ctxext", AttentionMaskInterface._global_mapping["sdpa"])
+    return "ctxext"
+
+
+def register_scaled(own: str) -> str:
+    """Register `scaled_attention` over the implementation `own`, with its mask; its new name."""
+    name = f"ctxext_{own}"
+    AttentionInterface.register(name, scaled_attention)
+    AttentionMaskInterface.register(name, AttentionMaskInterface._global_mapping[own])
+    return name

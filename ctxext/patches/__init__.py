@@ -1,0 +1,89 @@
+"""The methods: one file each, one registry, and specs that compose them with `+`.
+
+    parse("ntk:factor=8+logn")      a Spec
+    names()                         every method's name
+    register("my-method")           decorator that enters a dataclass from outside the package
+
+Sources of the formulas stand in each method's docstring, which `ctxext methods` prints.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from ctxext.errors import UsageError
+from ctxext.patches.base import Distance, Frequency, Method, QueryScale, Rotary, Span
+from ctxext.registry import Registry
+
+__all__ = ["REGISTRY", "Spec", "names", "parse", "register"]
+
+REGISTRY: Registry[Method] = Registry("method", __name__, private=("base",))
+register = REGISTRY.register
+names = REGISTRY.names
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A composition of methods: λs multiply, query scales multiply, at most one distance."""
+
+    methods: tuple[Method, ...]
+
+    def __str__(self) -> str:
+        """The shortest text that parses back to this spec."""
+        return "+".join(str(method) for method in self.methods)
+
+    def full(self) -> str:
+        """The spec with all parameters; after `resolve`, every value that was used."""
+        return "+".join(method.full() for method in self.methods)
+
+    def resolve(self, span: Span) -> Spec:
+        """Every default filled in for T and L; UsageError where one needs L and it is not given."""
+        return Spec(tuple(method.resolve(span) for method in self.methods))
+
+    @property
+    def frequencies(self) -> tuple[Frequency, ...]:
+        """The frequency methods that change something (`rope` does not)."""
+        found = (m for m in self.methods if isinstance(m, Frequency))
+        return tuple(m for m in found if m.name != "rope")
+
+    @property
+    def distance(self) -> Distance | None:
+        """The distance method, if there is one."""
+        return next((m for m in self.methods if isinstance(m, Distance)), None)
+
+    @property
+    def query_scales(self) -> tuple[QueryScale, ...]:
+        """The query scales."""
+        return tuple(m for m in self.methods if isinstance(m, QueryScale))
+
+    @property
+    def unpatched(self) -> bool:
+        """Whether this is plain `rope`, the model as it is."""
+        return all(method.name == "rope" for method in self.methods)
+
+    def scales(self, rotary: Rotary) -> list[float]:
+        """The product of the frequency methods' λ [d/2], each from the model's own θ."""
+        columns = [method.scales(rotary) for method in self.frequencies]
+        return [math.prod(column[i] for column in columns) for i in range(len(rotary.theta))]
+
+    def attention_factor(self) -> float:
+        """The product of the attention factors; rotated queries and keys each carry it."""
+        return math.prod(method.attention_factor() for method in self.frequencies)
+
+
+def parse(text: str) -> Spec:
+    """A spec from `name:key=value,key=value+name…`.
+
+    Raises:
+        UsageError: an unknown name or parameter, a bad value, or a second distance method; the
+            message names the valid ones.
+    """
+    spec = Spec(tuple(REGISTRY.parse(item) for item in text.split("+")))
+    distances = [m.name for m in spec.methods if isinstance(m, Distance)]
+    if len(distances) > 1:
+        raise UsageError(
+            f"two distance methods in {text!r}: {' and '.join(distances)} exclude each other; "
+            "keep one (frequency methods and logn compose with it)"
+        )
+    return spec

@@ -1,0 +1,178 @@
+"""The contract of a method: what it may know, and what each of the three kinds must say.
+
+Notation: T trained length and L evaluated length in tokens, d rotary dimension, i = 0 … d/2−1
+the pair index, θ_i = base^(−2i/d) the model's own inverse frequencies in radians per token,
+k the extension factor, n a query's position counted from 1, δ ≥ 0 how many tokens a key stands
+behind its query. Formulas are plain arithmetic in float64; nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from ctxext.errors import UsageError
+from ctxext.registry import format_entry
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from typing_extensions import Self
+
+SECTIONS = ("Formula", "Source", "Parameters", "Inside T")
+
+
+@dataclass(frozen=True)
+class Span:
+    """The trained length T and, where it is known, the evaluated length L; both in tokens."""
+
+    trained: int
+    length: int | None = None
+
+    def need_length(self, what: str) -> int:
+        """L; UsageError that names the default `what` that cannot be had without it."""
+        if self.length is None:
+            raise UsageError(f"the default of {what} depends on the length: give length= or {what}")
+        return self.length
+
+    def stretch(self) -> float:
+        """The default extension factor k: L/T, at least 1."""
+        return max(1.0, self.need_length("factor") / self.trained)
+
+
+@dataclass(frozen=True)
+class Rotary:
+    """A model's own rotation: θ [d/2] in radians per token, its base, and T in tokens."""
+
+    theta: tuple[float, ...]
+    base: float
+    trained: int
+
+    @property
+    def dim(self) -> int:
+        """The rotary dimension d."""
+        return 2 * len(self.theta)
+
+
+@dataclass(frozen=True)
+class Method:
+    """One method; its fields are its parameters, None where the default depends on T or L."""
+
+    name: ClassVar[str]
+    kind: ClassVar[str]
+
+    def resolve(self, span: Span) -> Self:
+        """The method with every parameter a value; UsageError where a default needs a length."""
+        return self
+
+    def __str__(self) -> str:
+        """The shortest spec that parses back to this method."""
+        fields = dataclasses.fields(self)
+        values = {f.name: getattr(self, f.name) for f in fields}
+        return format_entry(
+            self.name, {f.name: values[f.name] for f in fields if values[f.name] != f.default}
+        )
+
+    def full(self) -> str:
+        """The spec with all parameters, defaults too."""
+        fields = dataclasses.fields(self)
+        return format_entry(self.name, {f.name: getattr(self, f.name) for f in fields})
+
+    @classmethod
+    def describe(cls) -> dict[str, str]:
+        """The docstring by section: `summary` and the SECTIONS, each as one line."""
+        head, *paragraphs = inspect.cleandoc(cls.__doc__ or "").split("\n\n")
+        text = {"name": cls.name, "kind": cls.kind, "summary": " ".join(head.split())}
+        for paragraph in paragraphs:
+            title, _, body = paragraph.partition(":")
+            text[title.lower().replace(" ", "_")] = " ".join(body.split())
+        return text
+
+
+@dataclass(frozen=True)
+class Frequency(Method):
+    """A method that divides each inverse frequency by a λ, and may scale the rotated vectors."""
+
+    kind: ClassVar[str] = "frequency"
+
+    def scales(self, rotary: Rotary) -> list[float]:
+        """λ_i for each pair [d/2], so that θ_i becomes θ_i/λ_i; called on a resolved method."""
+        raise NotImplementedError
+
+    def attention_factor(self) -> float:
+        """What rotated queries and keys are each multiplied by; called on a resolved method."""
+        return 1.0
+
+
+@dataclass(frozen=True)
+class Stretch(Frequency):
+    """A frequency method with an extension factor k, by default L/T and at least 1."""
+
+    factor: float | None = None
+
+    def __post_init__(self) -> None:
+        require(self.factor is None or self.factor >= 1, "factor", self.factor, "at least 1")
+
+    def resolve(self, span: Span) -> Self:
+        """Fill in k."""
+        return self if self.factor is not None else dataclasses.replace(self, factor=span.stretch())
+
+    @property
+    def k(self) -> float:
+        """The resolved extension factor."""
+        if self.factor is None:
+            raise UsageError(f"{self.name} has no factor yet: resolve it first")
+        return self.factor
+
+
+@dataclass(frozen=True)
+class Part:
+    """The keys at start ≤ δ < stop, and the positions that they and their query take there.
+
+    `query` and `key` map true positions (any tensor of numbers, tokens) to effective ones, so
+    that the part is plain attention between R(query(q))·q and R(key(k))·k. `stop` None: no end.
+    """
+
+    start: int
+    stop: int | None
+    query: Callable[[Tensor], Tensor]
+    key: Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Distance(Method):
+    """A method that changes what a key at distance δ looks like to its query."""
+
+    kind: ClassVar[str] = "distance"
+
+    def parts(self) -> tuple[Part, ...]:
+        """The parts, nearest first, that cover every δ ≥ 0 once; called on a resolved method.
+
+        The last part's keys are what a cache holds. Each `query` and `key` must be such that
+        shifting all true positions alike leaves every query − key of effective positions as is.
+        """
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class QueryScale(Method):
+    """A method that multiplies each query by a number that depends on its position."""
+
+    kind: ClassVar[str] = "query scale"
+
+    def scale(self, n: Tensor, trained: int) -> Tensor:
+        """The multiplier for queries at positions n, counted from 1 (float tensor, any shape)."""
+        raise NotImplementedError
+
+
+def identity(position: Tensor) -> Tensor:
+    """The true position."""
+    return position
+
+
+def require(holds: bool, key: str, value: object, need: str) -> None:
+    """UsageError naming the value and what it must be, unless it holds."""
+    if not holds:
+        raise UsageError(f"bad value {value} for {key!r}: must be {need}")

@@ -1,0 +1,28 @@
+"""NTK-aware scaling, as the community uses it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ctxext.patches import register
+from ctxext.patches.base import Rotary, Stretch
+
+
+@register("ntk")
+@dataclass(frozen=True)
+class NTK(Stretch):
+    """NTK-aware scaling: a larger base, so that the slowest pair is stretched by exactly k.
+
+    Formula: λ_i = k^(2i/(d−2)), which is base·k^(d/(d−2))
+
+    Source: bloc97 on Reddit, 2023 ("NTK-aware scaled RoPE")
+
+    Parameters: factor (k, at least 1; default L/T, at least 1)
+
+    Inside T: identity at k = 1; above, a small loss, since fast pairs keep their resolution.
+    """
+
+    def scales(self, rotary: Rotary) -> list[float]:
+        """λ_i = k^(2i/(d−2)); the only pair of d = 2 stays as it is."""
+        last = max(1, len(rotary.theta) - 1)
+        return [self.k ** (i / last) for i in range(len(rotary.theta))]

@@ -1,0 +1,28 @@
+"""Position interpolation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ctxext.patches import register
+from ctxext.patches.base import Rotary, Stretch
+
+
+@register("pi")
+@dataclass(frozen=True)
+class PositionInterpolation(Stretch):
+    """Position Interpolation: squeeze all positions into the trained range, all pairs alike.
+
+    Formula: λ_i = k
+
+    Source: Position Interpolation, arXiv 2306.15595
+
+    Parameters: factor (k, at least 1; default L/T, at least 1)
+
+    Inside T: identity at k = 1; above, neighbouring tokens blur, and an untrained model pays
+    for it everywhere.
+    """
+
+    def scales(self, rotary: Rotary) -> list[float]:
+        """λ_i = k."""
+        return [self.k] * len(rotary.theta)

@@ -1,0 +1,54 @@
+"""YaRN."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from ctxext.patches import register
+from ctxext.patches.base import Rotary, Stretch, require
+
+
+@register("yarn")
+@dataclass(frozen=True)
+class Yarn(Stretch):
+    """YaRN: fast pairs stay, slow pairs are interpolated, a ramp between; logits get sharper.
+
+    Formula: θ_i ((1−m_i)/k + m_i), m_i falling from 1 to 0 between the pairs that turn beta_fast
+    and beta_slow times within T; logits × (0.1 ln k + 1)²
+
+    Source: YaRN, arXiv 2309.00071; equal to transformers' `yarn`
+
+    Parameters: factor (k, at least 1; default L/T, at least 1), beta_fast (turns; default 32),
+    beta_slow (turns; default 1)
+
+    Inside T: identity at k = 1; above, a small loss.
+    """
+
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.beta_slow > 0, "beta_slow", self.beta_slow, "above 0")
+        require(self.beta_fast >= self.beta_slow, "beta_fast", self.beta_fast, "≥ beta_slow")
+
+    def scales(self, rotary: Rotary) -> list[float]:
+        """λ_i = 1/((1−m_i)/k + m_i)."""
+        low = max(math.floor(self._pair_turning(self.beta_fast, rotary)), 0)
+        high: float = min(math.ceil(self._pair_turning(self.beta_slow, rotary)), rotary.dim - 1)
+        if low == high:
+            high += 0.001  # the paper's code: a step, not a division by zero
+        ramp = [(i - low) / (high - low) for i in range(len(rotary.theta))]
+        kept = [1 - min(max(r, 0.0), 1.0) for r in ramp]
+        return [1 / ((1 - m) / self.k + m) for m in kept]
+
+    def attention_factor(self) -> float:
+        """0.1 ln k + 1."""
+        return 0.1 * math.log(self.k) + 1
+
+    @staticmethod
+    def _pair_turning(turns: float, rotary: Rotary) -> float:
+        """The (fractional) pair that makes so many full turns within T tokens."""
+        ratio = math.log(rotary.trained / (turns * 2 * math.pi))
+        return rotary.dim * ratio / (2 * math.log(rotary.base))

@@ -1,0 +1,152 @@
+"""Names: a registry that finds its entries by file name, and the `name:key=value` notation.
+
+Each file of the package a registry looks into holds one entry, and the file's name is the
+entry's name with `_` for `-`. So names are known without importing anything.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib
+import math
+import pkgutil
+from collections.abc import Callable, Iterable
+from typing import Any, Generic, TypeVar
+
+from ctxext.errors import UsageError
+
+T = TypeVar("T")
+
+
+def did_you_mean(name: str, valid: Iterable[str]) -> str:
+    """A clause that names the nearest valid name, if one is near, and all valid ones."""
+    options = sorted(valid)
+    near = difflib.get_close_matches(name, options, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return f"{hint}valid: {', '.join(options)}"
+
+
+class Registry(Generic[T]):
+    """The classes of one kind (`what`, for messages), found in the files of `package`."""
+
+    def __init__(self, what: str, package: str, private: Iterable[str] = ()) -> None:
+        self.what = what
+        self._package = package
+        self._private = frozenset(private)
+        self._found: dict[str, type[T]] = {}
+
+    def register(self, name: str) -> Callable[[type[T]], type[T]]:
+        """Decorator: enter a class under `name`; ValueError where the name is taken."""
+
+        def enter(cls: type[T]) -> type[T]:
+            old = self._found.get(name)
+            if old is not None and (old.__module__, old.__qualname__) != (
+                cls.__module__,
+                cls.__qualname__,
+            ):
+                raise ValueError(f"{self.what} {name!r} is registered twice: {old} and {cls}")
+            self._found[name] = cls
+            cls.name = name  # type: ignore[attr-defined]
+            return cls
+
+        return enter
+
+    def names(self) -> list[str]:
+        """All names, sorted; imports none of the entries."""
+        package = importlib.import_module(self._package)
+        files = {m.name for m in pkgutil.iter_modules(package.__path__)} - self._private
+        return sorted({file.replace("_", "-") for file in files} | set(self._found))
+
+    def get(self, name: str) -> type[T]:
+        """The class registered as `name`; UsageError, with the nearest name, if there is none."""
+        if name not in self._found:
+            if name not in self.names():
+                raise UsageError(f"unknown {self.what} {name!r}: {did_you_mean(name, self.names())}")
+            importlib.import_module(f"{self._package}.{name.replace('-', '_')}")
+        return self._found[name]
+
+    def parse(self, text: str) -> T:
+        """One entry from `name` or `name:key=value,key=value`; UsageError names what is wrong."""
+        name, colon, rest = text.partition(":")
+        cls = self.get(name.strip())
+        given = _split_parameters(text, rest) if colon else {}
+        return self._build(cls, text, given)
+
+    def _build(self, cls: type[T], text: str, given: dict[str, str]) -> T:
+        types = {f.name: str(f.type) for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+        values: dict[str, Any] = {}
+        for key, value in given.items():
+            if key not in types:
+                valid = did_you_mean(key, types) if types else "it takes none"
+                raise UsageError(f"unknown parameter {key!r} in {text!r}: {valid}")
+            values[key] = _convert(text, key, value, types[key])
+        try:
+            return cls(**values)
+        except UsageError as error:
+            raise UsageError(f"{error} (in {text!r})") from None
+
+
+def _split_parameters(text: str, rest: str) -> dict[str, str]:
+    given: dict[str, str] = {}
+    for item in rest.split(","):
+        key, equals, value = (part.strip() for part in item.partition("="))
+        if not (key and equals and value):
+            raise UsageError(f"malformed parameter {item!r} in {text!r}: write name:key=value")
+        if key in given:
+            raise UsageError(f"parameter {key!r} is given twice in {text!r}")
+        given[key] = value
+    return given
+
+
+def _convert(text: str, key: str, value: str, kind: str) -> int | float | bool:
+    """The value as the field's declared type: `int` takes 4k, `float` is finite, `bool` a word."""
+    try:
+        if kind.startswith("bool"):
+            return {"true": True, "false": False}[value.lower()]
+        if kind.startswith("int"):
+            return parse_length(value)
+        number = float(value)
+        if not math.isfinite(number):
+            raise ValueError
+        return number
+    except (KeyError, ValueError, UsageError):
+        wanted = {"b": "true or false", "i": "a whole number of tokens such as 256 or 1k"}
+        need = wanted.get(kind[0], "a finite number such as 8 or 0.625")
+        raise UsageError(f"bad value {value!r} for {key!r} in {text!r}: give {need}") from None
+
+
+def parse_length(text: str) -> int:
+    """A length in tokens: `512`, `16k` (16384), `1m` (1048576).
+
+    Raises:
+        UsageError: the text is not such a length, is zero, or is above 2^31.
+    """
+    body, unit = text.strip().lower(), 1
+    if body[-1:] in ("k", "m"):
+        body, unit = body[:-1], {"k": 1024, "m": 1024**2}[body[-1]]
+    if not (body.isascii() and body.isdigit()) or len(body) > 10 or not 0 < int(body) * unit < 2**31:
+        raise UsageError(f"malformed length {text!r}: give tokens such as 512, 16k or 1m")
+    return int(body) * unit
+
+
+def format_length(tokens: int) -> str:
+    """The shortest notation that `parse_length` reads back: 16384 → `16k`."""
+    for unit, letter in ((1024**2, "m"), (1024, "k")):
+        if tokens % unit == 0:
+            return f"{tokens // unit}{letter}"
+    return str(tokens)
+
+
+def format_entry(name: str, values: dict[str, int | float | bool | None]) -> str:
+    """`name:key=value,…` of what is not None; `Registry.parse` reads it back unchanged."""
+    parts = [f"{key}={_format_value(v)}" for key, v in values.items() if v is not None]
+    return name + (":" + ",".join(parts) if parts else "")
+
+
+def _format_value(value: int | float | bool) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
+        return str(int(value))
+    return repr(value)

@@ -1,0 +1,59 @@
+"""Small random models, one per rotary layout, whose weights are large enough to show positions."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach the Hub
+
+import pytest
+import torch
+import transformers
+
+transformers.utils.logging.set_verbosity_error()
+
+TRAINED = 32  # tokens
+
+FAMILIES = {
+    "llama-gqa": ("LlamaForCausalLM", "LlamaConfig", {}),
+    "cohere-interleaved": ("CohereForCausalLM", "CohereConfig", {}),
+    "glm-interleaved-partial": ("GlmForCausalLM", "GlmConfig", {"head_dim": 16}),
+    "phi-partial-outside": ("PhiForCausalLM", "PhiConfig", {}),
+    "gpt_neox-partial-inside": ("GPTNeoXForCausalLM", "GPTNeoXConfig", {}),
+    "qwen3-qk-norm": ("Qwen3ForCausalLM", "Qwen3Config", {"head_dim": 16}),
+}
+
+
+def random_model(
+    family: str = "llama-gqa", seed: int = 0, **changes: object
+) -> transformers.PreTrainedModel:
+    """A random float32 model of two layers, vocabulary 97 and trained length 32."""
+    model_class, config_class, own = FAMILIES[family]
+    settings = {
+        "vocab_size": 97,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": TRAINED,
+        "initializer_range": 0.2,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
+    torch.manual_seed(seed)
+    config = getattr(transformers, config_class)(**{**settings, **own, **changes})
+    return getattr(transformers, model_class)(config).eval()
+
+
+@pytest.fixture
+def llama() -> transformers.PreTrainedModel:
+    """A fresh random Llama with grouped-query attention."""
+    return random_model()
+
+
+def tokens(length: int, batch: int = 1, seed: int = 1) -> torch.Tensor:
+    """Random token ids [batch, length] that avoid the special ones."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(3, 97, (batch, length), generator=generator)

@@ -1,0 +1,220 @@
+"""An independent float64 Llama: what every method of the package is checked against.
+
+Written from the formulas alone and sharing no code with the package. Attention is dense, L by L,
+and never rotates a vector by its position. Each score is the sum over pairs i of
+
+    Re[q_i · conj(k_i) · exp(j · r · θ_i)],    q_i = q[i] + j·q[i + d/2]   (Llama's pairing),
+
+where r is the effective relative position of the query and the key, so a distance method is just
+another r(δ). A method is a plain dict, of which every key is optional:
+
+    {"T": 256,                                       # trained length; for yarn and logn
+     "frequency": [("ntk", {"factor": 8.0}), ...],   # the λs multiply
+     "distance": ("rerope", {"window": 256}),        # or ("leaky-rerope", {"window":, "leak":})
+     "logn": {"clip": True}}
+
+`weights` is a LlamaForCausalLM state dict, `config` its config as a plain dict.
+"""
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import silu
+
+Weights = dict[str, Tensor]
+Config = dict[str, Any]
+Method = dict[str, Any]
+F64 = torch.float64
+
+
+def load(folder: str | Path) -> tuple[Weights, Config]:
+    """The weights (every *.safetensors file) and the config of a saved transformers folder."""
+    from safetensors.torch import load_file
+
+    weights: Weights = {}
+    for file in sorted(Path(folder).glob("*.safetensors")):
+        weights |= load_file(file)
+    return weights, json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+
+
+# Published defaults -----------------------------------------------------------------------------
+
+
+def default_factor(length: int, trained: int) -> float:
+    """k = L/T, at least 1."""
+    return max(1.0, length / trained)
+
+
+def default_rerope_window(trained: int) -> int:
+    """w = T/2."""
+    return trained // 2
+
+
+def default_leaky_window(trained: int) -> int:
+    """w = T/4."""
+    return trained // 4
+
+
+def default_leak(length: int, trained: int, window: int) -> int:
+    """max(1, ⌈(L−1−w) / (T/2−w)⌉), which keeps w + (L−1−w)/leak ≤ T/2; needs w < T/2."""
+    if 2 * window >= trained:
+        raise ValueError("the rule for the leak needs a window below T/2")
+    return max(1, -(-2 * (length - 1 - window) // (trained - 2 * window)))  # ⌈⌉ in integers
+
+
+# The three parts of a method --------------------------------------------------------------------
+
+
+def head_dim(config: Config) -> int:
+    """d, the size of a head."""
+    return int(config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"])
+
+
+def rope_theta(config: Config) -> float:
+    """The base of the rotary frequencies, of a model that has no scaling of its own."""
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if rope.get("rope_type", "default") != "default":
+        raise ValueError("the oracle starts from an unscaled model")
+    return float(rope["rope_theta"] if "rope_theta" in rope else config["rope_theta"])
+
+
+def yarn_lambda(
+    d: int, base: float, trained: int, factor: float, beta_fast: float, beta_slow: float
+) -> Tensor:
+    """YaRN's λ, [d/2]: θ/λ is θ where γ = 1 (fast dims), θ/k where γ = 0 (slow dims)."""
+
+    def dim_of(rotations: float) -> float:  # the i that turns so many times within T
+        return d * math.log(trained / (2 * math.pi * rotations)) / (2 * math.log(base))
+
+    low = max(math.floor(dim_of(beta_fast)), 0)
+    high: float = min(math.ceil(dim_of(beta_slow)), d - 1)
+    if low == high:
+        high += 0.001
+    gamma = 1 - ((torch.arange(d // 2, dtype=F64) - low) / (high - low)).clamp(0, 1)
+    return 1 / (gamma + (1 - gamma) / factor)
+
+
+def frequencies(config: Config, method: Method) -> tuple[Tensor, float]:
+    """θ_i / Πλ_i, [d/2], and the attention factor that multiplies rotated q and k each."""
+    d, base = head_dim(config), rope_theta(config)
+    i = torch.arange(d // 2, dtype=F64)
+    lambdas: dict[str, Callable[..., Tensor]] = {
+        "rope": lambda: torch.ones_like(i),
+        "pi": lambda factor: torch.full_like(i, factor),
+        "ntk": lambda factor: factor ** (2 * i / (d - 2)),
+        "ntk-old": lambda factor: factor ** (2 * i / d),
+        "ntk-fixed": lambda factor: factor ** (2 * (i + 1) / d),
+        "beta-radix": lambda factor, b=0.625: torch.exp(
+            math.log(factor) / (d / 2) ** b * (i + 1) ** b
+        ),
+        "yarn": lambda factor, beta_fast=32.0, beta_slow=1.0: yarn_lambda(
+            d, base, method["T"], factor, beta_fast, beta_slow
+        ),
+    }
+    theta, attention_factor = base ** (-2 * i / d), 1.0
+    for name, args in method.get("frequency", ()):
+        theta = theta / lambdas[name](**args)
+        if name == "yarn":
+            attention_factor *= 0.1 * math.log(max(1.0, args["factor"])) + 1
+    return theta, attention_factor
+
+
+def effective_positions(length: int, method: Method) -> Tensor:
+    """r(δ) for δ = 0 … L−1, [L]: δ below the window, and what the method says from there on."""
+    delta = torch.arange(length, dtype=F64)
+    beyond: dict[str, Callable[..., Tensor]] = {
+        "rerope": lambda window: torch.full_like(delta, window),
+        "leaky-rerope": lambda window, leak: window + (delta - window) / leak,
+    }
+    if method.get("distance") is None:
+        return delta
+    name, args = method["distance"]
+    return torch.where(delta < args["window"], delta, beyond[name](**args))
+
+
+def query_scale(length: int, method: Method) -> Tensor:
+    """What log-n multiplies the query at n = 1 … L by, [L]; ones without log-n."""
+    n = torch.arange(1, length + 1, dtype=F64)
+    if method.get("logn") is None:
+        return torch.ones_like(n)
+    scale = n.log() / math.log(method["T"])
+    return scale.clamp(min=1) if method["logn"]["clip"] else scale
+
+
+# The model --------------------------------------------------------------------------------------
+
+
+def scores(q: Tensor, k: Tensor, theta: Tensor, r: Tensor) -> Tensor:
+    """Σ_i Re[q_i conj(k_i) exp(j r θ_i)], [H, L, L], of q, k [H, L, d], θ [d/2] and r(δ) [L].
+
+    With q_i = a + jb and k_i = c + jd, q_i conj(k_i) = (ac + bd) + j(bc − ad): its real part takes
+    cos(rθ), its imaginary part −sin(rθ). Entries with the key ahead of its query mean nothing.
+    """
+    length, half, position = q.shape[1], q.shape[2] // 2, torch.arange(q.shape[1])
+    delta = (position[:, None] - position[None, :]).clamp(min=0)  # [L, L]
+    out = torch.zeros(q.shape[0], length, length, dtype=F64)
+    for i in range(half):
+        a, b, c, d = q[..., i], q[..., i + half], k[..., i], k[..., i + half]  # [H, L] each
+        real = torch.stack((a, b), -1) @ torch.stack((c, d), -2)  # ac + bd, [H, L, L]
+        out.addcmul_(real, (r * theta[i]).cos()[delta])
+        imag = torch.stack((b, -a), -1) @ torch.stack((c, d), -2)  # bc − ad, [H, L, L]
+        out.addcmul_(imag, (r * theta[i]).sin()[delta], value=-1)
+    return out
+
+
+def hidden_states(weights: Weights, config: Config, ids: Sequence[int], method: Method) -> Tensor:
+    """The last hidden states after the final norm, [L, hidden]."""
+    if unknown := set(method) - {"T", "frequency", "distance", "logn"}:
+        raise ValueError(f"unknown keys in the method: {sorted(unknown)}")
+    if config.get("hidden_act", "silu") != "silu":
+        raise ValueError("the oracle is a Llama: hidden_act must be silu")
+    length, d, heads = len(ids), head_dim(config), config["num_attention_heads"]
+    groups = heads // (config.get("num_key_value_heads") or heads)
+    theta, attention_factor = frequencies(config, method)
+    r, scale = effective_positions(length, method), query_scale(length, method)
+    ahead = torch.ones(length, length, dtype=torch.bool).triu(1)
+
+    def linear(x: Tensor, name: str) -> Tensor:
+        bias = weights.get(f"{name}.bias")
+        out: Tensor = x @ weights[f"{name}.weight"].to(F64).T
+        return out if bias is None else out + bias.to(F64)
+
+    def norm(x: Tensor, name: str) -> Tensor:
+        rms: Tensor = (x.square().mean(-1, keepdim=True) + config.get("rms_norm_eps", 1e-6)).sqrt()
+        return weights[f"{name}.weight"].to(F64) * (x / rms)
+
+    def split(x: Tensor) -> Tensor:  # [L, H·d] → [H, L, d]
+        return x.view(length, -1, d).transpose(0, 1)
+
+    x = weights["model.embed_tokens.weight"].to(F64)[torch.as_tensor(ids)]
+    for layer in range(config["num_hidden_layers"]):
+        at = f"model.layers.{layer}"
+        y = norm(x, f"{at}.input_layernorm")
+        q, k, v = (split(linear(y, f"{at}.self_attn.{n}_proj")) for n in "qkv")
+        k, v = k.repeat_interleave(groups, 0), v.repeat_interleave(groups, 0)
+        s = scores(q * scale[:, None], k, theta, r) * (attention_factor**2 / math.sqrt(d))
+        y = s.masked_fill_(ahead, -math.inf).softmax(-1) @ v  # [H, L, d]
+        x = x + linear(y.transpose(0, 1).reshape(length, -1), f"{at}.self_attn.o_proj")
+        y = norm(x, f"{at}.post_attention_layernorm")
+        y = silu(linear(y, f"{at}.mlp.gate_proj")) * linear(y, f"{at}.mlp.up_proj")
+        x = x + linear(y, f"{at}.mlp.down_proj")
+    return norm(x, "model.norm")
+
+
+def logits(weights: Weights, config: Config, ids: Sequence[int], method: Method) -> Tensor:
+    """The logits of every position, [L, vocabulary], float64."""
+    with torch.no_grad():
+        tied = config.get("tie_word_embeddings", False)
+        head = weights["model.embed_tokens.weight" if tied else "lm_head.weight"].to(F64)
+        return hidden_states(weights, config, ids, method) @ head.T
+
+
+def token_nll(weights: Weights, config: Config, ids: Sequence[int], method: Method) -> Tensor:
+    """The negative log-likelihood of each token but the first, [L−1], float64, in nats."""
+    log_p = logits(weights, config, ids, method)[:-1].log_softmax(-1)
+    return -log_p.gather(1, torch.as_tensor(ids)[1:, None])[:, 0]
