@@ -8,9 +8,14 @@ the split is the same on CPython 3.10 to 3.14, while the text follows the runnin
 
 from __future__ import annotations
 
+import hashlib
+import json
 import sysconfig
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+
+from ctxext.errors import UsageError
 
 #: Modules whose source the tiny model never saw, each one file in CPython 3.10 to 3.14.
 HELD_OUT_MODULES = (
@@ -112,3 +117,96 @@ def _read(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
         return ""
+
+
+@dataclass(frozen=True)
+class Text:
+    """Documents to measure on, with the name they were asked for by."""
+
+    name: str
+    documents: tuple[str, ...]
+
+    @property
+    def sha256(self) -> str:
+        """The hash of all documents, in order."""
+        digest = hashlib.sha256()
+        for document in self.documents:
+            raw = document.encode("utf-8", "surrogatepass")
+            digest.update(f"{len(raw)}\0".encode() + raw)
+        return digest.hexdigest()
+
+
+def load_text(name: str) -> Text:
+    """The text that `--data` names.
+
+    Args:
+        name: `stdlib` (the documents held out of the tiny model's training), a `.txt` file (one
+            document), a `.jsonl` file (one object with a `text` per line), or
+            `hf:name[:split[:column]]` (a dataset on the Hub, or a folder; split `test`, column
+            `text`).
+
+    Raises:
+        UsageError: it is missing, empty, undecodable or of another kind.
+    """
+    if name == "stdlib":
+        documents = [text for _, text in stdlib_documents(held_out=True)]
+    elif name.startswith("hf:"):
+        documents = _hub_dataset(name)
+    elif name.endswith(".txt"):
+        documents = [_file(name)]
+    elif name.endswith(".jsonl"):
+        documents = _json_lines(name)
+    else:
+        raise UsageError(
+            f"unknown data {name!r}: give stdlib, a .txt or .jsonl file, "
+            "or hf:name[:split[:column]]"
+        )
+    documents = [document for document in documents if document.strip()]
+    if not documents:
+        raise UsageError(f"data {name!r} is empty: there is no text in it")
+    return Text(name, tuple(documents))
+
+
+def _file(name: str) -> str:
+    try:
+        return Path(name).read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"data {name!r} is not UTF-8 text (byte {error.start})") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UsageError(f"data {name!r} cannot be read: {reason}") from None
+
+
+def _json_lines(name: str) -> list[str]:
+    documents = []
+    for number, line in enumerate(_file(name).split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            raise UsageError(f"data {name!r}, line {number}: not JSON") from None
+        if not isinstance(row, dict) or not isinstance(row.get("text"), str):
+            raise UsageError(f"data {name!r}, line {number}: needs an object with a string 'text'")
+        documents.append(row["text"])
+    return documents
+
+
+def _hub_dataset(name: str) -> list[str]:
+    path, split, column = (*name[3:].split(":"), "", "")[:3]
+    if not path or name.count(":") > 3:
+        raise UsageError(f"malformed data {name!r}: write hf:name[:split[:column]]")
+    from datasets import load_dataset
+
+    try:
+        rows = load_dataset(path, split=split or "test")
+    except Exception as error:
+        text = " ".join(str(error).split())[:200]
+        raise UsageError(f"data {name!r} cannot be loaded: {text}") from error
+    if (column or "text") not in rows.column_names:
+        valid = ", ".join(rows.column_names)
+        raise UsageError(f"data {name!r} has no column {column or 'text'!r}: valid: {valid}")
+    documents = rows[column or "text"]
+    if not all(isinstance(document, str) for document in documents):
+        raise UsageError(f"data {name!r}: column {column or 'text'!r} is not text")
+    return list(documents)

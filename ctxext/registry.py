@@ -62,7 +62,9 @@ class Registry(Generic[T]):
         """The class registered as `name`; UsageError, with the nearest name, if there is none."""
         if name not in self._found:
             if name not in self.names():
-                raise UsageError(f"unknown {self.what} {name!r}: {did_you_mean(name, self.names())}")
+                raise UsageError(
+                    f"unknown {self.what} {name!r}: {did_you_mean(name, self.names())}"
+                )
             importlib.import_module(f"{self._package}.{name.replace('-', '_')}")
         return self._found[name]
 
@@ -125,7 +127,11 @@ def parse_length(text: str) -> int:
     body, unit = text.strip().lower(), 1
     if body[-1:] in ("k", "m"):
         body, unit = body[:-1], {"k": 1024, "m": 1024**2}[body[-1]]
-    if not (body.isascii() and body.isdigit()) or len(body) > 10 or not 0 < int(body) * unit < 2**31:
+    if (
+        not (body.isascii() and body.isdigit())
+        or len(body) > 10
+        or not 0 < int(body) * unit < 2**31
+    ):
         raise UsageError(f"malformed length {text!r}: give tokens such as 512, 16k or 1m")
     return int(body) * unit
 

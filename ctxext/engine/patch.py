@@ -43,7 +43,7 @@ class Handle:
 
 
 def patch(
-    model: nn.Module,
+    model: Any,
     spec: str | Spec,
     length: int | None = None,
     *,
@@ -69,7 +69,9 @@ def patch(
     """
     parsed = parse(spec) if isinstance(spec, str) else spec
     for name, value in (("length", length), ("train_len", train_len)):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 2):
+        if value is not None and (
+            isinstance(value, bool) or not isinstance(value, int) or value < 2
+        ):
             raise UsageError(f"bad {name} {value!r}: give a whole number of tokens, at least 2")
     if HANDLE in model.__dict__:
         on = model.__dict__[HANDLE].spec
@@ -89,7 +91,7 @@ def patch(
 
 @contextlib.contextmanager
 def patched(
-    model: nn.Module, spec: str | Spec, length: int | None = None, **options: Any
+    model: Any, spec: str | Spec, length: int | None = None, **options: Any
 ) -> Iterator[Handle]:
     """`patch` for the length of a `with` block; arguments and errors as there."""
     handle = patch(model, spec, length, **options)
@@ -134,7 +136,7 @@ def _apply_frequencies(layout: Layout, spec: Spec, undo: contextlib.ExitStack) -
 
 
 def _apply_attention(
-    model: nn.Module,
+    model: Any,
     layout: Layout,
     spec: Spec,
     own: str,
@@ -163,19 +165,18 @@ def _apply_attention(
     return path
 
 
-def _refuse_distance(model: nn.Module, layout: Layout, spec: Spec) -> None:
+def _refuse_distance(model: Any, layout: Layout, spec: Spec) -> None:
     """UnsupportedModelError for what the distance path does not do yet."""
     config = model.config.get_text_config()
-    layers = set(getattr(config, "layer_types", None) or ["full_attention"])
-    sliding = getattr(config, "sliding_window", None) if len(layers) == 1 else None
+    kinds = getattr(config, "layer_types", None) or ["full_attention"]
+    window = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
+    sliding = "sliding_attention" in kinds or bool(window and "layer_types" not in vars(config))
+    by_length = layout.scaling in LENGTH_DEPENDENT and not spec.frequencies
     reasons = {
         "its attention is not causal": not getattr(config, "is_causal", True),
-        "it has sliding-window layers": layers == {"sliding_attention"}
-        or bool(sliding and getattr(config, "use_sliding_window", True) and "layer_types" not in config.__dict__),
-        f"its layers are of several kinds ({', '.join(sorted(layers))})": len(layers) > 1,
-        f"its own {layout.scaling} rope scaling depends on the length at hand": (
-            layout.scaling in LENGTH_DEPENDENT and not spec.frequencies
-        ),
+        "it has sliding-window layers": sliding,
+        f"its layers are of several kinds ({', '.join(sorted(set(kinds)))})": len(set(kinds)) > 1,
+        f"its own {layout.scaling} rope scaling depends on the length at hand": by_length,
     }
     for reason, holds in reasons.items():
         if holds:
@@ -185,7 +186,7 @@ def _refuse_distance(model: nn.Module, layout: Layout, spec: Spec) -> None:
             )
 
 
-def _own_config(model: nn.Module, name: str, state: State, undo: contextlib.ExitStack) -> None:
+def _own_config(model: Any, name: str, state: State, undo: contextlib.ExitStack) -> None:
     """Give this model configs of its own that name our attention: models may share one config."""
     copies: dict[int, Any] = {}
     for module in model.modules():
@@ -220,8 +221,8 @@ def _check_inputs(state: State) -> Any:
     return hook
 
 
-def _probe(model: nn.Module, state: State | None = None) -> list[Tensor]:
-    """The output of each rotary attention's first call on a few tokens, one per class."""
+def _probe(model: Any) -> list[Tensor]:
+    """What each class of attention first gives on a few tokens, in evaluation mode."""
     seen: dict[type, Tensor] = {}
 
     def keep(module: nn.Module, args: Any, output: Any) -> None:
@@ -231,7 +232,8 @@ def _probe(model: nn.Module, state: State | None = None) -> list[Tensor]:
     hooks = [m.register_forward_hook(keep) for m in modules]
     training = model.training
     device = model.get_input_embeddings().weight.device
-    ids = torch.arange(PROBE_TOKENS, device=device)[None] % model.config.get_text_config().vocab_size
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    ids = torch.arange(PROBE_TOKENS, device=device)[None] % vocabulary
     try:
         model.eval()
         with torch.no_grad():
@@ -243,7 +245,7 @@ def _probe(model: nn.Module, state: State | None = None) -> list[Tensor]:
     return list(seen.values())
 
 
-def _check_probe(model: nn.Module, state: State, before: list[Tensor]) -> None:
+def _check_probe(model: Any, state: State, before: list[Tensor]) -> None:
     """With a window wider than the probe, attention must give what it gave before the patch.
 
     The tolerance is relative to the largest output: 1e-3 in float32, where two roundings of an

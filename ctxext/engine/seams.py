@@ -23,7 +23,7 @@ from ctxext.patches.base import Part, QueryScale
 
 PATHS = {"chunked": chunked_attention, "dense": dense_attention}
 STATE = "_ctxext_state"  # the attribute by which an attention module finds its model's state
-IGNORABLE = {"softcap": None, "s_aux": None, "position_bias": None, "cache": None}
+UNKNOWN = ("softcap", "s_aux", "position_bias", "cache")  # arguments that change attention
 
 
 @dataclass
@@ -80,7 +80,8 @@ class State:
         scale = torch.ones_like(n)
         for method in self.query_scales:
             scale = scale * method.scale(n, self.trained)
-        return (query * scale[:, None, :, None].to(torch.promote_types(query.dtype, torch.float32))).to(query.dtype)
+        wide = torch.promote_types(query.dtype, torch.float32)
+        return (query * scale[:, None, :, None].to(wide)).to(query.dtype)
 
 
 def rotate_with(module: nn.Module, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -90,9 +91,8 @@ def rotate_with(module: nn.Module, x: Tensor, cos: Tensor, sin: Tensor) -> Tenso
     the head, and the function does not take it) has the first cos.shape[-1] dimensions rotated.
     """
     apply = sys.modules[type(module).__module__].apply_rotary_pos_emb
-    width = x.shape[-1]
     try:
-        out = apply(x, x[:, :0], cos, sin)[0]
+        out: Tensor = apply(x, x[:, :0], cos, sin)[0]
     except RuntimeError:
         width = cos.shape[-1]
         head = apply(x[..., :width], x[:, :0, :, :width], cos, sin)[0]
@@ -125,7 +125,7 @@ def distance_attention(
     None for causal; returns [b, n, h, d] and no weights.
     """
     state = state_of(module)
-    odd = [name for name in IGNORABLE if kwargs.get(name) is not None]
+    odd = [name for name in UNKNOWN if kwargs.get(name) is not None]
     if odd:
         raise UnsupportedModelError(f"distance methods do not support attention with {odd[0]!r}")
     output = PATHS[state.path](

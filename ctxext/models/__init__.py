@@ -1,6 +1,6 @@
 """Models: aliases, loading, and what a family's rotary layout is.
 
-    aliases.py   short names of models that people use
-    layout.py    where a loaded model's rotary module is, its θ and its trained length
-    loading.py   a name, an id or a folder → model and tokenizer
+aliases.py   short names of models that people use
+layout.py    where a loaded model's rotary module is, its θ and its trained length
+loading.py   a name, an id or a folder → model and tokenizer
 """

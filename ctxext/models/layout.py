@@ -64,7 +64,9 @@ def find_layout(model: nn.Module, train_len: int | None = None) -> Layout:
     if not found:
         layered = any(n.endswith("_inv_freq") for n, _ in model.named_buffers())
         why = "rotary embeddings per layer type" if layered else "no rotary embeddings"
-        raise UnsupportedModelError(f"{kind} has {why}: a rotary module with one inv_freq is needed")
+        raise UnsupportedModelError(
+            f"{kind} has {why}: a rotary module with one inv_freq is needed"
+        )
     if len(found) > 1:
         raise UnsupportedModelError(f"{kind} has {len(found)} rotary modules; one is supported")
     rope = getattr(config, "rope_parameters", None) or {}

@@ -1,0 +1,37 @@
+# `make demo` and `make test` are complete in themselves on a fresh machine with Python ≥ 3.10.
+# TORCH is installed first: give another build with `make test TORCH='torch --index-url …'`.
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+BIN := .venv/bin
+READY := .venv/.ready
+DEMO := build/demo
+
+.PHONY: demo test check format results clean
+
+demo: $(READY)
+	$(BIN)/ctxext eval --model tiny --len 512,2k,4k --tokens 64k --task ppl,acc \
+	  --method pi --method ntk --method beta-radix --method rerope --method leaky-rerope \
+	  --method rerope+logn --out $(DEMO)
+
+test: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python scripts/readme.py --check
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/python scripts/readme.py
+
+$(READY): pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet $(TORCH)
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $(READY)
+
+clean:
+	rm -rf .venv build .mypy_cache .pytest_cache .ruff_cache

@@ -1,0 +1,286 @@
+"""The command line: arguments, printing, exit codes; everything else is imported by commands.
+
+stdout carries the result, stderr progress and diagnostics. Exit codes: 0 all cells done, 1 some
+cell failed (the rest are written), 2 usage, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    name="ctxext",
+    help="Stretch the context of Hugging Face RoPE models without training, and measure the cost.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+
+Model = Annotated[
+    str, typer.Option(help="tiny (shipped), an alias (see ctxext models), a Hub id or a folder.")
+]
+Json = Annotated[bool, typer.Option("--json", help="JSON on stdout instead of a table.")]
+Out = Annotated[Path, typer.Option(help="Folder of the record files.")]
+TrainLen = Annotated[
+    str | None, typer.Option(help="Trained length, where the model's config is wrong.")
+]
+Revision = Annotated[str | None, typer.Option(help="Hub branch, tag or commit.")]
+Trust = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Let code that comes with the model run.")
+]
+
+
+@app.command("eval")
+def evaluate(
+    length: Annotated[list[str], typer.Option("--len", help="Lengths in tokens: 512, 4k,16k, 1m.")],
+    model: Model = "tiny",
+    method: Annotated[
+        list[str], typer.Option(help="name:key=value,…+name… (see ctxext methods); repeatable.")
+    ] = [],  # noqa: B006
+    task: Annotated[list[str], typer.Option(help="ppl, acc (see ctxext tasks).")] = ["ppl"],  # noqa: B006
+    data: Annotated[
+        str, typer.Option(help="stdlib, a .txt or .jsonl file, or hf:name[:split[:column]].")
+    ] = "stdlib",
+    limit: Annotated[int | None, typer.Option(help="At most so many windows.")] = None,
+    tokens: Annotated[
+        str | None, typer.Option(help="Only the first so many tokens of the data, such as 64k.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Recorded; for tasks that draw samples.")] = 0,
+    attn: Annotated[
+        str, typer.Option(help="auto, sdpa, or eager (distance methods: dense reference).")
+    ] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ….")] = "auto",
+    batch_size: Annotated[
+        int | None, typer.Option(help="Windows read at once; default about 4096 tokens.")
+    ] = None,
+    out: Out = Path("results"),
+    force: Annotated[bool, typer.Option("--force", help="Redo finished cells.")] = False,
+    as_json: Json = False,
+    revision: Revision = None,
+    trust_remote_code: Trust = False,
+    load_in: Annotated[str | None, typer.Option(help="4bit or 8bit, with bitsandbytes.")] = None,
+    train_len: TrainLen = None,
+) -> None:
+    """Measure methods at lengths: every combination, beside the unpatched model."""
+    from ctxext import request as ask
+    from ctxext.models.loading import Source
+    from ctxext.registry import parse_length
+
+    request = ask.Request(
+        source=Source(
+            model,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+            dtype=dtype,
+            device=device,
+            load_in=load_in,
+            attn=ask.check_attention(attn),
+            train_len=parse_length(train_len) if train_len else None,
+        ),
+        methods=ask.parse_methods(method),
+        lengths=ask.parse_lengths(length),
+        tasks=ask.parse_tasks(task),
+        data=data,
+        limit=ask.positive("--limit", limit),
+        tokens=parse_length(tokens) if tokens else None,
+        seed=seed,
+        batch_size=ask.positive("--batch-size", batch_size),
+        out=out,
+        force=force,
+    )
+    raise typer.Exit(_run(request, as_json))
+
+
+def _run(request: Any, as_json: bool) -> int:
+    """Run an evaluation and print it; the exit code."""
+    from ctxext.progress import Progress
+    from ctxext.run import Evaluation
+
+    _quieten()
+    with Progress() as progress:
+        evaluation = Evaluation(request, progress.monitor())
+        interrupted = False
+        try:
+            evaluation.run()
+        except KeyboardInterrupt:
+            interrupted = True
+    records = evaluation.records
+    if as_json:
+        for record in records:
+            typer.echo(json.dumps(record, allow_nan=False))
+    elif records:
+        _print_tables(records, [str(spec) for spec in request.methods])
+    if interrupted:
+        typer.echo("interrupted: finished cells are kept, the same command goes on", err=True)
+        return INTERRUPTED
+    failed = [r for r in records if r["status"] != "ok"]
+    for r in failed:
+        line = f"{r['requested']} at {r['length']}, {r['task']}: {r['status']}: {r['reason']}"
+        typer.echo(line, err=True)
+    return FAILED if failed else OK
+
+
+def _print_tables(records: list[dict[str, Any]], order: list[str]) -> None:
+    from rich.console import Console
+
+    from ctxext.report import tables
+
+    width = None if sys.stdout.isatty() else max(100, int(os.environ.get("COLUMNS", "0") or 0))
+    console = Console(width=width, soft_wrap=False)
+    for table in tables.build(records, order):
+        console.print(tables.to_rich(table))
+
+
+def _quieten() -> None:
+    """Keep libraries' chatter off stderr; errors still come through as ours."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    import huggingface_hub
+    import transformers
+
+    huggingface_hub.utils.logging.set_verbosity_error()
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+
+
+@app.command()
+def patch(
+    method: Annotated[str, typer.Option(help="A frequency method, or several with +.")],
+    length: Annotated[str, typer.Option("--len", help="The length to stretch to, in tokens.")],
+    out: Annotated[Path, typer.Option(help="The new folder to write.")],
+    model: Model = "tiny",
+    revision: Revision = None,
+    trust_remote_code: Trust = False,
+    train_len: TrainLen = None,
+) -> None:
+    """Write a model folder whose config carries the method, for stock transformers."""
+    from ctxext import patches
+    from ctxext.models.loading import Source
+    from ctxext.registry import parse_length
+
+    spec, tokens = patches.parse(method), parse_length(length)
+    source = Source(model, revision, trust_remote_code)
+    trained = parse_length(train_len) if train_len else None
+    from ctxext.export import export
+    from ctxext.models.loading import local_folder
+
+    _quieten()
+    done = export(
+        local_folder(source),
+        spec,
+        tokens,
+        out,
+        train_len=trained,
+        trust_remote_code=trust_remote_code,
+    )
+    typer.echo(f"{out}: {model} with {done.spec}, written as {done.expression}")
+
+
+@app.command()
+def report(
+    out: Out = Path("results"),
+    style: Annotated[
+        str, typer.Option("--format", help="table, md or csv: what is printed.")
+    ] = "table",
+) -> None:
+    """Tables from record files alone; also writes tables.md and plots beside them."""
+    from ctxext import report as room
+    from ctxext.errors import UsageError
+    from ctxext.registry import did_you_mean
+    from ctxext.results import Store
+
+    if style not in ("table", "md", "csv"):
+        valid = did_you_mean(style, ("table", "md", "csv"))
+        raise UsageError(f"unknown format {style!r}: {valid}")
+    if not out.is_dir():
+        raise UsageError(f"no folder {str(out)!r}: give --out, where ctxext eval wrote records")
+    records, problems = Store(out).read_all()
+    for problem in problems:
+        typer.echo(f"skipped: {problem}", err=True)
+    if not records:
+        raise UsageError(f"no records in {str(out)!r}: run ctxext eval first")
+    if style == "table":
+        _print_tables(records, [])
+    else:
+        typer.echo(room.render(records, style), nl=False)
+    for path in room.write_files(out, records):
+        typer.echo(f"wrote {path}", err=True)
+
+
+@app.command()
+def methods(as_json: Json = False) -> None:
+    """The methods: formula, parameters, source, what each does inside the trained length."""
+    from ctxext import patches
+
+    entries = [patches.REGISTRY.get(name).describe() for name in patches.names()]
+    _print_entries(entries, as_json)
+
+
+@app.command()
+def models(as_json: Json = False) -> None:
+    """The short model names, with Hub id and trained length in tokens."""
+    from ctxext.models.aliases import ALIASES
+
+    entries = [{"name": name, **alias._asdict()} for name, alias in ALIASES.items()]
+    if as_json:
+        return _print_entries(entries, as_json)
+    for entry in entries:
+        gated = " (gated: accept its licence on the Hub)" if entry["gated"] else ""
+        typer.echo(f"{entry['name']:<12}{entry['hub_id']}, {entry['trained']} tokens{gated}")
+    return None
+
+
+@app.command()
+def tasks(as_json: Json = False) -> None:
+    """The tasks, with the metric of each."""
+    from ctxext import tasks as room
+
+    _print_entries([room.REGISTRY.get(name).describe() for name in room.names()], as_json)
+
+
+def _print_entries(entries: list[dict[str, Any]], as_json: bool) -> None:
+    for entry in entries:
+        if as_json:
+            typer.echo(json.dumps(entry, ensure_ascii=False))
+            continue
+        typer.echo(f"{entry['name']}\n  {entry['summary']}")
+        rest = {k: v for k, v in entry.items() if k not in ("name", "summary")}
+        for key, value in rest.items():
+            typer.echo(f"  {key.replace('_', ' ')}: {value}")
+        typer.echo("")
+
+
+def main() -> None:
+    """Run the command line; every error the user can cause is one line on stderr."""
+    from ctxext.errors import CtxextError, UsageError
+
+    try:
+        code = app(standalone_mode=False)
+    except UsageError as error:
+        code = _complain(error, USAGE)
+    except CtxextError as error:
+        code = _complain(error, FAILED)
+    except (KeyboardInterrupt, typer.Abort):
+        code = INTERRUPTED
+    except BrokenPipeError:  # the reader of stdout left early, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = FAILED
+    except Exception as error:
+        if not hasattr(error, "format_message"):
+            raise
+        code = _complain(error.format_message(), getattr(error, "exit_code", USAGE))
+    sys.exit(code if isinstance(code, int) else OK)
+
+
+def _complain(message: object, code: int) -> int:
+    line = " ".join(str(message).split())
+    sys.stderr.write(f"error: {line}\n")
+    return code

@@ -1,0 +1,64 @@
+"""Short names of models that people use, with their Hub ids and trained lengths in tokens."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+from ctxext.errors import UsageError
+from ctxext.registry import did_you_mean
+
+TINY = Path(__file__).parent.parent / "assets" / "tiny"
+
+
+class Alias(NamedTuple):
+    """A model's Hub id, its trained length in tokens, and whether its licence must be accepted."""
+
+    hub_id: str
+    trained: int
+    gated: bool = False
+
+
+ALIASES = {
+    "tiny": Alias("shipped in the package", 512),
+    "llama": Alias("meta-llama/Llama-2-7b-hf", 4096, gated=True),
+    "llama3": Alias("meta-llama/Meta-Llama-3-8B", 8192, gated=True),
+    "llama3.1": Alias("meta-llama/Llama-3.1-8B", 8192, gated=True),
+    "olmo2": Alias("allenai/OLMo-2-1124-7B", 4096),
+    "pythia": Alias("EleutherAI/pythia-1.4b", 2048),
+    "qwen2.5": Alias("Qwen/Qwen2.5-0.5B", 32768),
+    "qwen3": Alias("Qwen/Qwen3-8B", 40960),
+    "smollm2": Alias("HuggingFaceTB/SmolLM2-1.7B", 8192),
+    "tinyllama": Alias("TinyLlama/TinyLlama-1.1B-intermediate-step-1431k-3T", 2048),
+    "yi": Alias("01-ai/Yi-6B", 4096),
+}
+
+
+def locate(name: str) -> str:
+    """What `from_pretrained` takes for a model name: a folder's path or a Hub id.
+
+    Args:
+        name: an alias, a folder that exists, or a Hub id `organisation/name`.
+
+    Raises:
+        UsageError: none of these; the message has the aliases.
+    """
+    if name == "tiny":
+        return str(TINY)
+    if name in ALIASES:
+        return ALIASES[name].hub_id
+    folder = Path(name)
+    try:
+        if folder.is_dir():
+            return name
+        if folder.exists():
+            raise UsageError(f"model {name!r} is a file: give the folder that holds config.json")
+    except (OSError, ValueError):
+        raise UsageError(f"model {name!r} is no usable path") from None
+    parts = name.split("/")
+    if len(parts) == 2 and all(part and part[0] not in ".-~" for part in parts):
+        return name
+    raise UsageError(
+        f"unknown model {name!r}: it is no folder, no Hub id such as Qwen/Qwen3-8B and no alias; "
+        f"aliases: {did_you_mean(name, ALIASES)}"
+    )

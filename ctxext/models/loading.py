@@ -1,0 +1,211 @@
+"""A name, a Hub id or a folder → a model and its tokenizer, or one line that says why not."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ctxext.errors import UsageError
+from ctxext.models.aliases import ALIASES, locate
+from ctxext.models.layout import trained_length
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+QUANTIZATIONS = ("4bit", "8bit")
+_HASHED = (".json", ".safetensors", ".bin", ".model", ".txt", ".py", ".jinja")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Which model to load, and how; nothing is loaded yet.
+
+    Attributes:
+        name: an alias, a folder or a Hub id, as the user wrote it.
+        revision: branch, tag or commit on the Hub.
+        trust_remote_code: whether code that comes with the model may run.
+        dtype: one of DTYPES; `auto` is float32 on the CPU, else what the checkpoint was saved in.
+        device: `auto`, or what torch calls a device.
+        load_in: `4bit` or `8bit`, through bitsandbytes.
+        attn: transformers' attention implementation; `auto` is the fastest that is right.
+        train_len: T in tokens where the config's is not right.
+    """
+
+    name: str
+    revision: str | None = None
+    trust_remote_code: bool = False
+    dtype: str = "auto"
+    device: str = "auto"
+    load_in: str | None = None
+    attn: str = "auto"
+    train_len: int | None = None
+
+    def pretrained(self) -> dict[str, Any]:
+        """The arguments that every `from_pretrained` takes."""
+        return {
+            "pretrained_model_name_or_path": locate(self.name),
+            "revision": self.revision,
+            "trust_remote_code": self.trust_remote_code,
+        }
+
+
+def load(name: str, **options: Any) -> tuple[Any, Any]:
+    """A causal language model, in evaluation mode, and its tokenizer.
+
+    Args:
+        name: `tiny`, an alias, a Hub id or a folder.
+        options: the other fields of `Source`: revision, trust_remote_code, dtype, device, ….
+
+    Raises:
+        UsageError: no such model, or one that transformers cannot load; the message says why.
+    """
+    source = Source(name, **options)
+    return load_model(source), load_tokenizer(source)
+
+
+def settle(source: Source, config: Any) -> Source:
+    """The source with every `auto` decided for this model and machine.
+
+    Attention is `eager` where logits are capped, which torch's sdpa leaves out; else `sdpa`.
+    """
+    if source.dtype not in DTYPES:
+        raise UsageError(f"unknown dtype {source.dtype!r}: valid: {', '.join(DTYPES)}")
+    device, dtype, attn = pick_device(source.device), source.dtype, source.attn
+    if dtype == "auto":
+        saved = str(getattr(config, "dtype", None) or "bfloat16").removeprefix("torch.")
+        dtype = "float32" if device == "cpu" else saved
+    if attn == "auto":
+        capped = getattr(config.get_text_config(), "attn_logit_softcapping", None)
+        attn = "eager" if capped else "sdpa"
+    return replace(source, device=device, dtype=dtype, attn=attn)
+
+
+def load_config(source: Source) -> Any:
+    """The model's transformers config; errors as for `load`."""
+    from transformers import AutoConfig
+
+    return _explained(source, AutoConfig.from_pretrained)
+
+
+def load_tokenizer(source: Source) -> Any:
+    """The model's tokenizer; errors as for `load`."""
+    from transformers import AutoTokenizer
+
+    return _explained(source, AutoTokenizer.from_pretrained)
+
+
+def load_model(source: Source) -> Any:
+    """The model in evaluation mode on its device; errors as for `load`."""
+    from transformers import AutoModelForCausalLM
+
+    source = settle(source, load_config(source))
+    options: dict[str, Any] = {"dtype": source.dtype, "attn_implementation": source.attn}
+    if source.load_in:
+        options["quantization_config"] = _quantization(source.load_in)
+    if source.device != "cpu":
+        options["device_map"] = source.device
+    return _explained(source, AutoModelForCausalLM.from_pretrained, **options).eval()
+
+
+def pick_device(device: str) -> str:
+    """`auto` resolved; UsageError where the device is unknown or not there."""
+    import torch
+
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise UsageError(
+            f"device {device!r} is not available here: give auto, cpu, or a device torch has"
+        ) from None
+    return device
+
+
+def _quantization(load_in: str) -> Any:
+    if load_in not in QUANTIZATIONS:
+        raise UsageError(f"unknown --load-in {load_in!r}: valid: {', '.join(QUANTIZATIONS)}")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise UsageError("--load-in needs bitsandbytes: pip install 'ctxext[quantized]'")
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(**{f"load_in_{load_in}": True})
+
+
+def _explained(source: Source, call: Any, **options: Any) -> Any:
+    """What `call` loads; whatever it raises becomes one UsageError with what to do."""
+    from huggingface_hub import errors as hub
+
+    arguments = source.pretrained()
+    where, alias = arguments["pretrained_model_name_or_path"], ALIASES.get(source.name)
+    try:
+        return call(**arguments, **options)
+    except Exception as error:
+        text = " ".join(str(error).split()) or type(error).__name__
+        if Path(where).is_dir():
+            raise UsageError(
+                f"model folder {source.name!r} cannot be loaded: {text[:300]}"
+            ) from error
+        gated = any(isinstance(e, hub.GatedRepoError) for e in _causes(error))
+        if gated or (alias and alias.gated):
+            text = (
+                f"it is gated: accept its licence at https://huggingface.co/{where} and log in "
+                f"with `hf auth login`; {text}"
+            )
+        raise UsageError(
+            f"model {source.name!r} ({where}) could not be had from the Hub; offline, download it "
+            f"where there is a network (`hf download {where}`) and give the folder; "
+            f"aliases: {', '.join(sorted(ALIASES))} ({text[:250]})"
+        ) from error
+
+
+def _causes(error: BaseException | None) -> list[BaseException]:
+    chain: list[BaseException] = []
+    while error is not None and error not in chain:
+        chain.append(error)
+        error = error.__cause__ or error.__context__
+    return chain
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a model is, known without loading its weights."""
+
+    sha256: str  # of the folder's files, or of the Hub commit
+    trained: int  # T in tokens
+
+
+def identify(source: Source, config: Any) -> Identity:
+    """The model's hash and trained length; errors as for `load`."""
+    trained = source.train_len or trained_length(config)
+    folder = Path(locate(source.name))
+    if folder.is_dir():
+        return Identity(_hash_folder(folder), trained)
+    commit = getattr(config, "_commit_hash", None) or source.revision or "main"
+    return Identity(hashlib.sha256(f"{folder}@{commit}".encode()).hexdigest(), trained)
+
+
+def _hash_folder(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(p for p in folder.iterdir() if p.suffix in _HASHED and p.is_file()):
+        if path.name == "provenance.json":
+            continue
+        digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
+        with path.open("rb") as file:
+            while block := file.read(2**20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def local_folder(source: Source) -> Path:
+    """The model's folder on this machine, downloaded from the Hub first where it is an id."""
+    where = locate(source.name)
+    if Path(where).is_dir():
+        return Path(where)
+    from huggingface_hub import snapshot_download
+
+    def fetch(pretrained_model_name_or_path: str, revision: str | None, **_: Any) -> str:
+        return str(snapshot_download(pretrained_model_name_or_path, revision=revision))
+
+    return Path(_explained(source, fetch))

@@ -1,0 +1,56 @@
+"""Reports from record files alone: tables (Markdown, CSV, terminal) and loss by position."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from ctxext.errors import UsageError
+from ctxext.report import groups, tables
+from ctxext.results import Record, safe_name, write_atomically
+
+FORMATS = ("md", "csv")
+
+
+def render(records: Iterable[Record], format: str = "md", order: Sequence[str] = ()) -> str:
+    """All tables as Markdown ("md") or as one CSV ("csv"); methods in `order`."""
+    if format not in FORMATS:
+        raise UsageError(f"unknown report format {format!r}; valid: {', '.join(FORMATS)}")
+    built = tables.build(records, order)
+    if format == "csv":
+        return tables.to_csv(built)
+    return "\n".join(map(tables.to_markdown, built)) or "No records.\n"
+
+
+def write_files(folder: str | Path, records: Iterable[Record]) -> list[Path]:
+    """Write `tables.md` and `loss-by-position--MODEL--DATA.png` for each group; their paths.
+
+    Where several groups have the same model and data, the name goes on with what tells them
+    apart, such as the task or the dtype.
+    """
+    from ctxext.report import plots
+
+    folder, records = Path(folder), list(records)
+    written = [folder / "tables.md"]
+    write_atomically(written[0], render(records, "md").encode("utf-8", "replace"))
+    for name, members in _figures(records).items():
+        path = folder / name
+        if plots.loss_by_position(members, path):
+            written.append(path)
+    return written
+
+
+def _figures(records: Iterable[Record]) -> dict[str, list[Record]]:
+    """File name → records; perplexity and accuracy of one task have the same losses."""
+    drawn = groups.grouped(records, ignore="metric")
+    names: dict[str, list[Record]] = {}
+    taken = set()
+    for group, members in drawn.items():
+        parts = groups.describe(group, drawn, ("model", "data"))
+        name = "--".join(["loss-by-position", *(safe_name(part, 40) for part in parts)])
+        if name.casefold() in taken:
+            name += f"--{hashlib.sha256(repr(group).encode('utf-8', 'replace')).hexdigest()[:8]}"
+        taken.add(name.casefold())
+        names[f"{name}.png"] = members
+    return names

@@ -1,0 +1,95 @@
+"""Which records may stand side by side: those that share a model, a task, a metric and data."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from ctxext.results import Record
+
+
+class Group(NamedTuple):
+    """What all records of one table share."""
+
+    model: str
+    task: str
+    metric: str
+    data: str
+    tokens: int
+    dtype: str
+    data_sha256: str
+    model_sha256: str
+    seed: int
+
+
+class Column(NamedTuple):
+    """A length in tokens, and how many windows of it were scored (0 where every cell failed)."""
+
+    length: int
+    windows: int
+
+
+Cells = dict[tuple[str, Column], Record]
+
+
+def group_of(record: Record) -> Group:
+    data, weights = record["data"], record["model_sha256"] or ""
+    names = (record["model"], record["task"], record["metric"], data["name"], data["tokens"])
+    return Group(*names, record["dtype"], data["sha256"], weights, record["seed"])
+
+
+def grouped(records: Iterable[Record], ignore: str = "") -> dict[Group, list[Record]]:
+    """Records by what they share, in a fixed order; the field `ignore` may differ."""
+    groups: dict[Group, list[Record]] = {}
+    for record in records:
+        group = group_of(record)
+        group = group._replace(**{ignore: ""}) if ignore else group  # type: ignore[arg-type]
+        groups.setdefault(group, []).append(record)
+    return dict(sorted(groups.items()))
+
+
+def describe(group: Group, among: Iterable[Group], always: Sequence[str]) -> list[str]:
+    """The fields `always`, then those that tell the group from those like it `among` all."""
+    like = [g for g in among if all(getattr(g, f) == getattr(group, f) for f in always)]
+    words = {"tokens": "{} tokens", "data_sha256": "data {:.8}", "model_sha256": "weights {:.8}"}
+    words["seed"] = "seed {}"
+    differing = [
+        words.get(field, "{}").format(getattr(group, field))
+        for field in Group._fields
+        if field not in always and len({getattr(g, field) for g in like}) > 1
+    ]
+    return [str(getattr(group, field)) for field in always] + differing
+
+
+def length_label(length: int) -> str:
+    """16384 → "16k": tokens as the command line writes them."""
+    for unit, letter in ((1 << 20, "m"), (1 << 10, "k")):
+        if length and length % unit == 0:
+            return f"{length // unit}{letter}"
+    return str(length)
+
+
+def method_order(records: Iterable[Record], order: Sequence[str] = ()) -> list[str]:
+    """`rope` first, then those in `order`, then the others by name, numbers by size."""
+
+    def place(method: str) -> tuple[bool, int, list[tuple[int, str]]]:
+        given = order.index(method) if method in order else len(order)
+        parts = re.findall(r"([0-9]{1,15})|([^0-9]+)", method.casefold())
+        return method != "rope", given, [(int(number or -1), text) for number, text in parts]
+
+    return sorted(sorted({r["requested"] for r in records}), key=place)
+
+
+def newest(records: Iterable[Record]) -> Cells:
+    """By method and column the newest finished record, or where there is none a failed one."""
+    cells: Cells = {}
+    ranked = sorted(records, key=lambda r: (r["created"], r["key"]))
+    for record in (r for r in ranked if r["status"] == "ok"):
+        cells[record["requested"], Column(record["length"], record["windows"])] = record
+    scored = {column for _, column in cells}
+    for record in (r for r in reversed(ranked) if r["status"] != "ok"):
+        length = record["length"]
+        for column in [c for c in scored if c.length == length] or [Column(length, 0)]:
+            cells.setdefault((record["requested"], column), record)
+    return cells

@@ -1,0 +1,210 @@
+"""The record of one cell and the folder that keeps one JSON file for each.
+
+A record is a flat JSON object: one model, method, task and length, and what was measured.
+Lengths and positions are in tokens, losses in nats per token, accuracies from 0 to 1, times
+in seconds. Files are written whole or not at all, and a file that is not sound is never used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import re
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+from ctxext.errors import CtxextError, UsageError
+
+Record = dict[str, Any]
+
+_MAX_FILE_BYTES = 16 << 20  # a record takes a few kilobytes
+_RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\.|$)", re.IGNORECASE)  # by Windows
+
+
+def safe_name(text: str, limit: int = 64) -> str:
+    """A part of a file name: only [A-Za-z0-9._+=-], no "--", at most `limit` characters."""
+    name = re.sub(r"[^A-Za-z0-9._+=-]+", "-", text)
+    name = re.sub(r"-{2,}", "-", re.sub(r"\.{2,}", ".", name)).lstrip("-.")
+    name = f"_{name}" if _RESERVED.match(name) else name
+    return name[:limit].rstrip("-.") or "_"
+
+
+def printable(text: str) -> str:
+    """One line that is safe to print: control and other unprintable characters become "?"."""
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Put `content` at `path`: the whole of it, or nothing and no trace."""
+    temporary = path.with_name(f".{os.getpid()}-{secrets.token_hex(6)}.tmp")
+    try:
+        with open(temporary, "xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        if isinstance(error, OSError):
+            raise CtxextError(f"cannot write {path}: {error.strerror or error}") from error
+        raise
+
+
+class Store:
+    """The record files of one folder, named `model--method--task--length--key.json`."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+
+    def check_writable(self) -> None:
+        """Create the folder if need be; a UsageError if records cannot be written there."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(probe := self.folder / ".probe.tmp", b"")
+            probe.unlink(missing_ok=True)
+        except (OSError, ValueError, CtxextError) as error:
+            raise UsageError(f"cannot keep records in {self.folder}: {error}") from error
+
+    def path(self, record: Record) -> Path:
+        """Where the record lives: a name a person can read, and 12 hex digits of the key."""
+        model, method = safe_name(record["model"], 48), safe_name(record["requested"])
+        task, length = safe_name(record["task"], 24), record["length"]
+        return self.folder / f"{model}--{method}--{task}--{length}--{record['key'][:12]}.json"
+
+    def get(self, key: str) -> Record | None:
+        """The finished (`ok`) record of this request, if its file is there and sound."""
+        for path in self._files():
+            if path.name.endswith(f"--{key[:12]}.json"):
+                record, _ = _load(path)
+                if record is not None and record["key"] == key and record["status"] == "ok":
+                    return record
+        return None
+
+    def write(self, record: Record) -> Path:
+        """Keep the record; non-finite numbers become null, which an `ok` value may not be."""
+        clean = _finite(record)
+        if problem := problem_with(clean):
+            raise CtxextError(f"this record cannot be kept: {problem}")
+        text = json.dumps(clean, indent=1, ensure_ascii=False, allow_nan=False)
+        write_atomically(self.path(clean), text.encode("utf-8", "replace") + b"\n")
+        return self.path(clean)
+
+    def read_all(self) -> tuple[list[Record], list[str]]:
+        """All sound records in the order of their file names, and a line about each other file."""
+        records, problems = [], []
+        for path in self._files():
+            record, problem = _load(path)
+            if record is None:
+                problems.append(printable(f"{path.name}: {problem}"))
+            else:
+                records.append(record)
+        return records, problems
+
+    def _files(self) -> list[Path]:
+        try:
+            return sorted(path for path in self.folder.iterdir() if path.suffix == ".json")
+        except FileNotFoundError:
+            return []
+        except (OSError, ValueError) as error:
+            raise UsageError(f"cannot read the folder {self.folder}: {error}") from error
+
+
+def problem_with(record: object) -> str | None:
+    """What makes this no record, in a few words, or None if it is sound."""
+    if not isinstance(record, dict):
+        return "not a JSON object"
+    ok = record.get("status") == "ok"
+    for field, check in _CHECKS.items():
+        if field not in record:
+            return f"the field {field!r} is missing"
+        unmeasured = not ok and field in _MEASURED and record[field] is None
+        if not (unmeasured or check(record[field])):
+            return f"the field {field!r} cannot be {str(record[field])[:60]!r}"
+    if ok and record["metric"] == "accuracy" and record["value"] > 1:
+        return f"an accuracy cannot be {record['value']}"
+    return _problem_with_buckets(record["buckets"] or [], record["length"])
+
+
+def _problem_with_buckets(buckets: list[Any], length: int) -> str | None:
+    """Buckets are in order, within the length, and have means exactly where they have tokens."""
+    end = 0
+    for number, bucket in enumerate(buckets):
+        ends = ("start", "stop", "n")
+        if not isinstance(bucket, dict) or not all(_whole(bucket.get(field)) for field in ends):
+            return f"bucket {number} lacks a whole start, stop or n"
+        if not end <= bucket["start"] < bucket["stop"] <= length:
+            return f"bucket {number} is out of order or reaches beyond the length"
+        end, means = bucket["stop"], ((bucket.get("nll", ""), 1e9), (bucket.get("acc", ""), 1))
+        if not all(_size(x) and x <= high if bucket["n"] else x is None for x, high in means):
+            return f"bucket {number} has a wrong nll or acc for n={bucket['n']}"
+    return None
+
+
+def _load(path: Path) -> tuple[Record | None, str | None]:
+    """The record in a file, or None and what is wrong with the file."""
+    try:
+        if not path.is_file() or path.stat().st_size > _MAX_FILE_BYTES:
+            return None, "not a file, or too large for a record"
+        record = json.loads(path.read_bytes().decode("utf-8"), parse_constant=_refuse)
+        json.dumps(record, ensure_ascii=False).encode("utf-8")  # no lone surrogates
+        problem = problem_with(record)
+    except (OSError, ValueError, RecursionError) as error:
+        return None, f"cannot be read as JSON ({error})"
+    return (None, problem) if problem else (record, None)
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is not JSON")
+
+
+def _finite(value: Any) -> Any:
+    """A copy in which every NaN and infinity is None."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _text(value: object) -> bool:
+    return isinstance(value, str) and value != ""
+
+
+def _whole(value: object, low: int = 0) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value < 2**63
+
+
+def _size(value: object) -> bool:
+    """A finite number from 0 on."""
+    return _whole(value) or (isinstance(value, float) and 0 <= value < math.inf)
+
+
+def _data(value: object) -> bool:
+    if not isinstance(value, dict) or not _whole(value.get("tokens")):
+        return False
+    return _text(value.get("name")) and _text(value.get("sha256"))
+
+
+_MEASURED = ("value", "n", "windows", "seconds", "buckets")  # null only where the cell failed
+_CHECKS: dict[str, Callable[[Any], bool]] = {
+    **dict.fromkeys(("model", "requested", "method", "task", "metric", "created"), _text),
+    **dict.fromkeys(("dtype", "device", "attention"), _text),
+    **dict.fromkeys(("length", "trained_length"), lambda value: _whole(value, low=1)),
+    **dict.fromkeys(("n", "windows", "seed"), _whole),
+    **dict.fromkeys(("value", "seconds"), _size),
+    **dict.fromkeys(
+        ("stderr", "tokens_per_second", "peak_memory_bytes"),
+        lambda value: value is None or _size(value),
+    ),
+    **dict.fromkeys(("reason", "model_sha256"), lambda value: value is None or _text(value)),
+    "status": lambda value: value in ("ok", "oom", "error"),
+    "buckets": lambda value: isinstance(value, list),
+    "data": _data,
+    "versions": lambda value: isinstance(value, dict),
+    "key": lambda value: _text(value) and re.fullmatch("[0-9a-f]{12,}", value) is not None,
+}

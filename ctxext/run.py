@@ -1,0 +1,304 @@
+"""Cells → records: one model and its tokens loaded once, one record for each cell that is new."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import hashlib
+import itertools
+import json
+import math
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from ctxext import __version__
+from ctxext.data import Text, load_text
+from ctxext.errors import CtxextError
+from ctxext.models import loading
+from ctxext.patches import Spec
+from ctxext.patches.base import Span
+from ctxext.request import Request
+from ctxext.results import Record, Store
+from ctxext.tasks.base import Task, TokenScores
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One record to make: a method, resolved for its length, and a task."""
+
+    requested: Spec
+    method: Spec
+    length: int
+    task: Task
+
+
+@dataclass
+class Monitor:
+    """What a front end wants to know; every function may be left as it is."""
+
+    plan: Callable[[int, int], None] = lambda cells, tokens: None
+    begin: Callable[[str], None] = lambda what: None
+    advance: Callable[[int], None] = lambda tokens: None
+    done: Callable[[Record], None] = lambda record: None
+    note: Callable[[str], None] = lambda line: None
+
+
+@dataclass
+class Evaluation:
+    """An evaluation in progress; `records` grows as cells are done, in the order of cells."""
+
+    request: Request
+    monitor: Monitor = field(default_factory=Monitor)
+    records: list[Record] = field(default_factory=list)
+
+    def run(self) -> list[Record]:
+        """Make or find every cell's record.
+
+        Raises:
+            UsageError: something asked for cannot be done; no cell has been computed then.
+        """
+        request = self.request
+        store = Store(request.out)
+        store.check_writable()
+        self.text = load_text(request.data)
+        self.plan = _plan(request, self.text)
+        found = {k: None if request.force else store.get(k) for k in self.plan.keys}
+        if any(record is None for record in found.values()):
+            self._load(found)
+        for (requested, length), cells in self._groups():
+            known = [found[self.plan.key(cell)] for cell in cells]
+            records = [r for r in known if r is not None]
+            if len(records) < len(cells):
+                records = self._compute(cells, length)
+                for record in records:
+                    store.write(record)
+                    found[record["key"]] = record
+            for record in records:
+                self._emit({**record, "requested": str(requested)})
+        return self.records
+
+    def _emit(self, record: Record) -> None:
+        if all(record["key"] != other["key"] for other in self.records):
+            self.records.append(record)
+            self.monitor.done(record)
+
+    def _groups(self) -> Iterator[tuple[tuple[Spec, int], list[Cell]]]:
+        """Cells by method and length: these share a forward, since each task reads the same."""
+        return (
+            (group, list(cells))
+            for group, cells in itertools.groupby(
+                self.plan.cells, key=lambda cell: (cell.requested, cell.length)
+            )
+        )
+
+    def _load(self, found: dict[str, Record | None]) -> None:
+        """Tokens, windows and model; everything that can be refused is refused here."""
+        from ctxext.engine.patch import patched
+        from ctxext.tasks import windows
+
+        request, source = self.request, self.plan.source
+        tokenizer = loading.load_tokenizer(source)
+        ids = windows.tokenise(self.text, tokenizer, request.tokens)
+        start = windows.start_token(tokenizer)
+        self.windows = {
+            length: windows.cut(ids, length, start, request.limit, self.text.name)
+            for length in request.lengths
+        }
+        self.data_tokens = len(ids)
+        self.model = loading.load_model(source)
+        for length, spec in itertools.product(request.lengths, request.methods):
+            with patched(self.model, spec, length, **self._patch_options()) as handle:
+                for line in handle.notes:
+                    self.monitor.note(f"{spec} at {length}: {line}")
+        todo = {(c.requested, c.length) for c in self.plan.cells if found[self.plan.key(c)] is None}
+        total = sum(self.windows[length].numel() for _, length in todo)
+        self.monitor.plan(len(todo), total)
+
+    def _patch_options(self) -> dict[str, Any]:
+        return {
+            "train_len": self.request.source.train_len,
+            "dense": self.plan.source.attn == "eager",
+        }
+
+    def _compute(self, cells: list[Cell], length: int) -> list[Record]:
+        """The records of the cells of one method and length, which share one forward."""
+        from ctxext.engine.patch import patched
+        from ctxext.tasks import windows
+
+        some = self.windows[length]
+        self.monitor.begin(f"{cells[0].requested} at {length}")
+        meter = _Meter(str(self.model.device))
+        scores: TokenScores | None = None
+        outcome: dict[str, str | None] = {"status": "ok", "reason": None}
+        try:
+            with patched(self.model, cells[0].method, length, **self._patch_options()):
+                scores = windows.score(
+                    self.model, some, self.request.batch(length), self.monitor.advance
+                )
+            if not math.isfinite(scores.nll.sum()):
+                scores, outcome = None, {"status": "error", "reason": "the loss is not finite"}
+        except Exception as error:
+            outcome = _failure(error)
+        cost = meter.read(some.numel())
+        return [self._record(cell, scores, some, {**outcome, **cost}) for cell in cells]
+
+    def _record(
+        self, cell: Cell, scores: TokenScores | None, some: Any, outcome: dict[str, Any]
+    ) -> Record:
+        plan = self.plan
+        summary = cell.task.summarise(scores) if scores else None
+        return {
+            "model": self.request.source.name,
+            "requested": str(cell.requested),
+            "method": cell.method.full(),
+            "task": str(cell.task),
+            "metric": cell.task.metric,
+            "length": cell.length,
+            "trained_length": plan.identity.trained,
+            "value": summary.value if summary else None,
+            "stderr": summary.stderr if summary else None,
+            "n": int(scores.nll.size) if scores else 0,
+            "windows": len(some),
+            **outcome,
+            "buckets": scores.buckets() if scores else [],
+            "seed": self.request.seed,
+            "limit": self.request.limit,
+            "data": {
+                "name": self.text.name,
+                "sha256": plan.data_sha256,
+                "tokens": self.data_tokens,
+            },
+            "model_sha256": plan.identity.sha256,
+            "revision": self.request.source.revision,
+            "dtype": str(self.model.dtype).removeprefix("torch."),
+            "device": _device_name(self.model.device),
+            "attention": plan.attention(cell.method),
+            "batch_size": self.request.batch(cell.length),
+            "versions": _versions(),
+            "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+            "key": plan.key(cell),
+        }
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """The cells, and what makes each cell's key."""
+
+    source: loading.Source
+    identity: loading.Identity
+    data_sha256: str
+    cells: list[Cell]
+    request: Request
+
+    @property
+    def keys(self) -> list[str]:
+        return list(dict.fromkeys(self.key(cell) for cell in self.cells))
+
+    def attention(self, method: Spec) -> str:
+        """The attention path of a method: the model's own, or ours for a distance method."""
+        if method.distance is None:
+            return self.source.attn
+        return "dense" if self.source.attn == "eager" else "chunked"
+
+    def key(self, cell: Cell) -> str:
+        """The hash of everything that a cell's numbers depend on."""
+        request = self.request
+        parts = {
+            "model": self.identity.sha256,
+            "trained": self.identity.trained,
+            "method": cell.method.full(),
+            "task": f"{cell.task}@{cell.task.version}",
+            "length": cell.length,
+            "data": self.data_sha256,
+            "limit": request.limit,
+            "tokens": request.tokens,
+            "seed": request.seed,
+            "dtype": self.source.dtype,
+            "load_in": self.source.load_in,
+            "device": self.source.device.partition(":")[0],
+            "attention": self.attention(cell.method),
+        }
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _plan(request: Request, text: Text) -> _Plan:
+    config = loading.load_config(request.source)
+    source = loading.settle(request.source, config)
+    identity = loading.identify(source, config)
+    cells = [
+        Cell(spec, spec.resolve(Span(identity.trained, length)), length, task)
+        for spec in request.methods
+        for length in request.lengths
+        for task in request.tasks
+    ]
+    return _Plan(source, identity, text.sha256, cells, request)
+
+
+def _failure(error: Exception) -> dict[str, str | None]:
+    """The status and reason of a cell that failed."""
+    import torch
+
+    text = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    short = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+    if short or "not enough memory" in text or "can't allocate memory" in text:
+        return {"status": "oom", "reason": text}
+    return {"status": "error", "reason": str(error) if isinstance(error, CtxextError) else text}
+
+
+class _Meter:
+    """Seconds, tokens per second and peak memory of one cell."""
+
+    def __init__(self, device: str) -> None:
+        self._cuda = device.startswith("cuda")
+        if self._cuda:
+            import torch
+
+            torch.cuda.reset_peak_memory_stats()
+        else:
+            with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w") as file:
+                file.write("5")  # resets this process's peak resident size
+        self._start = time.perf_counter()
+
+    def read(self, tokens: int) -> dict[str, float | int | None]:
+        seconds = time.perf_counter() - self._start
+        return {
+            "seconds": seconds,
+            "tokens_per_second": tokens / seconds,
+            "peak_memory_bytes": self._peak(),
+        }
+
+    def _peak(self) -> int | None:
+        """The device's peak allocation, or the process's peak resident size; None if unknown."""
+        if self._cuda:
+            import torch
+
+            return int(torch.cuda.max_memory_allocated())
+        with contextlib.suppress(OSError, ValueError, StopIteration):
+            with open("/proc/self/status") as file:
+                line = next(line for line in file if line.startswith("VmHWM"))
+            return int(line.split()[1]) * 1024
+        return None
+
+
+def _device_name(device: Any) -> str:
+    import torch
+
+    if device.type == "cuda":
+        return f"cuda ({torch.cuda.get_device_name(device)})"
+    return f"{device.type} ({platform.machine()}, {torch.get_num_threads()} threads)"
+
+
+def _versions() -> dict[str, str]:
+    import torch
+    import transformers
+
+    return {
+        "ctxext": __version__,
+        "python": ".".join(map(str, sys.version_info[:3])),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }

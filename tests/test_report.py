@@ -1,0 +1,411 @@
+"""Tables and plots from made-up records: what is compared, marked, taxed, escaped and drawn."""
+
+from __future__ import annotations
+
+import csv
+import html
+import io
+import math
+import random
+import re
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+from test_results import HOSTILE, failed, make
+
+from ctxext import report
+from ctxext.errors import UsageError
+from ctxext.report import groups, plots, tables
+from ctxext.results import Record
+
+
+def cell(method: str, length: int, losses: tuple[float, float] = (2.0, 2.0), **more: Any) -> Record:
+    """A record with one loss inside the trained length (32) and one beyond it."""
+    record = make(requested=method, length=length, **more)
+    for bucket in record["buckets"]:
+        bucket["nll"] = losses[bucket["stop"] > record["trained_length"]]
+        bucket["acc"] = math.exp(-bucket["nll"])
+    total = sum(bucket["n"] for bucket in record["buckets"])
+    mean = sum(bucket["nll"] * bucket["n"] for bucket in record["buckets"]) / total
+    value = math.exp(mean if record["metric"] == "perplexity" else -mean)
+    return record | {"value": more.get("value", value)}
+
+
+def only(records: list[Record], **kw: Any) -> tables.Table:
+    (table,) = tables.build(records, **kw)
+    return table
+
+
+def texts(table: tables.Table) -> dict[str, list[str]]:
+    return {
+        row.method: [table.cell_text(c) for c in row.cells] + [table.tax_text(row)]
+        for row in table.rows
+    }
+
+
+def terminal(table: tables.Table, width: int = 120, **options: Any) -> str:
+    console = Console(file=io.StringIO(), width=width, **options)
+    console.print(tables.to_rich(table, width), crop=False)
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+EXAMPLE = [
+    cell("rope", 64, (2.0, 5.0)),
+    cell("rope", 128, (2.0, 7.0)),
+    cell("ntk", 64, (2.1, 2.2)),
+    cell("ntk", 128, (2.15, 2.4)),
+    cell("rerope", 64, (1.99, 2.0)),
+    failed(requested="rerope", length=128),
+    failed(requested="pi", length=64, status="error", reason="boom"),
+]
+
+
+def test_rows_columns_failures_and_best() -> None:
+    table = only(EXAMPLE)
+    assert table.header() == ["method", "64", "128", "tax (nat)"]
+    assert [row.method for row in table.rows] == ["rope", "ntk", "pi", "rerope"]
+    shown = texts(table)
+    assert shown["pi"] == ["error", "–", "–"]
+    assert shown["rerope"][1] == "oom"
+    best = [(row.method, column.length) for row, column, c in table.cells() if c.best]
+    assert best == [("ntk", 128), ("rerope", 64)]
+
+
+def test_tax_is_measured_at_the_longest_length_inside_the_trained_one() -> None:
+    shown = texts(only(EXAMPLE))
+    assert shown["rope"][-1] == "0.000"
+    assert shown["ntk"][-1] == "+0.150"  # at 128, not the +0.100 of 64
+    assert shown["rerope"][-1] == "–"  # it ran out of memory at 128
+    caption = only(EXAMPLE).caption
+    assert "positions 0 to 32 (trained length 32), measured at length 128" in caption
+    assert "standard error over windows" in caption
+    # at 1024 each bucket has 64 tokens and none lies inside 32
+    longer = [*EXAMPLE, cell("rope", 1024), cell("ntk", 1024)]
+    assert texts(only(longer))["ntk"][-1] == "+0.150"
+    assert texts(only([cell("rope", 1024), cell("ntk", 1024)]))["ntk"][-1] == "–"
+
+
+def test_tax_is_weighted_by_tokens_and_signed() -> None:
+    rope, ntk = cell("rope", 64), cell("ntk", 64)
+    for number, bucket in enumerate(ntk["buckets"]):
+        bucket["nll"] = 1.0 if number == 0 else 2.0  # bucket 0 has 12 tokens, others 16
+    inside = 12 + 7 * 16
+    row = only([rope, ntk]).rows[1]
+    assert row.tax == pytest.approx(-12 / inside)
+    assert texts(only([rope, ntk]))["ntk"][-1] == f"{-12 / inside:+.3f}"
+
+
+def test_tax_needs_rope_on_the_same_tokens() -> None:
+    without = only([cell("ntk", 64), cell("pi", 64)])
+    assert {row.tax for row in without.rows} == {None}
+    assert "needs rope" in without.caption
+    edited = cell("ntk", 64)
+    edited["buckets"][1]["n"] -= 1
+    table = only([cell("rope", 64), edited, cell("pi", 64)])
+    assert [row.tax is None for row in table.rows] == [False, True, False]
+    failed_rope = only([failed(requested="rope"), cell("ntk", 64)])
+    assert texts(failed_rope)["rope"] == ["oom", "–"]
+
+
+def test_accuracy_is_in_percent_and_its_tax_in_points() -> None:
+    records = [
+        cell("rope", 64, (0.5, 3.0), metric="accuracy", stderr=0.01),
+        cell("ntk", 64, (0.6, 0.7), metric="accuracy", stderr=None),
+    ]
+    table = only(records)
+    points = 100 * (math.exp(-0.6) - math.exp(-0.5))
+    value = records[0]["value"] * 100
+    assert table.header()[-1] == "tax (pt)"
+    assert texts(table)["rope"] == [f"{value:.2f} ± 1.00", "0.00"]
+    assert texts(table)["ntk"] == [f"{100 * records[1]['value']:.2f}", f"{points:+.2f}"]
+    assert [row.cells[0].best for row in table.rows] == [False, True]
+    assert "Percent" in table.caption
+    (first, second) = csv.DictReader(io.StringIO(tables.to_csv([table])))
+    assert float(first["value"]) == records[0]["value"]
+    assert second["stderr"] == ""
+
+
+def test_ties_are_both_best_and_a_lone_row_is_not() -> None:
+    table = only([cell("rope", 64), cell("ntk", 64), cell("pi", 64, (2.0, 3.0))])
+    assert [row.cells[0].best for row in table.rows] == [True, True, False]
+    assert not only([cell("rope", 64)]).rows[0].cells[0].best
+    alone = only([cell("rope", 64), failed(requested="pi")])
+    assert not any(c.best for _, _, c in alone.cells())
+
+
+def test_numbers_are_short_at_every_size() -> None:
+    table = only([cell("rope", 64)])
+    show = [(5.4321, 0.0213), (54.321, 0.2), (543.21, 2.0), (54321.0, 9.0), (1.5e30, 2e29)]
+    assert [table.cell_text(tables.Cell(v, s, "ok")) for v, s in show] == [
+        "5.432 ± 0.021",
+        "54.32 ± 0.20",
+        "543.2 ± 2.0",
+        "54321 ± 9",
+        "1.5e+30 ± 2e+29",
+    ]
+    assert [groups.length_label(n) for n in (512, 1000, 1024, 16384, 1 << 20, 1536)] == [
+        "512",
+        "1000",
+        "1k",
+        "16k",
+        "1m",
+        "1536",
+    ]
+    tiny = tables.Row("x", (), -1e-9)
+    assert table.tax_text(tiny) == "0.000"
+
+
+def test_method_order() -> None:
+    names = [
+        "yarn",
+        "rerope:window=256",
+        "rope",
+        "rerope:window=64",
+        "rerope",
+        "ntk",
+        "²",
+        "9" * 99,
+    ]
+    records = [cell(name, 64) for name in names]
+    assert groups.method_order(records)[:1] == ["rope"]
+    sorted_names = [n for n in groups.method_order(records) if n in names[:6]]
+    assert sorted_names == [
+        "rope",
+        *sorted(["ntk", "rerope", "yarn"])[:2],
+        "rerope:window=64",
+        "rerope:window=256",
+        "yarn",
+    ]
+    given = [row.method for row in only(records, order=["yarn", "ntk", "absent"]).rows]
+    assert given[:3] == ["rope", "yarn", "ntk"]
+
+
+def test_only_what_is_comparable_shares_a_table() -> None:
+    data = make()["data"]
+    records = [
+        cell("rope", 64),
+        cell("rope", 64, dtype="bfloat16"),
+        cell("rope", 64, data=data | {"tokens": 77}),
+        cell("rope", 64, data=data | {"sha256": "ee" * 32}),
+        cell("rope", 64, model="other"),
+        cell("rope", 64, task="acc", metric="accuracy"),
+        cell("rope", 64, seed=5),
+        cell("rope", 64, model_sha256=None),
+    ]
+    built = tables.build(records)
+    assert len(built) == len(records)
+    titles = [table.title for table in built]
+    assert len(set(titles)) == len(titles)
+    assert "other · ppl · perplexity · stdlib" in titles
+    assert any("bfloat16" in title and "1000 tokens" in title for title in titles)
+
+
+def test_cells_of_different_windows_are_not_compared() -> None:
+    records = [
+        cell("rope", 64),
+        cell("ntk", 64, windows=2, value=1.0),
+        cell("pi", 64, windows=2, value=3.0),
+        failed(requested="yarn", length=64),
+    ]
+    table = only(records)
+    assert table.header()[1:3] == ["64 (2 windows)", "64 (4 windows)"]
+    shown = texts(table)
+    assert shown["rope"][0] == "–"
+    assert shown["ntk"] == ["1.000 ± 0.100", "–", "–"]
+    assert shown["yarn"][:2] == ["oom", "oom"]
+    assert [(row.method, c.windows) for row, c, x in table.cells() if x.best] == [("ntk", 2)]
+
+
+def test_the_newest_finished_record_of_a_cell_counts() -> None:
+    records = [
+        cell("ntk", 64, value=3.0, created="2026-01-02T00:00:00+00:00", device="cuda"),
+        cell("ntk", 64, value=4.0, created="2026-01-01T00:00:00+00:00"),
+        failed(requested="ntk", created="2026-01-03T00:00:00+00:00"),
+    ]
+    assert texts(only(records))["ntk"][0] == "3.000 ± 0.100"
+
+
+def test_the_order_of_records_does_not_matter(tmp_path: Path) -> None:
+    shuffled = EXAMPLE[:]
+    random.Random(1).shuffle(shuffled)
+    for form in report.FORMATS:
+        assert report.render(EXAMPLE, form) == report.render(shuffled, form)
+    assert plots.loss_by_position(EXAMPLE, tmp_path / "a.png")
+    assert plots.loss_by_position(shuffled, tmp_path / "b.png")
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+def test_markdown() -> None:
+    text = report.render(EXAMPLE, "md")
+    assert text.splitlines()[:4] == [
+        "### tiny · ppl · perplexity · stdlib",
+        "",
+        "| method | 64 | 128 | tax (nat) |",
+        "| --- | ---: | ---: | ---: |",
+    ]
+    assert re.search(r"\| rerope \| \*\*\d\.\d{3} ± 0\.100\*\* \| oom \| – \|", text)
+    assert report.render([], "md") == "No records.\n"
+
+
+@pytest.mark.parametrize(
+    "name", [*HOSTILE, "a|b\\|c", "**x**", "`x`", "[red]x[/red]", "[/]", "&lt;"]
+)
+def test_hostile_names_do_no_harm(name: str, tmp_path: Path) -> None:
+    name = name.replace("\udcff", "?")  # the store lets no lone surrogate through
+    records = [cell("rope", 64, model=name), cell(name, 64, (2.0, 3.0), model=name)]
+    plain = "".join(c if c.isprintable() else "?" for c in name)
+    table = only(records)
+
+    lines = report.render(records, "md").splitlines()
+    rows = [line for line in lines if line.startswith("| ")]
+    assert len(rows) == 4
+    assert {line.count("|") for line in rows} == {4}
+    assert "<" not in "".join(lines)
+    shown = html.unescape(re.sub(r"\\([`*_\[\]~$])", r"\1", rows[3].split(" | ")[0][2:]))
+    assert shown == plain
+
+    printed = terminal(table, width=12_000)
+    assert plain in printed
+    assert "\x1b" not in printed
+
+    parsed = list(csv.DictReader(io.StringIO(report.render(records, "csv"))))
+    assert [(row["model"], row["method"]) for row in parsed] == [(plain, "rope"), (plain, plain)]
+
+    written = report.write_files(tmp_path, records)
+    assert len(written) == 2
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(p.name for p in written)
+    assert re.fullmatch(r"loss-by-position--[A-Za-z0-9._+=-]+--stdlib\.png", written[1].name)
+
+
+def test_terminal_shows_the_best_with_and_without_colour() -> None:
+    table = only(EXAMPLE)
+    plain = terminal(table)
+    assert re.search(r"rerope .*\d ±0\.100\* ", plain)
+    assert "* is the best of its column" in " ".join(plain.split())
+    coloured = terminal(table, force_terminal=True, color_system="standard")
+    assert "\x1b[1;32m" in coloured
+
+
+def test_a_narrow_terminal_breaks_no_name_and_no_number() -> None:
+    name = "leaky-rerope:window=128,leak=16+logn"
+    table = only([cell("rope", 64), cell(name, 64, (2.1234, 2.5))])
+    printed = terminal(table, width=30)
+    assert name in printed
+    for text in texts(table)[name]:
+        assert all(word in printed for word in text.replace("± ", "±").split())
+    assert max(map(len, terminal(table, width=60).splitlines())) == 60
+    console = Console(file=io.StringIO(), width=30)
+    console.print(tables.to_rich(table), crop=False)
+    whole = console.file.getvalue()  # type: ignore[attr-defined]
+    assert re.search(r"leaky-rerope\S+ +│ +10\.12 ±0\.10 +│ +\+0\.123 +│", whole)
+
+
+def test_csv_is_long_form() -> None:
+    rows = list(csv.DictReader(io.StringIO(report.render(EXAMPLE, "csv"))))
+    assert len(rows) == len(EXAMPLE)
+    oom = next(row for row in rows if row["status"] == "oom")
+    assert (oom["method"], oom["length"], oom["value"], oom["windows"]) == (
+        "rerope",
+        "128",
+        "",
+        "4",
+    )
+    ntk = next(row for row in rows if row["method"] == "ntk")
+    assert float(ntk["tax"]) == pytest.approx(0.15)
+    assert report.render([], "csv").startswith("model,task,metric,data,method,length,value,stderr")
+
+
+def test_an_unknown_format_names_the_valid_ones() -> None:
+    with pytest.raises(UsageError, match="'pdf'; valid: md, csv"):
+        report.render([], "pdf")
+
+
+def test_files_are_written_the_same_each_time(tmp_path: Path) -> None:
+    data = make()["data"] | {"name": "hf:pg19:test"}
+    records = [
+        *EXAMPLE,
+        cell("rope", 64, data=data),
+        cell("rope", 64, data=data, dtype="bfloat16"),
+        cell("rope", 64, data=data | {"name": "hf/pg19/test"}, dtype="bfloat16"),
+        cell("rope", 64, metric="accuracy"),
+        failed(requested="rope", model="broken"),
+    ]
+    first = report.write_files(tmp_path / "a" if (tmp_path / "a").mkdir() is None else "", records)
+    (tmp_path / "b").mkdir()
+    second = report.write_files(tmp_path / "b", records[::-1])
+    names = [path.name for path in first]
+    assert names[0] == "tables.md"
+    assert "loss-by-position--tiny--stdlib.png" in names
+    assert "loss-by-position--tiny--hf-pg19-test--bfloat16.png" in names
+    assert not any("broken" in name for name in names)
+    assert len(names) == len({name.casefold() for name in names}) == 5
+    contents = {path.name: path.read_bytes() for path in first}
+    assert contents == {path.name: path.read_bytes() for path in second}
+    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == sorted(names)
+
+
+@pytest.mark.parametrize("suffix", ["png", "svg"])
+def test_the_plot_is_deterministic(suffix: str, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        assert plots.loss_by_position(EXAMPLE, tmp_path / f"{name}.{suffix}")
+    drawn = (tmp_path / f"a.{suffix}").read_bytes()
+    assert drawn == (tmp_path / f"b.{suffix}").read_bytes()
+    if suffix == "png":
+        assert drawn.startswith(b"\x89PNG")
+    else:
+        assert ElementTree.fromstring(drawn).tag.endswith("svg")
+
+
+def test_the_plot_needs_buckets_and_a_known_suffix(tmp_path: Path) -> None:
+    empty = [make(buckets=[]), failed()]
+    assert not plots.loss_by_position(empty, tmp_path / "a.png")
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(UsageError, match=r"\.png or \.svg"):
+        plots.loss_by_position(EXAMPLE, tmp_path / "a.gif")
+
+
+def test_the_plot_shows_the_longest_common_length() -> None:
+    column, lines = plots._lines(EXAMPLE)
+    assert column == (64, 4)  # rerope ran out of memory at 128
+    assert list(lines) == ["rope", "ntk", "rerope"]
+
+
+def test_an_exploding_line_leaves_the_view_with_a_note() -> None:
+    column, lines = plots._lines(
+        [cell("rope", 64, (2, 9)), cell("ntk", 64, (2.1, 2.4)), cell("pi", 64, (2, 300))]
+    )
+    (axes,) = plots._figure(column, lines).axes
+    low, high = axes.get_ylim()
+    assert low < 2.0
+    assert 2.4 < high < 2.6
+    assert "rope leaves the view: up to 9.00" in axes.get_xlabel()
+    assert "pi leaves the view: up to 300.00" in axes.get_xlabel()
+    assert axes.get_xlim() == (0, 64)
+
+
+def test_labels_and_the_trained_length() -> None:
+    column, lines = plots._lines(
+        [cell("rope", 64), cell("_lead", 64), cell("$\\frac{1", 64), cell("ntk+logn", 64)]
+    )
+    (axes,) = plots._figure(column, lines).axes
+    labels = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert labels == list(lines)
+    curves = axes.get_lines()
+    assert list(curves[0].get_xdata())[:2] == [2.0, 6.0]  # bucket centres
+    assert list(curves[-1].get_xdata()) == [32, 32]
+    assert [text.get_text() for text in axes.texts] == ["trained length 32"]
+    looks = {(c.get_color(), c.get_marker()) for c in curves[:-1]}
+    assert len(looks) == len(lines)
+    assert curves[0].get_color() == "black"
+
+
+def test_the_plot_leaves_matplotlib_as_it_was(tmp_path: Path) -> None:
+    import matplotlib
+
+    with matplotlib.rc_context({"lines.linewidth": 7.0}):
+        before = dict(matplotlib.rcParams)
+        plots.loss_by_position(EXAMPLE, tmp_path / "a.png")
+        assert dict(matplotlib.rcParams) == before

@@ -1,0 +1,331 @@
+"""Records on disk: whole or absent, harmless names, and no file that is not sound is used."""
+
+from __future__ import annotations
+
+import copy
+import errno
+import hashlib
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ctxext.errors import CtxextError, UsageError
+from ctxext.results import Record, Store, printable, problem_with, safe_name
+
+
+def make(**changed: Any) -> Record:
+    """A sound record of 4 windows of 64 tokens; its key is a hash of what is changed."""
+    length = changed.get("length", 64)
+    step = length // 16
+    buckets = [
+        {"start": i * step, "stop": (i + 1) * step, "nll": 2.0, "acc": 0.5, "n": 4 * step}
+        for i in range(16)
+    ]
+    buckets[0]["n"] -= 4
+    record = {
+        "model": "tiny",
+        "requested": "rerope+logn",
+        "method": "rerope:window=32+logn",
+        "task": "ppl",
+        "metric": "perplexity",
+        "length": length,
+        "trained_length": 32,
+        "value": math.exp(2),
+        "stderr": 0.1,
+        "n": 4 * length - 4,
+        "windows": 4,
+        "status": "ok",
+        "reason": None,
+        "seconds": 1.5,
+        "tokens_per_second": 170.0,
+        "peak_memory_bytes": None,
+        "buckets": buckets,
+        "seed": 0,
+        "data": {"name": "stdlib", "sha256": "ab" * 32, "tokens": 1000},
+        "model_sha256": "cd" * 32,
+        "dtype": "float32",
+        "device": "cpu",
+        "attention": "flash",
+        "versions": {"torch": "2.11"},
+        "created": "2026-01-01T00:00:00+00:00",
+        "key": hashlib.sha256(repr(sorted(changed.items())).encode("utf-8", "replace")).hexdigest(),
+    }
+    return record | changed
+
+
+def failed(**changed: Any) -> Record:
+    unmeasured = {"value": None, "stderr": None, "n": 0, "windows": 0, "buckets": []}
+    return make(**unmeasured | {"status": "oom", "reason": "out of memory"} | changed)
+
+
+HOSTILE = [
+    "../../etc/passwd",
+    "/absolute",
+    "..",
+    ".hidden",
+    "-rf",
+    "a\nb\r\nc",
+    "nul\0byte",
+    "\"quoted\" 'name'",
+    "<script>alert(1)</script>",
+    "x" * 5000,
+    "模型/模型",
+    "\u202egnp",
+    "\udcff",
+    "CON",
+    "con.json",
+    "LPT1.x",
+    "a--b",
+    " ",
+    "*?[a]",
+    "C:\\x",
+]
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_names_make_harmless_files(name: str, tmp_path: Path) -> None:
+    store = Store(tmp_path / "out")
+    store.check_writable()
+    record = make(model=name, requested=name, task=name)
+    path = store.write(record)
+    assert path.parent == tmp_path / "out"
+    assert re.fullmatch(r"[A-Za-z0-9_+=][A-Za-z0-9._+=-]*\.json", path.name)
+    assert len(path.name.encode()) < 200
+    assert path.name.count("--") == 4
+    assert not re.match(r"(con|prn|aux|nul|com\d|lpt\d)(\.|$)", path.name, re.IGNORECASE)
+    assert [p.name for p in store.folder.iterdir()] == [path.name]
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+    found = store.get(record["key"])
+    assert found is not None
+    assert found["model"] == name.replace("\udcff", "?")
+
+
+def test_names_can_be_read_and_differ_by_key(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    record = make(length=4096, key="ab12" * 16)
+    assert store.path(record).name == "tiny--rerope+logn--ppl--4096--ab12ab12ab12.json"
+    spec = make(requested="leaky-rerope:window=128,leak=16", key="0" * 64)
+    assert "--leaky-rerope-window=128-leak=16--" in store.path(spec).name
+    twins = [make(model="a/b", key="1" * 64), make(model="a:b", key="2" * 64)]
+    assert len({store.path(twin).name.casefold() for twin in twins}) == 2
+
+
+def test_safe_name_bounds() -> None:
+    assert safe_name("ntk:factor=8") == "ntk-factor=8"
+    assert safe_name("...") == safe_name("") == "_"
+    assert len(safe_name("a" * 100, 10)) == 10
+    assert safe_name("aaaa/bbbb", 5) == "aaaa"
+    assert printable("a\nb\x1b[31m\u202e") == "a?b?[31m?"
+
+
+def test_round_trip_and_get(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    record, other = make(), failed(requested="pi")
+    store.write(record)
+    store.write(other)
+    assert store.get(record["key"]) == record
+    assert store.get(other["key"]) is None
+    assert store.get("f" * 64) is None
+    assert store.get("") is None
+    # the first 12 digits name the file, the whole key decides
+    assert store.get(record["key"][:12] + "0" * 52) is None
+    records, problems = store.read_all()
+    assert (records, problems) == ([other, record], [])
+
+
+def test_a_failed_cell_done_again_takes_its_place(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    key = "ab" * 32
+    assert store.write(failed(key=key)) == store.write(make(key=key))
+    assert store.read_all() == ([make(key=key)], [])
+
+
+def test_an_absent_folder_is_empty(tmp_path: Path) -> None:
+    store = Store(tmp_path / "no")
+    assert store.read_all() == ([], [])
+    assert store.get("ab" * 32) is None
+    assert not (tmp_path / "no").exists()
+
+
+def test_check_writable(tmp_path: Path) -> None:
+    Store(tmp_path / "a" / "b").check_writable()
+    assert list((tmp_path / "a" / "b").iterdir()) == []
+    (tmp_path / "file").write_text("here first")
+    for folder in (tmp_path / "file", tmp_path / "file" / "x", tmp_path / ("n" * 300)):
+        with pytest.raises(UsageError, match="cannot keep records in") as caught:
+            Store(folder).check_writable()
+        assert "\n" not in str(caught.value)
+    with pytest.raises(UsageError, match="cannot keep records"):
+        Store("a\0b").check_writable()
+    with pytest.raises(UsageError, match="cannot read"):
+        Store(tmp_path / "file").read_all()
+    assert (tmp_path / "file").read_text() == "here first"
+
+
+def test_non_finite_numbers_become_null_but_no_measured_value_does(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    record = make(stderr=math.nan, versions={"x": [math.inf]})
+    record["buckets"][3] |= {"n": 0, "nll": math.nan, "acc": math.nan}
+    before = copy.deepcopy(record)
+    text = store.write(record).read_text()
+    assert str(before) == str(record)
+    kept = json.loads(text, parse_constant=pytest.fail)
+    assert kept["stderr"] is None
+    assert kept["versions"] == {"x": [None]}
+    assert kept["buckets"][3]["nll"] is None
+    spoilt = make(key="ee" * 32)
+    spoilt["buckets"][0]["nll"] = math.inf
+    for bad in (make(value=math.nan), make(value=math.inf), make(seconds=math.nan), spoilt):
+        with pytest.raises(CtxextError, match="cannot be kept"):
+            store.write(bad)
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("kind", ["replace", "fsync", "interrupt", "disk"])
+def test_an_interrupted_write_leaves_the_old_record_and_no_trace(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(tmp_path)
+    path = store.write(make(key="ab" * 32))
+    before = path.read_bytes()
+
+    def fail(*_: object) -> None:
+        if kind == "interrupt":
+            raise KeyboardInterrupt
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync" if kind in ("fsync", "disk") else "replace", fail)
+    with pytest.raises(KeyboardInterrupt if kind == "interrupt" else CtxextError) as caught:
+        store.write(make(key="ab" * 32, value=9.0))
+    if kind != "interrupt":
+        assert "No space left" in str(caught.value)
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+    assert path.read_bytes() == before
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_killed_writer_leaves_no_half_record(tmp_path: Path) -> None:
+    """The process dies between writing and renaming: the folder reads as before."""
+    program = (
+        "import os, sys; sys.path.insert(0, 'tests');"
+        "os.fsync = lambda _: os._exit(9);"
+        "from test_results import Store, make; Store(sys.argv[1]).write(make())"
+    )
+    root = Path(__file__).parent.parent
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], cwd=root, check=False)
+    assert done.returncode == 9
+    assert len(list(tmp_path.iterdir())) == 1  # the temporary file of the dead process
+    assert Store(tmp_path).read_all() == ([], [])
+
+
+def test_unsound_files_are_skipped_named_and_left_alone(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    whole = store.write(make()).read_text()
+    text = json.dumps(make())
+    bad = {
+        "cut.json": whole[: len(whole) // 2],
+        "empty.json": "",
+        "list.json": "[1, 2]",
+        "other.json": '{"name": "package", "version": "1"}',
+        "nan.json": text.replace('"stderr": 0.1', '"stderr": NaN'),
+        "huge-float.json": text.replace('"stderr": 0.1', '"stderr": 1e999'),
+        "huge-int.json": text.replace('"seed": 0', '"seed": 1' + "0" * 5000),
+        "deep.json": "[" * 100_000,
+        "surrogate.json": text.replace('"tiny"', '"\\ud800"'),
+        "evil\nname\x1b[31m.json": "{",
+    }
+    for name, content in bad.items():
+        (tmp_path / name).write_text(content)
+    (tmp_path / "latin.json").write_bytes(b'{"model": "\xff"}')
+    (tmp_path / "folder.json").mkdir()
+    (tmp_path / "dangling.json").symlink_to("nowhere")
+    (tmp_path / "tables.md").write_text("not a record, and no problem")
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.is_file()}
+    records, problems = store.read_all()
+    assert records == [make()]
+    assert len(problems) == len(bad) + 3
+    assert all("\n" not in line and "\x1b" not in line for line in problems)
+    assert sorted(line.split(":")[0] for line in problems) == [
+        line.split(":")[0] for line in problems
+    ]
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("model", ""),
+        ("model", 3),
+        ("length", "64"),
+        ("length", True),
+        ("length", 0),
+        ("length", 64.0),
+        ("length", 2**70),
+        ("value", None),
+        ("value", "7.4"),
+        ("value", True),
+        ("value", -1.0),
+        ("value", [2.0]),
+        ("stderr", math.inf),
+        ("n", -3),
+        ("windows", None),
+        ("status", "fine"),
+        ("status", []),
+        ("buckets", None),
+        ("buckets", [7]),
+        ("buckets", [{"start": 0, "stop": 4}]),
+        ("buckets", [{"start": 4, "stop": 4, "nll": 1.0, "acc": 0.5, "n": 1}]),
+        ("buckets", [{"start": 0, "stop": 65, "nll": 1.0, "acc": 0.5, "n": 1}]),
+        ("buckets", [{"start": 0, "stop": 4, "nll": None, "acc": 0.5, "n": 1}]),
+        ("buckets", [{"start": 0, "stop": 4, "nll": 1.0, "acc": 1.5, "n": 1}]),
+        ("buckets", [{"start": 0, "stop": 4, "nll": 1.0, "acc": None, "n": 0}]),
+        ("buckets", [{"start": 0, "stop": 4, "nll": 1.0, "n": 1}]),
+        ("data", "stdlib"),
+        ("data", {"name": "stdlib", "sha256": "ab"}),
+        ("key", "XYZ"),
+        ("key", "../../../../x"),
+        ("key", 12),
+        ("versions", None),
+        ("created", None),
+    ],
+)
+def test_wrong_types_are_problems(field: str, value: Any) -> None:
+    problem = problem_with(make() | {field: value})
+    assert problem is not None
+    assert field.rstrip("s") in problem
+
+
+def test_missing_fields_are_problems() -> None:
+    assert problem_with(make()) is None
+    assert problem_with(failed()) is None
+    assert problem_with(failed(n=None, windows=None, seconds=None) | {"buckets": None}) is None
+    for field in make():
+        lacking = {key: value for key, value in make().items() if key != field}
+        assert problem_with(lacking) == f"the field {field!r} is missing"
+    assert problem_with(make(metric="accuracy", value=1.2)) == "an accuracy cannot be 1.2"
+
+
+def test_an_edited_file_is_not_served(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    path = store.write(make())
+    path.write_text(path.read_text().replace('"windows": 4', '"windows": "4"'))
+    assert store.get(make()["key"]) is None
+
+
+def test_nothing_heavy_is_imported() -> None:
+    program = (
+        "import sys, ctxext.results, ctxext.report, ctxext.report.tables, ctxext.report.plots;"
+        "print([m for m in ('torch', 'transformers', 'pandas', 'matplotlib', 'rich', 'numpy')"
+        " if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
