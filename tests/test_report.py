@@ -333,8 +333,9 @@ def test_files_are_written_the_same_each_time(tmp_path: Path) -> None:
         cell("rope", 64, metric="accuracy"),
         failed(requested="rope", model="broken"),
     ]
-    first = report.write_files(tmp_path / "a" if (tmp_path / "a").mkdir() is None else "", records)
-    (tmp_path / "b").mkdir()
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+    first = report.write_files(tmp_path / "a", records)
     second = report.write_files(tmp_path / "b", records[::-1])
     names = [path.name for path in first]
     assert names[0] == "tables.md"

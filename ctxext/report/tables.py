@@ -11,7 +11,7 @@ import csv
 import io
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from ctxext.report.groups import (
     Cells,
@@ -204,7 +204,8 @@ def to_rich(table: Table, width: int | None = None) -> RichTable:
     for number, column in enumerate(zip(*lines, strict=True)):
         longest = max(text.cell_len for text in column)
         word = longest if number == 0 else max(len(w) for t in column for w in t.plain.split())
-        rich.add_column(column[0], justify="right" if number else "left", min_width=word)
+        side: Literal["right", "left"] = "right" if number else "left"
+        rich.add_column(column[0], justify=side, min_width=word, no_wrap=number == 0)
         whole, least = whole + longest + 3, least + word + 3
     rich.width = max(least, min(whole, width or whole))
     for line in lines[1:]:

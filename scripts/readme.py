@@ -1,0 +1,84 @@
+"""Write the generated parts of README.md from the registry, the command line and the records.
+
+    python scripts/readme.py            rewrite them
+    python scripts/readme.py --check    exit 1 where they are out of date
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+import typing
+from pathlib import Path
+from typing import Any
+
+from ctxext import cli, patches
+from ctxext.models.aliases import ALIASES
+from ctxext.report import tables
+from ctxext.results import Store
+
+ROOT = Path(__file__).parent.parent
+MARK = re.compile(r"(<!-- begin (\w+) -->\n).*?(<!-- end \2 -->)", re.DOTALL)
+ORDER = ["rope", "pi", "ntk-old", "ntk", "ntk-fixed", "beta-radix", "yarn"]
+
+
+def methods() -> str:
+    """One row for each method, from its docstring."""
+    lines = ["| method | parameters | formula | source |", "|---|---|---|---|"]
+    for name in patches.names():
+        entry = patches.REGISTRY.get(name).describe()
+        cells = [f"`{name}`", entry.get("parameters", "–"), entry["formula"], entry["source"]]
+        lines.append("| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |")
+    return "\n".join(lines)
+
+
+def options() -> str:
+    """One row for each option of `ctxext eval`."""
+    hints = typing.get_type_hints(cli.evaluate, include_extras=True)
+    lines = ["| option | meaning | default |", "|---|---|---|"]
+    for name, parameter in inspect.signature(cli.evaluate).parameters.items():
+        info: Any = hints[name].__metadata__[0]
+        flags = [d for d in (info.default, *(info.param_decls or ())) if isinstance(d, str)]
+        flag = flags[0] if flags else f"--{name.replace('_', '-')}"
+        lines.append(f"| `{flag}` | {info.help} | {_default(parameter.default)} |")
+    return "\n".join(lines)
+
+
+def _default(value: Any) -> str:
+    if value is inspect.Parameter.empty:
+        return "required"
+    if isinstance(value, list):
+        return ", ".join(f"`{v}`" for v in value) or "–"
+    return "–" if value in (None, False) else f"`{value}`"
+
+
+def models() -> str:
+    """The aliases in one line."""
+    return ", ".join(f"`{name}` ({a.hub_id}, {a.trained})" for name, a in ALIASES.items()) + "."
+
+
+def results() -> str:
+    """The tables of the committed records."""
+    records, problems = Store(ROOT / "results" / "tiny").read_all()
+    if problems:
+        raise SystemExit(f"results/tiny: {problems[0]}")
+    order = [*ORDER, *sorted({r["requested"] for r in records} - set(ORDER))]
+    return "\n\n".join(tables.to_markdown(table) for table in tables.build(records, order))
+
+
+def main() -> None:
+    """Rewrite, or check."""
+    path = ROOT / "README.md"
+    old = path.read_text(encoding="utf-8")
+    parts = {"methods": methods, "options": options, "models": models, "results": results}
+    new = MARK.sub(lambda m: f"{m[1]}{parts[m[2]]()}\n{m[3]}", old)
+    if new == old:
+        return
+    if "--check" in sys.argv:
+        raise SystemExit("README.md is out of date: run `make format`")
+    path.write_text(new, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
