@@ -137,7 +137,7 @@ def _print_tables(records: list[dict[str, Any]], order: list[str]) -> None:
     width = None if sys.stdout.isatty() else max(100, int(os.environ.get("COLUMNS", "0") or 0))
     console = Console(width=width, soft_wrap=False)
     for table in tables.build(records, order):
-        console.print(tables.to_rich(table))
+        console.print(tables.to_rich(table, console.width), crop=False)
 
 
 def _quieten() -> None:
@@ -197,8 +197,8 @@ def report(
     from ctxext.registry import did_you_mean
     from ctxext.results import Store
 
-    if style not in ("table", "md", "csv"):
-        valid = did_you_mean(style, ("table", "md", "csv"))
+    if style not in ("table", *room.FORMATS):
+        valid = did_you_mean(style, ("table", *room.FORMATS))
         raise UsageError(f"unknown format {style!r}: {valid}")
     if not out.is_dir():
         raise UsageError(f"no folder {str(out)!r}: give --out, where ctxext eval wrote records")

@@ -139,7 +139,7 @@ def parse_length(text: str) -> int:
 def format_length(tokens: int) -> str:
     """The shortest notation that `parse_length` reads back: 16384 → `16k`."""
     for unit, letter in ((1024**2, "m"), (1024, "k")):
-        if tokens % unit == 0:
+        if tokens and tokens % unit == 0:
             return f"{tokens // unit}{letter}"
     return str(tokens)
 

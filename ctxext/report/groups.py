@@ -62,14 +62,6 @@ def describe(group: Group, among: Iterable[Group], always: Sequence[str]) -> lis
     return [str(getattr(group, field)) for field in always] + differing
 
 
-def length_label(length: int) -> str:
-    """16384 → "16k": tokens as the command line writes them."""
-    for unit, letter in ((1 << 20, "m"), (1 << 10, "k")):
-        if length and length % unit == 0:
-            return f"{length // unit}{letter}"
-    return str(length)
-
-
 def method_order(records: Iterable[Record], order: Sequence[str] = ()) -> list[str]:
     """`rope` first, then those in `order`, then the others by name, numbers by size."""
 

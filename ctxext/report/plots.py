@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ctxext.errors import UsageError
-from ctxext.report.groups import Column, length_label, method_order, newest
+from ctxext.registry import format_length
+from ctxext.report.groups import Column, method_order, newest
 from ctxext.results import Record, printable, write_atomically
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart; black is kept for `rope`.
@@ -121,12 +122,12 @@ def _label(axes: Any, record: Record, column: Column, notes: list[str]) -> None:
     axes.set_ylabel("mean loss (nats per token)")
     axes.set_xlim(0, column.length)
     ticks = sorted({column.length * part // 4 for part in range(5)})
-    axes.set_xticks(ticks, [length_label(tick) for tick in ticks])
+    axes.set_xticks(ticks, [format_length(tick) for tick in ticks])
     axes.grid(color="0.9", linewidth=0.8)
     trained = record["trained_length"]
     if trained <= column.length:
         axes.axvline(trained, color="0.35", linestyle=(0, (4, 3)), linewidth=1.2)
-        name = f"trained length {length_label(trained)}"
+        name = f"trained length {format_length(trained)}"
         side = "left" if trained < column.length / 2 else "right"
         where = {"xycoords": ("data", "axes fraction"), "ha": side, "color": "0.25"}
         axes.annotate(name, (trained, 1.015), **where)

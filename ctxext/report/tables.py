@@ -13,13 +13,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from ctxext.registry import format_length
 from ctxext.report.groups import (
     Cells,
     Column,
     Group,
     describe,
     grouped,
-    length_label,
     method_order,
     newest,
 )
@@ -79,7 +79,7 @@ class Table:
         """`method`, each length (with its windows where they differ within a length), the tax."""
         lengths = [column.length for column in self.columns]
         labels = [
-            length_label(length) + (f" ({windows} windows)" if lengths.count(length) > 1 else "")
+            format_length(length) + (f" ({windows} windows)" if lengths.count(length) > 1 else "")
             for length, windows in self.columns
         ]
         tax = _TAX.get(self.group.metric)
@@ -177,7 +177,7 @@ def _caption(metric: str, rope: Record | None) -> str:
     return (
         f"{error}; tax is the change against rope in {_TAX[metric].words} over positions "
         f"0 to {stop} (trained length {rope['trained_length']}), measured at length "
-        f"{length_label(rope['length'])}."
+        f"{format_length(rope['length'])}."
     )
 
 
