@@ -18,6 +18,7 @@ from test_results import HOSTILE, failed, make
 
 from ctxext import report
 from ctxext.errors import UsageError
+from ctxext.registry import format_length
 from ctxext.report import groups, plots, tables
 from ctxext.results import Record
 
@@ -146,7 +147,7 @@ def test_numbers_are_short_at_every_size() -> None:
         "54321 ± 9",
         "1.5e+30 ± 2e+29",
     ]
-    assert [groups.length_label(n) for n in (512, 1000, 1024, 16384, 1 << 20, 1536)] == [
+    assert [format_length(n) for n in (512, 1000, 1024, 16384, 1 << 20, 1536)] == [
         "512",
         "1000",
         "1k",
