@@ -18,20 +18,21 @@ from ctxext.tasks.base import TokenScores
 LOGITS_AT_ONCE = 2**24  # 64 MiB of float32
 
 
-def tokenise(text: Text, tokenizer: Any, at_most: int | None) -> list[int]:
-    """The documents' token ids, a blank line after each but the last, no special tokens.
+def tokenise(text: Text, tokenizer: Any, at_most: int | None) -> Tensor:
+    """The documents' token ids [tokens], a blank line after each but the last, nothing special.
 
     Args:
         at_most: stop at so many tokens; None for all.
     """
-    ids: list[int] = []
+    pieces: list[Tensor] = []
     last = len(text.documents) - 1
     for i, document in enumerate(text.documents):
         piece = document if i == last else document + "\n\n"
-        ids += tokenizer(piece, add_special_tokens=False, verbose=False).input_ids
-        if at_most is not None and len(ids) >= at_most:
-            return ids[:at_most]
-    return ids
+        ids = tokenizer(piece, add_special_tokens=False, verbose=False).input_ids
+        pieces.append(torch.tensor(ids, dtype=torch.long))
+        if at_most is not None and sum(map(len, pieces)) >= at_most:
+            break
+    return torch.cat(pieces)[:at_most]
 
 
 def start_token(tokenizer: Any) -> int | None:
@@ -41,7 +42,7 @@ def start_token(tokenizer: Any) -> int | None:
     return bos if bos is not None and ids[:1] == [bos] else None
 
 
-def cut(ids: list[int], length: int, start: int | None, limit: int | None, name: str) -> Tensor:
+def cut(ids: Tensor, length: int, start: int | None, limit: int | None, name: str) -> Tensor:
     """Consecutive windows [windows, length] that do not overlap; `start` opens each if given.
 
     Raises:
@@ -54,7 +55,7 @@ def cut(ids: list[int], length: int, start: int | None, limit: int | None, name:
             f"data {name!r} has {len(ids)} tokens, fewer than one window of {length}: "
             "give longer data or a smaller --len"
         )
-    windows = torch.tensor(ids[: count * payload]).view(count, payload)
+    windows = ids[: count * payload].view(count, payload)
     if start is None:
         return windows
     return torch.cat((torch.full((count, 1), start), windows), 1)
