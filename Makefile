@@ -13,6 +13,14 @@ demo: $(READY)
 	  --method pi --method ntk --method beta-radix --method rerope --method leaky-rerope \
 	  --method rerope+logn --out $(DEMO)
 
+# The committed comparison that README shows.
+results: $(READY)
+	$(BIN)/ctxext eval --model tiny --len 512,2k,4k,16k --tokens 64k --task ppl,acc \
+	  $(foreach m,pi ntk-old ntk ntk-fixed beta-radix yarn rerope leaky-rerope logn \
+	    ntk+logn beta-radix+logn rerope+logn leaky-rerope+logn,--method $(m)) --out results/tiny
+	$(BIN)/ctxext report --out results/tiny
+	$(BIN)/python scripts/readme.py
+
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests
 

@@ -26,7 +26,6 @@ _LAZY = {
     "patch": "ctxext.engine.patch",
     "patched": "ctxext.engine.patch",
     "load": "ctxext.models.loading",
-    "patches": "ctxext",
 }
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ctxext.engine.chunked import chunked_attention
@@ -154,15 +155,17 @@ def scaled_attention(
 
 
 def register_distance() -> str:
-    """Register `distance_attention`, with a mask of its own, and return its name."""
+    """Register `distance_attention`, with sdpa's boolean mask, and return its name."""
     AttentionInterface.register("ctxext", distance_attention)
-    AttentionMaskInterface.register("ctxext", AttentionMaskInterface._global_mapping["sdpa"])
+    AttentionMaskInterface.register("ctxext", ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
     return "ctxext"
 
 
 def register_scaled(own: str) -> str:
     """Register `scaled_attention` over the implementation `own`, with its mask; its new name."""
+    if own not in ALL_MASK_ATTENTION_FUNCTIONS:  # without one the model would not be causal
+        raise UnsupportedModelError(f"query scales do not run on {own!r} attention: load with sdpa")
     name = f"ctxext_{own}"
     AttentionInterface.register(name, scaled_attention)
-    AttentionMaskInterface.register(name, AttentionMaskInterface._global_mapping[own])
+    AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[own])
     return name

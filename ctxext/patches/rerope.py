@@ -34,13 +34,9 @@ class ReRoPE(Distance):
 
     def parts(self) -> tuple[Part, ...]:
         """Far queries stand at w, far keys at 0."""
-        w = self.resolve_checked()
+        require(self.window is not None, "window", None, "resolved first")
+        w = self.window or 0
         return (
             Part(0, w, identity, identity),
             Part(w, None, lambda q: q * 0 + w, lambda k: k * 0),
         )
-
-    def resolve_checked(self) -> int:
-        """The resolved window in tokens."""
-        require(self.window is not None, "window", None, "resolved first")
-        return self.window or 0
