@@ -129,10 +129,34 @@ def _apply_frequencies(layout: Layout, spec: Spec, undo: contextlib.ExitStack) -
     undo.callback(module._buffers.__setitem__, "inv_freq", own)
     module._buffers["inv_freq"] = theta.to(own.device, torch.float32)
     _replace(undo, module, "attention_scaling", factor)
+    if layout.scaling != "default":
+        _replace(undo, module, "rope_type", "default")
+    _check_tables(module, factor)
     if layout.scaling == "default":
         return []
-    _replace(undo, module, "rope_type", "default")
     return [f"the model's own {layout.scaling} rope scaling is replaced by {spec}"]
+
+
+def _check_tables(module: nn.Module, factor: float) -> None:
+    """UnsupportedModelError where the rotary module does not go by its inv_freq.
+
+    At position 1 its cosines must be cos θ times the factor: float32 rounds them by 6e-8.
+    """
+    inv_freq = module._buffers["inv_freq"]
+    if inv_freq is None or inv_freq.is_meta:
+        return
+    one = torch.ones(1, 1, dtype=torch.long, device=inv_freq.device)
+    try:
+        cos = module(torch.zeros(1, 1, 1, device=inv_freq.device), one)[0].flatten()
+    except Exception as error:
+        raise UnsupportedModelError(f"{type(module).__name__} cannot be called: {error}") from error
+    expected = (inv_freq.cos() * factor).sort().values
+    found = cos[: len(expected)] if len(cos) == len(expected) else cos.sort().values[::2]
+    if not torch.allclose(found.sort().values, expected, rtol=0, atol=1e-5):
+        raise UnsupportedModelError(
+            f"{type(module).__name__} does not rotate by its inv_freq, so frequency methods would "
+            "do nothing"
+        )
 
 
 def _apply_attention(

@@ -1,0 +1,345 @@
+"""Write a model folder whose config carries a spec, so that stock transformers gives its logits."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ctxext import patches
+from ctxext.engine.patch import patch
+from ctxext.errors import UnsupportedModelError, UsageError
+from ctxext.models.layout import Layout, find_layout
+from ctxext.models.loading import Source, load_config
+from ctxext.patches import Spec
+from ctxext.patches.base import Rotary
+
+Rope = dict[str, Any]  # what stands in a config as `rope_parameters`
+
+ORIGINAL = "original_max_position_embeddings"
+MAX_CONFIG_BYTES = 2**24
+# What transformers looks for, in its order, and the files that belong to it.
+WEIGHTS = {"model.safetensors": "*.safetensors", "pytorch_model.bin": "pytorch_model*.bin"}
+SUPPORT = (
+    *("*.json", "*.txt", "*.jinja", "*.model", "*.model.v*", "*.tiktoken", "*.bpe", "*.md"),
+    *("licen[cs]e*", "notice*", "readme*", "use_policy*"),
+)
+TEMPLATES = "additional_chat_templates"
+# All that transformers' rope types read, so what an older scaling leaves behind.
+SCALING_KEYS = frozenset(
+    "rope_type type factor attention_factor beta_fast beta_slow mscale mscale_all_dim truncate "
+    "short_factor long_factor short_mscale long_mscale low_freq_factor high_freq_factor "
+    f"{ORIGINAL}".split()
+)
+
+# The methods that transformers computes itself. What one of them gives is checked like the rest.
+DIRECT: dict[str, Callable[[Any, Rotary], tuple[str, Rope]]] = {
+    "pi": lambda method, _: ("linear", {"rope_type": "linear", "factor": method.k}),
+    "ntk-old": lambda method, own: ("rope_theta", {"rope_theta": own.base * method.k}),
+    "ntk": lambda method, own: (
+        "rope_theta",  # with one pair, d = 2, any base gives θ_0 = 1
+        {"rope_theta": own.base * method.k ** (own.dim / max(1, own.dim - 2))},
+    ),
+    "yarn": lambda method, own: (
+        "yarn",
+        {
+            "rope_type": "yarn",
+            "factor": method.k,
+            "beta_fast": method.beta_fast,
+            "beta_slow": method.beta_slow,
+            ORIGINAL: own.trained,
+        },
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written: the resolved spec, how the config says it, and the files' names."""
+
+    spec: str
+    expression: str
+    files: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Patched:
+    """The patched model without weights, which the written config must reproduce."""
+
+    model: Any
+    raw: dict[str, Any]  # its config.json
+    layout: Layout
+    longest: int  # tokens
+    trust_remote_code: bool
+
+
+def export(
+    source: Path,
+    spec: Spec,
+    length: int,
+    out: Path,
+    *,
+    train_len: int | None = None,
+    trust_remote_code: bool = False,
+) -> Exported:
+    """Write a copy of a model folder that stock transformers loads with the spec in force.
+
+    Args:
+        source: a local model folder.
+        spec: frequency methods only; a config can say nothing else.
+        length: L in tokens, which becomes the config's `max_position_embeddings`.
+        out: the new folder; it must not exist, or be empty. It appears complete or not at all.
+        train_len: T in tokens where the config's is not right.
+        trust_remote_code: whether code that comes with the model may run, and is copied.
+
+    Raises:
+        UsageError: a spec, folder or file that does not do; the message says what would.
+        UnsupportedModelError: transformers cannot express the spec for this model.
+    """
+    _check_spec(spec)
+    target = _check_paths(source, out)
+    raw, files = _read_config(source), _choose_files(source, trust_remote_code)
+    config = load_config(Source(os.path.realpath(source), trust_remote_code=trust_remote_code))
+    config.name_or_path = str(source)
+    model = _skeleton(config, trust_remote_code)
+    layout = find_layout(model, train_len)
+    resolved = patch(model, spec, length, train_len=train_len).spec
+    if not trust_remote_code:
+        raw.pop("auto_map", None)
+    patched = _Patched(model, raw, layout, max(length, layout.facts.trained), trust_remote_code)
+    try:
+        near = next(parent for parent in target.parents if parent.exists())
+        with tempfile.TemporaryDirectory(prefix=".ctxext-", dir=near) as box:
+            stage = Path(box) / "model"
+            stage.mkdir()
+            expression = _write_config(stage, patched, resolved)
+            for file in files:
+                copy = stage / file.relative_to(source)
+                copy.parent.mkdir(exist_ok=True)
+                shutil.copy2(file, copy)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.rename(stage, target)
+    except OSError as error:
+        raise UsageError(f"cannot write {str(out)!r}: {error}") from error
+    names = ["config.json", *(str(file.relative_to(source)) for file in files)]
+    return Exported(resolved.full(), expression, tuple(sorted(names)))
+
+
+def _check_spec(spec: Spec) -> None:
+    others = [method.name for method in spec.methods if method.kind != "frequency"]
+    if others:
+        can = [n for n in patches.names() if patches.REGISTRY.get(n).kind == "frequency"]
+        raise UsageError(
+            f"{str(spec)!r} cannot be expressed in a config, since {' and '.join(others)} changes "
+            f"attention itself: use ctxext.patch at run time; a config can carry {', '.join(can)}"
+        )
+
+
+def _check_paths(source: Path, out: Path) -> Path:
+    """The folder to write, free of symbolic links."""
+    target, origin = Path(os.path.realpath(out)), Path(os.path.realpath(source))
+    if not source.is_dir():
+        raise UsageError(f"no model folder {str(source)!r}: give one that holds config.json")
+    if target.is_relative_to(origin):
+        raise UsageError(f"{str(out)!r} lies in the model folder {str(source)!r}: give another")
+    try:
+        if os.path.lexists(target) and not (target.is_dir() and not any(target.iterdir())):
+            raise UsageError(f"{str(out)!r} exists already: give a new or an empty folder")
+    except OSError as error:
+        raise UsageError(f"cannot write {str(out)!r}: {error}") from error
+    return target
+
+
+def _read_config(source: Path) -> dict[str, Any]:
+    path = source / "config.json"
+    try:
+        if not path.is_file():
+            raise UsageError(f"no config.json in {str(source)!r}: give a model folder")
+        if path.stat().st_size > MAX_CONFIG_BYTES:
+            raise UsageError(f"{str(path)!r} is too large for a config: is it the right file?")
+        raw = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise UsageError(f"{str(path)!r} is no readable JSON ({error})") from error
+    if not isinstance(raw, dict):
+        raise UsageError(f"{str(path)!r} holds a {type(raw).__name__}, not an object of settings")
+    return raw
+
+
+def _choose_files(source: Path, code: bool) -> list[Path]:
+    """The files to copy as they are: weights in one format, tokenizer, texts, code if wanted."""
+    files = [p for p in sorted(source.iterdir()) if p.is_file() and not p.name.startswith(".")]
+    names = {p.name for p in files}
+    weights = next((w for w in WEIGHTS if names & {w, f"{w}.index.json"}), None)
+    if weights is None:
+        raise UsageError(
+            f"no weights in {str(source)!r}: it needs {' or '.join(WEIGHTS)}, or an index of shards"
+        )
+    if weights not in names:
+        _check_shards(source / f"{weights}.index.json", names)
+    patterns = (*SUPPORT, WEIGHTS[weights], *(["*.py"] if code else []))
+    others = {"config.json", "trainer_state.json"}
+    others |= {f"{w}.index.json" for w in WEIGHTS if w != weights}
+    wanted = [p for p in files if any(fnmatch(p.name.lower(), x) for x in patterns)]
+    templates = sorted((source / TEMPLATES).glob("*.jinja"))
+    return [p for p in [*wanted, *templates] if p.name not in others and p.is_file()]
+
+
+def _check_shards(index: Path, names: set[str]) -> None:
+    try:
+        shards = set(json.loads(index.read_bytes())["weight_map"].values())
+    except (OSError, ValueError, RecursionError, LookupError, AttributeError, TypeError):
+        raise UsageError(f"{str(index)!r} is no index of weights: download it anew") from None
+    if missing := sorted(str(shard) for shard in shards - names):
+        raise UsageError(
+            f"{len(missing)} of {len(shards)} weight files are missing in {str(index.parent)!r}, "
+            f"such as {missing[0]!r}: download them"
+        )
+
+
+def _skeleton(config: Any, trust_remote_code: bool) -> Any:
+    """The model without weights: all on the meta device but the rotary module, which is real."""
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(
+                config, attn_implementation="eager", trust_remote_code=trust_remote_code
+            )
+        for module in [m for m in model.modules() if _is_rotary(m) and hasattr(m, "config")]:
+            module.__init__(module.config)
+    except Exception as error:
+        raise UnsupportedModelError(
+            f"transformers builds no causal language model of type {config.model_type}: "
+            f"{_one_line(error)}"
+        ) from error
+    if any(m.inv_freq.is_meta for m in model.modules() if _is_rotary(m)):
+        raise UnsupportedModelError(f"{config.model_type}: its rotary module is not understood")
+    return model
+
+
+def _is_rotary(module: nn.Module) -> bool:
+    return isinstance(getattr(module, "inv_freq", None), Tensor)
+
+
+def _expressions(spec: Spec, own: Rotary, length: int) -> Iterator[tuple[str, Rope | None]]:
+    """The ways to say the spec, best first: a name for it, and its scaling; None for unchanged."""
+    if not spec.frequencies:
+        yield "unchanged", None
+        return
+    if len(spec.frequencies) == 1 and spec.frequencies[0].name in DIRECT:
+        with contextlib.suppress(OverflowError):
+            yield DIRECT[spec.frequencies[0].name](spec.frequencies[0], own)
+    scales = spec.scales(own)
+    yield (
+        "longrope",
+        {
+            "rope_type": "longrope",
+            "factor": 1.0,
+            "attention_factor": spec.attention_factor(),
+            "short_factor": scales,
+            "long_factor": scales,
+            ORIGINAL: max(length, own.trained),
+        },
+    )
+
+
+def _write_config(stage: Path, patched: _Patched, spec: Spec) -> str:
+    """Write the first expression of the spec that proves right; its name."""
+    why = ""
+    for expression, rope in _expressions(spec, patched.layout.facts, patched.longest):
+        edited = _edit(patched, rope)
+        (stage / "config.json").write_text(json.dumps(edited, indent=2) + "\n")
+        try:
+            _check_written(stage, patched, rope is not None)
+            return expression
+        except Exception as error:
+            why = _one_line(error)
+    raise UnsupportedModelError(
+        f"the config of a {patched.model.config.model_type} model cannot express {spec}: use "
+        f"ctxext.patch at run time ({why})"
+    )
+
+
+def _edit(patched: _Patched, rope: Rope | None) -> dict[str, Any]:
+    """The config's JSON with this scaling; keys of transformers 4, where there, say the same."""
+    config, raw, longest = patched.model.config, patched.raw, patched.longest
+    if config.get_text_config() is not config:
+        raise UnsupportedModelError(f"{config.model_type} nests the config of its language model")
+    key = (config.attribute_map or {}).get("max_position_embeddings", "max_position_embeddings")
+    if rope is None:  # a scaling of its own may depend on the length: leave that alone
+        own = patched.layout.scaling == "default"
+        return {**raw, key: max(longest, getattr(config, key, None) or 0)} if own else raw
+    own_rope = getattr(config, "rope_parameters", None) or {}
+    kept = {k: v for k, v in own_rope.items() if k not in SCALING_KEYS}
+    special = set(config.ignore_keys_at_rope_validation or ()) - {"partial_rotary_factor"}
+    if special := special & set(kept):
+        raise UnsupportedModelError(
+            f"{config.model_type} reads {', '.join(sorted(special))} of its rope parameters "
+            "outside the rotary module: use ctxext.patch at run time"
+        )
+    base = patched.layout.facts.base
+    rope = {"rope_type": "default", "rope_theta": base, **kept, **rope}
+    edited = {**raw, key: longest, "rope_parameters": rope}
+    if getattr(config, "head_dim", 0) is None:  # which transformers' yarn and longrope cannot read
+        edited["head_dim"] = config.hidden_size // config.num_attention_heads
+    if ORIGINAL in rope and hasattr(config, ORIGINAL):  # it has priority over rope_parameters
+        edited[ORIGINAL] = rope[ORIGINAL]
+    legacy = {"rope_theta", "rotary_emb_base", "rope_scaling"} & set(raw)
+    edited |= dict.fromkeys(legacy, rope["rope_theta"])
+    if legacy:
+        edited["rope_scaling"] = None if rope["rope_type"] == "default" else rope
+    return edited
+
+
+def _check_written(stage: Path, patched: _Patched, scaled: bool) -> None:
+    """Any exception, unless a model of the written config rotates as the patched one does."""
+    from transformers import AutoConfig
+
+    config = patched.model.config
+    reader = type(config) if patched.trust_remote_code else AutoConfig  # no code runs from `stage`
+    written = reader.from_pretrained(stage)
+    written.name_or_path = config.name_or_path
+    other = _skeleton(written, patched.trust_remote_code)
+    if _constants(other) != _constants(patched.model):
+        raise ValueError("it would change more than the rotary module")
+    if scaled and written.max_position_embeddings != patched.longest:
+        raise ValueError("its max_position_embeddings is not read")
+    theirs = next(m for m in other.modules() if _is_rotary(m))
+    for last in (8, patched.longest - 1, patched.longest):
+        pairs = zip(_tables(theirs, last), _tables(patched.layout.module, last), strict=True)
+        for got, want in pairs:
+            torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-5 * (want.ndim > 1))
+
+
+def _one_line(error: Exception) -> str:
+    return (" ".join(str(error).split()) or type(error).__name__)[:200]
+
+
+def _constants(model: Any) -> dict[str, Any]:
+    """The shapes of all weights, and the numbers by which modules scale."""
+    scales = {
+        f"{name}.{key}": value
+        for name, module in model.named_modules()
+        for key, value in vars(module).items()
+        if "scal" in key and isinstance(value, int | float) and not _is_rotary(module)
+    }
+    return {**{name: tuple(w.shape) for name, w in model.state_dict().items()}, **scales}
+
+
+def _tables(rotary: Any, last: int) -> list[Tensor]:
+    """The attention factor, inv_freq, and cos and sin at positions 0 … 7, up to `last` tokens."""
+    positions = torch.tensor([[*range(8), last]])
+    out = rotary(torch.zeros(1, positions.shape[1], 1), positions)
+    tables = [x[:, :8] for x in (out if isinstance(out, tuple) else (out,))]  # [1, 8, d]
+    factor = float(getattr(rotary, "attention_scaling", 1.0))
+    return [torch.tensor(factor), rotary.inv_freq.clone(), *tables]

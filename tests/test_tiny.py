@@ -1,0 +1,72 @@
+"""The shipped model: what it is, and that on it each method does what it is for."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import ctxext
+from ctxext.data import HELD_OUT_MODULES, HELD_OUT_TOPICS, load_text
+from ctxext.models.aliases import TINY
+from ctxext.tasks import windows
+
+TRAINED, LONG, COUNT = 512, 4096, 6
+TAIL = slice(LONG - TRAINED // 2 - 1, None)  # of nll [windows, length−1]: tokens 3840 … 4095
+
+
+@pytest.fixture(scope="module")
+def tiny() -> tuple[object, object]:
+    """The model and its tokenizer."""
+    return ctxext.load("tiny")
+
+
+@pytest.fixture(scope="module")
+def ids(tiny: tuple[object, object]) -> torch.Tensor:
+    """The first tokens of the held-out text."""
+    return windows.tokenise(load_text("stdlib"), tiny[1], COUNT * LONG)
+
+
+def tail_loss(tiny: tuple[object, object], ids: torch.Tensor, method: str) -> np.ndarray:
+    """Mean loss of each 4k window's last 256 tokens, in nats per token [windows]."""
+    with ctxext.patched(tiny[0], method, LONG):
+        return windows.score(tiny[0], ids.view(-1, LONG), batch=1).nll[:, TAIL].mean(1)
+
+
+def test_it_is_small_trained_at_512_and_stored_in_16_bits(tiny: tuple[object, object]) -> None:
+    model, tokenizer = tiny
+    assert sum(path.stat().st_size for path in TINY.iterdir()) <= 8 * 2**20
+    assert model.config.max_position_embeddings == TRAINED
+    assert model.config.head_dim == 64
+    assert model.dtype == torch.float32
+    assert 2000 <= len(tokenizer) <= 4096
+    assert json.loads((TINY / "config.json").read_text())["dtype"] in ("float16", "bfloat16")
+
+
+def test_its_tokenizer_gives_back_any_text(tiny: tuple[object, object]) -> None:
+    for text in ("  def f(x):\n\treturn x  \n", "naïve 北京 🙂 \x00", "12345", " a  b ,  c"):
+        assert tiny[1].decode(tiny[1](text).input_ids) == text
+
+
+def test_its_provenance_names_what_was_held_out() -> None:
+    provenance = json.loads((TINY / "provenance.json").read_text())
+    text = json.dumps(provenance)
+    assert all(name in text for name in (*HELD_OUT_MODULES, *HELD_OUT_TOPICS))
+    assert str(Path.home()) not in text
+
+
+def test_methods_rank_as_published_beyond_the_trained_length(
+    tiny: tuple[object, object], ids: torch.Tensor
+) -> None:
+    """Losses on the same tokens, read at 4k by each method and at 512 by the unpatched model."""
+    short = windows.score(tiny[0], ids.view(-1, TRAINED), batch=8).nll
+    same = short.reshape(COUNT, LONG // TRAINED, -1)[:, -1, TRAINED // 2 - 1 :].mean()
+    names = ("rope", "ntk", "rerope", "rerope+logn")
+    loss = {name: tail_loss(tiny, ids, name).mean() for name in names}
+    assert loss["rope"] > loss["ntk"] > loss["rerope"]
+    assert loss["rope"] >= same + 0.3
+    assert loss["rerope"] <= same + 0.05
+    assert loss["rerope+logn"] <= loss["rerope"]
