@@ -3,4 +3,5 @@
 aliases.py   short names of models that people use
 layout.py    where a loaded model's rotary module is, its θ and its trained length
 loading.py   a name, an id or a folder → model and tokenizer
+trained.py   the trained length, from a config alone
 """

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ctxext.errors import UnsupportedModelError
+from ctxext.models.trained import trained_length
 from ctxext.patches.base import Rotary
 
 # Scalings that choose their frequencies by the length of the sequence at hand.
@@ -22,27 +23,6 @@ class Layout:
     module: nn.Module
     facts: Rotary
     scaling: str  # transformers' rope type, "default" for none
-
-
-def trained_length(config: Any) -> int:
-    """T in tokens: the length before any rope scaling, else `max_position_embeddings`.
-
-    Raises:
-        UnsupportedModelError: the config names no length.
-    """
-    config = config.get_text_config()
-    rope = getattr(config, "rope_parameters", None) or {}
-    for length in (
-        rope.get("original_max_position_embeddings"),
-        getattr(config, "original_max_position_embeddings", None),
-        getattr(config, "max_position_embeddings", None),
-    ):
-        if length is None:
-            continue
-        if not (isinstance(length, int) and length >= 2):
-            raise UnsupportedModelError(f"the config's trained length {length!r} is no length")
-        return length
-    raise UnsupportedModelError(f"{config.model_type}: the config names no trained length")
 
 
 def find_layout(model: nn.Module, train_len: int | None = None) -> Layout:

@@ -10,7 +10,7 @@ from typing import Any
 
 from ctxext.errors import UsageError
 from ctxext.models.aliases import ALIASES, locate
-from ctxext.models.layout import trained_length
+from ctxext.models.trained import trained_length
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 QUANTIZATIONS = ("4bit", "8bit")
