@@ -1,0 +1,28 @@
+"""The trained length, from a config alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ctxext.errors import UnsupportedModelError
+
+
+def trained_length(config: Any) -> int:
+    """T in tokens: the length before any rope scaling, else `max_position_embeddings`.
+
+    Raises:
+        UnsupportedModelError: the config names no length.
+    """
+    config = config.get_text_config()
+    rope = getattr(config, "rope_parameters", None) or {}
+    for length in (
+        rope.get("original_max_position_embeddings"),
+        getattr(config, "original_max_position_embeddings", None),
+        getattr(config, "max_position_embeddings", None),
+    ):
+        if length is None:
+            continue
+        if not (isinstance(length, int) and length >= 2):
+            raise UnsupportedModelError(f"the config's trained length {length!r} is no length")
+        return length
+    raise UnsupportedModelError(f"{config.model_type}: the config names no trained length")
