@@ -6,9 +6,11 @@ cell failed (the rest are written), 2 usage, 130 interrupted.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -84,16 +86,16 @@ def evaluate(
             device=device,
             load_in=load_in,
             attn=ask.check_attention(attn),
-            train_len=parse_length(train_len) if train_len else None,
+            train_len=None if train_len is None else parse_length(train_len),
         ),
         methods=ask.parse_methods(method),
         lengths=ask.parse_lengths(length),
         tasks=ask.parse_tasks(task),
         data=data,
-        limit=ask.positive("--limit", limit),
-        tokens=parse_length(tokens) if tokens else None,
-        seed=seed,
-        batch_size=ask.positive("--batch-size", batch_size),
+        limit=ask.in_range("--limit", limit),
+        tokens=None if tokens is None else parse_length(tokens),
+        seed=ask.in_range("--seed", seed, least=0) or 0,
+        batch_size=ask.in_range("--batch-size", batch_size),
         out=out,
         force=force,
     )
@@ -134,8 +136,7 @@ def _print_tables(records: list[dict[str, Any]], order: list[str]) -> None:
 
     from ctxext.report import tables
 
-    width = None if sys.stdout.isatty() else max(100, int(os.environ.get("COLUMNS", "0") or 0))
-    console = Console(width=width, soft_wrap=False)
+    console = Console(width=None if sys.stdout.isatty() else 100)
     for table in tables.build(records, order):
         console.print(tables.to_rich(table, console.width), crop=False)
 
@@ -143,6 +144,7 @@ def _print_tables(records: list[dict[str, Any]], order: list[str]) -> None:
 def _quieten() -> None:
     """Keep libraries' chatter off stderr; errors still come through as ours."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    warnings.simplefilter("ignore")
     import huggingface_hub
     import transformers
 
@@ -168,7 +170,7 @@ def patch(
 
     spec, tokens = patches.parse(method), parse_length(length)
     source = Source(model, revision, trust_remote_code)
-    trained = parse_length(train_len) if train_len else None
+    trained = None if train_len is None else parse_length(train_len)
     from ctxext.export import export
     from ctxext.models.loading import local_folder
 
@@ -262,6 +264,9 @@ def main() -> None:
     """Run the command line; every error the user can cause is one line on stderr."""
     from ctxext.errors import CtxextError, UsageError
 
+    for stream in (sys.stdout, sys.stderr):  # a formula must not fail on a narrow encoding
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
         code = app(standalone_mode=False)
     except UsageError as error:
@@ -273,7 +278,9 @@ def main() -> None:
     except BrokenPipeError:  # the reader of stdout left early, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = FAILED
-    except Exception as error:
+    except OSError as error:
+        code = _complain(f"cannot write the result: {error.strerror or error}", FAILED)
+    except Exception as error:  # Typer's own usage errors have a message and an exit code
         if not hasattr(error, "format_message"):
             raise
         code = _complain(error.format_message(), getattr(error, "exit_code", USAGE))
@@ -281,6 +288,8 @@ def main() -> None:
 
 
 def _complain(message: object, code: int) -> int:
-    line = " ".join(str(message).split())
-    sys.stderr.write(f"error: {line}\n")
+    from ctxext.results import printable
+
+    if line := printable(" ".join(str(message).split())):  # bare `ctxext` has printed its help
+        sys.stderr.write(f"error: {line}\n")
     return code

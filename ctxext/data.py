@@ -188,6 +188,10 @@ def _json_lines(name: str) -> list[str]:
             raise UsageError(f"data {name!r}, line {number}: not JSON") from None
         if not isinstance(row, dict) or not isinstance(row.get("text"), str):
             raise UsageError(f"data {name!r}, line {number}: needs an object with a string 'text'")
+        try:
+            row["text"].encode()
+        except UnicodeEncodeError:
+            raise UsageError(f"data {name!r}, line {number}: half a surrogate pair") from None
         documents.append(row["text"])
     return documents
 
@@ -196,10 +200,11 @@ def _hub_dataset(name: str) -> list[str]:
     path, split, column = (*name[3:].split(":"), "", "")[:3]
     if not path or name.count(":") > 3:
         raise UsageError(f"malformed data {name!r}: write hf:name[:split[:column]]")
-    from datasets import load_dataset
+    import datasets
 
+    datasets.disable_progress_bars()
     try:
-        rows = load_dataset(path, split=split or "test")
+        rows = datasets.load_dataset(path, split=split or "test")
     except Exception as error:
         text = " ".join(str(error).split())[:200]
         raise UsageError(f"data {name!r} cannot be loaded: {text}") from error

@@ -74,8 +74,8 @@ def check_attention(attn: str) -> str:
     return attn
 
 
-def positive(name: str, value: int | None) -> int | None:
-    """The value; UsageError where it is not above 0."""
-    if value is not None and value < 1:
-        raise UsageError(f"bad value {value} for {name}: give a whole number, at least 1")
+def in_range(name: str, value: int | None, least: int = 1) -> int | None:
+    """The value; UsageError where it is below `least` or beyond 31 bits."""
+    if value is not None and not least <= value < 2**31:
+        raise UsageError(f"bad value {value} for {name}: give {least} … {2**31 - 1}")
     return value

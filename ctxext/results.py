@@ -8,6 +8,7 @@ in seconds. Files are written whole or not at all, and a file that is not sound 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import math
 import os
@@ -86,10 +87,12 @@ class Store:
         return None
 
     def write(self, record: Record) -> Path:
-        """Keep the record; non-finite numbers become null, which an `ok` value may not be."""
-        clean = _finite(record)
+        """Keep the record, sealed; the value of an `ok` one must be finite."""
+        clean = sealed(record)
         if problem := problem_with(clean):
             raise CtxextError(f"this record cannot be kept: {problem}")
+        if self.path(clean).exists() and _load(self.path(clean))[0] == clean:
+            return self.path(clean)
         text = json.dumps(clean, indent=1, ensure_ascii=False, allow_nan=False)
         write_atomically(self.path(clean), text.encode("utf-8", "replace") + b"\n")
         return self.path(clean)
@@ -137,7 +140,7 @@ def _problem_with_buckets(buckets: list[Any], length: int) -> str | None:
         ends = ("start", "stop", "n")
         if not isinstance(bucket, dict) or not all(_whole(bucket.get(field)) for field in ends):
             return f"bucket {number} lacks a whole start, stop or n"
-        if not end <= bucket["start"] < bucket["stop"] <= length:
+        if not end <= bucket["start"] <= bucket["stop"] - bool(bucket["n"]) <= length - 1:
             return f"bucket {number} is out of order or reaches beyond the length"
         end, means = bucket["stop"], ((bucket.get("nll", ""), 1e9), (bucket.get("acc", ""), 1))
         if not all(_size(x) and x <= high if bucket["n"] else x is None for x, high in means):
@@ -153,9 +156,23 @@ def _load(path: Path) -> tuple[Record | None, str | None]:
         record = json.loads(path.read_bytes().decode("utf-8"), parse_constant=_refuse)
         json.dumps(record, ensure_ascii=False).encode("utf-8")  # no lone surrogates
         problem = problem_with(record)
+        if problem is None and record.get("digest") != digest(record):
+            problem = "its digest is wrong: it was edited by hand"
     except (OSError, ValueError, RecursionError) as error:
         return None, f"cannot be read as JSON ({error})"
     return (None, problem) if problem else (record, None)
+
+
+def sealed(record: Record) -> Record:
+    """The record with null for what is not finite, and a digest that shows later edits."""
+    clean: Record = _finite(record)
+    return {**clean, "digest": digest(clean)}
+
+
+def digest(record: Record) -> str:
+    """The SHA-256 of everything else in the record."""
+    rest = {field: value for field, value in record.items() if field != "digest"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def _refuse(constant: str) -> NoReturn:
@@ -163,11 +180,13 @@ def _refuse(constant: str) -> NoReturn:
 
 
 def _finite(value: Any) -> Any:
-    """A copy in which every NaN and infinity is None."""
+    """A copy in which every NaN and infinity is None, and no text has half a surrogate pair."""
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_finite(item) for item in value]
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode()
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -22,7 +22,7 @@ from ctxext.models import loading
 from ctxext.patches import Spec
 from ctxext.patches.base import Span
 from ctxext.request import Request
-from ctxext.results import Record, Store
+from ctxext.results import Record, Store, sealed
 from ctxext.tasks.base import Task, TokenScores
 
 
@@ -69,31 +69,31 @@ class Evaluation:
         found = {k: None if request.force else store.get(k) for k in self.plan.keys}
         if any(record is None for record in found.values()):
             self._load(found)
-        for (requested, length), cells in self._groups():
-            known = [found[self.plan.key(cell)] for cell in cells]
-            records = [r for r in known if r is not None]
-            if len(records) < len(cells):
-                records = self._compute(cells, length)
-                for record in records:
-                    store.write(record)
-                    found[record["key"]] = record
-            for record in records:
-                self._emit({**record, "requested": str(requested)})
+        for length, cells in self._groups():
+            new = [cell for cell in cells if found[self.plan.key(cell)] is None]
+            for record in self._compute(new, length) if new else []:
+                found[record["key"]] = record
+            for cell in cells:
+                self._emit(store, cell, found[self.plan.key(cell)] or {})
         return self.records
 
-    def _emit(self, record: Record) -> None:
-        if all(record["key"] != other["key"] for other in self.records):
-            self.records.append(record)
-            self.monitor.done(record)
+    def _emit(self, store: Store, cell: Cell, record: Record) -> None:
+        """Report a cell's record, and keep it under the names of this request.
 
-    def _groups(self) -> Iterator[tuple[tuple[Spec, int], list[Cell]]]:
+        A failure never takes the place of a finished record.
+        """
+        names = {"model": self.request.source.name, "requested": str(cell.requested)}
+        data = {**record["data"], "name": self.text.name}
+        record = sealed({**record, **names, "data": data})
+        if record["status"] == "ok" or store.get(record["key"]) is None:
+            store.write(record)
+        self.records.append(record)
+        self.monitor.done(record)
+
+    def _groups(self) -> Iterator[tuple[int, list[Cell]]]:
         """Cells by method and length: these share a forward, since each task reads the same."""
-        return (
-            (group, list(cells))
-            for group, cells in itertools.groupby(
-                self.plan.cells, key=lambda cell: (cell.requested, cell.length)
-            )
-        )
+        groups = itertools.groupby(self.plan.cells, key=lambda cell: (cell.requested, cell.length))
+        return ((length, list(cells)) for (_, length), cells in groups)
 
     def _load(self, found: dict[str, Record | None]) -> None:
         """Tokens, windows and model; everything that can be refused is refused here."""
@@ -109,12 +109,12 @@ class Evaluation:
             for length in request.lengths
         }
         self.data_tokens = len(ids)
-        self.model = loading.load_model(source)
+        self.model = loading.load_model(source, self.monitor.note)
         for length, spec in itertools.product(request.lengths, request.methods):
             with patched(self.model, spec, length, **self._patch_options()) as handle:
                 for line in handle.notes:
                     self.monitor.note(f"{spec} at {length}: {line}")
-        todo = {(c.requested, c.length) for c in self.plan.cells if found[self.plan.key(c)] is None}
+        todo = {(c.method, c.length) for c in self.plan.cells if found[self.plan.key(c)] is None}
         total = sum(self.windows[length].numel() for _, length in todo)
         self.monitor.plan(len(todo), total)
 
@@ -132,25 +132,24 @@ class Evaluation:
         some = self.windows[length]
         self.monitor.begin(f"{cells[0].requested} at {length}")
         meter = _Meter(str(self.model.device))
-        scores: TokenScores | None = None
-        outcome: dict[str, str | None] = {"status": "ok", "reason": None}
+        scores: TokenScores | Exception
         try:
             with patched(self.model, cells[0].method, length, **self._patch_options()):
                 scores = windows.score(
                     self.model, some, self.request.batch(length), self.monitor.advance
                 )
             if not math.isfinite(scores.nll.sum()):
-                scores, outcome = None, {"status": "error", "reason": "the loss is not finite"}
+                scores = CtxextError("the loss is not finite")
         except Exception as error:
-            outcome = _failure(error)
+            scores = error
         cost = meter.read(some.numel())
-        return [self._record(cell, scores, some, {**outcome, **cost}) for cell in cells]
+        return [self._record(cell, scores, some, cost) for cell in cells]
 
     def _record(
-        self, cell: Cell, scores: TokenScores | None, some: Any, outcome: dict[str, Any]
+        self, cell: Cell, scores: TokenScores | Exception, some: Any, cost: dict[str, Any]
     ) -> Record:
         plan = self.plan
-        summary = cell.task.summarise(scores) if scores else None
+        outcome = {**_outcome(cell.task, scores), **cost}
         return {
             "model": self.request.source.name,
             "requested": str(cell.requested),
@@ -159,12 +158,8 @@ class Evaluation:
             "metric": cell.task.metric,
             "length": cell.length,
             "trained_length": plan.identity.trained,
-            "value": summary.value if summary else None,
-            "stderr": summary.stderr if summary else None,
-            "n": int(scores.nll.size) if scores else 0,
             "windows": len(some),
             **outcome,
-            "buckets": scores.buckets() if scores else [],
             "seed": self.request.seed,
             "limit": self.request.limit,
             "data": {
@@ -174,12 +169,14 @@ class Evaluation:
             },
             "model_sha256": plan.identity.sha256,
             "revision": self.request.source.revision,
-            "dtype": str(self.model.dtype).removeprefix("torch."),
+            "dtype": plan.source.load_in or str(self.model.dtype).removeprefix("torch."),
             "device": _device_name(self.model.device),
             "attention": plan.attention(cell.method),
             "batch_size": self.request.batch(cell.length),
             "versions": _versions(),
-            "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+            "created": datetime.datetime.now(datetime.timezone.utc).isoformat(
+                timespec="microseconds"
+            ),
             "key": plan.key(cell),
         }
 
@@ -238,7 +235,19 @@ def _plan(request: Request, text: Text) -> _Plan:
     return _Plan(source, identity, text.sha256, cells, request)
 
 
-def _failure(error: Exception) -> dict[str, str | None]:
+def _outcome(task: Task, scores: TokenScores | Exception) -> dict[str, Any]:
+    """What was measured, and the status; or no numbers, and the reason."""
+    try:
+        if isinstance(scores, Exception):
+            raise scores
+        summary = task.summarise(scores)
+    except Exception as error:
+        return {"value": None, "stderr": None, "n": 0, "buckets": [], **_failure(error)}
+    done = {"status": "ok", "reason": None, "buckets": scores.buckets()}
+    return {**summary._asdict(), "n": int(scores.nll.size), **done}
+
+
+def _failure(error: Exception) -> dict[str, str]:
     """The status and reason of a cell that failed."""
     import torch
 

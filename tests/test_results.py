@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from ctxext.errors import CtxextError, UsageError
-from ctxext.results import Record, Store, printable, problem_with, safe_name
+from ctxext.results import Record, Store, printable, problem_with, safe_name, sealed
 
 
 def make(**changed: Any) -> Record:
@@ -130,21 +130,21 @@ def test_round_trip_and_get(tmp_path: Path) -> None:
     record, other = make(), failed(requested="pi")
     store.write(record)
     store.write(other)
-    assert store.get(record["key"]) == record
+    assert store.get(record["key"]) == sealed(record)
     assert store.get(other["key"]) is None
     assert store.get("f" * 64) is None
     assert store.get("") is None
     # the first 12 digits name the file, the whole key decides
     assert store.get(record["key"][:12] + "0" * 52) is None
     records, problems = store.read_all()
-    assert (records, problems) == ([other, record], [])
+    assert (records, problems) == ([sealed(other), sealed(record)], [])
 
 
 def test_a_failed_cell_done_again_takes_its_place(tmp_path: Path) -> None:
     store = Store(tmp_path)
     key = "ab" * 32
     assert store.write(failed(key=key)) == store.write(make(key=key))
-    assert store.read_all() == ([make(key=key)], [])
+    assert store.read_all() == ([sealed(make(key=key))], [])
 
 
 def test_an_absent_folder_is_empty(tmp_path: Path) -> None:
@@ -248,7 +248,7 @@ def test_unsound_files_are_skipped_named_and_left_alone(tmp_path: Path) -> None:
     (tmp_path / "tables.md").write_text("not a record, and no problem")
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.is_file()}
     records, problems = store.read_all()
-    assert records == [make()]
+    assert records == [sealed(make())]
     assert len(problems) == len(bad) + 3
     assert all("\n" not in line and "\x1b" not in line for line in problems)
     assert sorted(line.split(":")[0] for line in problems) == [

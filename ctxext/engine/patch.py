@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from ctxext.engine import seams
+from ctxext.engine.probe import check_probe, probe
 from ctxext.engine.seams import STATE, State
-from ctxext.errors import CtxextError, UnsupportedModelError, UsageError
+from ctxext.errors import UnsupportedModelError, UsageError
 from ctxext.models.layout import LENGTH_DEPENDENT, Layout, find_layout
 from ctxext.patches import Spec, parse
-from ctxext.patches.base import Part, Span, identity
+from ctxext.patches.base import Span
 
 HANDLE = "_ctxext_handle"
-PROBE_TOKENS = 8
 
 
 class Handle:
@@ -177,7 +177,7 @@ def _apply_attention(
     state = State(
         rotary, rotary.forward, layout.facts.trained, parts, spec.query_scales, factor, path
     )
-    before = _probe(model) if parts else []
+    before = probe(model, rotary)
     name = seams.register_distance() if parts else seams.register_scaled(own)
     if parts and hasattr(rotary, "attention_scaling"):
         _replace(undo, rotary, "attention_scaling", 1.0)
@@ -185,7 +185,7 @@ def _apply_attention(
     _replace(undo, rotary, "forward", state.far_tables)
     hook = model.base_model.register_forward_pre_hook(_check_inputs(state), with_kwargs=True)
     undo.callback(hook.remove)
-    _check_probe(model, state, before)
+    check_probe(model, state, before)
     return path
 
 
@@ -225,86 +225,33 @@ def _own_config(model: Any, name: str, state: State, undo: contextlib.ExitStack)
 
 
 def _check_inputs(state: State) -> Any:
-    """A pre-hook of the base model: refuses caches we cannot serve, and finds true positions."""
+    """A pre-hook of the base model: refuses what we cannot serve, and finds true positions."""
 
     def hook(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
-        cache = kwargs.get("past_key_values")
+        named = dict(zip(("input_ids", "attention_mask", "position_ids"), args, strict=False))
+        given = {**kwargs, **named}
+        cache, mask = given.get("past_key_values"), given.get("attention_mask")
+        flat = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
         if state.parts and getattr(cache, "is_compileable", False):
             raise UnsupportedModelError(
                 f"distance methods do not support {type(cache).__name__}: use the default cache"
             )
-        mask = kwargs.get("attention_mask")
-        given = (*args[:1], kwargs.get("input_ids"), kwargs.get("inputs_embeds"))
-        tokens = next(x for x in given if x is not None)
-        wanted = state.query_scales and kwargs.get("position_ids") is None
-        if wanted and isinstance(mask, Tensor) and mask.ndim == 2:
-            positions = (mask.long().cumsum(-1) - 1).clamp(min=0)
+        if state.parts and flat is not None and _has_holes(flat):
+            raise UnsupportedModelError(
+                "distance methods do not support padding between the tokens of a row: pad on one "
+                "side only"
+            )
+        if state.query_scales and flat is not None and given.get("position_ids") is None:
+            tokens = given.get("input_ids")
+            tokens = given["inputs_embeds"] if tokens is None else tokens
+            positions = (flat.long().cumsum(-1) - 1).clamp(min=0)
             kwargs["position_ids"] = positions[:, -tokens.shape[1] :]
         return args, kwargs
 
     return hook
 
 
-def _probe(model: Any) -> list[Tensor]:
-    """What each class of attention first gives on a few tokens, in evaluation mode."""
-    seen: dict[type, Tensor] = {}
-
-    def keep(module: nn.Module, args: Any, output: Any) -> None:
-        seen.setdefault(type(module), output[0].detach().float().cpu())
-
-    modules = [m for m in model.modules() if type(m).__name__.endswith("Attention")]
-    hooks = [m.register_forward_hook(keep) for m in modules]
-    training = model.training
-    device = model.get_input_embeddings().weight.device
-    vocabulary = model.get_input_embeddings().weight.shape[0]
-    ids = torch.arange(PROBE_TOKENS, device=device)[None] % vocabulary
-    try:
-        model.eval()
-        with torch.no_grad():
-            model.base_model(input_ids=ids, use_cache=False)
-    finally:
-        model.train(training)
-        for hook in hooks:
-            hook.remove()
-    return list(seen.values())
-
-
-def _check_probe(model: Any, state: State, before: list[Tensor]) -> None:
-    """With a window wider than the probe, attention must give what it gave before the patch.
-
-    The tolerance is relative to the largest output: 1e-3 in float32, where two roundings of an
-    angle of PROBE_TOKENS radians cost 1e-6, and 5e-2 in 16 bits, where each rounds by 4e-3.
-    """
-    kept, state.parts = state.parts, _wide(state.parts)
-    try:
-        after = _probe(model)
-    except CtxextError:
-        raise
-    except Exception as error:
-        raise UnsupportedModelError(
-            f"{model.config.model_type} does not run with ctxext's attention: {error}"
-        ) from error
-    finally:
-        state.parts = kept
-        state.tables.clear()
-    if not state.calls:
-        raise UnsupportedModelError(
-            f"{model.config.model_type} does not use transformers' attention interface"
-        )
-    wide = next(model.parameters()).dtype in (torch.float32, torch.float64)
-    for old, new in zip(before, after, strict=False):
-        worst = float((old - new).abs().max() / old.abs().max().clamp(min=1e-9))
-        if not worst <= (1e-3 if wide else 5e-2):
-            raise UnsupportedModelError(
-                f"{model.config.model_type} is rotated in a way that is not understood: with an "
-                f"infinite window its attention is off by {worst:.1g}"
-            )
-
-
-def _wide(parts: tuple[Part, ...]) -> tuple[Part, ...]:
-    """The same cached keys, with a near part that reaches over the whole probe."""
-    if not parts:
-        return parts
-    far = parts[-1]
-    near = Part(0, PROBE_TOKENS, identity, identity)
-    return (near, Part(PROBE_TOKENS, None, far.query, far.key))
+def _has_holes(mask: Tensor) -> bool:
+    """Whether any row of a 2-D mask [b, m] has more than one run of tokens."""
+    starts = torch.diff(mask.bool().int(), prepend=torch.zeros_like(mask[:, :1]).int()) == 1
+    return bool((starts.sum(-1) > 1).any())

@@ -129,6 +129,8 @@ def distance_attention(
     odd = [name for name in UNKNOWN if kwargs.get(name) is not None]
     if odd:
         raise UnsupportedModelError(f"distance methods do not support attention with {odd[0]!r}")
+    if attention_mask is not None and attention_mask.is_floating_point():
+        attention_mask = _seen_by(attention_mask)
     output = PATHS[state.path](
         state.scale_query(query, kwargs.get("position_ids")),
         key,
@@ -140,6 +142,14 @@ def distance_attention(
         dropout,
     )
     return output.transpose(1, 2).contiguous(), None
+
+
+def _seen_by(additive: Tensor) -> Tensor:
+    """The boolean mask of an additive one that only hides keys."""
+    seen = additive == 0
+    if not (seen | (additive <= torch.finfo(additive.dtype).min / 2)).all():
+        raise UnsupportedModelError("distance methods do not support a mask that adds a bias")
+    return seen
 
 
 def scaled_attention(

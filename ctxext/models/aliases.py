@@ -49,9 +49,9 @@ def locate(name: str) -> str:
         return ALIASES[name].hub_id
     folder = Path(name)
     try:
-        if folder.is_dir():
+        if name.strip() and folder.is_dir():
             return name
-        if folder.exists():
+        if folder.is_file():
             raise UsageError(f"model {name!r} is a file: give the folder that holds config.json")
     except (OSError, ValueError):
         raise UsageError(f"model {name!r} is no usable path") from None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import logging
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -74,11 +76,20 @@ def settle(source: Source, config: Any) -> Source:
     device, dtype, attn = pick_device(source.device), source.dtype, source.attn
     if dtype == "auto":
         saved = str(getattr(config, "dtype", None) or "bfloat16").removeprefix("torch.")
-        dtype = "float32" if device == "cpu" else saved
+        dtype = "float32" if device.startswith("cpu") else saved
     if attn == "auto":
-        capped = getattr(config.get_text_config(), "attn_logit_softcapping", None)
-        attn = "eager" if capped else "sdpa"
+        attn = "sdpa" if _takes_sdpa(config) else "eager"
     return replace(source, device=device, dtype=dtype, attn=attn)
+
+
+def _takes_sdpa(config: Any) -> bool:
+    """Whether torch's sdpa is right for the model: it caps no logits, and the family allows it."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING as FAMILIES
+
+    if getattr(config.get_text_config(), "attn_logit_softcapping", None):
+        return False
+    family = FAMILIES.get(type(config), None)
+    return bool(getattr(family, "_supports_sdpa", True))
 
 
 def load_config(source: Source) -> Any:
@@ -95,17 +106,34 @@ def load_tokenizer(source: Source) -> Any:
     return _explained(source, AutoTokenizer.from_pretrained)
 
 
-def load_model(source: Source) -> Any:
-    """The model in evaluation mode on its device; errors as for `load`."""
+def load_model(source: Source, note: Callable[[str], None] = logging.warning) -> Any:
+    """The model in evaluation mode on its device; errors as for `load`, and for lost weights.
+
+    Args:
+        note: told, in a line, of weights in the checkpoint that the config has no place for.
+    """
     from transformers import AutoModelForCausalLM
 
     source = settle(source, load_config(source))
     options: dict[str, Any] = {"dtype": source.dtype, "attn_implementation": source.attn}
-    if source.load_in:
+    if source.load_in is not None:
         options["quantization_config"] = _quantization(source.load_in)
     if source.device != "cpu":
         options["device_map"] = source.device
-    return _explained(source, AutoModelForCausalLM.from_pretrained, **options).eval()
+    model, found = _explained(
+        source, AutoModelForCausalLM.from_pretrained, output_loading_info=True, **options
+    )
+    if missing := sorted(found["missing_keys"]):  # transformers would make these up
+        raise UsageError(
+            f"model {source.name!r} lacks {len(missing)} weights, such as {missing[0]!r}: mend its "
+            "config.json, or download it anew"
+        )
+    if unused := sorted(found["unexpected_keys"]):
+        note(
+            f"model {source.name!r} has {len(unused)} weights that its config has no place for, "
+            f"such as {unused[0]!r}: left out"
+        )
+    return model.eval()
 
 
 def pick_device(device: str) -> str:
@@ -115,8 +143,9 @@ def pick_device(device: str) -> str:
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError):
+        if torch.empty(1, device=device).is_meta:
+            raise RuntimeError
+    except Exception:
         raise UsageError(
             f"device {device!r} is not available here: give auto, cpu, or a device torch has"
         ) from None
@@ -143,6 +172,11 @@ def _explained(source: Source, call: Any, **options: Any) -> Any:
         return call(**arguments, **options)
     except Exception as error:
         text = " ".join(str(error).split()) or type(error).__name__
+        if "trust_remote_code" in text:
+            raise UsageError(
+                f"model {source.name!r} brings its own code: give --trust-remote-code if you "
+                "trust it"
+            ) from error
         if Path(where).is_dir():
             raise UsageError(
                 f"model folder {source.name!r} cannot be loaded: {text[:300]}"

@@ -30,7 +30,8 @@ class Yarn(Stretch):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.beta_slow > 0, "beta_slow", self.beta_slow, "above 0")
+        require(self.beta_slow >= 1e-6, "beta_slow", self.beta_slow, "at least 1e-6 turns")
+        require(self.beta_fast <= 1e6, "beta_fast", self.beta_fast, "at most 1e6 turns")
         require(self.beta_fast >= self.beta_slow, "beta_fast", self.beta_fast, "≥ beta_slow")
 
     def scales(self, rotary: Rotary) -> list[float]:

@@ -42,8 +42,8 @@ def write_files(folder: str | Path, records: Iterable[Record]) -> list[Path]:
 
 
 def _figures(records: Iterable[Record]) -> dict[str, list[Record]]:
-    """File name → records; perplexity and accuracy of one task have the same losses."""
-    drawn = groups.grouped(records, ignore="metric")
+    """File name → records; perplexity and accuracy of the same tokens have the same losses."""
+    drawn = groups.grouped(records, ignore=("task", "metric"))
     names: dict[str, list[Record]] = {}
     taken = set()
     for group, members in drawn.items():

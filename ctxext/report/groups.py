@@ -21,6 +21,7 @@ class Group(NamedTuple):
     data_sha256: str
     model_sha256: str
     seed: int
+    trained_length: int
 
 
 class Column(NamedTuple):
@@ -36,15 +37,15 @@ Cells = dict[tuple[str, Column], Record]
 def group_of(record: Record) -> Group:
     data, weights = record["data"], record["model_sha256"] or ""
     names = (record["model"], record["task"], record["metric"], data["name"], data["tokens"])
-    return Group(*names, record["dtype"], data["sha256"], weights, record["seed"])
+    rest = (record["seed"], record["trained_length"])
+    return Group(*names, record["dtype"], data["sha256"], weights, *rest)
 
 
-def grouped(records: Iterable[Record], ignore: str = "") -> dict[Group, list[Record]]:
-    """Records by what they share, in a fixed order; the field `ignore` may differ."""
+def grouped(records: Iterable[Record], ignore: Sequence[str] = ()) -> dict[Group, list[Record]]:
+    """Records by what they share, in a fixed order; the fields in `ignore` may differ."""
     groups: dict[Group, list[Record]] = {}
     for record in records:
-        group = group_of(record)
-        group = group._replace(**{ignore: ""}) if ignore else group  # type: ignore[arg-type]
+        group = group_of(record)._replace(**dict.fromkeys(ignore, ""))  # type: ignore[arg-type]
         groups.setdefault(group, []).append(record)
     return dict(sorted(groups.items()))
 
@@ -53,7 +54,7 @@ def describe(group: Group, among: Iterable[Group], always: Sequence[str]) -> lis
     """The fields `always`, then those that tell the group from those like it `among` all."""
     like = [g for g in among if all(getattr(g, f) == getattr(group, f) for f in always)]
     words = {"tokens": "{} tokens", "data_sha256": "data {:.8}", "model_sha256": "weights {:.8}"}
-    words["seed"] = "seed {}"
+    words |= {"seed": "seed {}", "trained_length": "trained at {}"}
     differing = [
         words.get(field, "{}").format(getattr(group, field))
         for field in Group._fields

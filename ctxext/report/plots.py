@@ -114,7 +114,7 @@ def _limit(axes: Any, curves: dict[str, list[float]]) -> list[str]:
 def _label(axes: Any, record: Record, column: Column, notes: list[str]) -> None:
     """Title, axes, the trained length T, and what is out of view."""
     windows = f"{column.windows} window{'s' if column.windows > 1 else ''}"
-    about = f"{record['task']}, {windows} of {column.length} tokens, {record['dtype']}"
+    about = f"{windows} of {column.length} tokens, {record['dtype']}"
     heading = _wrapped(f"{record['model']} on {record['data']['name']}: loss by position", 70)
     _set(axes.set_title("", fontsize=12, pad=24, loc="left"), f"{heading}\n{_wrapped(about, 90)}")
     lines = ["position in the window (tokens)", *(_wrapped(note, 90) for note in notes)]

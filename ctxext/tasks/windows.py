@@ -28,17 +28,31 @@ def tokenise(text: Text, tokenizer: Any, at_most: int | None) -> Tensor:
     last = len(text.documents) - 1
     for i, document in enumerate(text.documents):
         piece = document if i == last else document + "\n\n"
-        ids = tokenizer(piece, add_special_tokens=False, verbose=False).input_ids
+        ids = _encode(tokenizer, piece, add_special_tokens=False)
         pieces.append(torch.tensor(ids, dtype=torch.long))
         if at_most is not None and sum(map(len, pieces)) >= at_most:
             break
     return torch.cat(pieces)[:at_most]
 
 
+def _encode(tokenizer: Any, text: str, **options: Any) -> list[int]:
+    """The text's token ids; UsageError where the tokenizer fails, panics of its core included."""
+    try:
+        ids: list[int] = tokenizer(text, verbose=False, **options).input_ids
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        raise UsageError(
+            f"the tokenizer of {tokenizer.name_or_path!r} ({type(tokenizer).__name__}) cannot "
+            f"encode the data: {error}"
+        ) from error
+    return ids
+
+
 def start_token(tokenizer: Any) -> int | None:
     """The id of the tokenizer's own BOS if it adds one, else None."""
     bos = getattr(tokenizer, "bos_token_id", None)
-    ids = tokenizer("a").input_ids
+    ids = _encode(tokenizer, "a")
     return bos if bos is not None and ids[:1] == [bos] else None
 
 

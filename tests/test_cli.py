@@ -1,0 +1,815 @@
+"""The command line: exit codes, what goes to stdout and stderr, refusals, and what is imported."""
+
+from __future__ import annotations
+
+import ast
+import importlib.metadata
+import importlib.util
+import itertools
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from conftest import random_model
+from test_eval import (
+    VOCABULARY,
+    Ran,
+    Run,
+    evaluate,
+    failing,
+    kept,
+    letters,
+    runner,
+    save_model,
+    tables,
+)
+
+import ctxext
+from ctxext import cli, patches, tasks
+from ctxext.models.aliases import ALIASES
+from ctxext.results import problem_with
+from ctxext.tasks import windows
+from ctxext.tasks.base import TokenScores
+
+PACKAGE = Path(ctxext.__file__).parent
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    return runner(monkeypatch, capsys)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_model(tmp_path_factory.mktemp("models") / "plain")
+
+
+@pytest.fixture
+def here(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with the model `plain` and the data `t.txt`."""
+    shutil.copytree(folder, tmp_path / "plain")
+    (tmp_path / "t.txt").write_text(letters())
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("COLUMNS", raising=False)
+    return tmp_path
+
+
+def refused(ran: Ran, *words: str) -> str:
+    """The one line on stderr of a usage error, which has the words."""
+    assert ran.code == 2
+    assert ran.out == ""
+    (line,) = ran.err.splitlines()
+    assert line.startswith("error: ")
+    for word in words:
+        assert word in line
+    return line
+
+
+# Exit 0.
+
+
+def test_a_table_goes_to_stdout_and_progress_to_stderr(run: Run, here: Path) -> None:
+    base = ("eval", "--model", "plain", "--data", "t.txt", "--limit", "3", "--len", "32,48")
+    ran = run(*base, "--method", "rerope:window=8", "--method", "ntk")
+    head, *rows = tables(ran)
+    assert ran.code == 0
+    assert head == ["method", "32", "48", "tax (nat)"]
+    assert [row[0] for row in rows] == ["rope", "rerope:window=8", "ntk"]
+    for record in evaluate(run, "--limit", 3, "--len", "32,48", "--method", "ntk").records:
+        (row,) = [row for row in rows if row[0] == record["requested"]]
+        cell = row[head.index(str(record["length"]))]
+        shown = [float(number.rstrip("*")) for number in cell.split("±")]
+        assert shown == pytest.approx([record["value"], record["stderr"]], rel=1e-2)
+    lines = ran.err.splitlines()
+    assert len(lines) == 1 + 6
+    assert lines[0].startswith("6 method × length")
+    assert not [line for line in lines if set(line) & set("│┃━")]
+
+
+DESIGNED = (
+    *("model", "method", "task", "length", "metric", "value", "stderr", "n", "status", "seconds"),
+    *("tokens_per_second", "peak_memory_bytes", "buckets", "versions", "device", "dtype"),
+    *("attention", "data", "model_sha256", "seed", "created"),
+)
+
+
+def test_json_is_one_record_per_line_and_nothing_else(run: Run, here: Path) -> None:
+    ran = evaluate(run, "--method", "rerope", "--task", "ppl,acc", "--seed", 7)
+    assert ran.code == 0
+    assert ran.out.endswith("}\n")
+    assert len(ran.records) == 4
+    for record in ran.records:
+        assert set(DESIGNED) <= record.keys()
+        assert problem_with(record) is None
+        assert record["status"] == "ok"
+        assert record["seed"] == 7
+        assert record["data"].keys() >= {"name", "sha256"}
+        assert record["versions"].keys() >= {"ctxext", "torch", "transformers", "python"}
+        assert len(record["buckets"]) == 16
+        assert all(b.keys() >= {"start", "stop", "nll", "acc", "n"} for b in record["buckets"])
+        assert record["seconds"] > 0
+        tokens = record["windows"] * record["length"]
+        assert record["tokens_per_second"] == pytest.approx(tokens / record["seconds"], rel=1e-6)
+    assert [r["method"] for r in ran.records] == ["rope"] * 2 + ["rerope:window=16"] * 2
+    assert [r["metric"] for r in ran.records] == ["perplexity", "accuracy"] * 2
+
+
+def test_the_unpatched_model_comes_first_once_per_length(run: Run, here: Path) -> None:
+    ran = evaluate(
+        run, "--method", "logn", "--method", "rope", "--method", "rope+rope", "--len", "48,32,32"
+    )
+    cells = [(r["requested"], r["length"]) for r in ran.records]
+    assert cells == [("rope", 32), ("rope", 48), ("logn", 32), ("logn", 48)]
+
+
+def test_progress_on_a_terminal_leaves_stdout_clean(
+    run: Run, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    ran = evaluate(run, "--method", "ntk:factor=2", "--len", "32,48")
+    assert ran.code == 0
+    assert len(ran.records) == 4
+    assert "ntk:factor=2 48 perplexity" in ran.err
+
+
+@pytest.mark.parametrize("name", ["模型 🦙", "new\nline", "--model", "[bold]x", "a" * 200])
+def test_any_folder_name_will_do(run: Run, here: Path, name: str) -> None:
+    shutil.copytree("plain", name)
+    shutil.copy("t.txt", data := f"{name[:150]}.txt")
+    ran = evaluate(run, "--model", f"./{name}", "--data", data)
+    assert ran.code == 0
+    assert ran.records[0]["model"] == f"./{name}"
+    assert ran.records[0]["data"]["name"] == data
+    (file,) = kept()
+    assert file.isascii()
+    assert file.isprintable()
+    assert run("report").code == run("report", "--format", "md").code == 0
+
+
+# Exit 1.
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (MemoryError("no room"), "oom"),
+        (torch.OutOfMemoryError("no room"), "oom"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: no room"), "oom"),
+        (RuntimeError("no\nroom"), "error"),
+        (IndexError("no room"), "error"),
+    ],
+    ids=repr,
+)
+def test_a_failed_cell_leaves_the_rest(
+    run: Run, here: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, status: str
+) -> None:
+    asked = ("--method", "ntk:factor=2", "--method", "logn")
+    with monkeypatch.context() as patch:
+        real, calls = windows.score, itertools.count()
+
+        def fail_second(*args: Any) -> TokenScores:
+            if next(calls) == 1:
+                raise error
+            return real(*args)
+
+        patch.setattr(windows, "score", fail_second)
+        ran = evaluate(run, *asked)
+    good, bad, last = ran.records
+    assert ran.code == 1
+    assert (good["status"], bad["status"], last["status"]) == ("ok", status, "ok")
+    assert (bad["value"], bad["stderr"], bad["n"], bad["buckets"]) == (None, None, 0, [])
+    assert type(error).__name__ in bad["reason"]
+    assert "room" in ran.err.splitlines()[-1]
+    assert "Traceback" not in ran.err
+    assert len(kept()) == 3
+    again = evaluate(run, *asked)
+    assert again.code == 0
+    assert [r["status"] for r in again.records] == ["ok"] * 3
+
+
+def test_a_failed_cell_is_in_the_table(
+    run: Run, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing(monkeypatch, MemoryError("no room"), after=1)
+    ran = run(
+        *("eval", "--model", "plain", "--data", "t.txt", "--len", "32", "--limit", "2"),
+        *("--method", "logn"),
+    )
+    rows = {row[0]: row[1:] for row in tables(ran)}
+    assert ran.code == 1
+    assert rows["logn"] == ["oom", "–"]
+    assert rows["rope"][0] != "oom"
+
+
+def test_a_window_that_is_not_finite_fails_its_cell(
+    run: Run, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = windows.score
+
+    def spoiled(*args: Any) -> TokenScores:
+        scores = real(*args)
+        scores.nll[1, 3] = math.nan
+        return scores
+
+    monkeypatch.setattr(windows, "score", spoiled)
+    ran = evaluate(run, "--task", "ppl,acc")
+    assert ran.code == 1
+    assert [(r["status"], r["value"]) for r in ran.records] == [("error", None)] * 2
+
+
+# Exit 130.
+
+
+def test_an_interrupt_keeps_and_shows_what_is_done(
+    run: Run, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = ("--method", "ntk:factor=2", "--method", "logn")
+    with monkeypatch.context() as patch:
+        failing(patch, KeyboardInterrupt(), after=2)
+        ran = evaluate(run, *asked)
+        assert ran.code == 130
+        assert [r["requested"] for r in ran.records] == ["rope", "ntk:factor=2"]
+        assert "interrupted" in ran.err.splitlines()[-1]
+        before = kept()
+        assert len(before) == 2
+        base = ("--model", "plain", "--data", "t.txt", "--len", "32", "--limit", "2")
+        failing(patch, KeyboardInterrupt())
+        ran = run("eval", *base, *asked)
+        assert ran.code == 130
+        assert [row[0] for row in tables(ran)] == ["method", "rope", "ntk:factor=2"]
+    ran = evaluate(run, *asked)
+    assert ran.code == 0
+    assert len(ran.records) == 3
+    assert before.items() < kept().items()
+
+
+@pytest.mark.parametrize("where", ["load_model", "load_tokenizer", "load_config"])
+def test_an_interrupt_while_loading(
+    run: Run, here: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    def stop(*given: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"ctxext.models.loading.{where}", stop)
+    ran = evaluate(run)
+    assert (ran.code, ran.out, kept()) == (130, "", {})
+    assert "Traceback" not in ran.err
+
+
+# Exit 2: arguments.
+
+ALL_METHODS = ", ".join(patches.names())
+ALL_TASKS = ", ".join(tasks.names())
+
+BAD = {
+    ("--model", "tinny"): ("'tinny'", "did you mean 'tiny'", *ALIASES),
+    ("--model", "nope"): ("'nope'", *ALIASES),
+    ("--model", "llama"): ("meta-llama/Llama-2-7b-hf", "licence", "hf download"),
+    ("--model", "nobody/nothing"): ("'nobody/nothing'", "offline", "hf download", *ALIASES),
+    ("--model", "t.txt"): ("'t.txt' is a file",),
+    ("--model", "a/b/c"): ("'a/b/c'",),
+    ("--model", "n\0ul"): ("'n\\x00ul'",),
+    ("--model", "new\nline"): ("'new\\nline'",),
+    ("--model", "🦙"): ("'🦙'",),
+    ("--model", "x" * 5000): ("xxx",),
+    ("--model", "/"): ("'/'",),
+    ("--method", "rerop"): ("'rerop'", "did you mean 'rerope'", ALL_METHODS),
+    ("--method", ""): ("''", ALL_METHODS),
+    ("--method", "base"): ("'base'", ALL_METHODS),
+    ("--method", "../x"): ("'../x'", ALL_METHODS),
+    ("--method", "rerope\0"): ("'rerope\\x00'",),
+    ("--method", "🦙\n"): ("🦙",),
+    ("--method", "rerope+"): ("''",),
+    ("--method", "rerope:windo=4"): ("'windo'", "did you mean 'window'"),
+    ("--method", "rerope:window"): ("'window'", "name:key=value"),
+    ("--method", "rerope:window=4,window=5"): ("'window'", "twice"),
+    ("--method", "rerope:window=0"): ("'0'", "'window'"),
+    ("--method", "rerope:window=1e3"): ("'1e3'", "tokens"),
+    ("--method", "ntk:factor=nan"): ("'nan'", "finite"),
+    ("--method", "ntk:factor=0.5"): ("0.5", "at least 1"),
+    ("--method", "rerope+leaky-rerope"): ("rerope and leaky-rerope",),
+    ("--method", "logn:clip=yes"): ("'yes'", "true or false"),
+    ("--task", "pppl"): ("'pppl'", "did you mean 'ppl'", ALL_TASKS),
+    ("--task", "ppl,"): ("''", ALL_TASKS),
+    ("--task", "ppl:stride=2"): ("'stride'",),
+    ("--task", "windows"): ("'windows'", ALL_TASKS),
+    **{("--len", bad): (repr(bad), "16k") for bad in ("", "k", "0", "-5", "1e3", "1.5k", "１６")},
+    ("--len", "99999999999"): ("'99999999999'",),
+    ("--len", "32,,48"): ("''",),
+    ("--len", "1"): ("length 1",),
+    ("--len", "32,1m"): ("tokens", "--len"),
+    ("--tokens", "20"): ("20 tokens",),
+    ("--tokens", "x"): ("'x'",),
+    ("--limit", "0"): ("--limit", "0"),
+    ("--limit", "-1"): ("--limit", "-1"),
+    ("--limit", "few"): ("--limit",),
+    ("--batch-size", "-1"): ("--batch-size", "-1"),
+    ("--batch-size", "1.5"): ("--batch-size",),
+    ("--attn", "flash"): ("'flash'", "auto, eager, sdpa"),
+    ("--dtype", "fp16"): ("'fp16'", "float16"),
+    ("--device", "cuda:99"): ("'cuda:99'", "auto"),
+    ("--device", "gpu"): ("'gpu'",),
+    ("--device", ""): ("''",),
+    ("--load-in", "3bit"): ("'3bit'", "4bit, 8bit"),
+    ("--train-len", "0"): ("'0'",),
+    ("--train-len", "1"): ("1",),
+    ("--data", "no.txt"): ("'no.txt'", "No such file"),
+    ("--data", "plain"): ("'plain'", ".jsonl"),
+    ("--data", "n\0ul.txt"): ("null",),
+    ("--data", "hf:nobody/nothing"): ("'hf:nobody/nothing'",),
+    ("--out", "t.txt"): ("t.txt",),
+    ("--out", "t.txt/sub/deeper"): ("t.txt",),
+    ("--out", "n\0ul"): ("null",),
+    ("--out", "x" * 300): ("xxx",),
+    ("--mehtod", "ntk"): ("--mehtod", "--method"),
+    ("--seed", "x"): ("--seed",),
+    ("--model", ""): ("aliases",),
+    ("--model", "a/\x1b[31mred"): ("red",),
+    ("--model", "a/n\0ul"): ("ul",),
+    ("--method", "yarn:beta_fast=1e308"): ("beta_fast",),
+    ("--device", "meta"): ("'meta'",),
+    ("--device", "hpu"): ("'hpu'",),
+    ("--seed", "-1"): ("-1",),
+    ("--seed", str(2**63)): (str(2**63),),
+    ("--batch-size", str(2**70)): ("--batch-size",),
+}
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "words"),
+    [(*given, words) for given, words in BAD.items()],
+    ids=lambda x: ascii(x)[:30] if isinstance(x, str) else "",
+)
+def test_a_bad_argument_is_one_line(
+    run: Run,
+    here: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    option: str,
+    value: str,
+    words: tuple[str, ...],
+) -> None:
+    monkeypatch.setattr(windows, "score", lambda *args: pytest.fail("computed"))
+    ran = evaluate(run, option, value)
+    assert refused(ran, *words).isprintable()
+    assert not (here / "results").exists() or not kept()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is not None, reason="it is there")
+def test_quantization_without_bitsandbytes_says_what_to_install(run: Run, here: Path) -> None:
+    refused(evaluate(run, "--load-in", "4bit"), "bitsandbytes", "pip install")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")
+def test_cuda_where_there_is_none(run: Run, here: Path) -> None:
+    refused(evaluate(run, "--device", "cuda"), "'cuda'", "not available")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "is empty"),
+        (b" \n ", "is empty"),
+        (b"caf\xe9", "not UTF-8"),
+        (b"too short", "fewer than one window of 32"),
+    ],
+)
+def test_bad_data_is_one_line(run: Run, here: Path, content: bytes, words: str) -> None:
+    Path("t.txt").write_bytes(content)
+    refused(evaluate(run), "'t.txt'", words)
+
+
+def test_half_a_character_in_the_data_is_one_line(run: Run, here: Path) -> None:
+    Path("d.jsonl").write_text(json.dumps({"text": "\ud83e" + letters()}))
+    refused(evaluate(run, "--data", "d.jsonl"), "'d.jsonl'")
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ("evall",),
+        ("eval",),
+        ("eval", "--len", "32", "more"),
+        ("report", "--format", "latex"),
+        ("report", "--out", "nowhere"),
+        ("report", "--out", "t.txt"),
+        ("report", "--out", "plain"),
+        ("models", "--jsonn"),
+        ("patch", "--method", "rerope", "--len", "64", "--out", "new", "--model", "plain"),
+        ("patch", "--method", "ntk", "--len", "64", "--out", "t.txt/new", "--model", "plain"),
+        ("patch", "--method", "ntk", "--len", "1", "--out", "new", "--model", "plain"),
+    ],
+    ids=" ".join,
+)
+def test_other_commands_refuse_alike(run: Run, here: Path, argv: tuple[str, ...]) -> None:
+    before = sorted(path.name for path in here.rglob("*"))
+    ran = run(*argv)
+    lines = ran.err.splitlines()
+    assert (ran.code, ran.out) == (2, "")
+    assert lines[-1].startswith("error: ")
+    if argv[:3] != ("report", "--out", "plain"):  # where each file that is no record is told
+        assert len(lines) == 1
+    assert sorted(path.name for path in here.rglob("*")) == before
+
+
+def test_no_command_at_all_shows_the_help(run: Run) -> None:
+    ran = run()
+    assert ran.err != "error: \n"
+    assert "eval" in ran.out + ran.err
+
+
+# Exit 2: folders that are no model.
+
+
+def edit_json(file: str, **changes: Any) -> Callable[[Path], None]:
+    def edit(model: Path) -> None:
+        path = model / file
+        content = json.loads(path.read_text()) | changes
+        path.write_text(json.dumps({k: v for k, v in content.items() if v is not ...}))
+
+    return edit
+
+
+def write(file: str, content: bytes) -> Callable[[Path], None]:
+    return lambda model: void((model / file).write_bytes(content))
+
+
+def cut(file: str, share: float) -> Callable[[Path], None]:
+    def edit(model: Path) -> None:
+        content = (model / file).read_bytes()
+        (model / file).write_bytes(content[: int(len(content) * share)])
+
+    return edit
+
+
+def remove(*files: str) -> Callable[[Path], None]:
+    return lambda model: void([(model / file).unlink() for file in files])
+
+
+def void(_: object) -> None:
+    """For lambdas that edit."""
+
+
+class Payload:
+    """Unpickled, it leaves a file."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (Path("executed"),)
+
+
+def pickled(model: Path) -> None:
+    (model / "model.safetensors").unlink()
+    torch.save({"lm_head.weight": Payload()}, model / "pytorch_model.bin")
+
+
+def own_code(model: Path) -> None:
+    edit_json("config.json", model_type="own", auto_map={"AutoConfig": "own.Config"})(model)
+    (model / "own.py").write_text("open('executed', 'w')")
+
+
+def own_tokenizer(model: Path) -> None:
+    names = {"auto_map": {"AutoTokenizer": ["own.T", "own.T"]}, "tokenizer_class": "T"}
+    edit_json("tokenizer_config.json", **names)(model)
+    (model / "own.py").write_text("open('executed', 'w')")
+
+
+def gpt2(model: Path) -> None:
+    config = transformers.GPT2Config(
+        n_embd=16, n_layer=1, n_head=2, n_positions=64, vocab_size=VOCABULARY
+    )
+    transformers.GPT2LMHeadModel(config).save_pretrained(model)
+
+
+def sliding(model: Path) -> None:
+    config = transformers.MistralConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2,
+        intermediate_size=16, sliding_window=8, vocab_size=VOCABULARY, head_dim=8,
+    )  # fmt: skip
+    transformers.MistralForCausalLM(config).save_pretrained(model)
+
+
+BROKEN: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
+    "no rotary embeddings": (gpt2, ("gpt2", "no rotary embeddings")),
+    "sliding window": (sliding, ("mistral", "sliding")),
+    "no config": (remove("config.json"), ()),
+    "empty config": (write("config.json", b""), ("config.json",)),
+    "binary config": (write("config.json", bytes(range(256))), ("config.json",)),
+    "config is a list": (write("config.json", b"[1, 2]"), ()),
+    "config is null": (write("config.json", b"null"), ()),
+    "config of no type": (write("config.json", b"{}"), ("model_type",)),
+    "nested config": (write("config.json", b"[" * 200_000), ()),
+    "nested objects": (write("config.json", b'{"a":' * 100_000 + b"1" + b"}" * 100_000), ()),
+    "unknown type": (edit_json("config.json", model_type="no-such"), ("no-such",)),
+    "type of a wrong type": (edit_json("config.json", model_type=["llama"]), ()),
+    "length of a wrong type": (edit_json("config.json", max_position_embeddings="x"), ()),
+    "no length": (edit_json("config.json", max_position_embeddings=0), ("length 0",)),
+    "heads": (edit_json("config.json", num_attention_heads=0), ()),
+    "another width": (edit_json("config.json", hidden_size=32), ()),
+    "another vocabulary": (edit_json("config.json", vocab_size=200), ()),
+    "rope of a wrong type": (edit_json("config.json", rope_parameters=[1]), ("rope",)),
+    "unknown rope": (edit_json("config.json", rope_parameters={"rope_type": "zz"}), ("zz",)),
+    "empty weights": (cut("model.safetensors", 0), ()),
+    "truncated weights": (cut("model.safetensors", 0.9), ()),
+    "truncated header": (cut("model.safetensors", 0.001), ()),
+    "no weights": (remove("model.safetensors"), ("model.safetensors",)),
+    "weights that are code": (pickled, ("Weights only",)),
+    "own code": (own_code, ("--trust-remote-code",)),
+    "own tokenizer": (own_tokenizer, ("--trust-remote-code",)),
+    "no tokenizer": (remove("tokenizer.json", "tokenizer_config.json"), ("tokenizer",)),
+    "empty tokenizer": (write("tokenizer.json", b""), ()),
+    "binary tokenizer": (write("tokenizer.json", bytes(range(256))), ()),
+    "nested tokenizer": (write("tokenizer.json", b"[" * 200_000), ()),
+    "truncated tokenizer": (cut("tokenizer.json", 0.5), ()),
+    "tokenizer without model": (edit_json("tokenizer.json", model=...), ()),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_broken_model_folder_is_one_line(run: Run, here: Path, case: str) -> None:
+    breaks, words = BROKEN[case]
+    breaks(here / "plain")
+    refused(evaluate(run, "--method", "rerope", "--len", "16"), *words)
+    assert not Path("executed").exists()
+
+
+def test_own_code_needs_the_option_by_name(run: Run, here: Path) -> None:
+    own_code(here / "plain")
+    refused(evaluate(run), "--trust-remote-code")
+
+
+def test_a_tokenizer_that_cannot_encode_is_one_line(run: Run, here: Path) -> None:
+    edit_json("tokenizer_config.json", tokenizer_class="BertTokenizer")(here / "plain")
+    refused(evaluate(run), "'plain'")
+
+
+def test_tokens_that_the_model_does_not_have_fail_the_cell(run: Run, here: Path) -> None:
+    random_model(vocab_size=50).save_pretrained("plain")
+    ran = evaluate(run)
+    assert ran.code == 1
+    assert ran.records[0]["status"] == "error"
+    assert "Traceback" not in ran.err
+
+
+def test_code_in_the_folder_runs_only_when_trusted(
+    run: Run, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = str(here / "cache")  # transformers copies the code, by default into the home folder
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", cache)
+    monkeypatch.syspath_prepend(cache)
+    (here / "plain" / "own.py").write_text(
+        "from transformers import LlamaConfig\n"
+        "open('executed', 'w')\n"
+        "class Config(LlamaConfig):\n    model_type = 'own'\n"
+    )
+    edit_json("config.json", model_type="own", auto_map={"AutoConfig": "own.Config"})(
+        here / "plain"
+    )
+    refused(evaluate(run))
+    assert not Path("executed").exists()
+    evaluate(run, "--trust-remote-code")
+    assert Path("executed").exists()
+
+
+# The lists.
+
+
+@pytest.mark.parametrize("command", ["methods", "models", "tasks"])
+def test_the_lists_name_everything(run: Run, command: str) -> None:
+    names = {"methods": patches.names(), "models": list(ALIASES), "tasks": tasks.names()}[command]
+    text, lines = run(command), run(command, "--json")
+    assert (text.code, text.err, lines.code, lines.err) == (0, "", 0, "")
+    assert [entry["name"] for entry in lines.records] == names
+    words = [line.split()[0] for line in text.out.splitlines() if line[:1].strip()]
+    assert words == names
+    for entry in lines.records:
+        assert all(str(value) for value in entry.values())
+
+
+def test_every_method_says_what_it_is(run: Run) -> None:
+    for entry in run("methods", "--json").records:
+        assert entry.keys() >= {"name", "kind", "summary", "formula", "source", "inside_t"}
+
+
+@pytest.mark.parametrize("command", [(), ("eval",), ("patch",), ("report",), ("methods",)])
+def test_help(run: Run, command: tuple[str, ...]) -> None:
+    ran = run(*command, "--help")
+    assert (ran.code, ran.err) == (0, "")
+    expected = {(): ["eval", "patch", "report", "methods", "models", "tasks"]}
+    expected["eval",] = ["--model", "--method", "--len", "--task", "--data", "--limit", "--json"]
+    for word in expected.get(command, ["--"]):
+        assert word in ran.out
+
+
+def test_a_report_prints_what_eval_printed(run: Run, here: Path) -> None:
+    ran = run(
+        *("eval", "--model", "plain", "--data", "t.txt", "--len", "32,48", "--limit", "2"),
+        *("--method", "ntk:factor=2", "--task", "ppl,acc"),
+    )
+    report = run("report")
+    assert report.code == 0
+    assert report.out == ran.out
+    assert Path("results/tables.md").read_text() == run("report", "--format", "md").out
+    assert [path.suffix for path in sorted(Path("results").glob("loss-*"))] == [".png"]
+    assert run("report").out == ran.out
+
+
+def test_a_report_tells_which_files_it_skips(run: Run, here: Path) -> None:
+    evaluate(run)
+    Path("results/bad.json").write_text("{")
+    Path("results/folder.json").mkdir()
+    ran = run("report", "--format", "csv")
+    assert ran.code == 0
+    assert len(ran.out.splitlines()) == 2
+    skipped = [line for line in ran.err.splitlines() if line.startswith("skipped: ")]
+    assert [line.split()[1] for line in skipped] == ["bad.json:", "folder.json:"]
+
+
+# The terminal.
+
+
+@pytest.mark.parametrize(
+    "columns",
+    ["", "0", "-5", "20", "99999", "wide"],
+)
+def test_any_width_will_do(
+    run: Run, here: Path, monkeypatch: pytest.MonkeyPatch, columns: str
+) -> None:
+    base = ("eval", "--model", "plain", "--data", "t.txt", "--limit", "2", "--len", "32,48,64")
+    monkeypatch.setenv("COLUMNS", columns)
+    ran = run(
+        *base, "--method", "leaky-rerope:window=8,leak=3.5+logn+ntk:factor=2.5+pi:factor=1.25"
+    )
+    assert ran.code == 0
+    assert "leaky-rerope:window=8,leak=3.5+logn+ntk:factor=2.5+pi:factor=1.25" in ran.out
+
+
+@pytest.mark.parametrize(("command", "encoding"), [("methods", "cp1252"), ("report", "ascii")])
+def test_a_terminal_without_greek_letters(
+    here: Path, monkeypatch: pytest.MonkeyPatch, run: Run, command: str, encoding: str
+) -> None:
+    evaluate(run)
+    with open("out", "w", encoding=encoding) as stdout:
+        monkeypatch.setattr(sys, "stdout", stdout)
+        monkeypatch.setattr(sys, "argv", ["ctxext", command])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        stdout.flush()
+    assert ended.value.code == 0
+    assert Path("out").stat().st_size > 100
+
+
+def test_a_reader_that_leaves_early_is_no_error() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "ctxext", "methods"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+
+
+def test_the_module_and_the_script_are_the_command(run: Run) -> None:
+    done = subprocess.run([sys.executable, "-m", "ctxext", "models"], capture_output=True)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.decode() == run("models").out
+    (script,) = importlib.metadata.entry_points(group="console_scripts", name="ctxext")
+    assert script.load() is cli.main
+
+
+# What is imported.
+
+HEAVY = ("torch", "transformers", "datasets", "numpy", "accelerate")
+LIGHT = """
+import sys
+from ctxext import cli
+import ctxext.results, ctxext.report, ctxext.data
+heavy, late = sys.argv[1].split(), ["pandas", "matplotlib"]
+for argv in (["--help"], ["eval", "--help"], ["methods"], ["models"], ["tasks"], ["report"]):
+    if argv == ["report"]:
+        heavy.remove("numpy"), late.clear()  # matplotlib needs numpy
+    sys.argv = ["ctxext", *argv]
+    try:
+        cli.main()
+    except SystemExit as ended:
+        assert not ended.code, argv
+    found = [name for name in heavy + late if name in sys.modules]
+    assert not found, (argv, found)
+"""
+
+
+def test_what_needs_no_model_imports_neither_torch_nor_transformers(run: Run, here: Path) -> None:
+    evaluate(run)
+    done = subprocess.run([sys.executable, "-c", LIGHT, " ".join(HEAVY)], capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()
+    assert Path("results/tables.md").exists()
+
+
+# Which room may import which; `errors` and `registry` are the ground that all stand on. Lower
+# rooms come first, and none imports one that comes later.
+ROOMS: dict[str, tuple[str, ...]] = {
+    "errors": (),
+    "registry": ("errors",),
+    "results": ("errors",),
+    "data": ("errors",),
+    "patches": ("errors", "registry"),
+    "models": ("errors", "registry", "patches"),
+    "engine": ("errors", "patches", "models"),
+    "tasks": ("errors", "registry", "data"),
+    "report": ("errors", "registry", "results"),
+    "export": ("errors", "registry", "patches", "models", "engine"),
+    "request": ("errors", "registry", "patches", "models", "tasks"),
+    "run": ("errors", "data", "patches", "models", "engine", "tasks", "request", "results"),
+    "progress": ("registry", "results", "run"),
+    "cli": ("errors", "registry", "patches", "models", "tasks", "request", "run", "results",
+            "report", "export", "progress"),
+    "__init__": ("patches", "models", "engine"),
+    "__main__": ("cli",),
+}  # fmt: skip
+
+# Libraries that a room must do without, even inside functions; others import them as they like.
+WITHOUT = {
+    "errors": {*HEAVY, "typer", "rich", "matplotlib"},
+    "registry": {*HEAVY, "typer", "rich", "matplotlib"},
+    "results": {*HEAVY, "typer", "rich", "matplotlib"},
+    "report": {*HEAVY, "typer"},
+    "data": {*HEAVY, "typer", "rich"} - {"datasets"},
+    "patches": {*HEAVY, "typer", "rich"} - {"torch"},
+    "progress": {*HEAVY, "typer"},
+    "tasks": {"typer", "rich", "datasets"},
+    "models": {"typer", "rich", "datasets"},
+    "engine": {"typer", "rich", "datasets"},
+    "run": {"typer", "rich", "datasets"},
+}
+
+
+def imports(tree: ast.AST) -> Iterator[str]:
+    """Dotted names of all that is imported, but for type checking alone."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        yield from imports(node)
+
+
+def room_imports() -> Iterator[tuple[str, str, str]]:
+    """(room, file, dotted name) of every import in the package."""
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE).parts
+        for name in imports(ast.parse(path.read_text(encoding="utf-8"))):
+            yield parts[0].removesuffix(".py"), "/".join(parts), name
+
+
+def test_rooms_import_in_one_direction() -> None:
+    order = list(ROOMS)
+    assert all(order.index(low) < order.index(room) for room in ROOMS for low in ROOMS[room])
+    wrong, used = [], set()
+    for room, file, name in room_imports():
+        top, _, rest = name.partition(".")
+        other = rest.partition(".")[0]
+        if top == "ctxext" and other not in (room, "__version__"):
+            used.add((room, other))
+            if other not in ROOMS[room]:
+                wrong.append(f"{file} imports {name}")
+    assert wrong == []
+    assert {("cli", "run"), ("run", "engine"), ("engine", "patches")} <= used
+
+
+def test_rooms_do_without_the_libraries_that_are_not_theirs() -> None:
+    used = {(room, name.partition(".")[0], file) for room, file, name in room_imports()}
+    assert [use for use in used if use[1] in WITHOUT.get(use[0], ())] == []
+    assert ("engine", "torch", "engine/seams.py") in used
+
+
+def test_heavy_libraries_are_imported_late() -> None:
+    """At import, only what runs a model imports torch or transformers; and all import datasets
+    and matplotlib inside functions alone."""
+    for path in sorted(PACKAGE.rglob("*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        top = ast.Module([n for n in tree.body if isinstance(n, (ast.Import, ast.ImportFrom))], [])
+        names = {name.partition(".")[0] for name in imports(top)}
+        room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        assert names.isdisjoint({"datasets", "matplotlib", "accelerate", "pandas"}), path
+        if room not in ("engine", "models", "export") and path.stem != "windows":
+            assert names.isdisjoint(HEAVY), path
+
+
+def test_the_environment_is_left_alone(run: Run, here: Path) -> None:
+    """No command may change how torch computes for whoever called it."""
+    before = (torch.get_default_dtype(), torch.get_num_threads(), torch.is_grad_enabled())
+    evaluate(run, "--method", "rerope", "--dtype", "bfloat16")
+    assert (torch.get_default_dtype(), torch.get_num_threads(), torch.is_grad_enabled()) == before
+    assert os.getcwd() == str(here)

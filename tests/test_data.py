@@ -1,0 +1,357 @@
+"""Where text comes from: the held-out split of the standard library, files, datasets."""
+
+from __future__ import annotations
+
+import json
+import sysconfig
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+
+from ctxext import data
+from ctxext.data import HELD_OUT_MODULES, HELD_OUT_TOPICS, Text, load_text, stdlib_documents
+from ctxext.errors import UsageError
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def refused(name: str) -> str:
+    """The message with which a name is refused: one line, and it has the name."""
+    with pytest.raises(UsageError) as refusal:
+        load_text(name)
+    message = str(refusal.value)
+    assert message.count("\n") == 0
+    assert repr(name) in message
+    return message
+
+
+# The standard library.
+
+
+@pytest.fixture(scope="module")
+def held() -> dict[str, str]:
+    return dict(stdlib_documents(held_out=True))
+
+
+@pytest.fixture(scope="module")
+def training() -> dict[str, str]:
+    return dict(stdlib_documents(held_out=False))
+
+
+def test_every_held_out_document_is_there(held: dict[str, str]) -> None:
+    topics = {f"topic:{name}" for name in HELD_OUT_TOPICS}
+    modules = {f"module:{name}" for name in HELD_OUT_MODULES}
+    assert held.keys() == topics | modules
+    assert len(held) == len(stdlib_documents(held_out=True)) == 23
+    assert min(map(len, held.values())) > 2000
+    assert "def fill(" in held["module:textwrap"]
+
+
+def test_prose_and_code_alternate(held: dict[str, str]) -> None:
+    kinds = [name.partition(":")[0] for name in held]
+    assert kinds[:10] == ["topic", "module"] * 5
+    size, prose = 0, 0
+    for name, text in held.items():
+        part = text[: max(0, 200_000 - size)]
+        size += len(part)
+        prose += len(part) * name.startswith("topic:")
+    assert 0.2 < prose / size < 0.8
+
+
+def test_no_document_is_on_both_sides(held: dict[str, str], training: dict[str, str]) -> None:
+    assert held.keys().isdisjoint(training)
+    assert set(held.values()).isdisjoint(training.values())
+    assert len(training) == len(stdlib_documents(held_out=False)) > 300
+    assert sum(map(len, training.values())) > 5 * sum(map(len, held.values()))
+    assert not [name for name in training if name.split(".")[-1] in ("idle_test", "tests")]
+
+
+def test_held_out_text_does_not_come_back_in_training(
+    held: dict[str, str], training: dict[str, str]
+) -> None:
+    """Lines long enough to tell: of ≥ 80 characters at most 1% in all and none of a topic's; of
+    ≥ 60, where licences and code's idioms recur, at most 10% of any document."""
+    seen = {line.strip() for text in training.values() for line in text.splitlines()}
+    longest, shared = 0, 0
+    for name, text in held.items():
+        lines = [line.strip() for line in text.splitlines()]
+        long = [line for line in lines if len(line) >= 80]
+        longest, shared = longest + len(long), shared + sum(line in seen for line in long)
+        if name.startswith("topic:"):
+            assert not [line for line in long if line in seen], name
+        medium = [line for line in lines if len(line) >= 60]
+        assert sum(line in seen for line in medium) <= 0.1 * len(medium), name
+    assert longest > 50
+    assert shared <= 0.01 * longest
+
+
+def test_a_topic_that_repeats_a_held_out_paragraph_is_not_trained_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    paragraph = "a sentence that two topics share, " * 4
+    topics = {
+        HELD_OUT_TOPICS[0]: f"Head\n\n{paragraph}\n\nmore",
+        "copy": f"Other head\n\n{paragraph.replace(' ', chr(10), 3)}",
+        "free": f"Of its own\n\n{paragraph[:60]}",
+    }
+    monkeypatch.setattr(data, "_topics", lambda: topics)
+    names = [name for name, _ in stdlib_documents(held_out=False) if name.startswith("topic:")]
+    assert names == ["topic:free"]
+
+
+def test_the_library_is_read_from_its_folder_and_odd_files_are_skipped(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {
+        "textwrap.py": b"held = 1",
+        "unittest/mock.py": b"held = 2",
+        "abc.py": b"kept = 1",
+        "json/decoder.py": "kept = 'é'".encode(),
+        "latin.py": b"caf\xe9",
+        "empty.py": b"",
+        "test/test_abc.py": b"no",
+        "site-packages/x.py": b"no",
+        "json/tests/x.py": b"no",
+        "pydoc_data/topics.py": b"no",
+        "_sysconfigdata_linux.py": b"no",
+        "notes.txt": b"no",
+    }
+    for name, content in files.items():
+        (here / name).parent.mkdir(parents=True, exist_ok=True)
+        (here / name).write_bytes(content)
+    (here / "folder.py").mkdir()
+    (here / "dangling.py").symlink_to("nowhere")
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(here))
+    monkeypatch.setattr(data, "_topics", lambda: {"copyright": "text"})
+    assert stdlib_documents(held_out=False) == [
+        ("topic:copyright", "text"),
+        ("module:abc", "kept = 1"),
+        ("module:json.decoder", "kept = 'é'"),
+    ]
+    assert dict(stdlib_documents(held_out=True)) == {
+        "module:textwrap": "held = 1",
+        "module:unittest.mock": "held = 2",
+    }
+
+
+def test_stdlib_is_the_held_out_side(held: dict[str, str]) -> None:
+    text = load_text("stdlib")
+    assert text.name == "stdlib"
+    assert text.documents == tuple(held.values())
+    assert text.sha256 == load_text("stdlib").sha256
+
+
+# The hash.
+
+
+def test_the_hash_tells_documents_apart() -> None:
+    documents = [("ab", "c"), ("a", "bc"), ("abc",), ("c", "ab"), ("ab", "c", ""), ("ab\0", "c")]
+    hashes = {Text("x", d).sha256 for d in documents}
+    assert len(hashes) == len(documents)
+    assert Text("x", ("a",)).sha256 == Text("y", ("a",)).sha256
+    assert all(len(digest) == 64 for digest in hashes)
+
+
+# Text files.
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        (b"plain\n", "plain\n"),
+        (b"\xef\xbb\xbfwith a mark", "with a mark"),
+        ("été 模型 🦙".encode(), "été 模型 🦙"),
+        (b"a\r\nb\r\n", "a\r\nb\r\n"),
+        (b"nul \0 inside", "nul \0 inside"),
+        (b"  kept as it is \n\n", "  kept as it is \n\n"),
+    ],
+    ids=repr,
+)
+def test_a_text_file_is_one_document(content: bytes, text: str) -> None:
+    Path("t.txt").write_bytes(content)
+    assert load_text("t.txt") == Text("t.txt", (text,))
+
+
+@pytest.mark.parametrize("name", ["🦙 模型.txt", "a\nb.txt", "--limit.txt", ".txt", "a.jsonl.txt"])
+def test_any_file_name_will_do(name: str) -> None:
+    Path(name).write_text("text")
+    assert load_text(name).documents == ("text",)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "is empty"),
+        (b" \r\n\t\n", "is empty"),
+        (b"\xef\xbb\xbf", "is empty"),
+        (b"caf\xe9", "not UTF-8 text (byte 3)"),
+        ("wide".encode("utf-16"), "not UTF-8 text (byte 0)"),
+        (b"\xed\xa0\x80", "not UTF-8 text"),
+        (b"ok\n" * 9 + b"\xff", "not UTF-8 text (byte 27)"),
+    ],
+    ids=repr,
+)
+def test_a_bad_text_file_is_refused(content: bytes, words: str) -> None:
+    Path("t.txt").write_bytes(content)
+    assert words in refused("t.txt")
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".jsonl"])
+def test_a_file_that_cannot_be_read_is_refused(here: Path, suffix: str) -> None:
+    Path("folder" + suffix).mkdir()
+    Path("file").touch()
+    Path("dangling" + suffix).symlink_to("nowhere")
+    Path("loop" + suffix).symlink_to("loop" + suffix)
+    for stem in ("missing", "folder", "file/t", "dangling", "loop", "n\0ul", "x" * 5000, "\udcff"):
+        assert "cannot be read" in refused(stem + suffix)
+
+
+@pytest.mark.parametrize(
+    "name", ["", "stdlibb", "Stdlib", "stdlib ", "folder", "t.pdf", "t.txt.gz", "t.TXT", "-", "hf"]
+)
+def test_unknown_data_is_refused_with_the_kinds_there_are(here: Path, name: str) -> None:
+    Path("folder").mkdir()
+    message = refused(name)
+    for kind in ("stdlib", ".txt", ".jsonl", "hf:"):
+        assert kind in message
+
+
+# JSON lines.
+
+
+def test_each_line_with_text_is_a_document() -> None:
+    lines = ['{"text": "one", "id": 1}', "", '{"id": 2, "text": "été \\u0000"}', '{"text": " "}']
+    Path("d.jsonl").write_bytes(b"\xef\xbb\xbf" + "\r\n".join(lines).encode() + b"\r\n\r\n")
+    assert load_text("d.jsonl").documents == ("one", "été \0")
+
+
+def test_a_line_separator_inside_a_string_ends_no_line() -> None:
+    Path("d.jsonl").write_text('{"text": "a\u2028b\x85c"}\n{"text": "d"}')
+    assert load_text("d.jsonl").documents == ("a\u2028b\x85c", "d")
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        "{oops",
+        "text",
+        "[" * 100_000,
+        '{"n": ' + "9" * 5000 + "}",
+        '{"text": "a\tb"}',
+        "[1]",
+        "null",
+        '"text"',
+        "{}",
+        '{"Text": "a"}',
+        '{"text": 5}',
+        '{"text": null}',
+        '{"text": ["a"]}',
+    ],
+    ids=lambda bad: bad[:20],
+)
+def test_a_bad_line_is_named(bad: str) -> None:
+    Path("d.jsonl").write_text(f'{{"text": "fine"}}\n\n{bad}\n{{"text": "fine"}}\n')
+    message = refused("d.jsonl")
+    assert "line 3" in message
+    assert len(message) < 200
+
+
+def test_a_line_with_half_a_character_is_named() -> None:
+    Path("d.jsonl").write_text('{"text": "fine"}\n{"text": "\\ud83e half"}')
+    assert "line 2" in refused("d.jsonl")
+
+
+@pytest.mark.parametrize("content", ["", "\n\n", '{"text": ""}\n{"text": " \\n"}'])
+def test_no_text_at_all_is_refused(content: str) -> None:
+    Path("d.jsonl").write_text(content)
+    assert "is empty" in refused("d.jsonl")
+
+
+# Datasets.
+
+
+@pytest.fixture
+def dataset(here: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A local folder with the splits test and validation, in place of one on the Hub."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(here / "cache"))
+    rows = {"test": [("a", "x", 1), ("b", "y", 2)], "validation": [("c", "z", 3)]}
+    for split, members in rows.items():
+        lines = [json.dumps({"text": t, "body": b, "number": n}) for t, b, n in members]
+        path = here / "books" / f"{split}.jsonl"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("\n".join(lines))
+    return here / "books"
+
+
+@pytest.mark.parametrize(
+    ("name", "documents"),
+    [
+        ("hf:books", ("a", "b")),
+        ("hf:books:validation", ("c",)),
+        ("hf:books:test:body", ("x", "y")),
+        ("hf:books::body", ("x", "y")),
+    ],
+)
+def test_a_dataset_by_split_and_column(
+    dataset: Path, name: str, documents: tuple[str, ...]
+) -> None:
+    assert load_text(name) == Text(name, documents)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("hf:books:train", "train"),
+        ("hf:books:test:words", "no column 'words': valid: text, body, number"),
+        ("hf:books:test:number", "column 'number' is not text"),
+        ("hf:", "write hf:name[:split[:column]]"),
+        ("hf::test", "write hf:name[:split[:column]]"),
+        ("hf:books:test:text:more", "write hf:name[:split[:column]]"),
+        ("hf:nobody/nothing", "cannot be loaded"),  # conftest sets HF_HUB_OFFLINE
+    ],
+)
+def test_a_bad_dataset_is_refused(dataset: Path, name: str, words: str) -> None:
+    assert words in refused(name)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [ConnectionError("a\nb " * 300), KeyError("x"), MemoryError(), ValueError("")],
+    ids=repr,
+)
+def test_whatever_the_hub_raises_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(*args: Any, **options: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(datasets, "load_dataset", fail)
+    assert len(refused("hf:some/dataset")) < 300
+
+
+def test_a_dataset_without_text_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def load(rows: list[str | None]) -> Callable[..., datasets.Dataset]:
+        return lambda *args, **options: datasets.Dataset.from_dict({"text": rows})
+
+    for rows, words in (([], "is empty"), ([" ", ""], "is empty"), (["a", None], "is not text")):
+        monkeypatch.setattr(datasets, "load_dataset", load(rows))
+        assert words in refused("hf:some/dataset")
+
+
+def test_a_dataset_is_loaded_without_chatter(
+    dataset: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from ctxext.cli import _quieten
+
+    _quieten()
+    load_text("hf:books")
+    assert capfd.readouterr() == ("", "")
