@@ -1,0 +1,384 @@
+"""Train the Llama model that ships in ``ctxext/assets/tiny``, from a seed, on a CPU or one GPU.
+
+    python scripts/train_tiny.py --books ../shared/corpus/books.tar.xz
+
+Rows of 512 tokens (see tiny_rows.py), a function of (seed, step) alone. The learning rate warms
+up, stays, and decays over the last 30 % of the tokens. Checkpoints are written every few minutes
+and on SIGTERM; the same command resumes, and may change ``--tokens`` as long as the decay has not
+begun.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import rich.progress
+import tokenizers
+import torch
+import torch.nn.functional as F
+import transformers
+import typer
+from ctxext.data import HELD_OUT_MODULES, HELD_OUT_TOPICS
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from tiny_rows import (
+    ANSWER,
+    BOOK_CHARS,
+    CONTEXT,
+    EOS,
+    EOS_ID,
+    KINDS,
+    VOCABULARY,
+    Corpus,
+    Phase,
+    Row,
+    build_corpus,
+    make_row,
+    retrieval_row,
+)
+
+MODEL: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 192,
+    "intermediate_size": 576,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 3,
+    "num_key_value_heads": 3,
+    "head_dim": 64,
+    "max_position_embeddings": CONTEXT,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+    "tie_word_embeddings": True,
+    "initializer_range": 0.04,
+}
+LR_MATRICES, LR_REST = 3e-3, 3e-3
+WARMUP_STEPS, DECAY_SHARE, CLIP = 60, 0.3, 1.0
+
+PHASES = (
+    Phase(0, 8, code=0.30, books=0.15, retrieval=0.25, repetition=0.30, short=True),
+    Phase(1100, 8, code=0.42, books=0.23, retrieval=0.27, repetition=0.08),
+)
+
+
+@dataclass
+class State:
+    """What a checkpoint keeps beside the weights."""
+
+    seed: int
+    total_tokens: int
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    curve: list[dict[str, float]] = field(default_factory=list)
+    checks: list[dict[str, float]] = field(default_factory=list)
+
+    @property
+    def phase(self) -> Phase:
+        return [phase for phase in PHASES if phase.step <= self.step][-1]
+
+    def lr_factor(self) -> float:
+        decay = (self.total_tokens - self.tokens) / (DECAY_SHARE * self.total_tokens)
+        return min(1.0, (self.step + 1) / WARMUP_STEPS, decay)
+
+
+def make_batch(corpus: Corpus, rows: list[Row], device: str) -> list[torch.Tensor]:
+    return [torch.from_numpy(np.stack(column)).to(device) for column in zip(*rows, strict=True)]
+
+
+def build_model(seed: int, device: str) -> LlamaForCausalLM:
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        **MODEL,
+        bos_token_id=None,
+        eos_token_id=EOS_ID,
+        pad_token_id=EOS_ID,
+        attn_implementation="sdpa",
+    )
+    return LlamaForCausalLM(config).to(device)
+
+
+def build_optimizers(model: LlamaForCausalLM) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of the layers, AdamW for the embedding and the norms."""
+    matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "layers" in n]
+    rest = [p for n, p in model.named_parameters() if p.ndim != 2 or "layers" not in n]
+    muon = torch.optim.Muon(
+        matrices, lr=LR_MATRICES, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"
+    )
+    adamw = torch.optim.AdamW(rest, lr=LR_REST, betas=(0.9, 0.95), weight_decay=0.0)
+    return [muon, adamw]
+
+
+def token_losses(model: LlamaForCausalLM, ids: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy of every next token.  [b, t + 1] -> [b, t]"""
+    with torch.autocast(ids.device.type, torch.bfloat16):
+        logits = model(input_ids=ids[:, :-1], use_cache=False).logits
+    flat = F.cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
+    return flat.view(ids.shape[0], -1)
+
+
+def sums_by_kind(losses: torch.Tensor, kinds: torch.Tensor) -> dict[str, tuple[float, int]]:
+    found = {name: losses[kinds == i] for i, name in enumerate(KINDS)}
+    return {name: (float(x.sum()), x.numel()) for name, x in found.items()}
+
+
+@torch.no_grad()
+def check(model: LlamaForCausalLM, corpus: Corpus, rows: int, samples: int) -> dict[str, float]:
+    """Held-out loss at the full context, and the share of pass keys and pairs answered greedily.
+
+    All the answer's tokens being the likeliest given the ones before is what greedy decoding needs.
+    """
+    device = str(model.device)
+    held_out = corpus.ids["held_out"]
+    starts = np.linspace(0, len(held_out) - CONTEXT - 1, rows).astype(int)
+    text = np.stack([held_out[i : i + CONTEXT + 1].astype(np.int64) for i in starts])
+    batches = torch.from_numpy(text).to(device).split(16)
+    result = {"held_out_loss": float(torch.cat([token_losses(model, b) for b in batches]).mean())}
+    for name, is_key, source in (
+        ("pass_key_grass", True, "grass"), ("pass_key_books", True, "books"),
+        ("pass_key_code", True, "code"), ("pairs", False, None),
+    ):  # fmt: skip
+        right = 0
+        for i in range(samples):
+            rng = np.random.default_rng([12345, i])
+            row = retrieval_row(corpus, rng, CONTEXT, pass_key=is_key, source=source)
+            ids, _, kinds = make_batch(corpus, [row], device)
+            with torch.autocast(device.split(":")[0], torch.bfloat16):
+                guess = model(input_ids=ids[:, :-1], use_cache=False).logits.argmax(-1)
+            asked = kinds[:, 1:] == ANSWER
+            right += bool((guess == ids[:, 1:])[asked].all())
+        result[name] = right / samples
+    return result
+
+
+def save_model(model: LlamaForCausalLM, corpus: Corpus, folder: Path) -> None:
+    """The folder that ``from_pretrained`` loads: float16 weights, config and tokenizer."""
+    half = LlamaForCausalLM(model.config)
+    half.load_state_dict(model.state_dict())
+    half.half().save_pretrained(folder)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=corpus.tokenizer,
+        eos_token=EOS,
+        pad_token=EOS,
+        model_max_length=CONTEXT,
+        clean_up_tokenization_spaces=False,
+    )
+    tokenizer.save_pretrained(folder)
+    for path in folder.iterdir():
+        path.chmod(0o644)
+
+
+def cpu_name() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def write_provenance(folder: Path, state: State, corpus: Corpus, device: str, books: Path) -> None:
+    keep = max(1, len(state.curve) // 100)
+    hardware: dict[str, Any] = {"cpu": cpu_name(), "threads": torch.get_num_threads()}
+    if device.startswith("cuda"):
+        hardware["gpu"] = torch.cuda.get_device_name(device)
+    record = {
+        "script": "scripts/train_tiny.py",
+        "seed": state.seed,
+        "tokens": state.tokens,
+        "steps": state.step,
+        "context": CONTEXT,
+        "hours": round(state.seconds / 3600, 2),
+        "finished": state.tokens >= state.total_tokens,
+        "model": MODEL,
+        "optimizer": {
+            "matrices": f"Muon (match_rms_adamw), lr {LR_MATRICES}",
+            "rest": f"AdamW, lr {LR_REST}",
+            "schedule": f"{WARMUP_STEPS} steps up, constant, linear to 0 over the last "
+            f"{DECAY_SHARE:.0%}",
+            "clip": CLIP,
+            "precision": "bfloat16 autocast, float32 weights, saved as float16",
+        },
+        "phases": [asdict(phase) for phase in PHASES],
+        "corpus": {
+            "sha256": corpus.hashes,
+            "tokens": {name: len(ids) for name, ids in corpus.ids.items()},
+            "books": books.name,
+            "books_part": f"{BOOK_CHARS} characters of each book from its first quarter on",
+            "code": "CPython's standard library without the held-out part and encodings.*",
+        },
+        "held_out_modules": list(HELD_OUT_MODULES),
+        "held_out_topics": list(HELD_OUT_TOPICS),
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "tokenizers": tokenizers.__version__,
+        },
+        "hardware": hardware,
+        "checks": state.checks[-1] if state.checks else {},
+        "loss_curve": state.curve[::keep],
+        "check_curve": state.checks,
+    }
+    (folder / "provenance.json").write_text(json.dumps(record, indent=1) + "\n")
+
+
+def save_checkpoint(
+    path: Path, model: LlamaForCausalLM, optimizers: list[torch.optim.Optimizer], state: State
+) -> None:
+    saved = {
+        "model": model.state_dict(),
+        "optimizers": [o.state_dict() for o in optimizers],
+        "state": asdict(state),
+    }
+    torch.save(saved, path.with_suffix(".tmp"))
+    os.replace(path.with_suffix(".tmp"), path)
+
+
+def load_checkpoint(
+    path: Path, model: LlamaForCausalLM, optimizers: list[torch.optim.Optimizer], wanted: State
+) -> State:
+    saved = torch.load(path, map_location=model.device, weights_only=True)
+    state = State(**saved["state"])
+    if state.seed != wanted.seed:
+        raise typer.BadParameter(f"{path} was made with --seed {state.seed}, not {wanted.seed}")
+    constant = 1 - DECAY_SHARE
+    changed = state.total_tokens != wanted.total_tokens
+    if changed and state.tokens > constant * min(state.total_tokens, wanted.total_tokens):
+        raise typer.BadParameter(
+            f"--tokens {wanted.total_tokens} cannot replace {state.total_tokens}: the decay has "
+            f"begun by the {state.tokens} tokens seen"
+        )
+    model.load_state_dict(saved["model"])
+    for optimizer, kept in zip(optimizers, saved["optimizers"], strict=True):
+        optimizer.load_state_dict(kept)
+    state.total_tokens = wanted.total_tokens
+    return state
+
+
+class Log:
+    """A rich progress bar on a terminal, else a line every half minute; feeds the loss curve."""
+
+    def __init__(self, state: State) -> None:
+        self.state, self.began = state, time.monotonic()
+        self.first, self.line_at = state.tokens, self.began
+        self.sums = dict.fromkeys(KINDS, (0.0, 0))
+        self.bar = rich.progress.Progress(
+            *rich.progress.Progress.get_default_columns(),
+            rich.progress.TextColumn("{task.fields[note]}"),
+        )
+        self.task = self.bar.add_task(
+            "tiny", total=state.total_tokens, completed=state.tokens, note=""
+        )
+        if self.bar.console.is_terminal:
+            self.bar.start()
+
+    def step(self, sums: dict[str, tuple[float, int]]) -> None:
+        self.sums = {k: (a + sums[k][0], n + sums[k][1]) for k, (a, n) in self.sums.items()}
+        state, now = self.state, time.monotonic()
+        self.bar.update(self.task, completed=state.tokens)
+        if now - self.line_at < 30 and state.tokens < state.total_tokens:
+            return
+        losses = {name: round(a / max(1, n), 4) for name, (a, n) in self.sums.items()}
+        speed = (state.tokens - self.first) / (now - self.began)
+        left = (state.total_tokens - state.tokens) / speed
+        state.curve.append({"step": state.step, "tokens": state.tokens, **losses})
+        note = " ".join(f"{name} {loss:.3f}" for name, loss in losses.items())
+        self.say(
+            f"{time.strftime('%H:%M:%S')} step {state.step} {state.tokens / 1e6:.2f}M {note} "
+            f"{speed:.0f} tok/s eta {left / 60:.1f} min"
+        )
+        self.sums, self.line_at = dict.fromkeys(KINDS, (0.0, 0)), now
+
+    def say(self, line: str) -> None:
+        if self.bar.console.is_terminal:
+            self.bar.update(self.task, note=line)
+        else:
+            print(line, flush=True)
+
+
+def train_step(
+    model: LlamaForCausalLM,
+    losses_of: Callable[[LlamaForCausalLM, torch.Tensor], torch.Tensor],
+    optimizers: list[torch.optim.Optimizer],
+    batch: list[torch.Tensor],
+    lr_factor: float,
+) -> dict[str, tuple[float, int]]:
+    ids, weights, kinds = batch
+    losses = losses_of(model, ids)
+    weights = weights[:, 1:]
+    ((losses * weights).sum() / weights.sum()).backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
+    for optimizer, lr in zip(optimizers, (LR_MATRICES, LR_REST), strict=True):
+        optimizer.param_groups[0]["lr"] = lr * lr_factor
+        optimizer.step()
+        optimizer.zero_grad()
+    return sums_by_kind(losses.detach(), kinds[:, 1:])
+
+
+def main(
+    books: Annotated[Path, typer.Option(help="folder or tar of *.txt")] = Path(
+        "../shared/corpus/books.tar.xz"
+    ),
+    out: Annotated[Path, typer.Option(help="where the model goes")] = Path("ctxext/assets/tiny"),
+    work: Annotated[Path, typer.Option(help="caches, checkpoints")] = Path("build/train-tiny"),
+    tokens: Annotated[int, typer.Option(help="tokens to train on in all")] = 18_000_000,
+    seed: int = 0,
+    device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
+    threads: int = 2,
+    compiled: Annotated[bool, typer.Option("--compile", help="use torch.compile")] = False,
+    every: Annotated[float, typer.Option(help="minutes between checkpoints")] = 3.0,
+) -> None:
+    """Train the tiny model, or go on from the work folder's checkpoint."""
+    torch.set_num_threads(threads)
+    transformers.logging.disable_progress_bar()
+    stopping: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, _: stopping.append(number))
+    corpus = build_corpus(books, work)
+    model = build_model(seed, device)
+    optimizers = build_optimizers(model)
+    state = State(seed, tokens)
+    checkpoint = work / "checkpoint.pt"
+    if checkpoint.exists():
+        state = load_checkpoint(checkpoint, model, optimizers, state)
+    losses_of = torch.compile(token_losses) if compiled else token_losses
+    log = Log(state)
+
+    def keep(rows: int, samples: int, folder: Path) -> None:
+        found = check(model, corpus, rows, samples)
+        state.checks.append({"step": state.step, "tokens": state.tokens, **found})
+        log.say("check " + json.dumps(state.checks[-1]))
+        save_checkpoint(checkpoint, model, optimizers, state)
+        save_model(model, corpus, folder)
+        write_provenance(folder, state, corpus, device, books)
+
+    saved_at = began = time.monotonic()
+    while state.tokens < state.total_tokens and not stopping:
+        rngs = (np.random.default_rng([seed, state.step, i]) for i in range(state.phase.rows))
+        batch = make_batch(corpus, [make_row(corpus, rng, state.phase) for rng in rngs], device)
+        sums = train_step(model, losses_of, optimizers, batch, state.lr_factor())
+        state.tokens += state.phase.rows * CONTEXT
+        state.step += 1
+        state.seconds += (now := time.monotonic()) - began
+        began = now
+        if not all(math.isfinite(total) for total, _ in sums.values()):
+            raise FloatingPointError(f"the loss is not finite at step {state.step}")
+        log.step(sums)
+        if now - saved_at > 60 * every:
+            keep(48, 25, work / "snapshot")
+            saved_at = time.monotonic()
+    log.bar.stop()
+    if stopping:
+        save_checkpoint(checkpoint, model, optimizers, state)
+    else:
+        keep(512, 100, out)
+
+
+if __name__ == "__main__":
+    typer.run(main)
