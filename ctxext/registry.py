@@ -40,6 +40,9 @@ class Registry(Generic[T]):
         """Decorator: enter a class under `name`; ValueError where the name is taken."""
 
         def enter(cls: type[T]) -> type[T]:
+            home = f"{self._package}.{name.replace('-', '_')}"
+            if name in self._files() and cls.__module__ != home:
+                raise ValueError(f"{self.what} {name!r} is the package's own: take another name")
             old = self._found.get(name)
             if old is not None and (old.__module__, old.__qualname__) != (
                 cls.__module__,
@@ -54,9 +57,13 @@ class Registry(Generic[T]):
 
     def names(self) -> list[str]:
         """All names, sorted; imports none of the entries."""
+        return sorted(self._files() | set(self._found))
+
+    def _files(self) -> set[str]:
+        """The names of the package's own entries."""
         package = importlib.import_module(self._package)
         files = {m.name for m in pkgutil.iter_modules(package.__path__)} - self._private
-        return sorted({file.replace("_", "-") for file in files} | set(self._found))
+        return {file.replace("_", "-") for file in files}
 
     def get(self, name: str) -> type[T]:
         """The class registered as `name`; UsageError, with the nearest name, if there is none."""
@@ -155,4 +162,4 @@ def _format_value(value: int | float | bool) -> str:
         return str(value).lower()
     if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
         return str(int(value))
-    return repr(value)
+    return repr(value).replace("e+", "e")  # a plus would part two methods

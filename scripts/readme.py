@@ -1,7 +1,7 @@
 """Write the generated parts of README.md from the registry, the command line and the records.
 
-    python scripts/readme.py            rewrite them
-    python scripts/readme.py --check    exit 1 where they are out of date
+python scripts/readme.py            rewrite them
+python scripts/readme.py --check    exit 1 where they are out of date
 """
 
 from __future__ import annotations

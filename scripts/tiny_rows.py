@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import tokenizers
+
 from ctxext.data import stdlib_documents
 
 CONTEXT, VOCABULARY = 512, 2048
@@ -62,6 +63,9 @@ class Phase:
     retrieval: float
     repetition: float
     short: bool = False
+    packed: float = (
+        0.0  # of code and book rows, the share made of pieces that have nothing in common
+    )
 
 
 @dataclass
@@ -285,6 +289,15 @@ def join_rows(parts: list[Row], length: int) -> Row:
     return ids, weights, kinds
 
 
+def packed_row(corpus: Corpus, rng: np.random.Generator, source: str, length: int) -> Row:
+    """Pieces of 48 to 256 tokens from all over: most far keys say nothing here."""
+    parts: list[Row] = []
+    while sum(len(ids) for ids, _, _ in parts) < length:
+        span = int(math.exp(rng.uniform(math.log(48), math.log(256))))
+        parts += [crop(corpus, rng, source, span), STOP]
+    return join_rows(parts, length)
+
+
 def short_documents_row(corpus: Corpus, rng: np.random.Generator, length: int) -> Row:
     """As many short retrieval documents as fit, then real text."""
     parts: list[Row] = []
@@ -300,9 +313,11 @@ def short_documents_row(corpus: Corpus, rng: np.random.Generator, length: int) -
 def make_row(corpus: Corpus, rng: np.random.Generator, phase: Phase) -> Row:
     shares = [phase.code, phase.books, phase.retrieval, phase.repetition]
     kind = str(rng.choice(["code", "books", "retrieval", "repetition"], p=shares))
-    if kind in ("code", "books"):
-        return crop(corpus, rng, kind, CONTEXT + 1)
     length = CONTEXT + 1
+    if kind in ("code", "books"):
+        if phase.packed and rng.random() < phase.packed:
+            return packed_row(corpus, rng, kind, length)
+        return crop(corpus, rng, kind, length)
     if kind == "repetition":
         return (
             looped_row(corpus, rng, length)

@@ -28,9 +28,6 @@ import torch
 import torch.nn.functional as F
 import transformers
 import typer
-from ctxext.data import HELD_OUT_MODULES, HELD_OUT_TOPICS
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
 from tiny_rows import (
     ANSWER,
     BOOK_CHARS,
@@ -46,6 +43,9 @@ from tiny_rows import (
     make_row,
     retrieval_row,
 )
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from ctxext.data import HELD_OUT_MODULES, HELD_OUT_TOPICS
 
 MODEL: dict[str, Any] = {
     "vocab_size": VOCABULARY,
@@ -61,11 +61,14 @@ MODEL: dict[str, Any] = {
     "initializer_range": 0.04,
 }
 LR_MATRICES, LR_REST = 3e-3, 3e-3
+# The rate decays to 0 by FIRST_DECAY, then once more, from SECOND_SHARE of it, to the end.
+FIRST_DECAY, SECOND_SHARE = 21_600_000, 0.3
 WARMUP_STEPS, DECAY_SHARE, CLIP = 60, 0.3, 1.0
 
 PHASES = (
     Phase(0, 8, code=0.30, books=0.15, retrieval=0.25, repetition=0.30, short=True),
     Phase(1100, 8, code=0.42, books=0.23, retrieval=0.27, repetition=0.08),
+    Phase(4395, 8, code=0.62, books=0.16, retrieval=0.16, repetition=0.06, packed=0.7),
 )
 
 
@@ -86,7 +89,10 @@ class State:
         return [phase for phase in PHASES if phase.step <= self.step][-1]
 
     def lr_factor(self) -> float:
-        decay = (self.total_tokens - self.tokens) / (DECAY_SHARE * self.total_tokens)
+        if self.tokens >= FIRST_DECAY:
+            left = (self.total_tokens - self.tokens) / (self.total_tokens - FIRST_DECAY)
+            return SECOND_SHARE * left
+        decay = (FIRST_DECAY - self.tokens) / (DECAY_SHARE * FIRST_DECAY)
         return min(1.0, (self.step + 1) / WARMUP_STEPS, decay)
 
 
@@ -201,7 +207,7 @@ def write_provenance(folder: Path, state: State, corpus: Corpus, device: str, bo
             "matrices": f"Muon (match_rms_adamw), lr {LR_MATRICES}",
             "rest": f"AdamW, lr {LR_REST}",
             "schedule": f"{WARMUP_STEPS} steps up, constant, linear to 0 over the last "
-            f"{DECAY_SHARE:.0%}",
+            f"{DECAY_SHARE:.0%} of {FIRST_DECAY} tokens, then linear from {SECOND_SHARE} to 0",
             "clip": CLIP,
             "precision": "bfloat16 autocast, float32 weights, saved as float16",
         },
@@ -248,9 +254,8 @@ def load_checkpoint(
     state = State(**saved["state"])
     if state.seed != wanted.seed:
         raise typer.BadParameter(f"{path} was made with --seed {state.seed}, not {wanted.seed}")
-    constant = 1 - DECAY_SHARE
     changed = state.total_tokens != wanted.total_tokens
-    if changed and state.tokens > constant * min(state.total_tokens, wanted.total_tokens):
+    if changed and state.tokens > FIRST_DECAY + state.phase.rows * CONTEXT:
         raise typer.BadParameter(
             f"--tokens {wanted.total_tokens} cannot replace {state.total_tokens}: the decay has "
             f"begun by the {state.tokens} tokens seen"

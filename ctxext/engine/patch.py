@@ -41,6 +41,16 @@ class Handle:
         """Leave the model as it was before the patch, bit for bit; a second call does nothing."""
         self._undo.close()
 
+    def __deepcopy__(self, memo: Any) -> Handle:
+        """A copied model stays patched for good: what would restore it belongs to the original."""
+        copied = Handle(self.spec, self.attention, self.notes, contextlib.ExitStack())
+        copied._undo.callback(_refuse_removal)
+        return copied
+
+
+def _refuse_removal() -> None:
+    raise UsageError("this model was copied while it was patched: copy it unpatched instead")
+
 
 def patch(
     model: Any,
@@ -73,19 +83,19 @@ def patch(
             isinstance(value, bool) or not isinstance(value, int) or value < 2
         ):
             raise UsageError(f"bad {name} {value!r}: give a whole number of tokens, at least 2")
-    if HANDLE in model.__dict__:
-        on = model.__dict__[HANDLE].spec
-        raise UsageError(f"the model is patched already, with {on}: remove that patch first")
     layout = find_layout(model, train_len)
+    if HANDLE in layout.module.__dict__:
+        on = layout.module.__dict__[HANDLE].spec
+        raise UsageError(f"the model is patched already, with {on}: remove that patch first")
     resolved = parsed.resolve(Span(layout.facts.trained, length))
     with contextlib.ExitStack() as undo:
         notes = _apply_frequencies(layout, resolved, undo)
         attention = str(model.config._attn_implementation)
         if resolved.distance or resolved.query_scales:
             attention = _apply_attention(model, layout, resolved, attention, dense, undo)
-        handle = Handle(resolved, attention, notes, undo.pop_all())
-    model.__dict__[HANDLE] = handle
-    handle._undo.callback(model.__dict__.pop, HANDLE, None)
+        handle = Handle(resolved, attention, notes, undo)
+        _replace(undo, layout.module, HANDLE, handle)
+        handle._undo = undo.pop_all()
     return handle
 
 
@@ -147,9 +157,10 @@ def _check_tables(module: nn.Module, factor: float) -> None:
         return
     one = torch.ones(1, 1, dtype=torch.long, device=inv_freq.device)
     try:
-        cos = module(torch.zeros(1, 1, 1, device=inv_freq.device), one)[0].flatten()
+        out = module(torch.zeros(1, 1, 1, device=inv_freq.device), one)
     except Exception as error:
         raise UnsupportedModelError(f"{type(module).__name__} cannot be called: {error}") from error
+    cos = (out[0] if isinstance(out, tuple) else out.real).flatten()
     expected = (inv_freq.cos() * factor).sort().values
     found = cos[: len(expected)] if len(cos) == len(expected) else cos.sort().values[::2]
     if not torch.allclose(found.sort().values, expected, rtol=0, atol=1e-5):

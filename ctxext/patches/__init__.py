@@ -10,6 +10,7 @@ Sources of the formulas stand in each method's docstring, which `ctxext methods`
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 
 from ctxext.errors import UsageError
@@ -19,6 +20,7 @@ from ctxext.registry import Registry
 __all__ = ["REGISTRY", "Spec", "names", "parse", "register"]
 
 REGISTRY: Registry[Method] = Registry("method", __name__, private=("base",))
+_SUM = re.compile(r"(?<![0-9][eE])\+")  # the plus of 1e+3 parts nothing
 register = REGISTRY.register
 names = REGISTRY.names
 
@@ -79,7 +81,7 @@ def parse(text: str) -> Spec:
         UsageError: an unknown name or parameter, a bad value, or a second distance method; the
             message names the valid ones.
     """
-    spec = Spec(tuple(REGISTRY.parse(item) for item in text.split("+")))
+    spec = Spec(tuple(REGISTRY.parse(item) for item in _SUM.split(text)))
     distances = [m.name for m in spec.methods if isinstance(m, Distance)]
     if len(distances) > 1:
         raise UsageError(

@@ -1,0 +1,1068 @@
+"""The engine on models: the attention paths against each other, caches, padding, removal, refusals.
+
+Logits are compared relative to the largest (`close`). Two float32 computations of the same thing
+differ by 1e-6 to 5e-6 of it here: at 50 tokens an angle is off by 50·2^-24 = 3e-6 rad, once for
+each of two rotations, and a sum of 96 products by 96·2^-24 = 6e-6 at the very worst. So 1e-5;
+every mistake we know of shows as 1e-3 or more.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import itertools
+import math
+import sys
+import types
+from collections.abc import Callable, Iterator
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+import transformers
+from conftest import FAMILIES, TRAINED, random_model, tokens
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import DynamicCache, StaticCache
+from transformers.models.cohere.modeling_cohere import apply_rotary_pos_emb as interleaved
+from transformers.models.llama.modeling_llama import LlamaAttention
+
+import ctxext
+from ctxext.engine import chunked
+from ctxext.engine.chunked import chunked_attention
+from ctxext.engine.reference import dense_attention
+from ctxext.engine.seams import STATE
+from ctxext.errors import UnsupportedModelError, UsageError
+from ctxext.patches import REGISTRY, names
+from ctxext.patches.base import Distance, Part, QueryScale, identity
+
+L = 50  # beyond TRAINED, so that every default method has something to do
+MIX = "yarn+rerope:window=5+logn"
+SPECS = [*names(), MIX]
+KINDS = {name: REGISTRY.get(name) for name in names()}
+DISTANCE = [name for name in names() if issubclass(KINDS[name], Distance)]
+SCALED = [name for name in names() if issubclass(KINDS[name], QueryScale)]
+WIDE = {"rerope": "rerope:window=4096", "leaky-rerope": "leaky-rerope:window=4096,leak=3"}
+FEW = ["ntk", "rerope", "leaky-rerope", "logn", MIX]
+
+
+def logits(model: Any, ids: Tensor, **kwargs: Any) -> Tensor:
+    with torch.no_grad():
+        return model(ids, **kwargs).logits
+
+
+def close(ours: Tensor, truth: Tensor, tolerance: float = 1e-5) -> None:
+    assert torch.isfinite(ours).all()
+    assert ours.shape == truth.shape
+    worst = float((ours.double() - truth.double()).abs().max() / truth.double().abs().max())
+    assert worst <= tolerance, worst
+
+
+def padded(rows: list[Tensor], left: bool = True) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows of ids as one batch, with its attention mask and its true position_ids."""
+    length = max(len(row) for row in rows)
+    ids = torch.zeros(len(rows), length, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for i, row in enumerate(rows):
+        here = slice(length - len(row), None) if left else slice(0, len(row))
+        ids[i, here], mask[i, here] = row, 1
+    return ids, mask, (mask.cumsum(-1) - 1).clamp(min=0)
+
+
+# The paths alone ---------------------------------------------------------------------------------
+
+D = 8
+THETA = torch.tensor([1.0, 0.6, 0.3, 0.1], dtype=torch.float64)  # each turns within 40 tokens
+
+
+def turn(x: Tensor, positions: Tensor) -> Tensor:
+    """x [b, *, l, d] rotated by positions [l], halves paired."""
+    angle = positions.double()[:, None] * THETA
+    cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
+    a, b = x[..., : D // 2], x[..., D // 2 :]
+    return torch.cat((a * cos - b * sin, b * cos + a * sin), -1)
+
+
+def three_parts(window: int, leak: float) -> tuple[Part, ...]:
+    """δ, then window + (δ − window)/leak, then from 2·window on a constant: an invented method."""
+    return (
+        Part(0, window, identity, identity),
+        Part(window, 2 * window, lambda q: window + (q - window) / leak, lambda k: k / leak),
+        Part(2 * window, None, lambda q: q * 0 + 1.5 * window, lambda k: k * 0),
+    )
+
+
+def parts_of(kind: str, window: int, leak: float) -> tuple[Part, ...]:
+    if kind == "three":
+        return three_parts(window, leak)
+    args = {"window": window} | ({"leak": leak} if kind == "leaky-rerope" else {})
+    return KINDS[kind](**args).parts()
+
+
+def relative(kind: str, window: int, leak: float, delta: int) -> float:
+    """The effective relative position, from METHODS.md."""
+    if delta < window:
+        return delta
+    if kind == "rerope":
+        return window
+    if kind == "three" and delta >= 2 * window:
+        return 1.5 * window
+    return window + (delta - window) / leak
+
+
+def inputs(
+    b: int, h: int, g: int, n: int, m: int, dtype: torch.dtype = torch.float64, seed: int = 0
+) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    shapes = ((b, h, n, D), (b, g, m, D), (b, g, m, D + 2))
+    q, k, v = (torch.randn(s, generator=generator, dtype=torch.float64) for s in shapes)
+    return q.to(dtype), k.to(dtype), v.to(dtype)
+
+
+def rotated(
+    q: Tensor, k: Tensor, parts: tuple[Part, ...]
+) -> tuple[Tensor, Tensor, tuple[Part, ...]]:
+    """q and k as a model hands them over, rotated like the last part's keys, and what is left."""
+    done, position = parts[-1].key, torch.arange(k.shape[2], dtype=torch.float64)
+    left = tuple(
+        Part(
+            p.start,
+            p.stop,
+            lambda x, p=p: p.query(x) - done(x),
+            lambda x, p=p: p.key(x) - done(x),
+        )
+        for p in parts
+    )
+    return turn(q, done(position[-q.shape[2] :])), turn(k, done(position)), left
+
+
+@pytest.mark.parametrize("with_mask", [False, True])
+@pytest.mark.parametrize(("n", "m"), [(7, 7), (3, 7), (1, 6)])
+@pytest.mark.parametrize("kind", [*DISTANCE, "three"])
+def test_dense_by_hand(kind: str, n: int, m: int, with_mask: bool) -> None:
+    """The reference against three loops over plain floats."""
+    window, leak, scaling, h, g = 3, 2.5, 0.7, 4, 2
+    q, k, v = inputs(2, h, g, n, m)
+    seen = torch.rand(2, 1, n, m, generator=torch.Generator().manual_seed(1)) < 0.6
+    seen |= torch.eye(m, dtype=torch.bool)[m - n :]
+    ours = dense_attention(
+        q, k, v, parts_of(kind, window, leak), turn, scaling, seen if with_mask else None
+    )
+    for b, head, i in itertools.product(range(2), range(h), range(n)):
+        query, place, group = q[b, head, i].tolist(), m - n + i, head // (h // g)
+        weights = []
+        for j in range(m):
+            key = k[b, group, j].tolist()
+            r = relative(kind, window, leak, place - j)
+            score = 0.0
+            for p, theta in enumerate(THETA.tolist()):
+                a, c = complex(query[p], query[p + 4]), complex(key[p], key[p + 4])
+                score += (
+                    a * c.conjugate() * complex(math.cos(r * theta), math.sin(r * theta))
+                ).real
+            visible = j <= place and (not with_mask or bool(seen[b, 0, i, j]))
+            weights.append(math.exp(score * scaling) if visible else 0.0)
+        expected = sum(w * v[b, group, j] for j, w in enumerate(weights)) / sum(weights)
+        torch.testing.assert_close(ours[b, head, i], expected, rtol=0, atol=1e-12)
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(st.data())
+def test_chunked_is_dense(data: st.DataObject) -> None:
+    """Shapes, windows, chunks and masks at random.
+
+    Sums of at most 40 products of size 10: 40·10·2^-53 = 4e-14 in float64 and 2.4e-5 at the very
+    worst in float32, where rounding errors average out to a tenth of it.
+    """
+    draw = data.draw
+    dtype = draw(st.sampled_from([torch.float64, torch.float32]))
+    b, g, r = draw(st.integers(1, 2)), draw(st.integers(1, 2)), draw(st.integers(1, 3))
+    m = draw(st.integers(1, 40))
+    n = draw(st.one_of(st.just(m), st.just(1), st.integers(1, m)))
+    window = draw(st.one_of(st.just(1), st.just(m), st.integers(1, m + 5)))
+    kind = draw(st.sampled_from([*DISTANCE, "three"]))
+    parts = parts_of(kind, window, draw(st.sampled_from([1.0, 2.5, 8.0])))
+    q, k, v = inputs(b, g * r, g, n, m, dtype, draw(st.integers(0, 99)))
+    mask = None
+    if draw(st.booleans()):
+        generator = torch.Generator().manual_seed(draw(st.integers(0, 99)))
+        mask = torch.rand(draw(st.sampled_from([1, b])), 1, n, m, generator=generator) < 0.5
+        mask |= torch.eye(m, dtype=torch.bool)[m - n :]
+    expected = dense_attention(q, k, v, parts, turn, 0.5, mask)
+    ours_q, ours_k, left = rotated(q, k, parts)
+    sizes = {
+        "SCORES_AT_ONCE": draw(st.sampled_from([1, 200, 2**22])),
+        "LONGEST_CHUNK": draw(st.sampled_from([1, 2, 3, 7, 16, 128])),
+    }
+    with mock.patch.multiple(chunked, **sizes):
+        ours = chunked_attention(ours_q, ours_k, v, left, turn, 0.5, mask)
+    assert ours.dtype == dtype
+    assert ours.shape == expected.shape == (b, g * r, n, D + 2)
+    assert float((ours - expected).abs().max()) <= (1e-10 if dtype == torch.float64 else 2e-5)
+
+
+@pytest.mark.parametrize("attention", [dense_attention, chunked_attention])
+def test_rows_that_see_nothing_are_finite(attention: Callable[..., Tensor]) -> None:
+    parts = parts_of("rerope", 3, 1)
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        q, k, v = inputs(2, 2, 1, 9, 9, dtype)
+        mask = torch.ones(2, 1, 9, 9, dtype=torch.bool)
+        mask[1, :, :, :6] = False  # as a left-padded row has it
+        out = attention(q, k, v, parts, turn, 0.5, mask)
+        assert torch.isfinite(out).all()
+        alone = attention(q[1:, :, 6:], k[1:, :, 6:], v[1:, :, 6:], parts, turn, 0.5)
+        rounding = 16 * torch.finfo(dtype).eps  # a dozen sums of numbers up to 3, rounded once
+        torch.testing.assert_close(out[1:, :, 6:], alone, rtol=0, atol=rounding)
+
+
+@pytest.mark.parametrize("kind", [*DISTANCE, "three"])
+@pytest.mark.parametrize("chunk", [1, 2, 128])
+def test_gradients_of_the_paths(kind: str, chunk: int) -> None:
+    parts = parts_of(kind, 2, 2.5)
+    mask = torch.rand(1, 1, 4, 6, generator=torch.Generator().manual_seed(1)) < 0.5
+    mask |= torch.eye(6, dtype=torch.bool)[2:]
+    q, k, v = (x.requires_grad_() for x in inputs(1, 2, 1, 4, 6))
+    with mock.patch.object(chunked, "LONGEST_CHUNK", chunk):
+        for seen in (None, mask):
+
+            def attend(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None = seen) -> Tensor:
+                q, k, left = rotated(q, k, parts)
+                return chunked_attention(q, k, v, left, turn, 0.5, seen)
+
+            assert torch.autograd.gradcheck(attend, (q, k, v), fast_mode=True)
+            cotangent = inputs(1, 2, 2, 4, 4, seed=3)[2]
+            ours = torch.autograd.grad(attend(q, k, v), (q, k, v), cotangent)
+            dense = dense_attention(q, k, v, parts, turn, 0.5, seen)
+            for a, b in zip(ours, torch.autograd.grad(dense, (q, k, v), cotangent), strict=True):
+                torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("attention", [dense_attention, chunked_attention])
+def test_dropout(attention: Callable[..., Tensor]) -> None:
+    """Weights are dropped, and the rest made up for: of values 1 the mean stays 1.
+
+    4·64 outputs, each of variance below p/(1−p) = 1: the mean is within 4/√256 = 0.25.
+    """
+    q, k, v = inputs(1, 4, 2, 64, 64)
+    torch.manual_seed(0)
+    out = attention(q, k, v * 0 + 1, parts_of("rerope", 5, 1), turn, 0.5, None, 0.5)
+    assert abs(out.mean() - 1) < 0.25
+    assert (out - 1).abs().max() > 0.1
+
+
+class Largest(TorchDispatchMode):
+    """Records the elements of the largest tensor that any operator gives."""
+
+    size = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for x in out if isinstance(out, (tuple, list)) else (out,):
+            if isinstance(x, Tensor):
+                self.size = max(self.size, x.numel())
+        return out
+
+
+@pytest.mark.parametrize("kind", DISTANCE)
+def test_memory_is_linear(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twice the length, at most twice the largest tensor (and four times the dense path's)."""
+    monkeypatch.setattr(chunked, "SCORES_AT_ONCE", 2**10)  # else these lengths are one chunk
+    model = random_model(num_hidden_layers=1, vocab_size=97)
+    sizes: dict[bool, list[int]] = {False: [], True: []}
+    for dense in sizes:
+        with ctxext.patched(model, kind, 1024, dense=dense), torch.no_grad():
+            for length in (512, 1024):
+                with Largest() as largest:
+                    model(tokens(length))
+                sizes[dense].append(largest.size)
+    assert sizes[False][1] <= 2.1 * sizes[False][0]
+    assert sizes[True] == [4 * 512**2, 4 * 1024**2]
+    assert sizes[False][1] <= 4 * 1024 * 97  # a few rows of scores, or a layer's activations
+
+
+def test_a_chunk_holds_what_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A chunk's scores: SCORES_AT_ONCE, and for each row those of the near part, w + rows."""
+    seen: list[int] = []
+    softmax = torch.softmax
+
+    def watch(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        seen.append(x.numel())
+        return softmax(x, *args, **kwargs)
+
+    q, k, v = inputs(1, 4, 2, 512, 512)
+    monkeypatch.setattr(chunked, "SCORES_AT_ONCE", 2**16)
+    monkeypatch.setattr(torch, "softmax", watch)
+    chunked_attention(q, k, v, parts_of("rerope", 8, 1), turn, 0.5)
+    rows = 2**16 // (4 * 512)
+    assert 0 < max(seen) <= 2**16 + 4 * rows * (8 + rows)
+
+
+# Models: infinite windows, paths, caches, padding, generation ------------------------------------
+
+
+def test_every_distance_method_has_a_wide_window() -> None:
+    assert set(WIDE) == set(DISTANCE)
+
+
+@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("family", FAMILIES)
+def test_nothing_to_do_is_unpatched(family: str, name: str) -> None:
+    """An infinite window, a factor of 1, log-n within T: the unpatched logits."""
+    model, ids = random_model(family), tokens(L, 2)
+    plain = logits(model, ids)
+    with ctxext.patched(model, WIDE.get(name, name), 2, train_len=4096):
+        close(logits(model, ids), plain)
+
+
+@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_paths_and_caches(family: str, spec: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dense, chunked, chunked prefill, a continued cache and single steps: one full forward."""
+    model, ids = random_model(family), tokens(L, 2)
+    plain = logits(model, ids)
+    with ctxext.patched(model, spec, 4 * L, dense=True) as handle:
+        full = logits(model, ids)
+        distant = handle.spec.distance is not None
+        assert handle.attention == ("dense" if distant else "sdpa")
+    with ctxext.patched(model, spec, 4 * L) as handle:
+        assert handle.attention == ("chunked" if distant else "sdpa")
+        close(logits(model, ids), full)
+        monkeypatch.setattr(chunked, "LONGEST_CHUNK", 7)
+        close(logits(model, ids), full)
+        cache, given = DynamicCache(config=model.config), []
+        stops = [1, 20, 21, 43, *range(44, L + 1)]
+        for start, stop in itertools.pairwise([0, *stops]):
+            given.append(logits(model, ids[:, start:stop], past_key_values=cache))
+        close(torch.cat(given, 1), full)
+        cache.crop(-20)
+        close(logits(model, ids[:, 30:], past_key_values=cache), full[:, 30:])
+        close(logits(model, ids[:, :1]), full[:, :1])
+        embedded = model.get_input_embeddings()(ids).detach()
+        close(model(inputs_embeds=embedded).logits.detach(), full)
+    if spec != "rope":
+        assert (full - plain).abs().max() > 1e-2 * plain.abs().max()  # the method does something
+
+
+def test_decoding_hoards_nothing() -> None:
+    """What a patched model holds besides its cache does not grow with the steps."""
+    model, ids = random_model(), tokens(L)
+    with ctxext.patched(model, MIX, 4 * L):
+        state, cache = getattr(model.model.layers[0].self_attn, STATE), DynamicCache()
+        held = []
+        for i in range(L):
+            logits(model, ids[:, i : i + 1], past_key_values=cache)
+            held.append(len(state.tables))
+    assert 0 < max(held) == held[9]
+
+
+@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_padding_and_packing(family: str, spec: str) -> None:
+    """Rows of a padded batch, or of a packed sequence, give what they give alone."""
+    model = random_model(family)
+    rows = [tokens(n, seed=n)[0] for n in (41, 9, 1)]
+    with ctxext.patched(model, spec, 4 * L):
+        alone = [logits(model, row[None])[0] for row in rows]
+        for left in (True, False):
+            ids, mask, positions = padded(rows, left)
+            for position_ids in (positions, None) if left else (None,):
+                whole = logits(model, ids, attention_mask=mask, position_ids=position_ids)
+                cache, given = DynamicCache(config=model.config), []
+                for a, b in itertools.pairwise((0, 17, 40, 41)):  # 0–17 is all padding in two rows
+                    part = None if position_ids is None else position_ids[:, a:b]
+                    kwargs = {"position_ids": part, "past_key_values": cache}
+                    given.append(logits(model, ids[:, a:b], attention_mask=mask[:, :b], **kwargs))
+                for out in (whole, torch.cat(given, 1)):
+                    for i, truth in enumerate(alone):
+                        close(out[i][mask[i].bool()], truth)
+        positions = torch.cat([torch.arange(len(row)) for row in rows])[None]
+        packed = logits(model, torch.cat(rows)[None], position_ids=positions, use_cache=False)
+        close(packed[0], torch.cat(alone))
+
+
+@pytest.mark.parametrize("spec", FEW)
+def test_padding_in_the_middle(spec: str) -> None:
+    """A left-padded batch continued by a left-padded batch: a second turn of several chats.
+
+    Slots and positions then differ by more than a shift; a method that counts slots must refuse.
+    """
+    model = random_model()
+    first, second = ([tokens(n, seed=n)[0] for n in ns] for ns in ((20, 9), (5, 16)))
+    (ids1, mask1, _), (ids2, mask2, _) = padded(first), padded(second)
+    mask = torch.cat((mask1, mask2), 1)
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    with ctxext.patched(model, spec, 4 * L) as handle:
+        cache = DynamicCache(config=model.config)
+        given = {"attention_mask": mask1, "position_ids": positions[:, :20]}
+        logits(model, ids1, past_key_values=cache, **given)
+        given = {"attention_mask": mask, "position_ids": positions[:, 20:]}
+        if handle.spec.distance:
+            with pytest.raises(UnsupportedModelError, match="padding between the tokens of a row"):
+                model(ids2, past_key_values=cache, **given)
+            return
+        out = logits(model, ids2, past_key_values=cache, **given)
+        for i in range(2):
+            alone = logits(model, torch.cat((first[i], second[i]))[None])[0]
+            close(out[i][mask2[i].bool()], alone[len(first[i]) :])
+
+
+@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_generate(family: str, spec: str) -> None:
+    """Greedy tokens are the arg max of one full forward of the same tokens, row by row."""
+    model = random_model(family)
+    model.generation_config.eos_token_id = None
+    rows = [tokens(n, seed=n)[0] for n in (30, 9, 1)]
+    ids, mask, _ = padded(rows)
+    greedy = {"do_sample": False, "max_new_tokens": 6}
+    with ctxext.patched(model, spec, 4 * L):
+        batch = model.generate(ids, attention_mask=mask, **greedy)
+        for row, out in zip(rows, batch, strict=True):
+            assert out.shape == (36,)
+            full = logits(model, torch.cat((row, out[30:]))[None])[0]
+            assert torch.equal(full[len(row) - 1 : -1].argmax(-1), out[30:])
+        single = model.generate(rows[0][None], **greedy)
+        assert torch.equal(single[0], batch[0])
+
+
+@pytest.mark.parametrize("spec", FEW)
+def test_generate_in_other_ways(spec: str) -> None:
+    model = random_model()
+    model.generation_config.eos_token_id = None
+    ids, mask, _ = padded([tokens(n, seed=n)[0] for n in (30, 9)])
+    greedy: dict[str, Any] = {"do_sample": False, "max_new_tokens": 6, "attention_mask": mask}
+    with ctxext.patched(model, spec, 4 * L):
+        plain = model.generate(ids, **greedy)
+        assert torch.equal(model.generate(ids, prefill_chunk_size=7, **greedy), plain)
+        assert torch.equal(model.generate(ids, use_cache=False, **greedy), plain)
+        beams = model.generate(ids, num_beams=2, **greedy)
+        assert beams.shape == plain.shape
+        assert torch.equal(beams[:, :30], ids)
+        one = {"do_sample": False, "max_new_tokens": 6}
+        guessed = model.generate(ids[:1], prompt_lookup_num_tokens=3, **one)  # crops its cache
+        assert torch.equal(guessed, plain[:1])
+
+
+def test_masks_of_four_dimensions() -> None:
+    model, ids = random_model(), tokens(20)
+    causal = torch.ones(20, 20, dtype=torch.bool).tril()[None, None]
+    with ctxext.patched(model, MIX, L):
+        close(logits(model, ids, attention_mask=causal), logits(model, ids))
+
+
+def test_additive_masks() -> None:
+    """One that hides keys is taken, one that adds a bias, as ALiBi's, is refused."""
+    model, ids = random_model(), tokens(20)
+    ahead = torch.ones(20, 20, dtype=torch.bool).triu(1)[None, None]
+    with ctxext.patched(model, "rerope:window=5"):
+        plain = logits(model, ids)
+        for low in (torch.finfo(torch.float32).min, -math.inf):
+            additive = torch.zeros(1, 1, 20, 20).masked_fill(ahead, low)
+            close(logits(model, ids, attention_mask=additive), plain)
+            additive[..., 0] = -1.0
+            with pytest.raises(UnsupportedModelError, match="mask that adds a bias"):
+                model(ids, attention_mask=additive)
+
+
+@pytest.mark.parametrize("spec", ["logn", MIX])
+def test_a_mask_given_by_position(spec: str) -> None:
+    model, row = random_model(), tokens(9)[0]
+    ids, mask, _ = padded([tokens(40)[0], row])
+    with ctxext.patched(model, spec, L, train_len=9), torch.no_grad():
+        close(model.model(ids, mask)[0][1, 31:], model.model(row[None])[0][0])
+
+
+# Number formats ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_half_precision(family: str, dtype: torch.dtype) -> None:
+    """An infinite window costs no more than the format itself: errors against float32 logits.
+
+    Two roundings by 2^-9 (or 2^-12) of a rotated key stand beside the dozens of a layer: seen
+    are 0.9 to 1.15 times the unpatched model's mean error.
+    """
+    model, ids = random_model(family), tokens(300)  # bfloat16 counts to 256 only
+    truth = logits(model, ids)
+    model.to(dtype)
+    own = (logits(model, ids) - truth).abs().mean()
+    for spec in [*WIDE.values(), *(f"{spec}+logn" for spec in WIDE.values())]:
+        with ctxext.patched(model, spec, train_len=4096):
+            ours = logits(model, ids)
+        assert ours.dtype == dtype
+        assert 0.5 * own < (ours - truth).abs().mean() < 1.4 * own
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_other_formats_of_one_model(spec: str) -> None:
+    """float64 agrees with float32; 16 bits do not round the frequencies of a patched model."""
+    model, ids = random_model(), tokens(L)
+    with ctxext.patched(model, spec, 4 * L):
+        truth, exact = logits(model, ids), model.model.rotary_emb.inv_freq.clone()
+    model.double()
+    with ctxext.patched(model, spec, 4 * L):
+        ours = logits(model, ids)
+        assert ours.dtype == torch.float64
+        close(ours, truth)
+        assert torch.equal(model.model.rotary_emb.inv_freq.float(), exact)
+    model.to(torch.bfloat16)
+    kept = model.model.rotary_emb.inv_freq
+    assert not torch.equal(kept.float(), random_model().model.rotary_emb.inv_freq)  # rounded
+    with ctxext.patched(model, spec, 4 * L) as handle:
+        rounded = logits(model, ids)
+        if handle.spec.frequencies:
+            assert torch.equal(model.model.rotary_emb.inv_freq, exact)
+    assert model.model.rotary_emb.inv_freq is kept
+    assert (rounded - truth).abs().mean() < 0.05 * truth.abs().mean()  # as without a patch
+
+
+@pytest.mark.parametrize("spec", FEW)
+def test_autocast(spec: str) -> None:
+    """Under autocast the paths agree to a few of bfloat16's roundings, 2^-9 each."""
+    model, ids = random_model(), tokens(L)
+    outs = []
+    for dense in (False, True):
+        with ctxext.patched(model, spec, 4 * L, dense=dense):
+            truth = logits(model, ids)
+            with torch.autocast("cpu", torch.bfloat16):
+                outs.append(logits(model, ids))
+    for out in outs:
+        assert (out - truth).abs().mean() < 0.05 * truth.abs().mean()
+
+
+# Training ----------------------------------------------------------------------------------------
+
+
+def gradient(model: Any, spec: str, dense: bool, ids: Tensor) -> Tensor:
+    """The gradient of two forward passes at different positions, as one vector."""
+    model.zero_grad()
+    with ctxext.patched(model, spec, 4 * L, dense=dense):
+        shifted = {"position_ids": torch.arange(9, 9 + L)[None], "use_cache": False}
+        loss = model(ids, labels=ids, use_cache=False).loss
+        (loss + model(ids, labels=ids, **shifted).loss).backward()
+    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+
+@pytest.mark.filterwarnings("ignore:.gradient_checkpointing_:FutureWarning")
+@pytest.mark.parametrize("spec", ["rerope", "leaky-rerope", MIX])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_training(family: str, spec: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gradients of chunked, dense and checkpointed passes are the same, and the method's own."""
+    model, ids = random_model(family).train(), tokens(L)
+    monkeypatch.setattr(chunked, "LONGEST_CHUNK", 16)
+    dense, ours = (gradient(model, spec, dense, ids) for dense in (True, False))
+    close(ours, dense, 2e-5)  # back and forth: twice the forward's
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    close(gradient(model, spec, False, ids), ours, 2e-6)
+    model.gradient_checkpointing_disable()
+    plain = gradient(model, "rope", False, ids)
+    assert (ours - plain).abs().max() > 1e-2 * plain.abs().max()
+
+
+# Removal -----------------------------------------------------------------------------------------
+
+
+def snapshot(model: Any) -> dict[str, Any]:
+    """Everything a model holds: each module's attributes, each config's, the values of tensors."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    held = {
+        f"{path}.{key}": dict(value) if isinstance(value, dict) else value
+        for path, module in modules.items()
+        for key, value in vars(module).items()
+    }
+    configs = {
+        path: (vars(m)["config"], dict(vars(vars(m)["config"])), m.config._attn_implementation)
+        for path, m in modules.items()
+        if "config" in vars(m)
+    }
+    tensors = {**model.state_dict(), **dict(model.named_buffers())}
+    return {
+        "held": held,
+        "configs": configs,
+        "tensors": {key: (x, x.detach().clone()) for key, x in tensors.items()},
+        "generation": vars(model)["generation_config"],
+        "random": torch.get_rng_state(),
+    }
+
+
+def is_same(a: Any, b: Any) -> bool:
+    """The same object, or equal plain values, or containers of such in the same order."""
+    if a is b:
+        return True
+    if isinstance(a, dict) and isinstance(b, dict):
+        return list(a) == list(b) and all(is_same(a[key], b[key]) for key in a)
+    if isinstance(a, tuple) and isinstance(b, tuple):
+        return len(a) == len(b) and all(map(is_same, a, b))
+    return isinstance(a, (str, int, float, type(None))) and type(a) is type(b) and a == b
+
+
+def assert_untouched(model: Any, before: dict[str, Any]) -> None:
+    after = snapshot(model)
+    assert list(after["held"]) == list(before["held"])
+    for part in ("held", "configs"):
+        for key, value in before[part].items():
+            assert is_same(after[part][key], value), key
+    assert list(after["tensors"]) == list(before["tensors"])
+    for key, (tensor, values) in before["tensors"].items():
+        now, clone = after["tensors"][key]
+        assert now.data_ptr() == tensor.data_ptr(), key
+        assert now.dtype == values.dtype
+        assert torch.equal(clone, values), key
+    assert after["generation"] is before["generation"]
+    assert torch.equal(after["random"], before["random"])
+
+
+@contextlib.contextmanager
+def untouched(model: Any, ids: Tensor) -> Iterator[None]:
+    """That the block leaves the model as it was, and its logits bit for bit."""
+    plain, before = logits(model, ids), snapshot(model)
+    yield
+    assert_untouched(model, before)
+    assert torch.equal(logits(model, ids), plain)
+
+
+@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_removal(family: str, spec: str) -> None:
+    model, ids = random_model(family), tokens(L)
+    plain = logits(model, ids)
+    with untouched(model, ids):
+        handle = ctxext.patch(model, spec, 4 * L)
+        first = logits(model, ids)
+        handle.remove()
+        handle.remove()  # again: nothing
+        assert torch.equal(logits(model, ids), plain)
+
+        def broken() -> None:
+            with ctxext.patched(model, spec, 4 * L):
+                assert torch.equal(logits(model, ids), first)
+                raise ZeroDivisionError
+
+        with pytest.raises(ZeroDivisionError):
+            broken()
+        with ctxext.patched(model, spec, 4 * L, dense=True):
+            logits(model, ids[:, :3])
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_removal_keeps_the_mode(training: bool) -> None:
+    model = random_model().train(training)
+    for spec in FEW:
+        with ctxext.patched(model, spec, 4 * L):
+            assert all(module.training == training for module in model.modules())
+        assert all(module.training == training for module in model.modules())
+
+
+@pytest.mark.parametrize("spec", DISTANCE)
+def test_modes_of_single_modules_stay(spec: str) -> None:
+    model = random_model().train()
+    model.model.layers[0].eval()  # frozen, say
+    before = [module.training for module in model.modules()]
+    with ctxext.patched(model, spec, 4 * L):
+        assert [module.training for module in model.modules()] == before
+    assert [module.training for module in model.modules()] == before
+
+
+def test_removal_after_a_move_to_another_format() -> None:
+    """What was on the model while its weights were cast comes off as well."""
+    model, ids = random_model(), tokens(L)
+    with ctxext.patched(model, MIX, 4 * L):
+        model.double()
+        logits(model, ids)
+    assert not any("ctxext" in key for m in model.modules() for key in vars(m))
+    fresh = random_model().double()
+    assert torch.equal(logits(model, ids), logits(fresh, ids))
+
+
+# One model and another ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_models_that_share_a_config(spec: str) -> None:
+    config = random_model().config
+    torch.manual_seed(1)
+    one, other = (transformers.LlamaForCausalLM(config).eval() for _ in range(2))
+    assert one.config is other.config
+    ids = tokens(L)
+    implementation = config._attn_implementation
+    plain = logits(one, ids)
+    with untouched(other, ids):
+        handle = ctxext.patch(one, spec, 4 * L)
+        patched = logits(one, ids)
+        before = logits(other, ids)
+        assert other.config is config
+        assert config._attn_implementation == implementation
+        assert all(m.config is config for m in other.modules() if hasattr(m, "config"))
+        with ctxext.patched(other, "leaky-rerope:window=3,leak=2+logn"):  # in turns
+            logits(other, ids[:, :7])
+            assert torch.equal(logits(one, ids), patched)
+        assert torch.equal(logits(other, ids), before)
+        handle.remove()
+    assert one.config is config
+    assert torch.equal(logits(one, ids), plain)
+
+
+@pytest.mark.parametrize("spec", FEW)
+def test_a_copy_of_a_patched_model_stands_alone(spec: str) -> None:
+    model, ids = random_model(), tokens(L)
+    handle = ctxext.patch(model, spec, 4 * L)
+    patched, twin = logits(model, ids), copy.deepcopy(model)
+    assert torch.equal(logits(twin, ids), patched)
+    handle.remove()
+    assert torch.equal(logits(twin, ids), patched)
+    assert not torch.equal(logits(model, ids), patched)
+
+
+# Own scalings ------------------------------------------------------------------------------------
+
+SCALINGS: dict[str, dict[str, Any]] = {
+    "linear": {"factor": 4.0},
+    "yarn": {"factor": 4.0, "original_max_position_embeddings": TRAINED},
+    "llama3": {
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": TRAINED,
+    },
+    "dynamic": {"factor": 2.0},
+    "longrope": {
+        "factor": 4.0,
+        "short_factor": [1.0] * 8,
+        "long_factor": [4.0] * 8,
+        "original_max_position_embeddings": TRAINED,
+    },
+}
+FIXED = ["linear", "yarn", "llama3"]
+
+
+def own_scaling(rope_type: str) -> Any:
+    rope = {"rope_type": rope_type, "rope_theta": 10000.0, **SCALINGS[rope_type]}
+    model = random_model(rope_parameters=rope)
+    assert model.model.rotary_emb.rope_type == rope_type
+    return model
+
+
+@pytest.mark.parametrize("rope_type", FIXED)
+def test_own_scaling_is_kept(rope_type: str) -> None:
+    model, ids = own_scaling(rope_type), tokens(L)
+    plain = logits(model, ids)
+    assert not torch.allclose(plain, logits(random_model(), ids), atol=1e-2)
+    with untouched(model, ids):
+        for spec in [*WIDE.values(), *(f"{spec}+logn" for spec in WIDE.values()), "logn"]:
+            with ctxext.patched(model, spec, train_len=4096) as handle:
+                close(logits(model, ids), plain)
+                assert handle.notes == []
+
+
+@pytest.mark.parametrize(("rope_type", "same"), [("linear", "pi:factor=4"), ("yarn", "yarn")])
+def test_own_scaling_is_the_method_of_that_name(rope_type: str, same: str) -> None:
+    """A distance method on a scaled model is that method and the scaling's own, composed."""
+    scaled, model, ids = own_scaling(rope_type), random_model(), tokens(L)
+    for spec in ("rerope:window=5", "leaky-rerope:window=5,leak=3+logn"):
+        with ctxext.patched(scaled, spec), ctxext.patched(model, f"{same}+{spec}", 4 * TRAINED):
+            close(logits(scaled, ids), logits(model, ids))
+
+
+@pytest.mark.parametrize(("rope_type", "trained"), [("yarn", 32), ("llama3", 32), ("linear", 128)])
+def test_trained_length_of_a_scaled_model(rope_type: str, trained: int) -> None:
+    """T is the length before the scaling, where the config names one."""
+    rope = {"rope_type": rope_type, "rope_theta": 10000.0, **SCALINGS[rope_type]}
+    model = random_model(rope_parameters=rope, max_position_embeddings=128)
+    with ctxext.patched(model, "pi+rerope", 256) as handle:
+        assert str(handle.spec) == f"pi:factor={256 // trained}+rerope:window={trained // 2}"
+
+
+@pytest.mark.parametrize("rope_type", SCALINGS)
+def test_own_scaling_is_replaced_by_frequency_methods(rope_type: str) -> None:
+    scaled, model, ids = own_scaling(rope_type), random_model(), tokens(L)
+    for spec in ("pi", "yarn", "ntk+rerope:window=5+logn"):
+        with untouched(scaled, ids), ctxext.patched(scaled, spec, 4 * L) as handle:
+            ours = logits(scaled, ids)
+            assert [note for note in handle.notes if rope_type in note and "replaced" in note]
+            with ctxext.patched(model, spec, 4 * L) as plain:
+                assert torch.equal(ours, logits(model, ids))
+                assert plain.notes == []
+
+
+@pytest.mark.parametrize("distance", DISTANCE)
+@pytest.mark.parametrize("rope_type", sorted(set(SCALINGS) - set(FIXED)))
+def test_own_scaling_by_length_is_refused(rope_type: str, distance: str) -> None:
+    model, ids = own_scaling(rope_type), tokens(L)
+    refusal = pytest.raises(UnsupportedModelError, match=rf"{rope_type} rope scaling depends on")
+    with untouched(model, ids), refusal:
+        ctxext.patch(model, distance, 4 * L)
+    plain = logits(model, ids)
+    with ctxext.patched(model, "logn", train_len=4096):
+        assert torch.equal(logits(model, ids), plain)
+
+
+def test_the_probe_leaves_dynamic_frequencies_alone() -> None:
+    model, ids = own_scaling("dynamic"), tokens(L)
+    with untouched(model, ids):
+        ctxext.patch(model, "logn").remove()
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+@pytest.mark.parametrize("family", ["llama-gqa", "phi-partial-outside"])
+def test_own_attention_implementation(family: str, implementation: str) -> None:
+    model, reference, ids = random_model(family), random_model(family), tokens(L, 2)
+    model.set_attn_implementation(implementation)
+    with untouched(model, ids):
+        for spec in ("logn", "ntk+logn", "rerope:window=5"):
+            with (
+                ctxext.patched(model, spec, 4 * L) as handle,
+                ctxext.patched(reference, spec, 4 * L),
+            ):
+                close(logits(model, ids), logits(reference, ids))
+                assert handle.attention == ("chunked" if "rerope" in spec else implementation)
+
+
+# Refusals ----------------------------------------------------------------------------------------
+
+SMALL = {
+    "vocab_size": 97,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": TRAINED,
+    "initializer_range": 0.2,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
+
+def small(family: str, config: str = "", without: tuple[str, ...] = (), **changes: Any) -> Any:
+    """A small random model of a family that conftest does not have."""
+    kept = {key: value for key, value in SMALL.items() if key not in without}
+    made = getattr(transformers, f"{config or family}Config")(**{**kept, **changes})
+    torch.manual_seed(0)
+    return getattr(transformers, f"{family}ForCausalLM")(made).eval()
+
+
+FULL = ["full_attention", "full_attention"]
+REFUSED: dict[str, tuple[Callable[[], Any], list[str], str]] = {
+    "gpt2": (
+        lambda: transformers.GPT2LMHeadModel(
+            transformers.GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=97, n_positions=64)
+        ).eval(),
+        ["ntk", "logn", "rerope"],
+        "gpt2 has no rotary embeddings",
+    ),
+    "mistral": (
+        lambda: small("Mistral", sliding_window=16),
+        ["rerope", "ntk+leaky-rerope"],
+        "mistral does not take .*rerope.*sliding-window",
+    ),
+    "qwen2": (
+        lambda: small(
+            "Qwen2", without=("head_dim",), layer_types=["sliding_attention", "full_attention"],
+            use_sliding_window=True, sliding_window=16,
+        ),
+        ["rerope+logn"],
+        "qwen2 does not take .*sliding-window",
+    ),
+    "gemma3": (
+        lambda: small("Gemma3", "Gemma3Text"),
+        ["ntk", "logn", "rerope"],
+        "gemma3_text has rotary embeddings per layer type",
+    ),
+    "gemma2": (lambda: small("Gemma2", layer_types=FULL), ["rerope"], "softcap"),
+    "gpt_oss": (
+        lambda: small("GptOss", layer_types=FULL, num_local_experts=2, num_experts_per_tok=1),
+        ["leaky-rerope"],
+        "s_aux",
+    ),
+    "falcon": (
+        lambda: small("Falcon", without=("head_dim",)),
+        ["rerope", "logn"],
+        "falcon does not use transformers' attention interface",
+    ),
+    "deepseek": (
+        lambda: small(
+            "DeepseekV3", without=("head_dim",), num_key_value_heads=4, q_lora_rank=16,
+            kv_lora_rank=16, qk_rope_head_dim=8, qk_nope_head_dim=8, v_head_dim=16,
+            first_k_dense_replace=2,
+        ),
+        ["rerope", "ntk+rerope"],
+        "deepseek_v3 .*(not understood|does not run)",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("model", REFUSED)
+def test_refused_models_are_untouched(model: str) -> None:
+    """A model that cannot take a method says so by name, and is left as it was."""
+    build, refused, message = REFUSED[model]
+    made, ids = build(), tokens(L)
+    for spec in refused:
+        with untouched(made, ids), pytest.raises(UnsupportedModelError, match=message) as caught:
+            ctxext.patch(made, spec, 4 * L)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", DISTANCE)
+def test_layers_without_rotation_are_right_or_refused(name: str) -> None:
+    """SmolLM3 rotates nothing in every fourth layer: an infinite window must change nothing."""
+    model = small("SmolLM3", without=("head_dim",), num_hidden_layers=4)
+    assert not all(layer.self_attn.use_rope for layer in model.model.layers)
+    ids = tokens(L)
+    plain = logits(model, ids)
+    with contextlib.suppress(UnsupportedModelError), ctxext.patched(model, WIDE[name]):
+        close(logits(model, ids), plain)
+
+
+def test_frequencies_take_effect_or_are_refused() -> None:
+    """PhiMoE computes its frequencies anew in each forward, whatever its inv_freq says."""
+    model, ids = small("Phimoe", without=("head_dim",), num_local_experts=2), tokens(L)
+    plain = logits(model, ids)
+    with contextlib.suppress(UnsupportedModelError), ctxext.patched(model, "ntk:factor=8"):
+        assert (logits(model, ids) - plain).abs().max() > 1e-2
+
+
+def test_a_sliding_window_stays_under_other_methods() -> None:
+    """On Mistral, two layers of 16 tokens: what happens at 0 is not seen from 2·15 + 1 on."""
+    model, ids = small("Mistral", sliding_window=16), tokens(60)
+    changed = ids.clone()
+    changed[0, 0] += 1
+    for spec in ("ntk:factor=4", "logn", "yarn:factor=4+logn"):
+        with ctxext.patched(model, spec):
+            one, other = logits(model, ids), logits(model, changed)
+        assert torch.equal(one[:, 31:], other[:, 31:])
+        assert not torch.equal(one[:, 30], other[:, 30])
+    base = 10000.0 * 4 ** (16 / 14)
+    rope = {"rope_type": "default", "rope_theta": base}
+    larger = small("Mistral", sliding_window=16, rope_parameters=rope)
+    with ctxext.patched(model, "ntk:factor=4"):
+        close(logits(model, ids), logits(larger, ids))
+
+
+def odd_family(apply: Callable[..., Any] | None) -> Any:
+    """A Llama whose attention class stands in a module with another `apply_rotary_pos_emb`."""
+    module = types.ModuleType("odd_family")
+    if apply is not None:
+        module.apply_rotary_pos_emb = apply  # type: ignore[attr-defined]
+    sys.modules["odd_family"] = module
+    model = random_model()
+    cls = type("OddAttention", (LlamaAttention,), {"__module__": "odd_family"})
+    for layer in model.model.layers:
+        layer.self_attn.__class__ = cls
+    return model
+
+
+def reversed_sign(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    own = transformers.models.llama.modeling_llama.apply_rotary_pos_emb
+    return own(q, k, cos, -sin)
+
+
+@pytest.mark.parametrize("apply", [interleaved, reversed_sign, None])
+def test_the_probe_finds_a_wrong_rotation(
+    apply: Callable[..., Any] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "odd_family", types.ModuleType("odd_family"))  # goes again
+    model, ids = odd_family(apply), tokens(L)
+    for spec in (*DISTANCE, MIX):
+        with (
+            untouched(model, ids),
+            pytest.raises(UnsupportedModelError, match=r"llama (is rotated in|does not run with)"),
+        ):
+            ctxext.patch(model, spec, 4 * L)
+    for spec in ("ntk", "logn"):  # these do not rotate anything themselves
+        with ctxext.patched(model, spec, 4 * L):
+            logits(model, ids)
+
+
+def test_rotary_modules_of_complex_numbers() -> None:
+    """DeepSeek-V2's returns exp(jθ): frequency methods need no more than its inv_freq."""
+    sizes = {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8}
+    sizes |= {"v_head_dim": 16, "num_key_value_heads": 4, "first_k_dense_replace": 2}
+    rope = {"rope_type": "default", "rope_theta": 40000.0}
+    model, larger = small("DeepseekV2", **sizes), small("DeepseekV2", rope_parameters=rope, **sizes)
+    ids = tokens(L)
+    with ctxext.patched(model, "ntk-old:factor=4"):
+        close(logits(model, ids), logits(larger, ids))
+
+
+@pytest.mark.parametrize("distance", DISTANCE)
+def test_a_static_cache_is_refused_when_used(distance: str) -> None:
+    model, ids = random_model(), tokens(L)
+    with untouched(model, ids), ctxext.patched(model, distance, 4 * L):
+        plain = logits(model, ids)
+        for _ in range(2):
+            cache = StaticCache(model.config, max_cache_len=64)
+            with pytest.raises(UnsupportedModelError, match=r"StaticCache.*default cache"):
+                model(ids, past_key_values=cache)
+        assert torch.equal(logits(model, ids), plain)  # and goes on as before
+    with ctxext.patched(model, distance, 4 * L), pytest.raises(UnsupportedModelError):
+        model.generate(ids, cache_implementation="static", max_new_tokens=2)
+
+
+@pytest.mark.parametrize("spec", ["ntk", *SCALED])
+def test_a_static_cache_serves_the_others(spec: str) -> None:
+    model, ids = random_model(), tokens(L)
+    with ctxext.patched(model, spec, 4 * L):
+        cache = StaticCache(model.config, max_cache_len=64)
+        given = [logits(model, ids[:, a:b], past_key_values=cache) for a, b in ((0, 40), (40, L))]
+        close(torch.cat(given, 1), logits(model, ids))
+
+
+@pytest.mark.parametrize("spec", FEW)
+def test_patching_twice_is_refused(spec: str) -> None:
+    model, ids = random_model(), tokens(L)
+    with untouched(model, ids), ctxext.patched(model, spec, 4 * L) as handle:
+        first, before = logits(model, ids), snapshot(model)
+        for second in ("rope", "rerope:window=3"):
+            with pytest.raises(UsageError, match=r"patched already, with .*: remove") as caught:
+                ctxext.patch(model, second)
+            assert str(handle.spec) in str(caught.value)
+        assert_untouched(model, before)
+        assert torch.equal(logits(model, ids), first)
+
+
+@pytest.mark.parametrize("inner_first", [True, False])
+def test_patching_a_model_and_its_base_is_refused(inner_first: bool) -> None:
+    model = random_model()
+    order = (model.model, model) if inner_first else (model, model.model)
+    with (
+        ctxext.patched(order[0], "pi:factor=2"),
+        pytest.raises(UsageError, match="patched already"),
+    ):
+        ctxext.patch(order[1], "pi:factor=2").remove()
+
+
+@pytest.mark.parametrize("value", [0, 1, -3, 2.5, "16k", True, float("nan")])
+@pytest.mark.parametrize("name", ["length", "train_len"])
+def test_bad_lengths(name: str, value: Any) -> None:
+    model, ids = random_model(), tokens(9)
+    with untouched(model, ids), pytest.raises(UsageError, match=f"bad {name} {value!r}: give"):
+        ctxext.patch(model, "rerope", **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("spec", "length"),
+    [
+        ("nkt", 9),
+        ("rerope+leaky-rerope", 9),
+        ("ntk:factor=0", 9),
+        ("ntk", None),
+        ("pi:factor=2+leaky-rerope:window=3", None),
+        ("pi+rerope", None),
+        ("leaky-rerope:window=16", 99),
+    ],
+)
+def test_bad_specs_leave_the_model_alone(spec: str, length: int | None) -> None:
+    model, ids = random_model(), tokens(9)
+    with untouched(model, ids), pytest.raises(UsageError):
+        ctxext.patch(model, spec, length)
+
+
+def test_what_is_no_model_is_refused() -> None:
+    with pytest.raises(UnsupportedModelError, match="Linear is not a transformers model"):
+        ctxext.patch(torch.nn.Linear(2, 2), "rope")

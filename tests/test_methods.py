@@ -1,0 +1,695 @@
+"""Every registered method against the float64 oracle, and its text: specs, messages, docstrings."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import pkgutil
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import oracle
+import pytest
+import torch
+from conftest import FAMILIES, TRAINED, random_model, tokens
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from transformers import AttentionInterface, AutoModelForCausalLM
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+import ctxext
+import ctxext.patches
+from ctxext.errors import UsageError
+from ctxext.patches import REGISTRY, Spec, names, parse
+from ctxext.patches.base import (
+    SECTIONS,
+    Distance,
+    Frequency,
+    Method,
+    QueryScale,
+    Rotary,
+    Span,
+)
+from ctxext.registry import Registry
+
+T = TRAINED
+LENGTHS = (T, 97, 8 * T)  # inside T, odd, and the longest that the issue asks for
+Row = tuple[str, Callable[[int], oracle.Method]]
+
+
+def freq(name: str, **args: float) -> Callable[[int], oracle.Method]:
+    """The oracle's method with a frequency λ; without a factor, the default one for the length."""
+    return lambda n: {
+        "T": T,
+        "frequency": [(name, {"factor": oracle.default_factor(n, T)} | args)],
+    }
+
+
+def rerope(window: int) -> Callable[[int], oracle.Method]:
+    return lambda n: {"distance": ("rerope", {"window": window})}
+
+
+def leaky(window: int, leak: float | None = None) -> Callable[[int], oracle.Method]:
+    return lambda n: {
+        "distance": (
+            "leaky-rerope",
+            {"window": window, "leak": leak or oracle.default_leak(n, T, window)},
+        )
+    }
+
+
+def logn(clip: bool) -> Callable[[int], oracle.Method]:
+    return lambda n: {"T": T, "logn": {"clip": clip}}
+
+
+def both(*methods: Callable[[int], oracle.Method]) -> Callable[[int], oracle.Method]:
+    """The oracle's methods in one; their λs multiply."""
+
+    def merged(n: int) -> oracle.Method:
+        made = [method(n) for method in methods]
+        lambdas = [pair for one in made for pair in one.get("frequency", [])]
+        out: oracle.Method = {"T": T, "frequency": lambdas}
+        for one in made:
+            out |= {key: one[key] for key in ("distance", "logn") if key in one}
+        return out
+
+    return merged
+
+
+# A new method needs a row here, made from the oracle alone; the tests fail until it has one.
+ROWS: dict[str, list[Row]] = {
+    "rope": [("rope", lambda n: {})],
+    "pi": [("pi", freq("pi")), ("pi:factor=2.5", freq("pi", factor=2.5))],
+    "ntk": [("ntk", freq("ntk")), ("ntk:factor=8", freq("ntk", factor=8))],
+    "ntk-old": [("ntk-old", freq("ntk-old")), ("ntk-old:factor=8", freq("ntk-old", factor=8))],
+    "ntk-fixed": [
+        ("ntk-fixed", freq("ntk-fixed")),
+        ("ntk-fixed:factor=8", freq("ntk-fixed", factor=8)),
+    ],
+    "beta-radix": [
+        ("beta-radix", freq("beta-radix")),
+        ("beta-radix:factor=12,b=0.75", freq("beta-radix", factor=12, b=0.75)),
+    ],
+    "yarn": [
+        ("yarn", freq("yarn")),
+        (
+            "yarn:factor=4,beta_fast=3,beta_slow=0.5",
+            freq("yarn", factor=4, beta_fast=3, beta_slow=0.5),
+        ),
+    ],
+    "rerope": [("rerope", rerope(T // 2))]
+    + [(f"rerope:window={w}", rerope(w)) for w in (1, 2, 7, 94, 300)],
+    "leaky-rerope": [
+        ("leaky-rerope", leaky(T // 4)),
+        ("leaky-rerope:window=5", leaky(5)),
+        ("leaky-rerope:leak=3", leaky(T // 4, 3)),
+    ]
+    + [(f"leaky-rerope:window={w},leak=2.5", leaky(w, 2.5)) for w in (1, 2, 7, 94, 300)],
+    "logn": [("logn", logn(True)), ("logn:clip=false", logn(False))],
+}
+COMPOSED: list[Row] = [
+    ("ntk+logn", both(freq("ntk"), logn(True))),
+    ("yarn+rerope:window=5+logn", both(freq("yarn"), rerope(5), logn(True))),
+    ("logn+leaky-rerope+beta-radix", both(freq("beta-radix"), leaky(T // 4), logn(True))),
+    ("yarn:factor=4+leaky-rerope:leak=3", both(freq("yarn", factor=4), leaky(T // 4, 3))),
+    ("pi+ntk", both(freq("pi"), freq("ntk"))),
+    ("pi:factor=2+yarn:factor=4", both(freq("pi", factor=2), freq("yarn", factor=4))),
+    ("rope+ntk:factor=2+logn:clip=false", both(freq("ntk", factor=2), logn(False))),
+]
+FREQUENCY = [name for name in names() if issubclass(REGISTRY.get(name), Frequency)]
+
+
+def all_rows() -> list[Row]:
+    return [row for rows in ROWS.values() for row in rows] + COMPOSED
+
+
+def shake(model: Any) -> Any:
+    """Biases and norms, which a fresh model has at 0 and 1, made random too."""
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if p.ndim == 1:
+                p.copy_(("norm" in name) + 0.2 * torch.randn(p.shape, generator=generator))
+    return model
+
+
+def nll(model: Any, ids: Tensor) -> Tensor:
+    """The NLL of every token of ids [1, L] but the first, [L−1], float64."""
+    with torch.no_grad():
+        log_p = model(ids).logits[0, :-1].double().log_softmax(-1)
+    return -log_p.gather(1, ids[0, 1:, None])[:, 0]
+
+
+def assert_nll(ours: Tensor, truth: Tensor) -> None:
+    """The issue asks for 1e-4 nat in the mean and 2e-2 at the worst token; we ask for a tenth.
+
+    At 256 tokens a float32 angle is off by 256·2^-24 = 1.5e-5 rad, and a score, a float32 sum of
+    16 products of up to 10, by about 1e-5: seen are 3e-6 nat in the mean and 9e-5 at the worst.
+    A window off by one costs 0.1 in the mean of these models, 3e-3 in that of a trained one.
+    """
+    assert torch.isfinite(ours).all()
+    difference = (ours - truth).abs()
+    assert difference.mean() <= 1e-5
+    assert difference.max() <= 1e-3
+
+
+# Against the oracle ------------------------------------------------------------------------------
+
+
+def test_every_method_has_a_row() -> None:
+    assert set(ROWS) == set(names())
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+@pytest.mark.parametrize("name", names())
+def test_nll(name: str, length: int) -> None:
+    model, ids = shake(random_model()), tokens(length)
+    weights, config = model.state_dict(), model.config.to_dict()
+    for spec, method in ROWS[name]:
+        with ctxext.patched(model, spec, length):
+            ours = nll(model, ids)
+        assert_nll(ours, oracle.token_nll(weights, config, ids[0].tolist(), method(length)))
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+@pytest.mark.parametrize(("spec", "method"), COMPOSED, ids=[spec for spec, _ in COMPOSED])
+def test_nll_composed(spec: str, method: Callable[[int], oracle.Method], length: int) -> None:
+    model, ids = shake(random_model()), tokens(length)
+    with ctxext.patched(model, spec, length):
+        ours = nll(model, ids)
+    truth = (model.state_dict(), model.config.to_dict(), ids[0].tolist(), method(length))
+    assert_nll(ours, oracle.token_nll(*truth))
+
+
+@pytest.mark.parametrize("distance", ["rerope:window=5", "leaky-rerope:window=5,leak=3"])
+def test_nll_distance_and_unclipped_logn(distance: str) -> None:
+    model, ids = random_model(), tokens(97)
+    apart = rerope(5) if distance.startswith("rerope") else leaky(5, 3)
+    with ctxext.patched(model, f"{distance}+logn:clip=false"):
+        ours = nll(model, ids)
+    method = both(apart, logn(False))(97)
+    truth = (model.state_dict(), model.config.to_dict(), ids[0].tolist(), method)
+    assert_nll(ours, oracle.token_nll(*truth))
+
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "mha": {"num_key_value_heads": 4},
+    "mqa-tied": {"num_key_value_heads": 1, "tie_word_embeddings": True},
+    "biases": {"attention_bias": True, "mlp_bias": True},
+    "head-dim": {"head_dim": 32, "rms_norm_eps": 1e-3},
+    "three-pairs": {"head_dim": 6, "rope_parameters": {"rope_type": "default", "rope_theta": 50.0}},
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_nll_of_other_shapes(shape: str) -> None:
+    model, ids = shake(random_model(**SHAPES[shape])), tokens(97)
+    weights, config = model.state_dict(), model.config.to_dict()
+    for spec, method in [rows[0] for rows in ROWS.values()] + COMPOSED[:3]:
+        with ctxext.patched(model, spec, 97):
+            ours = nll(model, ids)
+        assert_nll(ours, oracle.token_nll(weights, config, ids[0].tolist(), method(97)))
+
+
+def test_nll_of_a_folder(tmp_path: Path) -> None:
+    shake(random_model(rope_parameters={"rope_type": "default", "rope_theta": 500.0})).to(
+        torch.float32
+    ).save_pretrained(tmp_path)
+    model, ids = AutoModelForCausalLM.from_pretrained(tmp_path), tokens(97)
+    for spec, method in COMPOSED:
+        with ctxext.patched(model, spec, 97):
+            ours = nll(model, ids)
+        assert_nll(ours, oracle.token_nll(*oracle.load(tmp_path), ids[0].tolist(), method(97)))
+
+
+# Which dimensions of a head of 16 are rotated together: (neighbours?, rotated width).
+LAYOUT = {
+    "llama-gqa": (False, 16),
+    "cohere-interleaved": (True, 16),
+    "glm-interleaved-partial": (True, 8),
+    "phi-partial-outside": (False, 8),
+    "gpt_neox-partial-inside": (False, 4),
+    "qwen3-qk-norm": (False, 16),
+}
+
+
+def shaken(family: str) -> Any:
+    """A random model of the family whose logits are not scaled down, as Cohere's are."""
+    return shake(random_model(family, **({"logit_scale": 1.0} if "cohere" in family else {})))
+
+
+def float64_nll(family: str, ids: Tensor, method: oracle.Method) -> Tensor:
+    """A family's own float64 model around the oracle's attention: no rotation, only scores.
+
+    Its rotary module is made to return cos = 1 and sin = 0, so that queries and keys reach the
+    attention function raw; there the oracle scores the rotated slice, pairs put into its order.
+    """
+    neighbours, width = LAYOUT[family]
+    model, length = shaken(family).double(), ids.shape[1]
+    theta, factor = oracle.frequencies(
+        {"head_dim": width, "rope_theta": model.config.rope_parameters["rope_theta"]}, method
+    )
+    assert theta.shape == model.base_model.rotary_emb.inv_freq.shape
+    r, n = oracle.effective_positions(length, method), oracle.query_scale(length, method)
+    order = torch.arange(width).view(-1, 2).mT.flatten() if neighbours else torch.arange(width)
+
+    def attend(
+        module: Any, query: Tensor, key: Tensor, value: Tensor, *_: Any, scaling: float, **__: Any
+    ) -> tuple[Tensor, None]:
+        groups = query.shape[1] // key.shape[1]
+        q, k, v = query[0] * n[:, None], key[0], value[0]
+        k, v = k.repeat_interleave(groups, 0), v.repeat_interleave(groups, 0)
+        s = oracle.scores(q[..., order], k[..., order], theta, r) * factor**2
+        s = (s + q[..., width:] @ k[..., width:].mT) * scaling
+        ahead = torch.ones(length, length, dtype=torch.bool).triu(1)
+        return (s.masked_fill(ahead, -math.inf).softmax(-1) @ v).transpose(0, 1)[None], None
+
+    AttentionInterface.register("oracle", attend)
+    model.set_attn_implementation("oracle")
+    one = torch.ones(1, length, width, dtype=torch.float64)
+    with mock.patch.object(model.base_model.rotary_emb, "forward", return_value=(one, one * 0)):
+        return nll(model, ids)
+
+
+@pytest.mark.parametrize("name", [*names(), "composed"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_nll_of_every_family(family: str, name: str) -> None:
+    model, ids = shaken(family), tokens(97)
+    for spec, method in COMPOSED[1:3] if name == "composed" else ROWS[name][:2]:
+        with ctxext.patched(model, spec, 97):
+            ours = nll(model, ids)
+        assert_nll(ours, float64_nll(family, ids, method(97)))
+
+
+def test_methods_differ() -> None:
+    """No two rows of the tests above say the same, so none can stand in for another."""
+    model, ids = random_model(), tokens(97)
+    seen: dict[str, Tensor] = {}
+    same = {"rope", "rerope:window=300", "leaky-rerope:window=300,leak=2.5"}  # w ≥ L
+    for spec, _ in all_rows():
+        with ctxext.patched(model, spec, 97):
+            seen[spec] = nll(model, ids)
+    for a in seen:
+        for b in seen:
+            if a < b and not {a, b} <= same:
+                assert (seen[a] - seen[b]).abs().max() > 2e-3, (a, b)
+
+
+# Formulas and published equalities ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", FREQUENCY)
+def test_lambdas(name: str) -> None:
+    """θ/λ in float64 is the oracle's: both are a dozen roundings of 1e-16."""
+    for spec, method in ROWS[name]:
+        for d in (2, 4, 6, 16, 128):
+            for base in (50.0, 1e4, 5e5):
+                if d == 2 and name == "ntk":
+                    continue  # 0/0 in the formula
+                config = {"head_dim": d, "rope_theta": base}
+                expected, factor = oracle.frequencies(config, method(97))
+                theta = tuple(base ** (-2 * i / d) for i in range(d // 2))
+                resolved = parse(spec).resolve(Span(T, 97))
+                scales = resolved.scales(Rotary(theta, base, T))
+                ours = [own / scale for own, scale in zip(theta, scales, strict=True)]
+                assert ours == pytest.approx(expected.tolist(), rel=1e-12)
+                assert resolved.attention_factor() == pytest.approx(factor, rel=1e-12)
+
+
+def test_ntk_of_one_pair_is_rope() -> None:
+    assert parse("ntk:factor=8").scales(Rotary((1.0,), 1e4, T)) == [1.0]
+
+
+@pytest.mark.parametrize("name", sorted(set(FREQUENCY) - {"rope"}))
+def test_factor_one_is_the_identity(name: str) -> None:
+    rotary = Rotary(tuple(1e4 ** (-i / 8) for i in range(8)), 1e4, T)
+    spec = parse(f"{name}:factor=1")
+    assert spec.scales(rotary) == pytest.approx([1.0] * 8, rel=1e-15)
+    assert spec.attention_factor() == 1
+
+
+def transformers_inv_freq(rope: dict[str, Any], family: str = "llama-gqa") -> tuple[Tensor, float]:
+    """What transformers itself computes for a family's model with these rope parameters."""
+    config = random_model(family).config
+    config.rope_parameters = {**config.rope_parameters, **rope}
+    return ROPE_INIT_FUNCTIONS[rope["rope_type"]](config, torch.device("cpu"))
+
+
+YARN = {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": T}
+
+
+@pytest.mark.parametrize("family", ["llama-gqa", "glm-interleaved-partial", "phi-partial-outside"])
+@pytest.mark.parametrize(
+    ("spec", "rope"),
+    [
+        ("pi:factor=8", {"rope_type": "linear", "factor": 8.0}),
+        ("yarn:factor=8", YARN),
+        (
+            "yarn:factor=8,beta_fast=4,beta_slow=0.5",
+            YARN | {"beta_fast": 4.0, "beta_slow": 0.5},
+        ),
+    ],
+)
+def test_published_by_transformers(spec: str, rope: dict[str, Any], family: str) -> None:
+    """Frequencies agree to four float32 roundings (2.4e-7), theirs being float32 throughout."""
+    expected, factor = transformers_inv_freq(rope, family)
+    model, own = random_model(family), random_model(family).base_model.rotary_emb.inv_freq
+    with ctxext.patched(model, spec):
+        rotary = model.base_model.rotary_emb
+        torch.testing.assert_close(rotary.inv_freq, expected, rtol=2.4e-7, atol=0)
+        assert rotary.attention_scaling == pytest.approx(factor, rel=1e-12)
+        assert rotary.inv_freq.dtype == torch.float32
+        assert not torch.equal(rotary.inv_freq, own)
+
+
+@pytest.mark.parametrize(("name", "exponent"), [("ntk", 16 / 14), ("ntk-old", 1.0)])
+def test_ntk_is_a_larger_base(name: str, exponent: float) -> None:
+    rope = {"rope_type": "default", "rope_theta": 10000.0 * 8**exponent}
+    expected = random_model(rope_parameters=rope).model.rotary_emb.inv_freq
+    model = random_model()
+    with ctxext.patched(model, f"{name}:factor=8"):
+        torch.testing.assert_close(model.model.rotary_emb.inv_freq, expected, rtol=2.4e-7, atol=0)
+
+
+def test_beta_radix_ends_at_its_neighbours() -> None:
+    rotary = Rotary(tuple(1e4 ** (-i / 8) for i in range(8)), 1e4, T)
+    for b, name in ((1, "ntk-fixed"), (0, "pi")):
+        radix = parse(f"beta-radix:factor=8,b={b}").scales(rotary)
+        assert radix == pytest.approx(parse(f"{name}:factor=8").scales(rotary), rel=1e-14)
+
+
+def test_logn_is_exactly_the_identity_up_to_the_trained_length() -> None:
+    model, ids = random_model(), tokens(T + 1)
+    plain = model(ids).logits
+    with ctxext.patched(model, "logn"):
+        ours = model(ids).logits
+    assert torch.equal(ours[:, :T], plain[:, :T])
+    assert not torch.equal(ours[:, T], plain[:, T])
+
+
+# Defaults ----------------------------------------------------------------------------------------
+
+SPANS = [
+    (trained, max(2, length))
+    for trained in (4, 5, 32, 33, 512, 4096)
+    for length in (2, trained - 1, trained, trained + 1, 2 * trained, 8 * trained - 1, 99 * trained)
+]
+
+
+@pytest.mark.parametrize("name", sorted(set(FREQUENCY) - {"rope"}))
+def test_default_factor(name: str) -> None:
+    for trained, length in SPANS:
+        resolved = parse(name).resolve(Span(trained, length))
+        assert resolved.methods[0].factor == oracle.default_factor(length, trained)
+    assert parse(f"{name}:factor=3").resolve(Span(32, 320)) == parse(f"{name}:factor=3")
+
+
+def test_default_windows_and_leak() -> None:
+    for trained, length in SPANS:
+        near = parse("rerope").resolve(Span(trained, length)).methods[0]
+        assert near.window == oracle.default_rerope_window(trained)
+        assert parse("rerope").resolve(Span(trained)).methods[0] == near  # needs no length
+        far = parse("leaky-rerope").resolve(Span(trained, length)).methods[0]
+        assert far.window == oracle.default_leaky_window(trained)
+        assert far.leak == oracle.default_leak(length, trained, far.window)
+        window = max(1, trained // 3)
+        far = parse(f"leaky-rerope:window={window}").resolve(Span(trained, length)).methods[0]
+        assert far.window == window
+        assert far.leak == oracle.default_leak(length, trained, window)
+    kept = parse("leaky-rerope:window=30,leak=2.5")
+    assert kept.resolve(Span(32)) == kept
+
+
+def test_no_default_leak_for_a_window_of_half() -> None:
+    """From w = T/2 on no leak keeps far keys within T/2; up to L = w + 1 there is no far key."""
+    assert parse("leaky-rerope:window=16").resolve(Span(32, 17)).methods[0].leak == 1
+    for window, length in ((16, 18), (40, 400)):
+        with pytest.raises(UsageError, match=rf"window {window}.*give leak, or window < T/2"):
+            parse(f"leaky-rerope:window={window}").resolve(Span(32, length))
+
+
+NEEDS_LENGTH = dict.fromkeys(set(FREQUENCY) - {"rope"}, "factor") | {"leaky-rerope": "leak"}
+
+
+@pytest.mark.parametrize("name", names())
+def test_defaults_without_a_length(name: str) -> None:
+    model = random_model()
+    if name not in NEEDS_LENGTH:
+        with ctxext.patched(model, name) as handle:
+            assert "None" not in handle.spec.full()
+        return
+    with pytest.raises(UsageError, match=rf"{NEEDS_LENGTH[name]}.*length.*give length= or"):
+        ctxext.patch(model, name)
+    with ctxext.patched(model, name, 97) as handle:
+        assert f"{NEEDS_LENGTH[name]}=" in handle.spec.full()
+        assert parse(handle.spec.full()) == handle.spec
+
+
+def test_train_len_replaces_the_trained_length() -> None:
+    model = random_model()
+    with ctxext.patched(model, "yarn+leaky-rerope", 256, train_len=64) as handle:
+        assert handle.spec.full() == (
+            "yarn:factor=4,beta_fast=32,beta_slow=1+leaky-rerope:window=16,leak=15"
+        )
+    with ctxext.patched(model, "yarn+leaky-rerope", 256) as handle:
+        assert handle.spec.full() == (
+            "yarn:factor=8,beta_fast=32,beta_slow=1+leaky-rerope:window=8,leak=31"
+        )
+
+
+# Specs as text -----------------------------------------------------------------------------------
+
+
+def values(kind: str, below: float) -> st.SearchStrategy[Any]:
+    """Values for a parameter of this declared type."""
+    if kind.startswith("bool"):
+        return st.booleans()
+    if kind.startswith("int"):
+        return st.integers(1, 2**31 - 1)
+    return st.one_of(st.floats(0, below), st.floats(1, 64), st.integers(1, 10**6).map(float))
+
+
+@st.composite
+def methods(draw: st.DrawFn, below: float) -> Method:
+    cls = REGISTRY.get(draw(st.sampled_from(names())))
+    chosen = {
+        f.name: draw(values(str(f.type), below))
+        for f in dataclasses.fields(cls)
+        if draw(st.booleans())
+    }
+    try:
+        return cls(**chosen)
+    except UsageError:
+        return assume(False)
+
+
+def is_a_spec(found: list[Method]) -> bool:
+    return sum(isinstance(m, Distance) for m in found) < 2
+
+
+def specs(below: float) -> st.SearchStrategy[Spec]:
+    found = st.lists(methods(below), min_size=1, max_size=4).filter(is_a_spec)
+    return found.map(lambda found: Spec(tuple(found)))
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(specs(1e15))
+def test_specs_round_trip(spec: Spec) -> None:
+    for text in (str(spec), spec.full()):
+        again = parse(text)
+        assert again == spec
+        assert (str(again), again.full()) == (str(spec), spec.full())  # canonical
+        assert parse(re.sub("([:,=+])", r" \1 ", text)) == spec
+    assert len(str(spec)) <= len(spec.full())
+
+
+@pytest.mark.parametrize("text", ["pi:factor=1e16", "pi:factor=1e+3+logn"])
+def test_exponents_round_trip(text: str) -> None:
+    assert parse(str(parse(text))) == parse(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "canonical", "full"),
+    [
+        ("ntk", "ntk", "ntk"),
+        ("ntk:factor=8.0", "ntk:factor=8", "ntk:factor=8"),
+        ("ntk:factor=2.5", "ntk:factor=2.5", "ntk:factor=2.5"),
+        ("rerope:window=4k+logn", "rerope:window=4096+logn", "rerope:window=4096+logn:clip=true"),
+        (" logn : clip = TRUE ", "logn", "logn:clip=true"),
+        ("logn:clip=false", "logn:clip=false", "logn:clip=false"),
+        ("beta-radix:b=0.625", "beta-radix", "beta-radix:b=0.625"),
+        ("beta-radix:b=.75,factor=12", "beta-radix:factor=12,b=0.75", None),
+        ("yarn:beta_slow=2", "yarn:beta_slow=2", "yarn:beta_fast=32,beta_slow=2"),
+        ("leaky-rerope:leak=8,window=128", "leaky-rerope:window=128,leak=8", None),
+        ("rope", "rope", "rope"),
+    ],
+)
+def test_canonical_text(text: str, canonical: str, full: str | None) -> None:
+    assert str(parse(text)) == canonical
+    assert parse(text).full() == (full or canonical)
+
+
+VALID = ", ".join(sorted(ROWS))
+MISTAKES = {
+    "nkt": ["'nkt'", "did you mean 'ntk'?", VALID],
+    "ntk+self_extend": ["'self_extend'", VALID],
+    "": ["''", VALID],
+    "ntk+": ["''", VALID],
+    "base": ["'base'", VALID],
+    "leaky_rerope": ["'leaky_rerope'", "did you mean 'leaky-rerope'?", VALID],
+    "ntk:fctor=2": ["'fctor'", "did you mean 'factor'?", "valid: factor"],
+    "leaky-rerope:factor=2": ["'factor'", "valid: leak, window"],
+    "rope:factor=2": ["'factor'", "it takes none"],
+    "ntk:": ["''", "'ntk:'", "name:key=value"],
+    "ntk:factor": ["'factor'", "'ntk:factor'", "name:key=value"],
+    "ntk:factor=": ["'factor='", "name:key=value"],
+    "ntk:=8": ["'=8'", "name:key=value"],
+    "ntk:factor=2,": ["''", "name:key=value"],
+    "ntk:factor=2,factor=3": ["'factor'", "twice"],
+    "ntk:factor=two": ["'two'", "'factor'", "finite number"],
+    "ntk:factor=nan": ["'nan'", "'factor'", "finite number"],
+    "ntk:factor=inf": ["'inf'", "'factor'", "finite number"],
+    "rerope:window=1.5": ["'1.5'", "'window'", "whole number"],
+    "rerope:window=0": ["'0'", "'window'", "whole number"],
+    "rerope:window=-3": ["'-3'", "'window'", "whole number"],
+    "rerope:window=2048m": ["'2048m'", "'window'", "whole number"],
+    "logn:clip=yes": ["'yes'", "'clip'", "true or false"],
+    "ntk:factor=0.5": ["0.5", "'factor'", "at least 1", "'ntk:factor=0.5'"],
+    "leaky-rerope:leak=0.5": ["0.5", "'leak'", "at least 1"],
+    "beta-radix:b=-1": ["-1", "'b'", "at least 0"],
+    "beta-radix:factor=0": ["0", "'factor'", "at least 1"],
+    "yarn:beta_slow=0": ["0", "'beta_slow'", "at least"],
+    "yarn:beta_fast=1,beta_slow=2": ["1", "'beta_fast'", "beta_slow"],
+    "rerope+leaky-rerope": ["rerope and leaky-rerope", "exclude each other"],
+    "rerope+rerope": ["rerope and rerope", "exclude each other"],
+}
+
+
+@pytest.mark.parametrize("text", MISTAKES)
+def test_mistakes_are_named(text: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse(text)
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in MISTAKES[text]:
+        assert part in message
+
+
+@pytest.mark.parametrize("kwargs", [{"window": 0}, {"window": -1}, {"window": 4, "leak": 0.5}])
+def test_mistakes_in_python(kwargs: dict[str, float]) -> None:
+    with pytest.raises(UsageError, match="bad value"):
+        REGISTRY.get("leaky-rerope")(**kwargs)
+
+
+@pytest.mark.parametrize("name", [n for n in names() if n not in ("rope", "logn", "rerope")])
+def test_unresolved_methods_refuse(name: str) -> None:
+    method = REGISTRY.get(name)()
+    with pytest.raises(UsageError, match="resolve"):
+        method.parts() if isinstance(method, Distance) else method.scales(Rotary((1.0,), 100.0, T))
+
+
+@pytest.mark.parametrize("text", ["beta_fast=1e308", "beta_slow=1e-320"])
+def test_yarn_extremes(text: str) -> None:
+    """The ramp's ends are logarithms that would overflow."""
+    with contextlib.suppress(UsageError):
+        scales = parse(f"yarn:factor=2,{text}").scales(Rotary((1.0, 0.1), 100.0, T))
+        assert all(1 <= s <= 2 for s in scales)
+
+
+# The registry and the docstrings -----------------------------------------------------------------
+
+
+def test_names_are_the_files() -> None:
+    files = {m.name for m in pkgutil.iter_modules(ctxext.patches.__path__)} - {"base"}
+    assert names() == sorted(file.replace("_", "-") for file in files)
+    assert ctxext.patches.names() == names()
+
+
+@pytest.mark.parametrize("name", names())
+def test_described(name: str) -> None:
+    cls = REGISTRY.get(name)
+    assert cls.__module__ == f"ctxext.patches.{name.replace('-', '_')}"
+    text = cls.describe()
+    kinds = {Frequency: "frequency", Distance: "distance", QueryScale: "query scale"}
+    assert text["kind"] == next(kind for base, kind in kinds.items() if issubclass(cls, base))
+    assert text["name"] == cls.name == name
+    for section in ("summary", "formula", "source", "inside_t"):
+        assert len(text[section]) > 5, section
+        assert "\n" not in text[section]
+    known = {"name", "kind", "summary", *(s.lower().replace(" ", "_") for s in SECTIONS)}
+    assert set(text) <= known
+    for field in dataclasses.fields(cls):
+        assert re.search(rf"\b{field.name}\b", text["parameters"])
+    assert str(cls()) == name  # all parameters have defaults
+
+
+def test_describing_imports_neither_torch_nor_transformers() -> None:
+    code = (
+        "import sys; from ctxext.patches import REGISTRY, names\n"
+        "for n in names(): REGISTRY.get(n).describe(), str(REGISTRY.get(n)())\n"
+        "sys.exit(bool({'torch', 'transformers'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Half(Frequency):
+    """Angles halved.
+
+    Formula: λ_i = 2
+    """
+
+    def scales(self, rotary: Rotary) -> list[float]:
+        return [2.0] * len(rotary.theta)
+
+
+def test_register() -> None:
+    with mock.patch.dict(REGISTRY._found):
+        assert ctxext.patches.register("half")(Half) is Half
+        assert "half" in names()
+        assert parse("half+logn").methods[0] == Half()
+        ctxext.patches.register("half")(Half)  # the same class again, as on a reload
+        model = random_model()
+        own = model.model.rotary_emb.inv_freq.clone()
+        with ctxext.patched(model, "half"):
+            assert torch.equal(model.model.rotary_emb.inv_freq, own / 2)
+        with pytest.raises(ValueError, match=r"method 'half' is registered twice"):
+            ctxext.patches.register("half")(REGISTRY.get("pi"))
+        assert REGISTRY.get("ntk-old") is not Half
+        with pytest.raises(ValueError, match=r"method 'ntk-old' is the package's own"):
+            ctxext.patches.register("ntk-old")(Half)
+        assert REGISTRY.get("ntk-old") is not Half
+
+
+@dataclasses.dataclass(frozen=True)
+class LogNTwice(QueryScale):
+    """Log-n, clipped, times log-n."""
+
+    def scale(self, n: Tensor, trained: int) -> Tensor:
+        plain = n.log() / math.log(trained)
+        return plain.clamp(min=1) * plain
+
+
+def test_query_scales_multiply() -> None:
+    model, ids = random_model(), tokens(97)
+    with mock.patch.dict(REGISTRY._found):
+        ctxext.patches.register("logn-twice")(LogNTwice)
+        found = []
+        for spec in ("logn-twice", "logn+logn:clip=false", "logn:clip=false+rerope:window=97+logn"):
+            with ctxext.patched(model, spec):
+                found.append(nll(model, ids))
+    assert_nll(found[1], found[0])
+    assert_nll(found[2], found[0])
+
+
+def test_register_refuses_the_name_of_a_file_not_imported_yet() -> None:
+    fresh: Registry[Method] = Registry("method", "ctxext.patches", private=("base",))
+    with pytest.raises(ValueError, match="'pi'"), mock.patch.object(Half, "name", "", create=True):
+        fresh.register("pi")(Half)
