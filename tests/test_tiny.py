@@ -14,7 +14,7 @@ from ctxext.data import HELD_OUT_MODULES, HELD_OUT_TOPICS, load_text
 from ctxext.models.aliases import TINY
 from ctxext.tasks import windows
 
-TRAINED, LONG, COUNT = 512, 4096, 6
+TRAINED, LONG, COUNT = 512, 4096, 16
 TAIL = slice(LONG - TRAINED // 2 - 1, None)  # of nll [windows, length−1]: tokens 3840 … 4095
 
 
