@@ -184,7 +184,7 @@ def test_code_of_the_model(llama: Path, tmp_path: Path, monkeypatch: pytest.Monk
     )
     code = {"AutoConfig": "configuration_x.X", "AutoModelForCausalLM": "modeling_x.XForCausalLM"}
     edit(source, model_type="x", auto_map=code)
-    with pytest.raises(UsageError, match="cannot be loaded"):
+    with pytest.raises(UsageError, match="--trust-remote-code"):
         run(source, "pi", tmp_path / "out")
     assert not (tmp_path / "ran").exists()
 
