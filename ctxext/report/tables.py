@@ -172,7 +172,10 @@ def _caption(metric: str, rope: Record | None) -> str:
     if metric not in _TAX:
         return f"{error}."
     if rope is None:
-        return f"{error}; no tax: it needs rope and a method at one length beside it."
+        return (
+            f"{error}; no tax: it needs rope and a method beside it, at a length of at most 16 "
+            "times the trained one."
+        )
     stop = _inside(rope, rope["trained_length"], _TAX[metric].bucket)[1][-1][1]
     return (
         f"{error}; tax is the change against rope in {_TAX[metric].words} over positions "
