@@ -50,7 +50,7 @@ def _default(value: Any) -> str:
         return "required"
     if isinstance(value, list):
         return ", ".join(f"`{v}`" for v in value) or "–"
-    return "–" if value in (None, False) else f"`{value}`"
+    return "–" if value is None or value is False else f"`{value}`"
 
 
 def models() -> str:

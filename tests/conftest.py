@@ -24,26 +24,28 @@ FAMILIES = {
 }
 
 
+SETTINGS = {
+    "vocab_size": 97,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": TRAINED,
+    "initializer_range": 0.2,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
+
 def random_model(
     family: str = "llama-gqa", seed: int = 0, **changes: object
 ) -> transformers.PreTrainedModel:
     """A random float32 model of two layers, vocabulary 97 and trained length 32."""
     model_class, config_class, own = FAMILIES[family]
-    settings = {
-        "vocab_size": 97,
-        "hidden_size": 64,
-        "intermediate_size": 96,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": TRAINED,
-        "initializer_range": 0.2,
-        "pad_token_id": 0,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-    }
     torch.manual_seed(seed)
-    config = getattr(transformers, config_class)(**{**settings, **own, **changes})
+    config = getattr(transformers, config_class)(**{**SETTINGS, **own, **changes})
     return getattr(transformers, model_class)(config).eval()
 
 

@@ -21,7 +21,7 @@ from unittest import mock
 import pytest
 import torch
 import transformers
-from conftest import FAMILIES, TRAINED, random_model, tokens
+from conftest import FAMILIES, SETTINGS, TRAINED, random_model, tokens
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -823,20 +823,7 @@ def test_own_attention_implementation(family: str, implementation: str) -> None:
 
 # Refusals ----------------------------------------------------------------------------------------
 
-SMALL = {
-    "vocab_size": 97,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-    "max_position_embeddings": TRAINED,
-    "initializer_range": 0.2,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
+SMALL = {**SETTINGS, "head_dim": 16}
 
 
 def small(family: str, config: str = "", without: tuple[str, ...] = (), **changes: Any) -> Any:
