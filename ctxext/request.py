@@ -12,7 +12,7 @@ from ctxext.patches import Spec
 from ctxext.registry import did_you_mean, parse_length
 from ctxext.tasks.base import Task
 
-ATTENTION = ("auto", "sdpa", "eager")
+ATTENTION = ("auto", "flash", "triton", "flex", "sdpa", "eager")
 BASELINE = "rope"
 
 
@@ -21,7 +21,7 @@ class Request:
     """An evaluation: every method × task × length on one model and one text.
 
     Attributes:
-        source: the model; `source.attn` is one of ATTENTION.
+        source: the model; `source.attn` is the attention path asked for, one of ATTENTION.
         methods: the unpatched `rope` first, then the others as given, none twice.
         lengths: in tokens, ascending, none twice.
         limit: at most so many windows; None for all.
@@ -68,7 +68,7 @@ def parse_tasks(texts: list[str]) -> tuple[Task, ...]:
 
 
 def check_attention(attn: str) -> str:
-    """The attention path asked for; UsageError for one that is not built."""
+    """The attention path asked for; UsageError for an unknown one."""
     if attn not in ATTENTION:
         raise UsageError(f"unknown attention path {attn!r}: {did_you_mean(attn, ATTENTION)}")
     return attn

@@ -273,7 +273,7 @@ def test_memory_is_linear(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = random_model(num_hidden_layers=1, vocab_size=97)
     sizes: dict[bool, list[int]] = {False: [], True: []}
     for dense in sizes:
-        with ctxext.patched(model, kind, 1024, dense=dense), torch.no_grad():
+        with ctxext.patched(model, kind, 1024, attn="dense" if dense else "sdpa"), torch.no_grad():
             for length in (512, 1024):
                 with Largest() as largest:
                     model(tokens(length))
@@ -323,12 +323,12 @@ def test_paths_and_caches(family: str, spec: str, monkeypatch: pytest.MonkeyPatc
     """Dense, chunked, chunked prefill, a continued cache and single steps: one full forward."""
     model, ids = random_model(family), tokens(L, 2)
     plain = logits(model, ids)
-    with ctxext.patched(model, spec, 4 * L, dense=True) as handle:
+    with ctxext.patched(model, spec, 4 * L, attn="dense") as handle:
         full = logits(model, ids)
         distant = handle.spec.distance is not None
         assert handle.attention == ("dense" if distant else "sdpa")
     with ctxext.patched(model, spec, 4 * L) as handle:
-        assert handle.attention == ("chunked" if distant else "sdpa")
+        assert handle.attention == ("sdpa")
         close(logits(model, ids), full)
         monkeypatch.setattr(chunked, "LONGEST_CHUNK", 7)
         close(logits(model, ids), full)
@@ -526,7 +526,7 @@ def test_autocast(spec: str) -> None:
     model, ids = random_model(), tokens(L)
     outs = []
     for dense in (False, True):
-        with ctxext.patched(model, spec, 4 * L, dense=dense):
+        with ctxext.patched(model, spec, 4 * L, attn="dense" if dense else "sdpa"):
             truth = logits(model, ids)
             with torch.autocast("cpu", torch.bfloat16):
                 outs.append(logits(model, ids))
@@ -540,7 +540,7 @@ def test_autocast(spec: str) -> None:
 def gradient(model: Any, spec: str, dense: bool, ids: Tensor) -> Tensor:
     """The gradient of two forward passes at different positions, as one vector."""
     model.zero_grad()
-    with ctxext.patched(model, spec, 4 * L, dense=dense):
+    with ctxext.patched(model, spec, 4 * L, attn="dense" if dense else "sdpa"):
         shifted = {"position_ids": torch.arange(9, 9 + L)[None], "use_cache": False}
         loss = model(ids, labels=ids, use_cache=False).loss
         (loss + model(ids, labels=ids, **shifted).loss).backward()
@@ -644,7 +644,7 @@ def test_removal(family: str, spec: str) -> None:
 
         with pytest.raises(ZeroDivisionError):
             broken()
-        with ctxext.patched(model, spec, 4 * L, dense=True):
+        with ctxext.patched(model, spec, 4 * L, attn="dense"):
             logits(model, ids[:, :3])
 
 
@@ -818,7 +818,7 @@ def test_own_attention_implementation(family: str, implementation: str) -> None:
                 ctxext.patched(reference, spec, 4 * L),
             ):
                 close(logits(model, ids), logits(reference, ids))
-                assert handle.attention == ("chunked" if "rerope" in spec else implementation)
+                assert handle.attention == ("sdpa" if "rerope" in spec else implementation)
 
 
 # Refusals ----------------------------------------------------------------------------------------

@@ -53,12 +53,12 @@ def chunked_attention(
             continue
         if part is not parts[-1]:
             keys = turn(keys, part.key(where))
-        queries = turn(query, part.query(position[m - n :])) * scaling
+        queries = turn(query, part.query(position[m - n :]))
         turned.append(_Turned(part, queries.view(b, g, h // g, n, d), keys, first))
     rows = max(1, SCORES_AT_ONCE // (b * h * m))
     chunk = min(LONGEST_CHUNK, max(16, rows))
     outputs = [
-        _attend_chunk(turned, value, mask, m - n, start, min(start + chunk, n), dropout)
+        _attend_chunk(turned, value, scaling, mask, m - n, start, min(start + chunk, n), dropout)
         for start in range(0, n, chunk)
     ]
     return torch.cat(outputs, 3).view(b, h, n, value.shape[-1])
@@ -67,21 +67,26 @@ def chunked_attention(
 def _attend_chunk(
     turned: list[_Turned],
     value: Tensor,
+    scaling: float,
     mask: Tensor | None,
     offset: int,
     start: int,
     stop: int,
     dropout: float,
 ) -> Tensor:
-    """Attention of queries start … stop−1, which stand at offset + start …: [b, g, r, c, d]."""
+    """Attention of queries start … stop−1, which stand at offset + start …: [b, g, r, c, d].
+
+    Numbers of 16 bits are multiplied as float32, which holds their products exactly.
+    """
     scores, spans = [], []
+    wide = torch.promote_types(value.dtype, torch.float32)
     for part, query, key, first in turned:
         low = max(first, offset + start - part.stop + 1) if part.stop else first
         high = min(first + key.shape[2], offset + stop - part.start)
         if high <= low:
             continue
-        q = query[:, :, :, start:stop]
-        k = key[:, :, low - first : high - first]
+        q = query[:, :, :, start:stop].to(wide) * scaling
+        k = key[:, :, low - first : high - first].to(wide)
         b, g, r, c, d = q.shape
         s = (q.reshape(b, g, r * c, d) @ k.mT).view(b, g, r, c, high - low)
         # without a mask or an end, the whole chunk sees every key before its first query's limit
@@ -91,14 +96,12 @@ def _attend_chunk(
         s[..., edge - low :].masked_fill_(~seen, torch.finfo(s.dtype).min)
         scores.append(s)
         spans.append((low, high))
-    together = torch.cat(scores, -1)
-    wide = torch.promote_types(together.dtype, torch.float32)
-    weights = drop(torch.softmax(together, -1, dtype=wide).to(value.dtype), dropout)
+    weights = drop(torch.softmax(torch.cat(scores, -1), -1), dropout)
     b, g, r, c, _ = weights.shape
-    output = value.new_zeros(b, g, r * c, value.shape[-1])
+    output = value.new_zeros(b, g, r * c, value.shape[-1], dtype=wide)
     for (low, high), w in zip(spans, weights.split([hi - lo for lo, hi in spans], -1), strict=True):
-        output = output + w.reshape(b, g, r * c, high - low) @ value[:, :, low:high]
-    return output.view(b, g, r, c, -1)
+        output = output + w.reshape(b, g, r * c, high - low) @ value[:, :, low:high].to(wide)
+    return output.view(b, g, r, c, -1).to(value.dtype)
 
 
 def _seen(

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from ctxext.engine import seams
+from ctxext.engine.paths import Choice, choose
 from ctxext.engine.probe import check_probe, probe
 from ctxext.engine.seams import STATE, State
 from ctxext.errors import UnsupportedModelError, UsageError
-from ctxext.models.layout import LENGTH_DEPENDENT, Layout, find_layout
+from ctxext.models.layout import LENGTH_DEPENDENT, Layout, find_layout, head_dim
 from ctxext.patches import Spec, parse
 from ctxext.patches.base import Span
 
@@ -27,13 +28,14 @@ class Handle:
     Attributes:
         spec: the resolved spec, every parameter a value.
         notes: what a user should know about this model with this method, a line each.
-        attention: the attention path: `sdpa`, `eager`, … where the model's own function runs,
-            `chunked` or `dense` where ours does.
+        attention: the attention path that a distance method runs on, or for other methods the
+            model's own implementation.
+        reasons: why faster paths than this were not taken, a phrase each.
     """
 
-    def __init__(self, spec: Spec, attention: str, notes: list[str], undo: contextlib.ExitStack):
+    def __init__(self, spec: Spec, attention: Choice, notes: list[str], undo: contextlib.ExitStack):
         self.spec = spec
-        self.attention = attention
+        self.attention, self.reasons = attention
         self.notes = notes
         self._undo = undo
 
@@ -43,7 +45,8 @@ class Handle:
 
     def __deepcopy__(self, memo: Any) -> Handle:
         """A copied model stays patched for good: what would restore it belongs to the original."""
-        copied = Handle(self.spec, self.attention, self.notes, contextlib.ExitStack())
+        attention = Choice(self.attention, self.reasons)
+        copied = Handle(self.spec, attention, self.notes, contextlib.ExitStack())
         copied._undo.callback(_refuse_removal)
         return copied
 
@@ -58,7 +61,7 @@ def patch(
     length: int | None = None,
     *,
     train_len: int | None = None,
-    dense: bool = False,
+    attn: str = "auto",
 ) -> Handle:
     """Patch a transformers causal language model in place.
 
@@ -68,13 +71,16 @@ def patch(
         length: L, the longest sequence in tokens that will be read, prompt and continuation;
             defaults that depend on it (a `factor`, a `leak`) need it.
         train_len: T in tokens where the config's is not right.
-        dense: run distance methods on the dense reference: memory quadratic in length.
+        attn: the attention path of distance methods: "auto", "flash", "triton", "flex", "sdpa",
+            "eager", or "dense", the reference whose memory is quadratic in length. All other
+            methods run on the model's own implementation.
 
     Returns:
         A handle whose `remove()` restores the model bit for bit.
 
     Raises:
-        UsageError: a bad spec, a default without its length, a model that is patched already.
+        UsageError: a bad spec, a default without its length, a model that is patched already, an
+            attention path that cannot run here.
         UnsupportedModelError: the model cannot take the method; the model is left as it was.
     """
     parsed = parse(spec) if isinstance(spec, str) else spec
@@ -90,9 +96,11 @@ def patch(
     resolved = parsed.resolve(Span(layout.facts.trained, length))
     with contextlib.ExitStack() as undo:
         notes = _apply_frequencies(layout, resolved, undo)
-        attention = str(model.config._attn_implementation)
+        attention = choose(attn, str(model.device), model.dtype, head_dim(model.config))
+        if not resolved.distance:
+            attention = Choice(str(model.config._attn_implementation), ())
         if resolved.distance or resolved.query_scales:
-            attention = _apply_attention(model, layout, resolved, attention, dense, undo)
+            _apply_attention(model, layout, resolved, attention.name, undo)
         handle = Handle(resolved, attention, notes, undo)
         _replace(undo, layout.module, HANDLE, handle)
         handle._undo = undo.pop_all()
@@ -174,22 +182,20 @@ def _apply_attention(
     model: Any,
     layout: Layout,
     spec: Spec,
-    own: str,
-    dense: bool,
+    path: str,
     undo: contextlib.ExitStack,
-) -> str:
+) -> None:
     """Put the seams on, and check on a few tokens that they are the ones the model uses."""
     parts = spec.distance.parts() if spec.distance else ()
     if parts:
         _refuse_distance(model, layout, spec)
-    path = ("dense" if dense else "chunked") if parts else own
     rotary = layout.module
     factor = float(getattr(rotary, "attention_scaling", 1.0)) if parts else 1.0
     state = State(
         rotary, rotary.forward, layout.facts.trained, parts, spec.query_scales, factor, path
     )
     before = probe(model, rotary)
-    name = seams.register_distance() if parts else seams.register_scaled(own)
+    name = seams.register_distance() if parts else seams.register_scaled(path)
     if parts and hasattr(rotary, "attention_scaling"):
         _replace(undo, rotary, "attention_scaling", 1.0)
     _own_config(model, name, state, undo)
@@ -197,7 +203,6 @@ def _apply_attention(
     hook = model.base_model.register_forward_pre_hook(_check_inputs(state), with_kwargs=True)
     undo.callback(hook.remove)
     check_probe(model, state, before)
-    return path
 
 
 def _refuse_distance(model: Any, layout: Layout, spec: Spec) -> None:
@@ -238,6 +243,7 @@ def _own_config(model: Any, name: str, state: State, undo: contextlib.ExitStack)
 def _check_inputs(state: State) -> Any:
     """A pre-hook of the base model: refuses what we cannot serve, and finds true positions."""
 
+    @seams.uncompiled
     def hook(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
         named = dict(zip(("input_ids", "attention_mask", "position_ids"), args, strict=False))
         given = {**kwargs, **named}
@@ -247,7 +253,7 @@ def _check_inputs(state: State) -> Any:
             raise UnsupportedModelError(
                 f"distance methods do not support {type(cache).__name__}: use the default cache"
             )
-        if state.parts and flat is not None and _has_holes(flat):
+        if state.parts and flat is not None and seams.has_holes(flat):
             raise UnsupportedModelError(
                 "distance methods do not support padding between the tokens of a row: pad on one "
                 "side only"
@@ -260,9 +266,3 @@ def _check_inputs(state: State) -> Any:
         return args, kwargs
 
     return hook
-
-
-def _has_holes(mask: Tensor) -> bool:
-    """Whether any row of a 2-D mask [b, m] has more than one run of tokens."""
-    starts = torch.diff(mask.bool().int(), prepend=torch.zeros_like(mask[:, :1]).int()) == 1
-    return bool((starts.sum(-1) > 1).any())

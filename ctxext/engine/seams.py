@@ -9,22 +9,29 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, causal_mask_function
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from ctxext.engine.chunked import chunked_attention
-from ctxext.engine.reference import dense_attention
+from ctxext.engine.paths import attend
 from ctxext.errors import UnsupportedModelError
 from ctxext.patches.base import Part, QueryScale
 
-PATHS = {"chunked": chunked_attention, "dense": dense_attention}
+TURN_AT_ONCE = 512  # tokens: a slice and its temporaries stay in a CPU's cache
 STATE = "_ctxext_state"  # the attribute by which an attention module finds its model's state
 UNKNOWN = ("softcap", "s_aux", "position_bias", "cache")  # arguments that change attention
+
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def uncompiled(function: Function) -> Function:
+    """The function as one at which torch.compile breaks its graph: compiled models stay right."""
+    return cast(Function, torch.compiler.disable(function))
 
 
 @dataclass
@@ -37,15 +44,18 @@ class State:
     parts: tuple[Part, ...]  # empty: only query scales
     query_scales: tuple[QueryScale, ...]
     factor: float  # the attention factor, where the rotary module no longer applies it
-    path: str  # a key of PATHS, or transformers' own implementation where there are no parts
+    path: str  # an attention path, or transformers' own implementation where there are no parts
     positions: Tensor | None = None  # [b or 1, n], of the forward pass that is running
     calls: int = 0
     tables: dict[Any, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    padding: tuple[Tensor, list[int] | None] | None = None  # a mask, and what it says
 
+    @uncompiled
     def far_tables(self, x: Tensor, position_ids: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
         """The rotary module's new forward: cos and sin [b or 1, n, d] as far keys need them."""
         self.positions = position_ids
         self.tables.clear()
+        self.padding = None
         if not self.parts:
             return self.rotate(x, position_ids, *args)
         cos, sin = self.rotate(x, self.parts[-1].key(position_ids.double()), *args)
@@ -70,7 +80,23 @@ class State:
         if key not in self.tables:
             like = torch.empty(0, dtype=torch.float32, device=x.device)
             self.tables[key] = self.rotate(like, positions[None].to(x.device))
-        return rotate_with(module, x, *self.tables[key])
+        cos, sin = self.tables[key]
+        if torch.is_grad_enabled() or x.device.type != "cpu":
+            return rotate_with(module, x, cos, sin)
+        out = torch.empty_like(x)
+        for start in range(0, x.shape[-2], TURN_AT_ONCE):
+            here = slice(start, start + TURN_AT_ONCE)
+            out[..., here, :] = rotate_with(module, x[..., here, :], cos[:, here], sin[:, here])
+        return out
+
+    def first_tokens(self, mask: Tensor | None) -> list[int] | None:
+        """Each row's first slot that holds a token, where the mask [b, 1, 1, m] says no more."""
+        if mask is None or mask.shape[2] != 1:
+            return None
+        if self.padding is None or self.padding[0] is not mask:
+            flat = mask[:, 0, 0]
+            self.padding = (mask, None if has_holes(flat) else flat.int().argmax(-1).tolist())
+        return self.padding[1]
 
     def scale_query(self, query: Tensor, given: Tensor | None) -> Tensor:
         """Queries [b, h, n, d] times the query scales of their true positions."""
@@ -83,6 +109,12 @@ class State:
             scale = scale * method.scale(n, self.trained)
         wide = torch.promote_types(query.dtype, torch.float32)
         return (query * scale[:, None, :, None].to(wide)).to(query.dtype)
+
+
+def has_holes(mask: Tensor) -> bool:
+    """Whether any row of a mask [b, m] has more than one run of tokens."""
+    starts = torch.diff(mask.bool().int(), prepend=torch.zeros_like(mask[:, :1]).int()) == 1
+    return bool((starts.sum(-1) > 1).any())
 
 
 def rotate_with(module: nn.Module, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -110,6 +142,7 @@ def state_of(module: nn.Module) -> State:
     return state
 
 
+@uncompiled
 def distance_attention(
     module: nn.Module,
     query: Tensor,
@@ -122,8 +155,8 @@ def distance_attention(
 ) -> tuple[Tensor, None]:
     """The attention function of models with a distance method; transformers' signature.
 
-    query [b, h, n, d], key and value [b, g, m, d], attention_mask [b or 1, 1, n, m] of bool or
-    None for causal; returns [b, n, h, d] and no weights.
+    query [b, h, n, d], key and value [b, g, m, d], attention_mask as `padding_mask` gives it, or
+    [b or 1, 1, n, m] of bool or added to scores; returns [b, n, h, d] and no weights.
     """
     state = state_of(module)
     odd = [name for name in UNKNOWN if kwargs.get(name) is not None]
@@ -131,15 +164,17 @@ def distance_attention(
         raise UnsupportedModelError(f"distance methods do not support attention with {odd[0]!r}")
     if attention_mask is not None and attention_mask.is_floating_point():
         attention_mask = _seen_by(attention_mask)
-    output = PATHS[state.path](
-        state.scale_query(query, kwargs.get("position_ids")),
-        key,
+    output = attend(
+        state.path,
+        state.scale_query(query, kwargs.get("position_ids")).to(value.dtype),
+        key.to(value.dtype),
         value,
         state.left_over(),
         lambda x, positions: state.turn(module, x, positions),
         scaling if scaling is not None else query.shape[-1] ** -0.5,
         attention_mask,
         dropout,
+        state.first_tokens(attention_mask),
     )
     return output.transpose(1, 2).contiguous(), None
 
@@ -152,6 +187,7 @@ def _seen_by(additive: Tensor) -> Tensor:
     return seen
 
 
+@uncompiled
 def scaled_attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any
 ) -> tuple[Tensor, Tensor | None]:
@@ -164,10 +200,34 @@ def scaled_attention(
     return output
 
 
+@uncompiled
+def padding_mask(
+    *, mask_function: Any = causal_mask_function, attention_mask: Tensor | None = None, **given: Any
+) -> Tensor | None:
+    """The mask of `distance_attention`, in memory linear in length where it can be.
+
+    None where causal order is all there is, [b, 1, 1, m] where rows are padded besides, and the
+    whole of sdpa's mask [b or 1, 1, n, m] for anything else, such as packed sequences.
+    """
+    end, keys = given.get("q_offset", 0) + given["q_length"], given["kv_length"]
+    plain = mask_function is causal_mask_function and given.get("allow_is_causal_skip", True)
+    short = attention_mask is not None and attention_mask.shape[1] != keys
+    if not plain or given.get("kv_offset", 0) or end != keys or short:
+        whole: Tensor | None = ALL_MASK_ATTENTION_FUNCTIONS["sdpa"](
+            mask_function=mask_function,
+            attention_mask=attention_mask,
+            **{**given, "allow_is_causal_skip": False},
+        )
+        return whole
+    if attention_mask is None or bool(attention_mask.all()):
+        return None
+    return attention_mask[:, None, None].bool()
+
+
 def register_distance() -> str:
-    """Register `distance_attention`, with sdpa's boolean mask, and return its name."""
+    """Register `distance_attention` and its mask, and return its name."""
     AttentionInterface.register("ctxext", distance_attention)
-    AttentionMaskInterface.register("ctxext", ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
+    AttentionMaskInterface.register("ctxext", padding_mask)
     return "ctxext"
 
 

@@ -58,6 +58,13 @@ def find_layout(model: nn.Module, train_len: int | None = None) -> Layout:
     return Layout(found[0], Rotary(theta, base, train_len or trained_length(config)), scaling)
 
 
+def head_dim(config: Any) -> int:
+    """The dimension of a query and key head, from a model's config."""
+    text = config.get_text_config()
+    own = getattr(text, "head_dim", None)
+    return int(own or text.hidden_size // text.num_attention_heads)
+
+
 def _own_theta(module: nn.Module, config: Any, scaling: str) -> tuple[float, ...]:
     """θ before any scaling, as the float32 numbers that the model itself would use."""
     own = getattr(module, "inv_freq", None)

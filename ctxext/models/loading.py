@@ -16,6 +16,7 @@ from ctxext.models.trained import trained_length
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 QUANTIZATIONS = ("4bit", "8bit")
+_OWN = {"flash": "flash_attention_2", "flex": "flex_attention", "triton": "auto"}
 _HASHED = (".json", ".safetensors", ".bin", ".model", ".txt", ".py", ".jinja")
 
 
@@ -30,7 +31,7 @@ class Source:
         dtype: one of DTYPES; `auto` is float32 on the CPU, else what the checkpoint was saved in.
         device: `auto`, or what torch calls a device.
         load_in: `4bit` or `8bit`, through bitsandbytes.
-        attn: transformers' attention implementation; `auto` is the fastest that is right.
+        attn: the attention path asked for; once settled, transformers' implementation for it.
         train_len: T in tokens where the config's is not right.
     """
 
@@ -69,7 +70,9 @@ def load(name: str, **options: Any) -> tuple[Any, Any]:
 def settle(source: Source, config: Any) -> Source:
     """The source with every `auto` decided for this model and machine.
 
-    Attention is `eager` where logits are capped, which torch's sdpa leaves out; else `sdpa`.
+    Attention under `auto` is `eager` where logits are capped, which torch's sdpa leaves out, else
+    `sdpa`; so it is for the paths that transformers does not have: `triton`, and `flash` where
+    the flash-attn package is not installed, since sdpa runs FlashAttention on CUDA by itself.
     """
     if source.dtype not in DTYPES:
         raise UsageError(f"unknown dtype {source.dtype!r}: valid: {', '.join(DTYPES)}")
@@ -77,6 +80,9 @@ def settle(source: Source, config: Any) -> Source:
     if dtype == "auto":
         saved = str(getattr(config, "dtype", None) or "bfloat16").removeprefix("torch.")
         dtype = "float32" if device.startswith("cpu") else saved
+    attn = _OWN.get(attn, attn)
+    if attn == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
+        attn = "auto"
     if attn == "auto":
         attn = "sdpa" if _takes_sdpa(config) else "eager"
     return replace(source, device=device, dtype=dtype, attn=attn)

@@ -1,0 +1,247 @@
+"""Distance attention as a few plain attentions, merged by their log-sum-exp.
+
+No pair is scored twice but at the corners of the window's blocks, and memory is linear in length.
+Each part falls into calls of a plain attention operator: where every query sees every key, where
+as many queries see as many keys causally, and along the window's far edge blocks of queries, each
+with the keys that it sees. With the same views of its gradients a call serves the backward.
+
+Dimensions: b batch, h query heads, g key heads, n queries, m keys, d head dimension.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ctxext.engine.operators import Operator, Pattern
+from ctxext.patches.base import Part
+
+BLOCK = 64  # queries in a block: it scores (window + BLOCK − 1) keys to each
+BLOCKS_AT_ONCE = 32  # bounds what the backward holds: the blocks' keys overlap
+
+View = Callable[[Tensor], Tensor]
+
+
+class Call(NamedTuple):
+    """One plain attention. `rows` views what has a row for each query, `keys` what has for keys.
+
+    `rows` takes [b, h, n, ·] to [b', g, n', ·], never two views of one element; `keys` takes
+    [b, g, m, ·] to [b', g, m', ·], in which blocks of one row overlap if `blocks`.
+    """
+
+    part: int
+    rows: View
+    keys: View
+    pattern: Pattern
+    blocks: bool
+    fresh: bool  # these rows have had no call yet
+
+
+def merged_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    parts: tuple[Part, ...],
+    turn: Callable[[Tensor, Tensor], Tensor],
+    scaling: float,
+    operator: Operator,
+) -> Tensor:
+    """Equal to `reference.dense_attention`, causal and without dropout, in linear memory.
+
+    Args:
+        query, key, value, turn, scaling: as there; key and value have one head dimension.
+        parts: the last part's keys are taken as they are: its `key` must be the identity.
+        operator: what computes plain attention on this device, in this dtype.
+    """
+    n, m = query.shape[2], key.shape[2]
+    position = torch.arange(m, dtype=torch.float64)
+    queries, keys, firsts = [], [], []
+    for part in parts:
+        first = max(0, m - n - part.stop + 1) if part.stop else 0
+        k = key[:, :, first:]
+        keys.append(k if part is parts[-1] else turn(k, part.key(position[first:])))
+        queries.append(turn(query, part.query(position[m - n :])))
+        firsts.append(first)
+    (b, h, _, d), g = query.shape, key.shape[1]
+    divide = _windows if operator.windows else _triangles
+    if n == 1 and not operator.windows:  # one query's heads are as many queries of their keys
+        divide, queries = _single, [q.reshape(b, g, h // g, d) for q in queries]
+    calls = list(divide(parts, firsts, query, key))
+    merged: Tensor = _Merge.apply(  # type: ignore[no-untyped-call]
+        operator, calls, firsts, scaling, value, *queries, *keys
+    )
+    return merged.reshape(query.shape) if n == 1 else merged
+
+
+def _single(
+    parts: tuple[Part, ...], firsts: list[int], query: Tensor, key: Tensor
+) -> Iterator[Call]:
+    """One call for each part of a single query, which sees all of the part's keys."""
+    m = key.shape[2]
+    for index, part in enumerate(parts):
+        low = max(0, m - part.stop) if part.stop else 0
+        if low < m - part.start:
+            keys = _cut(low - firsts[index], m - part.start - firsts[index])
+            yield Call(index, _cut(0, None), keys, Pattern(), False, index == 0)
+
+
+def _windows(
+    parts: tuple[Part, ...], firsts: list[int], query: Tensor, key: Tensor
+) -> Iterator[Call]:
+    """One call for each part, for operators that take windows."""
+    n, m = query.shape[2], key.shape[2]
+    for index, part in enumerate(parts):
+        low = max(m - n, part.start)
+        if low >= m:
+            continue
+        left = max(0, low - part.stop + 1) if part.stop else 0
+        skip, a, z = low - (m - n), left - firsts[index], m - part.start - firsts[index]
+        pattern = Pattern(True, None, part.stop - part.start if part.stop else None)
+        rows, keys = _cut(skip, n), _cut(a, z)
+        yield Call(index, rows, keys, pattern, False, index == 0)
+
+
+def _cut(start: int, stop: int | None) -> View:
+    return lambda x: x[:, :, start:stop]
+
+
+def _triangles(
+    parts: tuple[Part, ...], firsts: list[int], query: Tensor, key: Tensor
+) -> Iterator[Call]:
+    """The calls that cover every pair of every part once, those of the first part first."""
+    (b, h, n, _), (g, m) = query.shape, key.shape[1:3]
+    for index, part in enumerate(parts):
+        low = max(m - n, part.start)  # the first position whose query sees a key of this part
+        high = min(m, max(low, part.stop)) if part.stop else m  # the first that may miss one
+        for r in range(h // g):
+
+            def rows(x: Tensor, a: int, z: int, r: int = r) -> Tensor:
+                return x[:, r :: h // g, a - (m - n) : z - (m - n)]
+
+            def keys(x: Tensor, a: int, z: int, first: int = firsts[index]) -> Tensor:
+                return x[:, :, a - first : z - first]
+
+            if low < high:
+                here = _bound(rows, low, high)
+                seen = _bound(keys, low - part.start, high - part.start)
+                yield Call(index, here, seen, Pattern(causal=True), False, index == 0)
+            if part.start < low < high:
+                seen = _bound(keys, 0, low - part.start)
+                yield Call(index, here, seen, Pattern(), False, False)
+            if high < m:
+                yield from _blocks(part, index, rows, keys, high, m, b, query)
+
+
+def _bound(view: Callable[[Tensor, int, int], Tensor], start: int, stop: int) -> View:
+    return lambda x: view(x, start, stop)
+
+
+def _blocks(
+    part: Part,
+    index: int,
+    rows: Callable[[Tensor, int, int], Tensor],
+    keys: Callable[[Tensor, int, int], Tensor],
+    low: int,
+    high: int,
+    b: int,
+    like: Tensor,
+) -> Iterator[Call]:
+    """Calls for the queries low … high−1, all of which stand beyond the part's far edge."""
+    assert part.stop is not None
+    window, start = part.stop - part.start, low
+    while start < high:
+        size = min(BLOCK, high - start)
+        count = min((high - start) // size, BLOCKS_AT_ONCE)
+        stop, width = start + count * size, window + size - 1
+        mask = _band(size, window, like)
+        for i in range(b):
+
+            def here(x: Tensor, i: int = i, a: int = start, z: int = stop, n: int = size) -> Tensor:
+                blocks: Tensor = rows(x, a, z)[i].unflatten(1, (-1, n))
+                return blocks.transpose(0, 1)
+
+            def seen(
+                x: Tensor, i: int = i, a: int = start, z: int = stop, n: int = size, w: int = width
+            ) -> Tensor:
+                some = keys(x, a - part.stop + 1, z - part.start)[i]  # type: ignore[operator]
+                return some.unfold(1, w, n).permute(1, 0, 3, 2)
+
+            yield Call(index, here, seen, Pattern(mask=mask), True, index == 0)
+        start = stop
+
+
+def _band(size: int, window: int, like: Tensor) -> Tensor | None:
+    """What hides from `size` queries all but the `window` keys that each sees; None if nothing."""
+    if size == 1:
+        return None
+    ahead = torch.arange(window + size - 1, device=like.device)
+    ahead = ahead - torch.arange(size, device=like.device)[:, None]
+    hidden = (ahead < 0) | (ahead >= window)
+    return torch.zeros_like(hidden, dtype=like.dtype).masked_fill_(hidden, -torch.inf)
+
+
+class _Merge(torch.autograd.Function):
+    """out = Σ over calls of each one's output, weighted by its share of the sum of weights."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        operator: Operator,
+        calls: list[Call],
+        firsts: list[int],
+        scaling: float,
+        value: Tensor,
+        *turned: Tensor,
+    ) -> Tensor:
+        queries, keys = turned[: len(firsts)], turned[len(firsts) :]
+        b, h, n, d = queries[0].shape
+        wide = torch.promote_types(value.dtype, torch.float32)
+        out = value.new_empty(b, n, h, d, dtype=wide).transpose(1, 2)
+        lse = value.new_empty(b, h, n, 1, dtype=wide)
+        for call in calls:
+            q, k = call.rows(queries[call.part]), call.keys(keys[call.part])
+            v = call.keys(value[:, :, firsts[call.part] :])
+            new, its = operator.forward(q, k, v, scaling, call.pattern)
+            o, s, its = call.rows(out), call.rows(lse), its[..., None]
+            if call.fresh:
+                o.copy_(new)
+                s.copy_(its)
+            else:
+                o.lerp_(new.to(wide), torch.sigmoid(its - s))
+                s.copy_(torch.logaddexp(s, its))
+        out = out.to(value.dtype)
+        ctx.operator, ctx.calls, ctx.firsts, ctx.scaling = operator, calls, firsts, scaling
+        ctx.save_for_backward(value, out, lse, *turned)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        value, out, lse, *turned = ctx.saved_tensors
+        count = len(ctx.firsts)
+        wide = lse.dtype
+        gradients = [torch.zeros_like(x, dtype=wide) for x in (value, *turned)]
+        for call in ctx.calls:
+            p, first = call.part, ctx.firsts[call.part]
+            rows = [call.rows(x) for x in (grad, turned[p], out, lse)]
+            k, v = call.keys(turned[count + p]), call.keys(value[:, :, first:])
+            new = ctx.operator.backward(
+                rows[0], rows[1], k, v, rows[2], rows[3][..., 0], ctx.scaling, call.pattern
+            )
+            call.rows(gradients[1 + p]).add_(new[0])
+            _add(call, gradients[1 + count + p], new[1])
+            _add(call, gradients[0][:, :, first:], new[2])
+        given = (value, *turned)
+        return (None,) * 4 + tuple(g.to(x.dtype) for g, x in zip(gradients, given, strict=True))
+
+
+def _add(call: Call, total: Tensor, new: Tensor) -> None:
+    """Add the gradient of a call's keys or values to the whole; blocks of them overlap."""
+    target = call.keys(total)
+    if not call.blocks:
+        target.add_(new)
+        return
+    for own, more in zip(target, new, strict=True):
+        own.add_(more)

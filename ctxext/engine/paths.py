@@ -1,0 +1,144 @@
+"""The attention paths of distance methods: which can run where, and which one is taken.
+
+flash    FlashAttention calls with a window, merged            CUDA, 16 bits
+triton   one fused kernel                                      CUDA, forward only
+flex     FlexAttention calls with block masks, merged          CUDA
+sdpa     torch's own operators, in blocks, merged              CPU, CUDA
+eager    the reference, chunked by query                       anywhere
+dense    the reference itself, memory quadratic in length      for checking the others
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from ctxext.engine import fused
+from ctxext.engine.chunked import chunked_attention
+from ctxext.engine.flex import flex_part_attention
+from ctxext.engine.merged import merged_attention
+from ctxext.engine.operators import TORCH, CudaFlash
+from ctxext.engine.reference import dense_attention
+from ctxext.errors import UsageError
+from ctxext.patches.base import Part
+from ctxext.registry import did_you_mean
+
+NAMES = ("flash", "triton", "flex", "sdpa", "eager")  # `auto` takes the first that can run
+UNMEASURED = ("triton", "flex")  # … but these, by name alone: no record shows them to be faster
+FEW = 16  # fewer queries are fastest as one product with all keys
+
+
+class Choice(NamedTuple):
+    """A path, and why those before it in NAMES were not taken, a phrase each."""
+
+    name: str
+    reasons: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return " · ".join((self.name, *(f"not {reason}" for reason in self.reasons)))
+
+
+def choose(asked: str, device: str, dtype: torch.dtype, head_dim: int) -> Choice:
+    """The path to take.
+
+    Args:
+        asked: "auto", "dense" or one of NAMES.
+        device: where the model is: "cpu", "cuda", "cuda:1", ….
+        head_dim: of queries and keys.
+
+    Raises:
+        UsageError: an unknown path, or one that cannot run there; the message says why.
+    """
+    if asked not in ("auto", "dense", *NAMES):
+        valid = did_you_mean(asked, ("auto", *NAMES))
+        raise UsageError(f"unknown attention path {asked!r}: {valid}")
+    if asked == "dense":
+        return Choice(asked, ())
+    why = {name: _why_not(name, torch.device(device).type, dtype, head_dim) for name in NAMES}
+    if asked == "auto":
+        why |= {name: why[name] or "not measured to be faster" for name in UNMEASURED}
+        name = next(name for name in NAMES if why[name] is None)
+        passed = NAMES[: NAMES.index(name)]
+        return Choice(name, tuple(f"{other}: {why[other]}" for other in passed))
+    if why[asked]:
+        able = ", ".join(("auto", *(name for name in NAMES if why[name] is None)))
+        raise UsageError(f"attention path {asked!r} cannot run: {why[asked]}; valid here: {able}")
+    return Choice(asked, ())
+
+
+def _why_not(name: str, device: str, dtype: torch.dtype, head_dim: int) -> str | None:
+    """What keeps a path from running, as a phrase; None where nothing does."""
+    if name == "triton":
+        return fused.why_not(device, dtype, head_dim)
+    if name == "sdpa" and device not in TORCH:
+        return f"torch has no such operator for {device}"
+    if name in ("flash", "flex") and device != "cuda":
+        return "it needs a CUDA device"
+    if name == "sdpa" and device == "cuda" and dtype == torch.float64:
+        return "float64 is not served"
+    if name == "flash" and dtype not in (torch.float16, torch.bfloat16):
+        return f"it needs float16 or bfloat16, not {str(dtype).removeprefix('torch.')}"
+    if name == "flash" and (head_dim > 256 or head_dim % 8):
+        return f"a head dimension of {head_dim} is not a multiple of 8 up to 256"
+    if name == "flex" and importlib.util.find_spec("triton") is None:
+        return "triton is not installed (pip install 'ctxext[triton]')"
+    return None
+
+
+def attend(
+    path: str,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    parts: tuple[Part, ...],
+    turn: Callable[[Tensor, Tensor], Tensor],
+    scaling: float,
+    mask: Tensor | None = None,
+    dropout: float = 0.0,
+    first: Sequence[int] | None = None,
+) -> Tensor:
+    """Distance attention on a path; the other arguments as for `reference.dense_attention`.
+
+    From every path a mask, dropout and values of another head dimension than the keys' go to the
+    chunked reference, and so do FEW queries in 32 bits or more. FEW others, and what needs
+    gradients on `triton`, go to FlashAttention or torch's own operators.
+
+    Args:
+        mask: [b or 1, 1, n or 1, m], True where seen.
+        first: for each of the b rows its first slot that holds a token (left padding), where
+            that is all that the mask says.
+    """
+    n = query.shape[2]
+    odd = (mask is not None and first is None) or dropout or key.shape[3] != value.shape[3]
+    few = n < FEW and value.dtype in (torch.float32, torch.float64)
+    if path in ("eager", "dense") or few or odd:
+        plain = dense_attention if path == "dense" else chunked_attention
+        mask = mask if mask is None else mask.expand(-1, -1, n, -1)
+        return plain(query, key, value, parts, turn, scaling, mask, dropout)
+    function = _function(path, query, key, value)
+    if first is None or not any(first):
+        return function(query, key, value, parts, turn, scaling)
+    rows, past = [], key.shape[2] - n
+    for i, start in enumerate(first):
+        skip = max(0, start - past)
+        q, k, v = query[i : i + 1, :, skip:], key[i : i + 1, :, start:], value[i : i + 1, :, start:]
+        rows.append(pad(function(q, k, v, parts, turn, scaling), (0, 0, skip, 0)))
+    return torch.cat(rows)
+
+
+def _function(path: str, *inputs: Tensor) -> Callable[..., Tensor]:
+    """What computes the path for these queries, keys and values."""
+    graded = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
+    (n, head_dim), device, dtype = inputs[0].shape[2:], inputs[0].device.type, inputs[0].dtype
+    if path == "triton" and n >= FEW and not graded:
+        return fused.fused_attention
+    if path == "flex" and n >= FEW:
+        return flex_part_attention
+    flash = path != "sdpa" and _why_not("flash", device, dtype, head_dim) is None
+    return functools.partial(merged_attention, operator=CudaFlash() if flash else TORCH[device])

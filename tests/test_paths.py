@@ -1,0 +1,435 @@
+"""Every attention path against a dense float64 reference written from r(δ) alone.
+
+Float32 outputs are within 2e-5 of it: sums of at most 200 products whose terms are below 10 err by
+200·10·2^-24 = 1e-4 at the very worst, and by a tenth of that where roundings average out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import types
+from collections.abc import Callable, Iterator
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from conftest import random_model, tokens
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_engine import DISTANCE, KINDS, Largest, close, logits, padded, rotated, three_parts
+from torch import Tensor
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import DynamicCache
+from transformers.masking_utils import create_causal_mask
+
+import ctxext
+from ctxext.engine import merged, paths
+from ctxext.engine.chunked import chunked_attention
+from ctxext.engine.flex import BLOCK, block_mask, flex_part_attention
+from ctxext.engine.merged import merged_attention
+from ctxext.engine.operators import TORCH, CudaEfficient, CudaFlash, Pattern
+from ctxext.engine.paths import FEW, NAMES, attend, choose
+from ctxext.errors import UsageError
+from ctxext.patches.base import Part
+
+D = 16
+THETA = 100.0 ** (-torch.arange(D // 2, dtype=torch.float64) / (D // 2))
+SCALE = 0.3
+
+
+def turn(x: Tensor, positions: Tensor) -> Tensor:
+    """x [b, *, l, d] rotated by positions [l], halves paired, rounded once."""
+    angle = positions.double()[:, None] * THETA.to(positions.device)
+    wide = torch.promote_types(x.dtype, torch.float32)
+    cos, sin = angle.cos().to(wide), angle.sin().to(wide)
+    a, b = x.to(wide).chunk(2, -1)
+    return torch.cat((a * cos - b * sin, b * cos + a * sin), -1).to(x.dtype)
+
+
+def parts_of(kind: str, window: int, leak: float) -> tuple[Part, ...]:
+    if kind == "three":
+        return three_parts(window, leak)
+    return KINDS[kind](**{"window": window, **({"leak": leak} if "leaky" in kind else {})}).parts()
+
+
+def relative(kind: str, window: int, leak: float, delta: Tensor) -> Tensor:
+    """r(δ) as METHODS.md has it, and `three_parts`."""
+    beyond = {
+        "rerope": torch.full_like(delta, window),
+        "leaky-rerope": window + (delta - window) / leak,
+        "three": torch.where(
+            delta < 2 * window,
+            window + (delta - window) / leak,
+            torch.tensor(1.5 * window).to(delta),
+        ),
+    }
+    return torch.where(delta < window, delta, beyond[kind])
+
+
+def truth(
+    q: Tensor, k: Tensor, v: Tensor, kind: str, window: int, leak: float, first: list[int]
+) -> Tensor:
+    """float64 attention [b, h, n, d]: score Σ_i Re[q_i·conj(k_i)·exp(j·r(δ)·θ_i)]; 0 unseen."""
+    q, k, v = (x.double() for x in (q, k, v))
+    k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
+    n, m = q.shape[2], k.shape[2]
+    delta = (torch.arange(m - n, m)[:, None] - torch.arange(m)).double()
+    angle = relative(kind, window, leak, delta.clamp(min=0))[..., None] * THETA
+    a, b = torch.complex(*q.chunk(2, -1)), torch.complex(*k.chunk(2, -1))
+    scores = torch.einsum(
+        "bhni,bhmi,nmi->bhnm", a, b.conj(), torch.polar(angle * 0 + 1, angle)
+    ).real
+    slots = torch.arange(m)
+    seen = torch.stack([(delta >= 0) & (slots >= start) for start in first])[:, None]
+    weights = (scores * SCALE).masked_fill(~seen, -torch.inf).softmax(-1)
+    return weights.nan_to_num() @ v
+
+
+def inputs(
+    b: int, h: int, g: int, n: int, m: int, dtype: torch.dtype = torch.float32, seed: int = 0
+) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    shapes = ((b, h, n, D), (b, g, m, D), (b, g, m, D))
+    q, k, v = (torch.randn(s, generator=generator, dtype=torch.float64).to(dtype) for s in shapes)
+    return q, k, v
+
+
+class DenseWindows:
+    """FlashAttention's calls, computed densely: what `CudaFlash` is taken to do."""
+
+    windows = True
+
+    def forward(
+        self, q: Tensor, k: Tensor, v: Tensor, scale: float, pattern: Pattern
+    ) -> tuple[Tensor, Tensor]:
+        assert pattern.causal
+        assert pattern.mask is None
+        n, m, r = q.shape[2], k.shape[2], q.shape[1] // k.shape[1]
+        dtype, wide = v.dtype, torch.promote_types(v.dtype, torch.float32)
+        q, k, v = q.to(wide), *(x.repeat_interleave(r, 1).to(wide) for x in (k, v))
+        delta = torch.arange(m - n, m)[:, None] - torch.arange(m)
+        seen = (delta >= 0) & (delta < (pattern.window or m))
+        scores = (q @ k.mT * scale).masked_fill(~seen, -torch.inf)
+        assert seen.any(-1).all()
+        return (scores.softmax(-1) @ v).to(dtype), scores.logsumexp(-1)
+
+    def backward(self, *args: Any) -> Any:
+        raise NotImplementedError
+
+
+def windows_path(*args: Any) -> Tensor:
+    return merged_attention(*args, operator=DenseWindows())
+
+
+def flex_path(*args: Any) -> Tensor:
+    return flex_part_attention(*args, flex=flex_attention)
+
+
+PATHS: dict[str, Callable[..., Tensor]] = {
+    "sdpa": lambda *args: attend("sdpa", *args),
+    "eager": lambda *args: attend("eager", *args),
+    "merged": lambda *args: merged_attention(*args, operator=TORCH["cpu"]),
+    "windows": windows_path,
+    "flex": flex_path,
+}
+
+
+@contextlib.contextmanager
+def poisoned() -> Iterator[None]:
+    """Memory that is not written to holds NaN."""
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert torch.empty(9).isnan().all()
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("path", PATHS)
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_every_path_is_the_reference(path: str, data: st.DataObject) -> None:
+    draw = data.draw
+    b, g, r = draw(st.integers(1, 2)), draw(st.integers(1, 3)), draw(st.integers(1, 3))
+    m = draw(st.integers(1, 200))
+    n = draw(st.one_of(st.just(m), st.integers(1, m)))
+    window = draw(st.one_of(st.just(1), st.just(m), st.integers(1, m + 5)))
+    kind, leak = draw(st.sampled_from([*DISTANCE, "three"])), draw(st.sampled_from([1.0, 2.5, 8.0]))
+    q, k, v = inputs(b, g * r, g, n, m, seed=draw(st.integers(0, 99)))
+    sizes = {
+        "BLOCK": draw(st.sampled_from([1, 7, 64])),
+        "BLOCKS_AT_ONCE": draw(st.sampled_from([1, 32])),
+    }
+    parts = parts_of(kind, window, leak)
+    expected = truth(q, k, v, kind, window, leak, [0] * b)
+    q, k, left = rotated_by(q, k, parts)
+    with mock.patch.multiple(merged, **sizes), poisoned():
+        ours = PATHS[path](q, k, v, left, turn, SCALE)
+    assert ours.shape == expected.shape
+    assert float((ours - expected).abs().max()) <= 2e-5
+
+
+def rotated_by(q: Tensor, k: Tensor, parts: tuple[Part, ...]) -> tuple[Tensor, Tensor, Any]:
+    with mock.patch("test_engine.turn", turn):
+        return rotated(q, k, parts)
+
+
+@pytest.mark.parametrize("path", ["sdpa", "eager"])
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_left_padded_rows(path: str, data: st.DataObject) -> None:
+    """Rows start where they start, whatever stands before; NaN there reaches nothing."""
+    draw = data.draw
+    m = draw(st.integers(FEW, 120))
+    n = draw(st.one_of(st.just(m), st.integers(FEW, m)))
+    first = [draw(st.integers(0, m - 1)) for _ in range(3)]
+    window, kind = draw(st.integers(1, m)), draw(st.sampled_from([*DISTANCE, "three"]))
+    q, k, v = inputs(3, 4, 2, n, m)
+    parts = parts_of(kind, window, 2.5)
+    expected = truth(q, k, v, kind, window, 2.5, first)
+    q, k, left = rotated_by(q, k, parts)
+    mask = torch.arange(m) >= torch.tensor(first)[:, None, None, None]
+    if path == "sdpa":
+        hidden = ~mask.mT.expand(3, 2, m, D)
+        k, v = k.masked_fill(hidden, torch.nan), v.masked_fill(hidden, torch.nan)
+    ours = attend(path, q, k, v, left, turn, SCALE, mask, 0.0, first)
+    real = mask[..., m - n :].mT.expand_as(ours)
+    assert float((ours - expected)[real].abs().max()) <= 2e-5
+    if path == "sdpa":
+        assert not ours[~real].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("path", ["sdpa", "eager", "windows"])
+@pytest.mark.parametrize("kind", DISTANCE)
+def test_half_precision_errs_no_more_than_plain_attention(
+    kind: str, path: str, dtype: torch.dtype
+) -> None:
+    """Mean error against float64 on the same 16-bit inputs, by that of sdpa on as many.
+
+    Plain attention is given q and k that were rotated and rounded; so are ours, and the near ones
+    are rotated and rounded once more, which adds at most its own share: √2 in a mean.
+    """
+    parts = parts_of(kind, 37, 2.5)
+    q, k, v = inputs(2, 4, 2, 150, 150, dtype)
+    position = torch.arange(150, dtype=torch.float64)
+    turned_q, turned_k = turn(q, position), turn(k, position)
+    plain = scaled_dot_product_attention(
+        turned_q, turned_k, v, is_causal=True, scale=SCALE, enable_gqa=True
+    )
+    expected = truth(q, k, v, kind, 37, 2.5, [0, 0])
+    exact = truth(q, k, v, "rerope", 150, 1.0, [0, 0])  # an infinite window: plain RoPE
+    q, k, left = rotated_by(q, k, parts)
+    ours = PATHS[path](q, k, v, left, turn, SCALE)
+    assert ours.dtype == dtype
+    own = (plain.double() - exact).abs().mean()
+    assert (ours.double() - expected).abs().mean() <= 1.5 * own
+
+
+@pytest.mark.parametrize("kind", [*DISTANCE, "three"])
+@pytest.mark.parametrize("heads", [(2, 2), (4, 2), (2, 1)])
+def test_gradients(kind: str, heads: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The merged backward by finite differences, and against autograd through the dense truth."""
+    monkeypatch.setattr(merged, "BLOCK", 3)
+    monkeypatch.setattr(merged, "BLOCKS_AT_ONCE", 2)
+    parts = parts_of(kind, 4, 2.5)
+    for n, m in ((17, 17), (9, 20)):
+        leaves = [x.requires_grad_() for x in inputs(2, *heads, n, m, torch.float64)]
+
+        def ours(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            q, k, left = rotated_by(q, k, parts)
+            return merged_attention(q, k, v, left, turn, SCALE, TORCH["cpu"])
+
+        assert torch.autograd.gradcheck(ours, leaves, fast_mode=True)
+        cotangent = inputs(2, heads[0], 1, n, 1, torch.float64, 3)[0]
+        got = torch.autograd.grad(ours(*leaves), leaves, cotangent)
+        want = torch.autograd.grad(truth(*leaves, kind, 4, 2.5, [0, 0]), leaves, cotangent)
+        for a, b in zip(got, want, strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+        single = [x.detach().float().requires_grad_() for x in leaves]
+        for a, b in zip(
+            torch.autograd.grad(ours(*single), single, cotangent.float()), want, strict=True
+        ):
+            torch.testing.assert_close(a.double(), b, rtol=0, atol=2e-5)
+
+
+def test_flex_gradients() -> None:
+    """The merge around FlexAttention, whose own backward a CPU does not have."""
+    parts = parts_of("leaky-rerope", 4, 2.5)
+    leaves = [x.requires_grad_() for x in inputs(1, 4, 2, 17, 20, torch.float64)]
+
+    def dense(q: Tensor, k: Tensor, v: Tensor, **given: Any) -> Any:
+        n, m = q.shape[2], k.shape[2]
+        seen = given["block_mask"].mask_mod(
+            torch.tensor(0), torch.tensor(0), torch.arange(n)[:, None], torch.arange(m)
+        )
+        k, v = k.repeat_interleave(2, 1), v.repeat_interleave(2, 1)
+        scores = (q @ k.mT * given["scale"]).masked_fill(~seen, -torch.inf)
+        return scores.softmax(-1) @ v, types.SimpleNamespace(lse=scores.logsumexp(-1))
+
+    q, k, left = rotated_by(leaves[0], leaves[1], parts)
+    ours = flex_part_attention(q, k, leaves[2], left, turn, SCALE, flex=dense)
+    cotangent = inputs(1, 4, 1, 17, 1, torch.float64, 3)[0]
+    want = torch.autograd.grad(truth(*leaves, "leaky-rerope", 4, 2.5, [0]), leaves, cotangent)
+    for a, b in zip(torch.autograd.grad(ours, leaves, cotangent), want, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("start", "stop"), [(0, 1), (0, 200), (0, 256), (130, None), (128, 500)])
+@pytest.mark.parametrize(("n", "m", "ahead"), [(700, 700, 0), (300, 900, 600), (17, 40, 170)])
+def test_block_masks(start: int, stop: int | None, n: int, m: int, ahead: int) -> None:
+    """The blocks that arithmetic gives are those that torch finds by trying every pair."""
+    part = Part(start, stop, lambda q: q, lambda k: k)
+    ours = block_mask(n, m, ahead, part, torch.device("cpu"))
+    theirs = create_block_mask(ours.mask_mod, 1, 1, n, m, device="cpu", BLOCK_SIZE=BLOCK)
+    assert torch.equal(ours.to_dense(), theirs.to_dense())
+
+    def listed(counts: Tensor, indices: Tensor) -> list[list[int]]:
+        return [sorted(i[:c].tolist()) for c, i in zip(counts[0, 0], indices[0, 0], strict=True)]
+
+    assert listed(ours.full_kv_num_blocks, ours.full_kv_indices) == listed(
+        theirs.full_kv_num_blocks, theirs.full_kv_indices
+    )
+    assert listed(ours.kv_num_blocks, ours.kv_indices) == listed(
+        theirs.kv_num_blocks, theirs.kv_indices
+    )
+
+
+@pytest.mark.parametrize("operator", [CudaEfficient(), CudaFlash()])
+@pytest.mark.parametrize("heads", [(4, 4), (4, 2)])
+def test_cuda_operators_take_what_they_are_given(
+    operator: Any, heads: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch's shape functions of the CUDA operators, both ways: no number is computed."""
+    monkeypatch.setattr(CudaFlash, "_package", False, raising=False)
+    h, g = heads
+    q = torch.empty(2, 300, h, 64, device="meta", dtype=torch.float16).transpose(1, 2)
+    k = torch.empty(2, 400, g, 64, device="meta", dtype=torch.float16).transpose(1, 2)
+    q, k, v = (x.detach().requires_grad_() for x in (q, k, torch.empty_like(k)))
+    parts = parts_of("rerope", 70, 1)
+    out = merged_attention(q, k, v, parts, lambda x, p: x * 1.0, SCALE, operator)
+    assert (out.shape, out.dtype) == (q.shape, q.dtype)
+    for x, grad in zip((q, k, v), torch.autograd.grad(out.sum(), (q, k, v)), strict=True):
+        assert grad.shape == x.shape
+
+
+# Which path is taken -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("asked", "device", "dtype", "head_dim", "name", "reasons"),
+    [
+        ("auto", "cpu", torch.float32, 64, "sdpa", {"flash", "triton", "flex"}),
+        ("auto", "cuda:1", torch.bfloat16, 64, "flash", set()),
+        ("auto", "cuda", torch.float32, 64, "sdpa", {"flash", "triton", "flex"}),
+        ("auto", "cuda", torch.bfloat16, 20, "sdpa", {"flash", "triton", "flex"}),
+        ("auto", "cuda", torch.float64, 64, "eager", {"flash", "triton", "flex", "sdpa"}),
+        ("auto", "mps", torch.float32, 64, "eager", {"flash", "triton", "flex", "sdpa"}),
+        ("eager", "cpu", torch.float64, 20, "eager", set()),
+        ("dense", "cuda", torch.float32, 64, "dense", set()),
+    ],
+)
+def test_the_choice(
+    asked: str, device: str, dtype: torch.dtype, head_dim: int, name: str, reasons: set[str]
+) -> None:
+    choice = choose(asked, device, dtype, head_dim)
+    assert choice.name == name
+    assert {reason.partition(":")[0] for reason in choice.reasons} == reasons
+    assert str(choice).startswith(name)
+
+
+@pytest.mark.parametrize(
+    ("asked", "device", "dtype", "words"),
+    [
+        ("flash", "cpu", torch.float32, "needs a CUDA device"),
+        ("flash", "cuda", torch.float32, "float16 or bfloat16, not float32"),
+        ("flex", "cpu", torch.float32, "needs a CUDA device"),
+        ("sdpa", "cuda", torch.float64, "float64"),
+        ("fast", "cpu", torch.float32, "unknown attention path 'fast'"),
+    ],
+)
+def test_a_path_that_cannot_run(asked: str, device: str, dtype: torch.dtype, words: str) -> None:
+    with pytest.raises(UsageError, match=words) as caught:
+        choose(asked, device, dtype, 64)
+    assert "eager" in str(caught.value)
+    model, ids = random_model(), tokens(20)
+    if device == "cpu":
+        plain = logits(model, ids)
+        with pytest.raises(UsageError, match=words):
+            ctxext.patch(model, "rerope", attn=asked)
+        assert torch.equal(logits(model, ids), plain)
+
+
+def test_every_path_has_a_line() -> None:
+    assert paths.__doc__
+    assert [line.split()[0] for line in paths.__doc__.splitlines()[2:]] == [*NAMES, "dense"]
+
+
+# Models ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("attn", ["sdpa", "eager"])
+@pytest.mark.parametrize("spec", ["rerope:window=7", "leaky-rerope:window=5,leak=3+logn"])
+def test_prefill_in_chunks_of_padded_rows(spec: str, attn: str) -> None:
+    """Left-padded rows read in long chunks, short ones and single steps, each as it is alone."""
+    model, rows = random_model(), [tokens(n, seed=n)[0] for n in (90, 61, 20)]
+    ids, mask, positions = padded(rows)
+    with ctxext.patched(model, spec, 200, attn="dense"):
+        alone = [logits(model, row[None])[0] for row in rows]
+    with ctxext.patched(model, spec, 200, attn=attn) as handle:
+        assert handle.attention == attn
+        whole = logits(model, ids, attention_mask=mask, position_ids=positions)
+        cache, given = DynamicCache(config=model.config), []
+        for a, b in itertools.pairwise((0, 40, 75, 80, *range(81, 91))):
+            part = positions[:, a:b]
+            given.append(
+                logits(model, ids[:, a:b], attention_mask=mask[:, :b], position_ids=part,
+                       past_key_values=cache)
+            )  # fmt: skip
+        for out in (whole, torch.cat(given, 1)):
+            for i, want in enumerate(alone):
+                close(out[i][mask[i].bool()], want)
+
+
+def test_a_padded_batch_has_no_quadratic_mask() -> None:
+    """Neither of two rows' padding nor of a chunk on a cache; packed rows keep theirs."""
+    model = random_model(num_hidden_layers=1)
+    ids, mask, _ = padded([tokens(1024)[0], tokens(700)[0]])
+    with ctxext.patched(model, "rerope"), torch.no_grad():
+        with Largest() as largest:
+            model.model(ids, attention_mask=mask)
+        assert largest.size <= 2 * 1024 * 128
+        config, embeds = model.config, torch.zeros(2, 1024, 64)
+        assert create_causal_mask(config, embeds, mask, None).shape == (2, 1, 1, 1024)
+        assert create_causal_mask(config, embeds, torch.ones_like(mask), None) is None
+        packed = torch.arange(1024)[None] % 512
+        assert create_causal_mask(config, embeds, None, None, packed).shape == (2, 1, 1024, 1024)
+
+
+def test_compiled_models_give_the_same() -> None:
+    """torch.compile breaks its graph at what we put in; prefill and decoding stay right."""
+    model, ids = random_model(num_hidden_layers=1), tokens(40)
+    with ctxext.patched(model, "rerope:window=5+logn", 64), torch.no_grad():
+        plain = logits(model, ids)
+        torch.compiler.reset()
+        compiled = torch.compile(model, backend="eager")
+        cache = DynamicCache(config=model.config)
+        given = [
+            compiled(ids[:, a:b], past_key_values=cache).logits
+            for a, b in itertools.pairwise((0, 38, 39, 40))
+        ]
+        close(torch.cat(given, 1), plain)
+    torch.compiler.reset()
+
+
+def test_chunked_masks_stay_linear() -> None:
+    """A mask that nothing else serves goes to the chunked reference from every path."""
+    q, k, v = inputs(1, 2, 2, 40, 40)
+    mask = (torch.rand(1, 1, 40, 40) < 0.5) | torch.eye(40, dtype=torch.bool)
+    parts = parts_of("rerope", 5, 1)
+    want = chunked_attention(q, k, v, parts, turn, SCALE, mask)
+    for path in NAMES:
+        assert torch.equal(attend(path, q, k, v, parts, turn, SCALE, mask), want)
