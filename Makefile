@@ -6,7 +6,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 DEMO := build/demo
 
-.PHONY: demo test check format results clean
+.PHONY: demo test test-triton check format results bench test-gpu bench-gpu clean
 
 demo: $(READY)
 	$(BIN)/ctxext eval --model tiny --len 512,2k,4k --tokens 64k --task ppl,acc \
@@ -23,6 +23,23 @@ results: $(READY)
 
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests
+
+# The fused kernel under Triton's interpreter, on a CPU.
+test-triton: $(READY)
+	$(BIN)/python -m pip install --quiet --editable '.[triton]'
+	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/test_triton.py
+
+# Speed and memory on a CPU; on a quiet machine.
+bench: $(READY)
+	$(BIN)/python scripts/bench.py cpu
+	$(BIN)/python scripts/readme.py
+
+# On a machine with CUDA: its own Python and packages, nothing is installed.
+test-gpu:
+	PYTHONPATH=. $(PYTHON) -m pytest tests/test_gpu.py tests/test_triton.py tests/test_paths.py
+
+bench-gpu:
+	PYTHONPATH=. $(PYTHON) scripts/bench.py cuda
 
 check: $(READY)
 	$(BIN)/ruff check .

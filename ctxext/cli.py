@@ -57,7 +57,7 @@ def evaluate(
     ] = None,
     seed: Annotated[int, typer.Option(help="Recorded; for tasks that draw samples.")] = 0,
     attn: Annotated[
-        str, typer.Option(help="auto, sdpa, or eager (distance methods: dense reference).")
+        str, typer.Option(help="auto, flash, triton, flex, sdpa or eager (the slow reference).")
     ] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ….")] = "auto",
@@ -99,30 +99,35 @@ def evaluate(
         out=out,
         force=force,
     )
-    raise typer.Exit(_run(request, as_json))
-
-
-def _run(request: Any, as_json: bool) -> int:
-    """Run an evaluation and print it; the exit code."""
-    from ctxext.progress import Progress
     from ctxext.run import Evaluation
+
+    raise typer.Exit(_run(Evaluation(request), as_json, "the same command goes on"))
+
+
+def _run(work: Any, as_json: bool, again: str) -> int:
+    """Run an evaluation or a bench and print it; the exit code.
+
+    Args:
+        again: what the same command would do after an interrupt.
+    """
+    from ctxext.progress import Progress
 
     _quieten()
     with Progress() as progress:
-        evaluation = Evaluation(request, progress.monitor())
+        work.monitor = progress.monitor()
         interrupted = False
         try:
-            evaluation.run()
+            work.run()
         except KeyboardInterrupt:
             interrupted = True
-    records = evaluation.records
+    records = work.records
     if as_json:
         for record in records:
             typer.echo(json.dumps(record, allow_nan=False))
     elif records:
-        _print_tables(records, [str(spec) for spec in request.methods])
+        _print_tables(records, [str(spec) for spec in work.request.methods])
     if interrupted:
-        typer.echo("interrupted: finished cells are kept, the same command goes on", err=True)
+        typer.echo(f"interrupted: finished cells are kept, {again}", err=True)
         return INTERRUPTED
     failed = [r for r in records if r["status"] != "ok"]
     for r in failed:
@@ -134,11 +139,11 @@ def _run(request: Any, as_json: bool) -> int:
 def _print_tables(records: list[dict[str, Any]], order: list[str]) -> None:
     from rich.console import Console
 
-    from ctxext.report import tables
+    from ctxext import report as room
 
     console = Console(width=None if sys.stdout.isatty() else 100)
-    for table in tables.build(records, order):
-        console.print(tables.to_rich(table, console.width), crop=False)
+    for table in room.to_rich(records, order, console.width):
+        console.print(table, crop=False)
 
 
 def _quieten() -> None:
@@ -151,6 +156,61 @@ def _quieten() -> None:
     huggingface_hub.utils.logging.set_verbosity_error()
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
+
+
+@app.command()
+def bench(
+    length: Annotated[list[str], typer.Option("--len", help="Lengths in tokens: 512, 4k,16k, 1m.")],
+    model: Model = "tiny",
+    method: Annotated[
+        list[str], typer.Option(help="name:key=value,…+name… (see ctxext methods); repeatable.")
+    ] = [],  # noqa: B006
+    attn: Annotated[
+        list[str], typer.Option(help="Paths of distance methods: auto, flash, sdpa, …; repeatable.")
+    ] = ["auto"],  # noqa: B006
+    batch_size: Annotated[int, typer.Option(help="Sequences read at once.")] = 1,
+    pairs: Annotated[
+        int, typer.Option(help="Pairs of runs, patched and not; an interval needs 6.")
+    ] = 15,
+    decode_tokens: Annotated[int, typer.Option(help="Decoding steps after each prefill.")] = 8,
+    random_weights: Annotated[
+        bool, typer.Option("--random-weights", help="From the model's config.json alone.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Of the token ids, and of random weights.")] = 0,
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ….")] = "auto",
+    out: Out = Path("results"),
+    as_json: Json = False,
+    revision: Revision = None,
+    trust_remote_code: Trust = False,
+    train_len: TrainLen = None,
+) -> None:
+    """Measure speed and memory of methods against the unpatched model, run by run."""
+    from ctxext import bench as room
+    from ctxext import request as ask
+    from ctxext.models.loading import Source
+    from ctxext.registry import parse_length
+
+    request = room.Request(
+        source=Source(
+            model,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+            dtype=dtype,
+            device=device,
+            train_len=None if train_len is None else parse_length(train_len),
+        ),
+        methods=ask.parse_methods(method),
+        lengths=ask.parse_lengths(length),
+        paths=room.parse_paths(attn),
+        batch_size=ask.in_range("--batch-size", batch_size) or 1,
+        pairs=ask.in_range("--pairs", pairs, least=2) or 2,
+        decode_tokens=ask.in_range("--decode-tokens", decode_tokens) or 1,
+        random_weights=random_weights,
+        seed=ask.in_range("--seed", seed, least=0) or 0,
+        out=out,
+    )
+    raise typer.Exit(_run(room.Bench(request), as_json, "the same command begins anew"))
 
 
 @app.command()
@@ -208,7 +268,7 @@ def report(
     for problem in problems:
         typer.echo(f"skipped: {problem}", err=True)
     if not records:
-        raise UsageError(f"no records in {str(out)!r}: run ctxext eval first")
+        raise UsageError(f"no records in {str(out)!r}: run ctxext eval or bench first")
     if style == "table":
         _print_tables(records, [])
     else:

@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from ctxext.registry import format_length
+from ctxext.results import BENCH
 
 if TYPE_CHECKING:
     from ctxext.results import Record
@@ -61,7 +62,8 @@ class Progress:
             self._bar.advance(self._task, tokens)
 
     def _done(self, record: Record) -> None:
-        at = f"{record['requested']} {format_length(record['length'])} {record['metric']}"
+        path = f" on {record['attention']}" if record["task"] == BENCH else ""
+        at = f"{record['requested']}{path} {format_length(record['length'])} {record['metric']}"
         if record["status"] == "ok":
             self._say(f"{at} {record['value']:.4f} ({record['seconds']:.1f} s)")
         else:

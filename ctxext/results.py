@@ -1,6 +1,7 @@
 """The record of one cell and the folder that keeps one JSON file for each.
 
-A record is a flat JSON object: one model, method, task and length, and what was measured.
+A record is a flat JSON object: one model, method, task and length, and what was measured:
+scores, or under the task `bench` seconds and bytes, with their ratios to the unpatched model.
 Lengths and positions are in tokens, losses in nats per token, accuracies from 0 to 1, times
 in seconds. Files are written whole or not at all, and a file that is not sound is never used.
 """
@@ -21,6 +22,10 @@ from typing import Any, NoReturn
 from ctxext.errors import CtxextError, UsageError
 
 Record = dict[str, Any]
+
+BENCH = "bench"  # the task of records that have speed and memory in place of scores
+MEASURES = ("prefill_seconds", "decode_seconds_per_token", "peak_memory_bytes")
+RATIO = ("median", "low", "high")
 
 _MAX_FILE_BYTES = 16 << 20  # a record takes a few kilobytes
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\.|$)", re.IGNORECASE)  # by Windows
@@ -121,8 +126,8 @@ def problem_with(record: object) -> str | None:
     """What makes this no record, in a few words, or None if it is sound."""
     if not isinstance(record, dict):
         return "not a JSON object"
-    ok = record.get("status") == "ok"
-    for field, check in _CHECKS.items():
+    ok, bench = record.get("status") == "ok", record.get("task") == BENCH
+    for field, check in {**_CHECKS, **(_BENCH_CHECKS if bench else {})}.items():
         if field not in record:
             return f"the field {field!r} is missing"
         unmeasured = not ok and field in _MEASURED and record[field] is None
@@ -203,13 +208,47 @@ def _size(value: object) -> bool:
     return _whole(value) or (isinstance(value, float) and 0 <= value < math.inf)
 
 
+def _number(value: object) -> bool:
+    """A finite number above 0."""
+    return _size(value) and value != 0
+
+
+def _ratio(value: object) -> bool:
+    """A median ratio of each measure, with both ends of its interval or neither."""
+    return isinstance(value, dict) and all(_spread(value.get(name, "")) for name in MEASURES)
+
+
+def _spread(value: Any) -> bool:
+    if value is None:
+        return True
+    if not isinstance(value, dict):
+        return False
+    low, high = value.get("low"), value.get("high")
+    if not _number(value.get("median")) or (low is None) != (high is None):
+        return False
+    return low is None or (_number(low) and _number(high) and low <= value["median"] <= high)
+
+
+def _pairs(value: object) -> bool:
+    """The seconds of each pair, by measure."""
+    if not isinstance(value, dict):
+        return False
+    some = [value.get(name) for name in MEASURES[:2]]
+    return all(isinstance(pairs, list) and all(map(_pair, pairs)) for pairs in some)
+
+
+def _pair(value: object) -> bool:
+    return isinstance(value, list) and len(value) in (1, 2) and all(map(_number, value))
+
+
 def _data(value: object) -> bool:
     if not isinstance(value, dict) or not _whole(value.get("tokens")):
         return False
     return _text(value.get("name")) and _text(value.get("sha256"))
 
 
-_MEASURED = ("value", "n", "windows", "seconds", "buckets")  # null only where the cell failed
+# What is null only where the cell failed.
+_MEASURED = ("value", "n", "windows", "seconds", "buckets", *MEASURES[:2], "ratio", "pairs")
 _CHECKS: dict[str, Callable[[Any], bool]] = {
     **dict.fromkeys(("model", "requested", "method", "task", "metric", "created"), _text),
     **dict.fromkeys(("dtype", "device", "attention"), _text),
@@ -226,4 +265,15 @@ _CHECKS: dict[str, Callable[[Any], bool]] = {
     "data": _data,
     "versions": lambda value: isinstance(value, dict),
     "key": lambda value: _text(value) and re.fullmatch("[0-9a-f]{12,}", value) is not None,
+}
+_BENCH_CHECKS: dict[str, Callable[[Any], bool]] = {
+    "metric": lambda value: value == MEASURES[0],
+    **dict.fromkeys(("value", *MEASURES[:2]), _number),
+    "ratio": _ratio,
+    "pairs": _pairs,
+    "baseline_attention": _text,
+    "random_weights": lambda value: isinstance(value, bool),
+    **dict.fromkeys(("batch_size", "decode_tokens", "threads"), lambda value: _whole(value, low=1)),
+    "peak_resident_bytes": lambda value: value is None or _size(value),
+    "notes": lambda value: isinstance(value, list) and all(map(_text, value)),
 }

@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import hashlib
 import itertools
 import json
 import math
-import platform
-import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ctxext import __version__
 from ctxext.data import Text, load_text
 from ctxext.errors import CtxextError
+from ctxext.machine import Meter, device_name, failure, versions
 from ctxext.models import loading
 from ctxext.patches import Spec
 from ctxext.patches.base import Span
 from ctxext.request import Request
 from ctxext.results import Record, Store, sealed
 from ctxext.tasks.base import Task, TokenScores
+
+if TYPE_CHECKING:
+    from ctxext.engine.paths import Choice
 
 
 @dataclass(frozen=True)
@@ -114,6 +113,8 @@ class Evaluation:
             with patched(self.model, spec, length, **self._patch_options()) as handle:
                 for line in handle.notes:
                     self.monitor.note(f"{spec} at {length}: {line}")
+        if any(spec.distance for spec in request.methods):
+            self.monitor.note(f"attention path: {self.plan.choice}")
         todo = {(c.method, c.length) for c in self.plan.cells if found[self.plan.key(c)] is None}
         total = sum(self.windows[length].numel() for _, length in todo)
         self.monitor.plan(len(todo), total)
@@ -121,7 +122,7 @@ class Evaluation:
     def _patch_options(self) -> dict[str, Any]:
         return {
             "train_len": self.request.source.train_len,
-            "dense": self.plan.source.attn == "eager",
+            "attn": self.plan.choice.name,
         }
 
     def _compute(self, cells: list[Cell], length: int) -> list[Record]:
@@ -131,7 +132,7 @@ class Evaluation:
 
         some = self.windows[length]
         self.monitor.begin(f"{cells[0].requested} at {length}")
-        meter = _Meter(str(self.model.device))
+        meter = Meter(str(self.model.device))
         scores: TokenScores | Exception
         try:
             with patched(self.model, cells[0].method, length, **self._patch_options()):
@@ -170,10 +171,11 @@ class Evaluation:
             "model_sha256": plan.identity.sha256,
             "revision": self.request.source.revision,
             "dtype": plan.source.load_in or str(self.model.dtype).removeprefix("torch."),
-            "device": _device_name(self.model.device),
+            "device": device_name(self.model.device),
             "attention": plan.attention(cell.method),
+            "attention_reasons": plan.choice.reasons if cell.method.distance else (),
             "batch_size": self.request.batch(cell.length),
-            "versions": _versions(),
+            "versions": versions(),
             "created": datetime.datetime.now(datetime.timezone.utc).isoformat(
                 timespec="microseconds"
             ),
@@ -187,6 +189,7 @@ class _Plan:
 
     source: loading.Source
     identity: loading.Identity
+    choice: Choice
     data_sha256: str
     cells: list[Cell]
     request: Request
@@ -199,7 +202,7 @@ class _Plan:
         """The attention path of a method: the model's own, or ours for a distance method."""
         if method.distance is None:
             return self.source.attn
-        return "dense" if self.source.attn == "eager" else "chunked"
+        return self.choice.name
 
     def key(self, cell: Cell) -> str:
         """The hash of everything that a cell's numbers depend on."""
@@ -223,6 +226,11 @@ class _Plan:
 
 
 def _plan(request: Request, text: Text) -> _Plan:
+    import torch
+
+    from ctxext.engine.paths import choose
+    from ctxext.models.layout import head_dim
+
     config = loading.load_config(request.source)
     source = loading.settle(request.source, config)
     identity = loading.identify(source, config)
@@ -232,7 +240,10 @@ def _plan(request: Request, text: Text) -> _Plan:
         for length in request.lengths
         for task in request.tasks
     ]
-    return _Plan(source, identity, text.sha256, cells, request)
+    choice = choose(
+        request.source.attn, source.device, getattr(torch, source.dtype), head_dim(config)
+    )
+    return _Plan(source, identity, choice, text.sha256, cells, request)
 
 
 def _outcome(task: Task, scores: TokenScores | Exception) -> dict[str, Any]:
@@ -242,72 +253,6 @@ def _outcome(task: Task, scores: TokenScores | Exception) -> dict[str, Any]:
             raise scores
         summary = task.summarise(scores)
     except Exception as error:
-        return {"value": None, "stderr": None, "n": 0, "buckets": [], **_failure(error)}
+        return {"value": None, "stderr": None, "n": 0, "buckets": [], **failure(error)}
     done = {"status": "ok", "reason": None, "buckets": scores.buckets()}
     return {**summary._asdict(), "n": int(scores.nll.size), **done}
-
-
-def _failure(error: Exception) -> dict[str, str]:
-    """The status and reason of a cell that failed."""
-    import torch
-
-    text = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-    short = isinstance(error, (MemoryError, torch.OutOfMemoryError))
-    if short or "not enough memory" in text or "can't allocate memory" in text:
-        return {"status": "oom", "reason": text}
-    return {"status": "error", "reason": str(error) if isinstance(error, CtxextError) else text}
-
-
-class _Meter:
-    """Seconds, tokens per second and peak memory of one cell."""
-
-    def __init__(self, device: str) -> None:
-        self._cuda = device.startswith("cuda")
-        if self._cuda:
-            import torch
-
-            torch.cuda.reset_peak_memory_stats()
-        else:
-            with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w") as file:
-                file.write("5")  # resets this process's peak resident size
-        self._start = time.perf_counter()
-
-    def read(self, tokens: int) -> dict[str, float | int | None]:
-        seconds = time.perf_counter() - self._start
-        return {
-            "seconds": seconds,
-            "tokens_per_second": tokens / seconds,
-            "peak_memory_bytes": self._peak(),
-        }
-
-    def _peak(self) -> int | None:
-        """The device's peak allocation, or the process's peak resident size; None if unknown."""
-        if self._cuda:
-            import torch
-
-            return int(torch.cuda.max_memory_allocated())
-        with contextlib.suppress(OSError, ValueError, StopIteration):
-            with open("/proc/self/status") as file:
-                line = next(line for line in file if line.startswith("VmHWM"))
-            return int(line.split()[1]) * 1024
-        return None
-
-
-def _device_name(device: Any) -> str:
-    import torch
-
-    if device.type == "cuda":
-        return f"cuda ({torch.cuda.get_device_name(device)})"
-    return f"{device.type} ({platform.machine()}, {torch.get_num_threads()} threads)"
-
-
-def _versions() -> dict[str, str]:
-    import torch
-    import transformers
-
-    return {
-        "ctxext": __version__,
-        "python": ".".join(map(str, sys.version_info[:3])),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }

@@ -13,10 +13,10 @@ import typing
 from pathlib import Path
 from typing import Any
 
-from ctxext import cli, patches
+from ctxext import cli, patches, report
 from ctxext.models.aliases import ALIASES
 from ctxext.report import tables
-from ctxext.results import Store
+from ctxext.results import Record, Store
 
 ROOT = Path(__file__).parent.parent
 MARK = re.compile(r"(<!-- begin (\w+) -->\n).*?(<!-- end \2 -->)", re.DOTALL)
@@ -33,11 +33,11 @@ def methods() -> str:
     return "\n".join(lines)
 
 
-def options() -> str:
-    """One row for each option of `ctxext eval`."""
-    hints = typing.get_type_hints(cli.evaluate, include_extras=True)
+def options(command: Any) -> str:
+    """One row for each option of a command."""
+    hints = typing.get_type_hints(command, include_extras=True)
     lines = ["| option | meaning | default |", "|---|---|---|"]
-    for name, parameter in inspect.signature(cli.evaluate).parameters.items():
+    for name, parameter in inspect.signature(command).parameters.items():
         info: Any = hints[name].__metadata__[0]
         flags = [d for d in (info.default, *(info.param_decls or ())) if isinstance(d, str)]
         flag = flags[0] if flags else f"--{name.replace('_', '-')}"
@@ -59,19 +59,36 @@ def models() -> str:
 
 
 def results() -> str:
-    """The tables of the committed records."""
-    records, problems = Store(ROOT / "results" / "tiny").read_all()
-    if problems:
-        raise SystemExit(f"results/tiny: {problems[0]}")
+    """The tables of the committed comparison on tiny."""
+    records = _records("tiny")
     order = [*ORDER, *sorted({r["requested"] for r in records} - set(ORDER))]
     return "\n\n".join(tables.to_markdown(table) for table in tables.build(records, order))
+
+
+def speed() -> str:
+    """The tables of the committed benchmarks."""
+    return report.render(_records("bench"), "md", ORDER)
+
+
+def _records(folder: str) -> list[Record]:
+    records, problems = Store(ROOT / "results" / folder).read_all()
+    if problems:
+        raise SystemExit(f"results/{folder}: {problems[0]}")
+    return records
 
 
 def main() -> None:
     """Rewrite, or check."""
     path = ROOT / "README.md"
     old = path.read_text(encoding="utf-8")
-    parts = {"methods": methods, "options": options, "models": models, "results": results}
+    parts = {
+        "methods": methods,
+        "options": lambda: options(cli.evaluate),
+        "bench_options": lambda: options(cli.bench),
+        "models": models,
+        "results": results,
+        "speed": speed,
+    }
     new = MARK.sub(lambda m: f"{m[1]}{parts[m[2]]()}\n{m[3]}", old)
     if new == old:
         return

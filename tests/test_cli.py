@@ -89,7 +89,8 @@ def test_a_table_goes_to_stdout_and_progress_to_stderr(run: Run, here: Path) -> 
         cell = row[head.index(str(record["length"]))]
         shown = [float(number.rstrip("*")) for number in cell.split("±")]
         assert shown == pytest.approx([record["value"], record["stderr"]], rel=1e-2)
-    lines = ran.err.splitlines()
+    path, *lines = ran.err.splitlines()
+    assert path.startswith("attention path: sdpa · not flash: it needs a CUDA device")
     assert len(lines) == 1 + 6
     assert lines[0].startswith("6 method × length")
     assert not [line for line in lines if set(line) & set("│┃━")]
@@ -314,7 +315,7 @@ BAD = {
     ("--limit", "few"): ("--limit",),
     ("--batch-size", "-1"): ("--batch-size", "-1"),
     ("--batch-size", "1.5"): ("--batch-size",),
-    ("--attn", "flash"): ("'flash'", "auto, eager, sdpa"),
+    ("--attn", "flahs"): ("'flahs'", "did you mean"),
     ("--dtype", "fp16"): ("'fp16'", "float16"),
     ("--device", "cuda:99"): ("'cuda:99'", "auto"),
     ("--device", "gpu"): ("'gpu'",),
@@ -598,11 +599,13 @@ def test_every_method_says_what_it_is(run: Run) -> None:
         assert entry.keys() >= {"name", "kind", "summary", "formula", "source", "inside_t"}
 
 
-@pytest.mark.parametrize("command", [(), ("eval",), ("patch",), ("report",), ("methods",)])
+@pytest.mark.parametrize(
+    "command", [(), ("eval",), ("bench",), ("patch",), ("report",), ("methods",)]
+)
 def test_help(run: Run, command: tuple[str, ...]) -> None:
     ran = run(*command, "--help")
     assert (ran.code, ran.err) == (0, "")
-    expected = {(): ["eval", "patch", "report", "methods", "models", "tasks"]}
+    expected = {(): ["eval", "bench", "patch", "report", "methods", "models", "tasks"]}
     expected["eval",] = ["--model", "--method", "--len", "--task", "--data", "--limit", "--json"]
     for word in expected.get(command, ["--"]):
         assert word in ran.out
@@ -694,7 +697,8 @@ import sys
 from ctxext import cli
 import ctxext.results, ctxext.report, ctxext.data
 heavy, late = sys.argv[1].split(), ["pandas", "matplotlib"]
-for argv in (["--help"], ["eval", "--help"], ["methods"], ["models"], ["tasks"], ["report"]):
+helps = ["--help"], ["eval", "--help"], ["bench", "--help"]
+for argv in (*helps, ["methods"], ["models"], ["tasks"], ["report"]):
     if argv == ["report"]:
         heavy.remove("numpy"), late.clear()  # matplotlib needs numpy
     sys.argv = ["ctxext", *argv]
@@ -723,15 +727,18 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "data": ("errors",),
     "patches": ("errors", "registry"),
     "models": ("errors", "registry", "patches"),
-    "engine": ("errors", "patches", "models"),
+    "engine": ("errors", "registry", "patches", "models"),
     "tasks": ("errors", "registry", "data"),
     "report": ("errors", "registry", "results"),
     "export": ("errors", "registry", "patches", "models", "engine"),
     "request": ("errors", "registry", "patches", "models", "tasks"),
-    "run": ("errors", "data", "patches", "models", "engine", "tasks", "request", "results"),
+    "machine": ("errors",),
+    "run": ("errors", "data", "patches", "models", "engine", "tasks", "request", "results",
+            "machine"),
+    "bench": ("errors", "patches", "models", "engine", "request", "results", "machine", "run"),
     "progress": ("registry", "results", "run"),
-    "cli": ("errors", "registry", "patches", "models", "tasks", "request", "run", "results",
-            "report", "export", "progress"),
+    "cli": ("errors", "registry", "patches", "models", "tasks", "request", "run", "bench",
+            "results", "report", "export", "progress"),
     "__init__": ("patches", "models", "engine"),
     "__main__": ("cli",),
 }  # fmt: skip
@@ -749,6 +756,8 @@ WITHOUT = {
     "models": {"typer", "rich", "datasets"},
     "engine": {"typer", "rich", "datasets"},
     "run": {"typer", "rich", "datasets"},
+    "machine": {"typer", "rich", "datasets"},
+    "bench": {"typer", "rich", "datasets"},
 }
 
 

@@ -1,26 +1,52 @@
-"""Reports from record files alone: tables (Markdown, CSV, terminal) and loss by position."""
+"""Reports from record files alone: tables (Markdown, CSV, terminal) and loss by position.
+
+Scores come first; the speed and memory that bench records carry have tables of their own.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ctxext.errors import UsageError
-from ctxext.report import groups, tables
+from ctxext.report import groups, speed, tables
 from ctxext.results import Record, safe_name, write_atomically
+
+if TYPE_CHECKING:
+    from rich.table import Table as RichTable
 
 FORMATS = ("md", "csv")
 
 
 def render(records: Iterable[Record], format: str = "md", order: Sequence[str] = ()) -> str:
-    """All tables as Markdown ("md") or as one CSV ("csv"); methods in `order`."""
+    """All tables as Markdown ("md") or as one CSV ("csv"); methods in `order`.
+
+    Where there are bench records the CSV has more columns: a path, a device and a ratio.
+    """
     if format not in FORMATS:
         raise UsageError(f"unknown report format {format!r}; valid: {', '.join(FORMATS)}")
-    built = tables.build(records, order)
+    records = list(records)
+    scores, speeds = tables.build(records, order), speed.build(records, order)
     if format == "csv":
-        return tables.to_csv(built)
-    return "\n".join(map(tables.to_markdown, built)) or "No records.\n"
+        rows = itertools.chain(tables.csv_rows(scores), speed.csv_rows(speeds))
+        return tables.write_csv(tables.CSV + (speed.CSV if speeds else ()), rows)
+    texts = (*map(tables.to_markdown, scores), *map(speed.to_markdown, speeds))
+    return "\n".join(texts) or "No records.\n"
+
+
+def to_rich(
+    records: Iterable[Record], order: Sequence[str] = (), width: int | None = None
+) -> list[RichTable]:
+    """All tables for a terminal of `width` characters; they may be wider, so do not crop them."""
+    records = list(records)
+    scores, speeds = tables.build(records, order), speed.build(records, order)
+    return [
+        *(tables.to_rich(table, width) for table in scores),
+        *(speed.to_rich(table, width) for table in speeds),
+    ]
 
 
 def write_files(folder: str | Path, records: Iterable[Record]) -> list[Path]:

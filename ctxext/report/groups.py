@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from ctxext.results import Record
+from ctxext.results import BENCH, Record
 
 
 class Group(NamedTuple):
@@ -42,22 +42,27 @@ def group_of(record: Record) -> Group:
 
 
 def grouped(records: Iterable[Record], ignore: Sequence[str] = ()) -> dict[Group, list[Record]]:
-    """Records by what they share, in a fixed order; the fields in `ignore` may differ."""
+    """Scores by what they share, in a fixed order; the fields in `ignore` may differ."""
     groups: dict[Group, list[Record]] = {}
-    for record in records:
+    for record in (r for r in records if r["task"] != BENCH):
         group = group_of(record)._replace(**dict.fromkeys(ignore, ""))  # type: ignore[arg-type]
         groups.setdefault(group, []).append(record)
     return dict(sorted(groups.items()))
 
 
-def describe(group: Group, among: Iterable[Group], always: Sequence[str]) -> list[str]:
-    """The fields `always`, then those that tell the group from those like it `among` all."""
+def describe(group: Any, among: Iterable[Any], always: Sequence[str]) -> list[str]:
+    """The fields `always`, then those that tell the group from those like it `among` all.
+
+    Args:
+        group: a named tuple, of the kind of those it is `among`.
+    """
     like = [g for g in among if all(getattr(g, f) == getattr(group, f) for f in always)]
     words = {"tokens": "{} tokens", "data_sha256": "data {:.8}", "model_sha256": "weights {:.8}"}
-    words |= {"seed": "seed {}", "trained_length": "trained at {}"}
+    words |= {"seed": "seed {}", "trained_length": "trained at {}", "batch_size": "batch {}"}
+    words |= {"decode_tokens": "{} decoding steps", "random_weights": "random weights: {}"}
     differing = [
         words.get(field, "{}").format(getattr(group, field))
-        for field in Group._fields
+        for field in group._fields
         if field not in always and len({getattr(g, field) for g in like}) > 1
     ]
     return [str(getattr(group, field)) for field in always] + differing

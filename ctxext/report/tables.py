@@ -11,7 +11,7 @@ import csv
 import io
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from ctxext.registry import format_length
 from ctxext.report.groups import (
@@ -29,6 +29,10 @@ if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
 NO_VALUE = "–"
+CSV = (
+    *("model", "task", "metric", "data", "method", "length", "value", "stderr", "status", "tax"),
+    *("windows", "dtype", "seed"),
+)
 _MARKDOWN = {ord(c): f"\\{c}" for c in "`*_[]~$"} | {ord(c): f"&#{ord(c)};" for c in "&<>|\\"}
 
 
@@ -216,12 +220,13 @@ def to_rich(table: Table, width: int | None = None) -> RichTable:
     return rich
 
 
+def escape(text: str) -> str:
+    """One line in which nothing is Markdown's or HTML's."""
+    return printable(text).translate(_MARKDOWN)
+
+
 def to_markdown(table: Table) -> str:
     """A GitHub table under a heading; the best of a column in bold."""
-
-    def escape(text: str) -> str:
-        return printable(text).translate(_MARKDOWN)
-
     lines = [table.header(), ["---", *["---:"] * (len(table.columns) + 1)]]
     for row in table.rows:
         texts = [(table.cell_text(cell), cell.best) for cell in row.cells]
@@ -233,10 +238,11 @@ def to_markdown(table: Table) -> str:
 
 def to_csv(tables: Iterable[Table]) -> str:
     """One line for each cell, its value and stderr on the scale of the record (accuracy 0 to 1)."""
-    out = io.StringIO()
-    names = "model task metric data method length value stderr status tax windows dtype seed"
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(names.split())
+    return write_csv(CSV, csv_rows(tables))
+
+
+def csv_rows(tables: Iterable[Table]) -> Iterator[dict[str, Any]]:
+    """The lines of a CSV, by column name."""
     for table in tables:
         g = table.group
         for row, column, cell in table.cells():
@@ -244,5 +250,13 @@ def to_csv(tables: Iterable[Table]) -> str:
                 head = map(printable, (g.model, g.task, g.metric, g.data, row.method))
                 result = (column.length, cell.value, cell.stderr, cell.status, row.tax)
                 rest = (column.windows or None, printable(g.dtype), g.seed)
-                writer.writerow([*head, *result, *rest])
+                yield dict(zip(CSV, (*head, *result, *rest), strict=True))
+
+
+def write_csv(names: Sequence[str], rows: Iterable[dict[str, Any]]) -> str:
+    """Rows under the column names; what a row lacks is empty."""
+    out = io.StringIO()
+    writer = csv.DictWriter(out, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
     return out.getvalue()

@@ -1,0 +1,210 @@
+"""The machine under a run: its name, and what a call took of its time and memory."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from ctxext import __version__
+from ctxext.errors import CtxextError
+
+
+class Meter:
+    """Seconds, tokens per second and peak memory of one cell."""
+
+    def __init__(self, device: str) -> None:
+        self._device = device
+        if device.startswith("cuda"):
+            import torch
+
+            torch.cuda.reset_peak_memory_stats(device)
+        else:
+            reset_resident_peak()
+        self._start = time.perf_counter()
+
+    def read(self, tokens: int) -> dict[str, float | int | None]:
+        seconds = time.perf_counter() - self._start
+        return {
+            "seconds": seconds,
+            "tokens_per_second": tokens / seconds,
+            "peak_memory_bytes": self._peak(),
+        }
+
+    def _peak(self) -> int | None:
+        """The device's peak allocation, or the process's peak resident size; None if unknown."""
+        if self._device.startswith("cuda"):
+            import torch
+
+            return int(torch.cuda.max_memory_allocated(self._device))
+        return resident_peak()
+
+
+def reset_resident_peak() -> None:
+    """Let `resident_peak` count from now on, where the system can."""
+    with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w") as file:
+        file.write("5")
+
+
+def resident_peak() -> int | None:
+    """The most bytes of this process that were resident at once; None where that is unknown."""
+    with contextlib.suppress(OSError, ValueError, StopIteration):
+        with open("/proc/self/status") as file:
+            line = next(line for line in file if line.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
+    return None
+
+
+def release() -> None:
+    """Give back what is free: garbage, CUDA's cached blocks, and glibc's free pages."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def clock(device: Any, call: Callable[[], object]) -> float:
+    """Seconds that the call takes on the device, its last kernel included.
+
+    On CUDA between two events in the current stream, elsewhere by the wall clock.
+    """
+    import torch
+
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            ends = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
+            torch.cuda.synchronize()
+            ends[0].record()
+            call()
+            ends[1].record()
+            torch.cuda.synchronize()
+        return float(ends[0].elapsed_time(ends[1])) / 1000
+    others = device.type != "cpu"
+    if others:
+        torch.accelerator.synchronize(device)
+    start = time.perf_counter()
+    call()
+    if others:
+        torch.accelerator.synchronize(device)
+    return time.perf_counter() - start
+
+
+def allocated_peak(model: Any, call: Callable[[], object]) -> int | None:
+    """The most bytes that torch held at once during the call, parameters and buffers included.
+
+    On CUDA `max_memory_allocated`. On the CPU the same is counted from the profiler's memory
+    events: each block that the calling thread takes from torch's allocator or gives back, to
+    the byte; what libraries below torch take for themselves is not in it. Blocks from before
+    the call other than parameters and buffers do not count, so the call makes what it needs
+    and lets go of it. None on other devices.
+    """
+    import torch
+
+    device = model.device
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        call()
+        torch.cuda.synchronize(device)
+        return int(torch.cuda.max_memory_allocated(device))
+    if device.type != "cpu":
+        return None
+    return _storage_bytes(model) + _Allocations(model).peak(call)
+
+
+def _storage_bytes(model: Any) -> int:
+    """Bytes of the parameters and buffers; tied ones count once."""
+    storages = [t.untyped_storage() for t in (*model.parameters(), *model.buffers())]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+
+
+class _Allocations:
+    """The running sum of the CPU allocator's blocks, and its highest point.
+
+    The profiler keeps about 2 KiB for each event until it stops, so it stops and goes on at every
+    layer. Nothing but memory is recorded: no operator has the scope USER_SCOPE.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self._held = self._highest = 0
+
+    def peak(self, call: Callable[[], object]) -> int:
+        """The most bytes that were allocated at once during the call."""
+        import torch
+
+        os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # or it tells of each start on stderr
+        with contextlib.ExitStack() as hooks:
+            for several in self._model.modules():
+                for layer in several if isinstance(several, torch.nn.ModuleList) else ():
+                    hooks.callback(layer.register_forward_pre_hook(self._go_on).remove)
+            self._start()
+            try:
+                call()
+            finally:
+                self._stop()
+        return self._highest
+
+    def _go_on(self, *_: object) -> None:
+        self._stop()
+        self._start()
+
+    def _start(self) -> None:
+        import torch
+        from torch.autograd.profiler import profile
+        from torch.profiler import ProfilerActivity, RecordScope  # type: ignore[attr-defined]
+
+        profiler: Any = torch.autograd
+        config, activities = profile(profile_memory=True).config(), {ProfilerActivity.CPU}
+        profiler._prepare_profiler(config, activities)
+        profiler._enable_profiler(config, activities, {RecordScope.USER_SCOPE})
+
+    def _stop(self) -> None:
+        import torch
+
+        profiler: Any = torch.autograd
+        for event in profiler._disable_profiler().events():
+            if event.name() == "[memory]":
+                self._held += event.nbytes()
+                self._highest = max(self._highest, self._held)
+
+
+def device_name(device: Any) -> str:
+    """The device's kind, and what there is of it: the GPU's name, or machine and threads."""
+    import torch
+
+    if device.type == "cuda":
+        return f"cuda ({torch.cuda.get_device_name(device)})"
+    return f"{device.type} ({platform.machine()}, {torch.get_num_threads()} threads)"
+
+
+def versions() -> dict[str, str]:
+    """Versions of what numbers depend on."""
+    import torch
+    import transformers
+
+    return {
+        "ctxext": __version__,
+        "python": ".".join(map(str, sys.version_info[:3])),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+
+
+def failure(error: Exception) -> dict[str, str]:
+    """The status and reason of a cell that failed."""
+    import torch
+
+    text = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    short = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+    if short or "not enough memory" in text or "can't allocate memory" in text:
+        return {"status": "oom", "reason": text}
+    return {"status": "error", "reason": str(error) if isinstance(error, CtxextError) else text}

@@ -1,0 +1,174 @@
+"""Speed and memory of bench records: methods and attention paths down, beside the unpatched model.
+
+The × of a measure is that of the method over that of the unpatched model: for times the median
+over pairs of runs, with its 95% interval in brackets.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ctxext.registry import format_length
+from ctxext.report.groups import describe, method_order
+from ctxext.report.tables import NO_VALUE, escape
+from ctxext.results import BENCH, MEASURES, RATIO, Record, printable
+
+if TYPE_CHECKING:
+    from rich.table import Table as RichTable
+
+HEADER: tuple[str, ...] = (
+    *("length", "method", "attention", "prefill s", "×"),
+    *("decode ms/token", "×", "peak memory", "×"),
+)
+CSV = ("attention", "device", "batch_size", "ratio", *(f"ratio_{end}" for end in RATIO[1:]))
+
+
+class Group(NamedTuple):
+    """What all records of one table share."""
+
+    model: str
+    device: str
+    dtype: str
+    batch_size: int
+    decode_tokens: int
+    random_weights: bool
+    model_sha256: str
+    seed: int
+    trained_length: int
+
+
+@dataclass(frozen=True)
+class Table:
+    """Methods timed with the same model on the same device; rows by length, `rope` first."""
+
+    group: Group
+    title: str
+    caption: str
+    records: tuple[Record, ...]
+
+
+def build(records: Iterable[Record], order: Sequence[str] = ()) -> list[Table]:
+    """One table for each model and machine; `order` is that of the methods."""
+    groups: dict[Group, list[Record]] = {}
+    for record in records:
+        if record["task"] == BENCH:
+            facts = {name: record[name] for name in Group._fields}
+            group = Group(**{**facts, "model_sha256": facts["model_sha256"] or ""})
+            groups.setdefault(group, []).append(record)
+    return [_table(group, groups, order) for group in sorted(groups)]
+
+
+def _table(group: Group, groups: dict[Group, list[Record]], order: Sequence[str]) -> Table:
+    rows: dict[tuple[int, int, str], Record] = {}
+    methods = {method: i for i, method in enumerate(method_order(groups[group], order))}
+    newest_last = sorted(groups[group], key=lambda r: (r["status"] == "ok", r["created"], r["key"]))
+    for record in newest_last:
+        rows[record["length"], methods[record["requested"]], record["attention"]] = record
+    title = " · ".join(["speed and memory", *describe(group, groups, ("model", "device", "dtype"))])
+    shown = tuple(rows[place] for place in sorted(rows))
+    return Table(group, title, _caption(group, shown), shown)
+
+
+def _caption(group: Group, shown: Sequence[Record]) -> str:
+    pairs = sorted({r["n"] for r in shown if r["status"] == "ok" and r["requested"] != "rope"})
+    span = NO_VALUE.join(map(str, dict.fromkeys((pairs[0], pairs[-1])))) if pairs else "the"
+    many = f", {group.batch_size} sequences at once" if group.batch_size > 1 else ""
+    return (
+        f"× is the method over the unpatched model, run next to it: the median of {span} pairs "
+        f"and its 95% interval{many}; decoding is {group.decode_tokens} steps after the prefill; "
+        "memory is the most that torch held in a prefill, weights included."
+    )
+
+
+def _texts(record: Record, space: str = " ") -> list[str]:
+    """One row; `space` comes before an interval."""
+    names = (printable(record[name]) for name in ("requested", "attention"))
+    head = [format_length(record["length"]), *names]
+    if record["status"] != "ok":
+        return [*head, record["status"], *[NO_VALUE] * 5]
+    cells = []
+    for name, show in zip(MEASURES, (_short, _milli, _bytes), strict=True):
+        value, ratio = record[name], record["ratio"][name]
+        cells += [NO_VALUE if value is None else show(value)]
+        cells += [NO_VALUE if ratio is None else _ratio(ratio, space)]
+    return [*head, *cells]
+
+
+def _ratio(ratio: dict[str, Any], space: str) -> str:
+    """`1.05 [1.03, 1.07]`, or one number where there is no interval or it has no width."""
+    median, low, high = (None if ratio[n] is None else f"{ratio[n]:.2f}" for n in RATIO)
+    if ratio["low"] == ratio["high"]:
+        return str(median)
+    return f"{median}{space}[{low}, {high}]"
+
+
+def _milli(seconds: float) -> str:
+    return _short(seconds * 1000)
+
+
+def _bytes(count: float) -> str:
+    scale, unit = (2**30, "GiB") if count >= 2**30 else (2**20, "MiB")
+    return f"{_short(count / scale)} {unit}"
+
+
+def _short(number: float) -> str:
+    """Three digits, or all before the point; an exponent from a million on."""
+    if number >= 1e6:
+        return f"{number:.3g}"
+    before = math.floor(math.log10(number)) if number >= 0.01 else -2
+    return f"{number:.{max(0, 2 - before)}f}"
+
+
+def to_rich(table: Table, width: int | None = None) -> RichTable:
+    """For the terminal; intervals stand below their ratios where one line would be too wide."""
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    header, rows = HEADER, [_texts(record) for record in table.records]
+    if width is not None and _width(header, *rows) > width:
+        header = tuple(label.replace(" ", "\n") for label in HEADER)
+        rows = [_texts(record, "\n") for record in table.records]
+    rich = RichTable(title=Text(printable(table.title)), caption=Text(printable(table.caption)))
+    rich.width = _width(header, *rows)
+    for number, label in enumerate(header):
+        rich.add_column(Text(label), justify="left" if number in (1, 2) else "right", no_wrap=True)
+    lengths = [record["length"] for record in table.records]
+    for row, here, below in zip(rows, lengths, [*lengths[1:], None], strict=True):
+        rich.add_row(*map(Text, row), end_section=here != below)
+    return rich
+
+
+def _width(*rows: Sequence[str]) -> int:
+    """Characters that the rows take of a terminal, with borders and padding."""
+    from rich.cells import cell_len
+
+    columns = zip(*rows, strict=True)
+    return 1 + sum(3 + max(cell_len(w) for t in c for w in t.split("\n")) for c in columns)
+
+
+def to_markdown(table: Table) -> str:
+    """A GitHub table under a heading."""
+    lines = [HEADER, ("---:", "---", "---", *["---:"] * 6)]
+    lines += [tuple(map(escape, _texts(record))) for record in table.records]
+    body = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return f"### {escape(table.title)}\n\n{body}\n\n{escape(table.caption)}\n"
+
+
+def csv_rows(tables: Iterable[Table]) -> Iterator[dict[str, Any]]:
+    """One line for each measure of a row, in seconds or bytes, with its ratio."""
+    for record in (record for table in tables for record in table.records):
+        shared = ("task", "length", "status", "windows", "seed", "batch_size")
+        texts = ("model", "dtype", "attention", "device")
+        row = {
+            **{name: record[name] for name in shared},
+            **{name: printable(record[name]) for name in texts},
+            "data": printable(record["data"]["name"]),
+            "method": printable(record["requested"]),
+        }
+        for metric in MEASURES:
+            ratio = (record["ratio"] or {}).get(metric) or dict.fromkeys(RATIO)
+            ends = {name: ratio[end] for name, end in zip(CSV[-3:], RATIO, strict=True)}
+            yield {**row, "metric": metric, "value": record[metric], **ends}
