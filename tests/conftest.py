@@ -8,6 +8,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach the Hub
 
 import pytest
 import torch
+
+# before the engine is imported: the fused kernel is compiled for a GPU or interpreted on a CPU
+os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else "1")
+
 import transformers
 
 transformers.utils.logging.set_verbosity_error()

@@ -124,6 +124,8 @@ def attend(
     function = _function(path, query, key, value)
     if first is None or not any(first):
         return function(query, key, value, parts, turn, scaling)
+    if function is fused.fused_attention:
+        return function(query, key, value, parts, turn, scaling, torch.tensor(first))
     rows, past = [], key.shape[2] - n
     for i, start in enumerate(first):
         skip = max(0, start - past)
