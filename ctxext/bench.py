@@ -236,11 +236,22 @@ class Bench:
         for spec, path in itertools.product(self.request.methods, self.request.paths):
             if str(spec) == BASELINE:
                 continue
-            with self._patched(spec, length, path) as handle:
-                cell = Cell(spec, handle.spec, length, path, handle.attention)
-                if cells.setdefault((cell.method.full(), cell.attention), cell) is cell:
-                    for line in handle.notes:
-                        self.monitor.note(f"{spec} at {length}: {line}")
+            try:
+                with self._patched(spec, length, path) as handle:
+                    cell, notes = (
+                        Cell(spec, handle.spec, length, path, handle.attention),
+                        handle.notes,
+                    )
+            except CtxextError:
+                raise
+            except Exception:  # it will fail there again, as a cell
+                cell, notes = Cell(spec, self._resolve(spec, length), length, path, path), []
+            first = cells.setdefault((cell.method.full(), cell.attention), cell)
+            if first is cell:
+                for line in notes:
+                    self.monitor.note(f"{spec} at {length}: {line}")
+            elif str(first.requested) != str(spec):
+                self.monitor.note(f"{spec} at {length} is {first.requested}: measured once")
         return list(cells.values())
 
     def _plan(self, cells: dict[int, list[Cell]]) -> None:
@@ -253,8 +264,7 @@ class Bench:
 
     def _compare(self, length: int, cells: list[Cell]) -> None:
         """The records of one length: the unpatched model's is of all its runs beside the others."""
-        ids = self._draw(length)
-        base = self._unpatched(ids)
+        ids, base = self._draw(length)
         first = len(self.records)
         try:
             for cell in cells:
@@ -267,14 +277,21 @@ class Bench:
             raise
         self._emit(self._baseline(base, ids), first)
 
-    def _draw(self, length: int) -> Any:
-        """Random token ids [batch, length] on the model's device."""
+    def _draw(self, length: int) -> tuple[Any, Side]:
+        """Random token ids [batch, length] on the model's device, and the unpatched model's side.
+
+        Where there is no room for them, ids without numbers and a side that failed.
+        """
         import torch
 
         generator = torch.Generator().manual_seed(self.request.seed)
-        vocabulary = self.model.get_input_embeddings().weight.shape[0]
         shape = (self.request.batch_size, length)
-        return torch.randint(vocabulary, shape, generator=generator).to(self.model.device)
+        try:
+            vocabulary = self.model.get_input_embeddings().weight.shape[0]
+            ids = torch.randint(vocabulary, shape, generator=generator).to(self.model.device)
+        except Exception as error:
+            return torch.empty(shape, device="meta"), Side(self.source.attn, failed=failure(error))
+        return ids, self._unpatched(ids)
 
     def _unpatched(self, ids: Any) -> Side:
         """The unpatched model, warmed up, on its quickest path, which stays on."""
@@ -372,9 +389,9 @@ class Bench:
     def _emit(self, record: Record, place: int | None = None) -> None:
         """Keep a cell's record; a failure never takes the place of a finished one."""
         record = sealed(record)
+        self.records.insert(len(self.records) if place is None else place, record)
         if record["status"] == "ok" or self.store.get(record["key"]) is None:
             self.store.write(record)
-        self.records.insert(len(self.records) if place is None else place, record)
         self.monitor.done(record)
 
     def _record(self, cell: Cell, side: Side, ids: Any, base: Side, beside: list[Timing]) -> Record:
@@ -399,7 +416,7 @@ class Bench:
             "seed": request.seed,
             "data": {
                 "name": "random tokens",
-                "sha256": hashlib.sha256(ids.cpu().numpy().tobytes()).hexdigest(),
+                "sha256": _hash(ids),
                 "tokens": ids.numel(),
             },
             "model_sha256": self.identity.sha256,
@@ -429,6 +446,10 @@ class Bench:
         )
         parts = {**{name: record[name] for name in names}, "pairs": self.request.pairs}
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _hash(ids: Any) -> str:
+    return hashlib.sha256(b"" if ids.is_meta else ids.cpu().numpy().tobytes()).hexdigest()
 
 
 def _failed(side: Side) -> dict[str, Any]:

@@ -110,22 +110,27 @@ def _run(work: Any, as_json: bool, again: str) -> int:
     Args:
         again: what the same command would do after an interrupt.
     """
+    from ctxext.errors import CtxextError
     from ctxext.progress import Progress
 
     _quieten()
     with Progress() as progress:
         work.monitor = progress.monitor()
-        interrupted = False
+        interrupted, unfinished = False, None
         try:
             work.run()
         except KeyboardInterrupt:
             interrupted = True
+        except CtxextError as error:  # what was measured before it is printed all the same
+            unfinished = error
     records = work.records
     if as_json:
         for record in records:
             typer.echo(json.dumps(record, allow_nan=False))
     elif records:
         _print_tables(records, [str(spec) for spec in work.request.methods])
+    if unfinished is not None:
+        raise unfinished
     if interrupted:
         typer.echo(f"interrupted: finished cells are kept, {again}", err=True)
         return INTERRUPTED

@@ -84,9 +84,9 @@ class Evaluation:
         names = {"model": self.request.source.name, "requested": str(cell.requested)}
         data = {**record["data"], "name": self.text.name}
         record = sealed({**record, **names, "data": data})
+        self.records.append(record)
         if record["status"] == "ok" or store.get(record["key"]) is None:
             store.write(record)
-        self.records.append(record)
         self.monitor.done(record)
 
     def _groups(self) -> Iterator[tuple[int, list[Cell]]]:

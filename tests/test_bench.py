@@ -26,6 +26,7 @@ from torch import nn
 
 from ctxext import bench, machine, report
 from ctxext.engine.patch import HANDLE
+from ctxext.errors import CtxextError
 from ctxext.models import loading
 from ctxext.report import speed
 from ctxext.request import parse_methods
@@ -397,7 +398,54 @@ def test_a_method_that_runs_out_of_memory_leaves_the_rest(
     assert problem_with(logn) is None
     assert len(kept()) == 3
     (row,) = [row for row in tables(run("report")) if row[1] == "logn"]
-    assert row == ["32", "logn", "sdpa", "oom", *["–"] * 5]
+    assert row == ["32", "logn", "sdpa", "oom", *["–"] * 7]
+
+
+@pytest.mark.parametrize("method", [[], ["--method", "logn"]])
+def test_no_room_for_the_tokens_is_a_failed_cell(
+    run: Run, monkeypatch: pytest.MonkeyPatch, method: list[str]
+) -> None:
+    def draw(*args: Any, **kwargs: Any) -> None:
+        raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr(torch, "randint", draw)
+    ran = small(run, *method)
+    assert ran.code == 1
+    assert [record["status"] for record in ran.records] == ["oom"] * (1 + len(method) // 2)
+    assert [problem_with(record) for record in ran.records] == [None] * len(ran.records)
+
+
+@pytest.mark.parametrize("changed", [{"num_key_value_heads": 3}, {"vocab_size": 0}])
+@pytest.mark.parametrize("method", [[], ["--method", "logn"], ["--method", "rerope:window=8"]])
+def test_a_model_that_cannot_run_is_one_line(
+    run: Run, here: Path, changed: dict[str, int], method: list[str]
+) -> None:
+    config = random_model().config
+    config.update({"num_hidden_layers": 1, "pad_token_id": None, **changed})
+    config.save_pretrained(here / "broken")
+    ran = run("bench", "--model", "./broken", "--random-weights", "--len", "32", *method)
+    assert ran.code in (1, 2)
+    assert "Traceback" not in ran.err
+    assert len([line for line in ran.err.splitlines() if "rror: " in line]) == 1
+
+
+def test_methods_that_come_to_the_same_are_measured_once_and_named(run: Run) -> None:
+    ran = small(run, "--method", "ntk:factor=1", "--method", "ntk")
+    assert [record["requested"] for record in ran.records] == ["rope", "ntk:factor=1"]
+    assert "ntk at 32 is ntk:factor=1: measured once" in ran.err
+
+
+def test_what_was_measured_is_printed_though_it_cannot_be_written(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(self: Any, record: Any) -> None:
+        raise CtxextError("cannot write")
+
+    monkeypatch.setattr("ctxext.results.Store.write", write)
+    ran = small(run, "--method", "logn")
+    assert ran.code == 1
+    assert [record["requested"] for record in ran.records] == ["logn"]
+    assert ran.err.splitlines()[-1] == "error: cannot write"
 
 
 def test_the_unpatched_model_is_measured_where_all_methods_fail(
@@ -582,7 +630,8 @@ def test_the_table_has_each_method_and_path_beside_the_unpatched_model(run: Run)
         ["64", "rerope", "sdpa"],
         ["64", "logn", "sdpa"],
     ]
-    assert named[0][4] == named[0][6] == named[0][8] == "1.00"
+    assert named[0][5] == named[0][8] == named[0][10] == "1.00"
+    assert named[0][4] == named[0][7] == "–"
     lines = ran.err.splitlines()
     assert lines[0].startswith("3 method × length")
     assert [line.split()[0] for line in lines[1:]] == ["rerope", "logn", "rope"]
@@ -596,9 +645,21 @@ def test_a_row_of_the_table() -> None:
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()[2:7]]
     assert rows[0] == list(speed.HEADER)
     ratio = r"1.05 \[1.03, 1.07\]"
-    assert rows[3] == ["64", "ntk", "sdpa", "0.500", ratio, "10.0", ratio, "3.00 GiB", "1.25"]
-    assert rows[4] == ["128", "rerope", "sdpa", "oom", "–", "–", "–", "–", "–"]
-    assert "median of 15 pairs" in table.caption
+    times = ["0.500", "0.400", ratio, "10.0", "400", ratio]
+    assert rows[3] == ["64", "ntk", "sdpa", *times, "3.00 GiB", "1.25"]
+    assert rows[4] == ["128", "rerope", "sdpa", "oom", *["–"] * 7]
+    assert "median of 15 pairs and its 95% interval;" in table.caption
+
+
+def test_the_caption_speaks_of_what_is_there() -> None:
+    bare: dict[str, Any] = {name: spread(1.05) | {"low": None, "high": None} for name in MEASURES}
+    few = make("ntk", n=2, ratio=bare)
+    (table,) = speed.build([make("rope"), few])
+    assert "median of 2 pairs;" in table.caption
+    (table,) = speed.build([make("rope"), few, make("pi")])
+    assert "median of 2–15 pairs, in brackets its 95% interval;" in table.caption
+    (table,) = speed.build([make("rope")])
+    assert "pairs" not in table.caption
 
 
 @pytest.mark.parametrize("width", [20, 100, 300])

@@ -7,6 +7,7 @@ Float32 outputs are within 2e-5 of it: sums of at most 200 products whose terms 
 from __future__ import annotations
 
 import contextlib
+import copy
 import itertools
 import types
 from collections.abc import Callable, Iterator
@@ -166,6 +167,8 @@ def test_every_path_is_the_reference(path: str, data: st.DataObject) -> None:
     parts = parts_of(kind, window, leak)
     expected = truth(q, k, v, kind, window, leak, [0] * b)
     q, k, left = rotated_by(q, k, parts)
+    if draw(st.booleans()):  # d is not the last in memory
+        q, k, v = (x.mT.contiguous().mT for x in (q, k, v))
     with mock.patch.multiple(merged, **sizes), poisoned():
         ours = PATHS[path](q, k, v, left, turn, SCALE)
     assert ours.shape == expected.shape
@@ -254,6 +257,34 @@ def test_gradients(kind: str, heads: tuple[int, int], monkeypatch: pytest.Monkey
             torch.autograd.grad(ours(*single), single, cotangent.float()), want, strict=True
         ):
             torch.testing.assert_close(a.double(), b, rtol=0, atol=2e-5)
+
+
+def test_second_derivatives_are_refused_or_right() -> None:
+    leaves = [x.requires_grad_() for x in inputs(1, 2, 1, 20, 20, torch.float64)]
+    for path in ("sdpa", "eager"):
+        parts = parts_of("rerope", 4, 1.0)
+        q, k, left = rotated_by(*leaves[:2], parts)
+        out = attend(path, q, k, leaves[2], left, turn, SCALE)
+        (first,) = torch.autograd.grad(out.square().sum(), leaves[2], create_graph=True)
+        if path == "sdpa":
+            with pytest.raises(RuntimeError, match="once_differentiable"):
+                first.sum().backward()
+        else:
+            assert torch.autograd.grad(first.sum(), leaves[2])[0].any()
+
+
+def test_a_mask_that_hides_the_newest_keys_of_one_query() -> None:
+    """In 16 bits, where a query alone takes the fast path, whatever the mask [b, 1, 1, m] says."""
+    model, ids = random_model().to(torch.bfloat16), tokens(40, 2)
+    mask = torch.ones(2, 1, 1, 40, dtype=torch.bool)
+    mask[1, ..., 25:] = False
+    steps, cache = [], None
+    for attn in ("sdpa", "eager"):
+        with ctxext.patched(model, "rerope:window=5", attn=attn), torch.no_grad():
+            cache = cache or model(ids[:, :-1]).past_key_values
+            given = {"attention_mask": mask, "past_key_values": copy.deepcopy(cache)}
+            steps.append(model(ids[:, -1:], **given).logits)
+    assert torch.equal(*steps)
 
 
 def test_flex_gradients() -> None:

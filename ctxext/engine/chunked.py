@@ -1,4 +1,4 @@
-"""Distance attention by query chunks: no pair is scored twice, memory is linear in length.
+"""Distance attention by query chunks: memory is linear in length, and few pairs are scored twice.
 
 Each part's keys for a chunk of queries are one slice, since a part is a range of distances; the
 parts' scores stand side by side and share one softmax.

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from ctxext.engine.operators import Operator, Pattern
 from ctxext.patches.base import Part
@@ -51,12 +52,15 @@ def merged_attention(
 ) -> Tensor:
     """Equal to `reference.dense_attention`, causal and without dropout, in linear memory.
 
+    It can be differentiated once; a second derivative raises RuntimeError.
+
     Args:
         query, key, value, turn, scaling: as there; key and value have one head dimension.
         parts: the last part's keys are taken as they are: its `key` must be the identity.
         operator: what computes plain attention on this device, in this dtype.
     """
     n, m = query.shape[2], key.shape[2]
+    key, value = (x if x.stride(3) == 1 else x.contiguous() for x in (key, value))
     position = torch.arange(m, dtype=torch.float64)
     queries, keys, firsts = [], [], []
     for part in parts:
@@ -218,6 +222,7 @@ class _Merge(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         value, out, lse, *turned = ctx.saved_tensors
         count = len(ctx.firsts)

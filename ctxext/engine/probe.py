@@ -31,11 +31,16 @@ def probe(model: Any, rotary: nn.Module) -> list[Tensor]:
     modes = {module: module.training for module in model.modules()}
     device = model.get_input_embeddings().weight.device
     vocabulary = model.get_input_embeddings().weight.shape[0]
-    ids = torch.arange(PROBE_TOKENS, device=device)[None] % vocabulary
     try:
         model.eval()
+        ids = torch.arange(PROBE_TOKENS, device=device)[None] % vocabulary
         with torch.no_grad(), _kept(rotary):
             model.base_model(input_ids=ids, use_cache=False)
+    except CtxextError:
+        raise
+    except Exception as error:
+        kind = model.config.get_text_config().model_type
+        raise UnsupportedModelError(f"{kind} does not run on a few tokens: {error}") from error
     finally:
         for module, training in modes.items():
             module.training = training

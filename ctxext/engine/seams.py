@@ -89,9 +89,12 @@ class State:
             out[..., here, :] = rotate_with(module, x[..., here, :], cos[:, here], sin[:, here])
         return out
 
-    def first_tokens(self, mask: Tensor | None) -> list[int] | None:
-        """Each row's first slot that holds a token, where the mask [b, 1, 1, m] says no more."""
-        if mask is None or mask.shape[2] != 1:
+    def first_tokens(self, mask: Tensor | None, n: int) -> list[int] | None:
+        """Each row's first slot that holds a token, where the mask [b, 1, 1, m] says no more.
+
+        A mask over the keys of n = 1 query may also hide the newest ones, unlike padding.
+        """
+        if mask is None or mask.shape[2] != 1 or (n == 1 and not mask[..., -1].all()):
             return None
         if self.padding is None or self.padding[0] is not mask:
             flat = mask[:, 0, 0]
@@ -174,7 +177,7 @@ def distance_attention(
         scaling if scaling is not None else query.shape[-1] ** -0.5,
         attention_mask,
         dropout,
-        state.first_tokens(attention_mask),
+        state.first_tokens(attention_mask, query.shape[2]),
     )
     return output.transpose(1, 2).contiguous(), None
 

@@ -1,12 +1,14 @@
 """Speed and memory of bench records: methods and attention paths down, beside the unpatched model.
 
 The × of a measure is that of the method over that of the unpatched model: for times the median
-over pairs of runs, with its 95% interval in brackets.
+over pairs of runs, with its 95% interval in brackets. What the unpatched model took is of the same
+pairs, so that a row stands by itself: times of other rows may be of another hour.
 """
 
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -20,8 +22,8 @@ if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
 HEADER: tuple[str, ...] = (
-    *("length", "method", "attention", "prefill s", "×"),
-    *("decode ms/token", "×", "peak memory", "×"),
+    *("length", "method", "attention", "prefill s", "unpatched s", "×"),
+    *("decode ms/token", "unpatched ms", "×", "peak memory", "×"),
 )
 CSV = ("attention", "device", "batch_size", "ratio", *(f"ratio_{end}" for end in RATIO[1:]))
 
@@ -73,14 +75,24 @@ def _table(group: Group, groups: dict[Group, list[Record]], order: Sequence[str]
 
 
 def _caption(group: Group, shown: Sequence[Record]) -> str:
-    pairs = sorted({r["n"] for r in shown if r["status"] == "ok" and r["requested"] != "rope"})
-    span = NO_VALUE.join(map(str, dict.fromkeys((pairs[0], pairs[-1])))) if pairs else "the"
-    many = f", {group.batch_size} sequences at once" if group.batch_size > 1 else ""
-    return (
-        f"× is the method over the unpatched model, run next to it: the median of {span} pairs "
-        f"and its 95% interval{many}; decoding is {group.decode_tokens} steps after the prefill; "
-        "memory is the most that torch held in a prefill, weights included."
-    )
+    compared = [r for r in shown if r["status"] == "ok" and r["requested"] != "rope"]
+    pairs = sorted({r["n"] for r in compared})
+    said = []
+    if pairs:
+        span = NO_VALUE.join(map(str, dict.fromkeys((pairs[0], pairs[-1]))))
+        wide = all(r["ratio"][name]["low"] is not None for r in compared for name in MEASURES[:2])
+        brackets = " and its 95% interval" if wide else ", in brackets its 95% interval"
+        some = any(r["ratio"][name]["low"] is not None for r in compared for name in MEASURES[:2])
+        said.append(
+            "× is the method over the unpatched model, run next to it: the median of "
+            f"{span} pairs{brackets if some else ''}"
+        )
+    many = f", of {group.batch_size} sequences at once" if group.batch_size > 1 else ""
+    said += [
+        f"decoding is {group.decode_tokens} steps after the prefill{many}, timed by the step",
+        "memory is the most that torch held in a prefill, weights included.",
+    ]
+    return "; ".join(said)
 
 
 def _texts(record: Record, space: str = " ") -> list[str]:
@@ -88,11 +100,14 @@ def _texts(record: Record, space: str = " ") -> list[str]:
     names = (printable(record[name]) for name in ("requested", "attention"))
     head = [format_length(record["length"]), *names]
     if record["status"] != "ok":
-        return [*head, record["status"], *[NO_VALUE] * 5]
+        return [*head, record["status"], *[NO_VALUE] * (len(HEADER) - len(head) - 1)]
     cells = []
     for name, show in zip(MEASURES, (_short, _milli, _bytes), strict=True):
         value, ratio = record[name], record["ratio"][name]
         cells += [NO_VALUE if value is None else show(value)]
+        if name in MEASURES[:2]:
+            beside = [pair[0] for pair in record["pairs"][name] if len(pair) == 2]
+            cells += [show(statistics.median(beside)) if beside else NO_VALUE]
         cells += [NO_VALUE if ratio is None else _ratio(ratio, space)]
     return [*head, *cells]
 
@@ -151,7 +166,7 @@ def _width(*rows: Sequence[str]) -> int:
 
 def to_markdown(table: Table) -> str:
     """A GitHub table under a heading."""
-    lines = [HEADER, ("---:", "---", "---", *["---:"] * 6)]
+    lines = [HEADER, ("---:", "---", "---", *["---:"] * (len(HEADER) - 3))]
     lines += [tuple(map(escape, _texts(record))) for record in table.records]
     body = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     return f"### {escape(table.title)}\n\n{body}\n\n{escape(table.caption)}\n"
