@@ -6,7 +6,11 @@ BIN := .venv/bin
 READY := .venv/.ready
 DEMO := build/demo
 
-.PHONY: demo test test-triton check format results bench test-gpu bench-gpu clean
+# The oldest transformers that pyproject.toml admits.
+OLDEST := $(shell sed -n 's/.*"transformers>=\([0-9.]*\).*/\1/p' pyproject.toml)
+OLD := .venv-oldest
+
+.PHONY: demo test test-families test-oldest test-triton check format results bench test-gpu bench-gpu clean
 
 demo: $(READY)
 	$(BIN)/ctxext eval --model tiny --len 512,2k,4k --tokens 64k --task ppl,acc \
@@ -22,7 +26,17 @@ results: $(READY)
 	$(BIN)/python scripts/readme.py
 
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests --ignore tests/test_families.py
+
+# Every causal model type of the installed transformers, and the table of what each takes.
+test-families: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/test_families.py
+	$(BIN)/ctxext models --families
+
+# The engine, its paths and the model types on the oldest transformers.
+test-oldest: $(OLD)/.ready
+	OMP_NUM_THREADS=1 $(OLD)/bin/python -m pytest -n 2 tests/test_engine.py tests/test_paths.py \
+	  tests/test_families.py -k "not cohere_compass"
 
 # The fused kernel under Triton's interpreter, on a CPU.
 test-triton: $(READY)
@@ -58,5 +72,11 @@ $(READY): pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $(READY)
 
+$(OLD)/.ready: pyproject.toml
+	$(PYTHON) -m venv $(OLD)
+	$(OLD)/bin/python -m pip install --quiet $(TORCH)
+	$(OLD)/bin/python -m pip install --quiet 'transformers~=$(OLDEST).0' --editable '.[dev]'
+	touch $(OLD)/.ready
+
 clean:
-	rm -rf .venv build .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv $(OLD) build .mypy_cache .pytest_cache .ruff_cache

@@ -335,7 +335,7 @@ class Bench:
         try:
             with side.put_on() as handle:
                 side.attention, side.notes = handle.attention, handle.notes
-                side.reasons = handle.reasons
+                side.reasons = handle.choice.reasons
             self._warm_up(side, ids)
             for number in range(self.request.pairs):
                 for one in (base, side) if number % 2 == 0 else (side, base):

@@ -292,8 +292,15 @@ def methods(as_json: Json = False) -> None:
 
 
 @app.command()
-def models(as_json: Json = False) -> None:
+def models(
+    families: Annotated[
+        bool, typer.Option("--families", help="Model types, and what each takes.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
     """The short model names, with Hub id and trained length in tokens."""
+    if families:
+        return _print_families(as_json)
     from ctxext.models.aliases import ALIASES
 
     entries = [{"name": name, **alias._asdict()} for name, alias in ALIASES.items()]
@@ -303,6 +310,26 @@ def models(as_json: Json = False) -> None:
         gated = " (gated: accept its licence on the Hub)" if entry["gated"] else ""
         typer.echo(f"{entry['name']:<12}{entry['hub_id']}, {entry['trained']} tokens{gated}")
     return None
+
+
+def _print_families(as_json: bool) -> None:
+    from ctxext.models import families as room
+
+    if as_json:
+        for family in room.families():
+            typer.echo(json.dumps(family._asdict(), ensure_ascii=False))
+        return
+    wide = max(len(family.model_type) for family in room.families())
+    for family in room.families():
+        facts = zip(family._fields[1:], family[1:], strict=True)
+        said = [f"{name}: {text}" for name, text in facts]
+        line = said[0].partition(": ")[2] if len(set(family[1:])) == 1 else " · ".join(said)
+        typer.echo(f"{family.model_type:<{wide}}  {line}")
+    typer.echo(
+        f"as found on tiny random models with transformers {room.tried()}; types without rotary "
+        "embeddings take none",
+        err=True,
+    )
 
 
 @app.command()

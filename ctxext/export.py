@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from ctxext import patches
 from ctxext.engine.patch import patch
 from ctxext.errors import UnsupportedModelError, UsageError
-from ctxext.models.layout import Layout, find_layout
+from ctxext.models.layout import Source as Frequencies
+from ctxext.models.layout import find_sources, has_windows
 from ctxext.models.loading import Source, load_config
 from ctxext.patches import Spec
 from ctxext.patches.base import Rotary
@@ -78,7 +79,7 @@ class _Patched:
 
     model: Any
     raw: dict[str, Any]  # its config.json
-    layout: Layout
+    rotary: Frequencies
     longest: int  # tokens
     trust_remote_code: bool
 
@@ -112,11 +113,11 @@ def export(
     config = load_config(Source(os.path.realpath(source), trust_remote_code=trust_remote_code))
     config.name_or_path = str(source)
     model = _skeleton(config, trust_remote_code)
-    layout = find_layout(model, train_len)
+    rotary = _only_source(model, train_len)
     resolved = patch(model, spec, length, train_len=train_len).spec
     if not trust_remote_code:
         raw.pop("auto_map", None)
-    patched = _Patched(model, raw, layout, max(length, layout.facts.trained), trust_remote_code)
+    patched = _Patched(model, raw, rotary, max(length, rotary.trained), trust_remote_code)
     try:
         near = next(parent for parent in target.parents if parent.exists())
         with tempfile.TemporaryDirectory(prefix=".ctxext-", dir=near) as box:
@@ -133,6 +134,17 @@ def export(
         raise UsageError(f"cannot write {str(out)!r}: {error}") from error
     names = ["config.json", *(str(file.relative_to(source)) for file in files)]
     return Exported(resolved.full(), expression, tuple(sorted(names)))
+
+
+def _only_source(model: Any, train_len: int | None) -> Frequencies:
+    """The rotary frequencies of a model whose layers are all alike."""
+    sources, kind = find_sources(model, train_len), model.config.model_type
+    if len(sources) > 1 or has_windows(model.config):
+        raise UnsupportedModelError(
+            f"{kind} has layers of several kinds, or with windows, that a config cannot change one "
+            "by one: use ctxext.patch at run time"
+        )
+    return sources[0]
 
 
 def _check_spec(spec: Spec) -> None:
@@ -256,7 +268,7 @@ def _expressions(spec: Spec, own: Rotary, length: int) -> Iterator[tuple[str, Ro
 def _write_config(stage: Path, patched: _Patched, spec: Spec) -> str:
     """Write the first expression of the spec that proves right; its name."""
     why = ""
-    for expression, rope in _expressions(spec, patched.layout.facts, patched.longest):
+    for expression, rope in _expressions(spec, patched.rotary.facts, patched.longest):
         edited = _edit(patched, rope)
         (stage / "config.json").write_text(json.dumps(edited, indent=2) + "\n")
         try:
@@ -277,7 +289,7 @@ def _edit(patched: _Patched, rope: Rope | None) -> dict[str, Any]:
         raise UnsupportedModelError(f"{config.model_type} nests the config of its language model")
     key = (config.attribute_map or {}).get("max_position_embeddings", "max_position_embeddings")
     if rope is None:  # a scaling of its own may depend on the length: leave that alone
-        own = patched.layout.scaling == "default"
+        own = patched.rotary.scaling == "default"
         return {**raw, key: max(longest, getattr(config, key, None) or 0)} if own else raw
     own_rope = getattr(config, "rope_parameters", None) or {}
     kept = {k: v for k, v in own_rope.items() if k not in SCALING_KEYS}
@@ -287,7 +299,7 @@ def _edit(patched: _Patched, rope: Rope | None) -> dict[str, Any]:
             f"{config.model_type} reads {', '.join(sorted(special))} of its rope parameters "
             "outside the rotary module: use ctxext.patch at run time"
         )
-    base = patched.layout.facts.base
+    base = patched.rotary.facts.base
     rope = {"rope_type": "default", "rope_theta": base, **kept, **rope}
     edited = {**raw, key: longest, "rope_parameters": rope}
     if getattr(config, "head_dim", 0) is None:  # which transformers' yarn and longrope cannot read
@@ -316,7 +328,7 @@ def _check_written(stage: Path, patched: _Patched, scaled: bool) -> None:
         raise ValueError("its max_position_embeddings is not read")
     theirs = next(m for m in other.modules() if _is_rotary(m))
     for last in (8, patched.longest - 1, patched.longest):
-        pairs = zip(_tables(theirs, last), _tables(patched.layout.module, last), strict=True)
+        pairs = zip(_tables(theirs, last), _tables(patched.rotary.module, last), strict=True)
         for got, want in pairs:
             torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-5 * (want.ndim > 1))
 

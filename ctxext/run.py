@@ -22,6 +22,7 @@ from ctxext.results import Record, Store, sealed
 from ctxext.tasks.base import Task, TokenScores
 
 if TYPE_CHECKING:
+    from ctxext.engine.patch import Handle
     from ctxext.engine.paths import Choice
 
 
@@ -109,12 +110,15 @@ class Evaluation:
         }
         self.data_tokens = len(ids)
         self.model = loading.load_model(source, self.monitor.note)
+        paths: dict[str, None] = {}
         for length, spec in itertools.product(request.lengths, request.methods):
             with patched(self.model, spec, length, **self._patch_options()) as handle:
                 for line in handle.notes:
                     self.monitor.note(f"{spec} at {length}: {line}")
-        if any(spec.distance for spec in request.methods):
-            self.monitor.note(f"attention path: {self.plan.choice}")
+                if spec.distance:
+                    paths[str(handle.choice)] = None
+        for path in paths:
+            self.monitor.note(f"attention path: {path}")
         todo = {(c.method, c.length) for c in self.plan.cells if found[self.plan.key(c)] is None}
         total = sum(self.windows[length].numel() for _, length in todo)
         self.monitor.plan(len(todo), total)
@@ -122,7 +126,7 @@ class Evaluation:
     def _patch_options(self) -> dict[str, Any]:
         return {
             "train_len": self.request.source.train_len,
-            "attn": self.plan.choice.name,
+            "attn": self.request.source.attn,
         }
 
     def _compute(self, cells: list[Cell], length: int) -> list[Record]:
@@ -134,8 +138,9 @@ class Evaluation:
         self.monitor.begin(f"{cells[0].requested} at {length}")
         meter = Meter(str(self.model.device))
         scores: TokenScores | Exception
+        handle: Handle | None = None
         try:
-            with patched(self.model, cells[0].method, length, **self._patch_options()):
+            with patched(self.model, cells[0].method, length, **self._patch_options()) as handle:
                 scores = windows.score(
                     self.model, some, self.request.batch(length), self.monitor.advance
                 )
@@ -144,10 +149,15 @@ class Evaluation:
         except Exception as error:
             scores = error
         cost = meter.read(some.numel())
-        return [self._record(cell, scores, some, cost) for cell in cells]
+        return [self._record(cell, scores, some, handle, cost) for cell in cells]
 
     def _record(
-        self, cell: Cell, scores: TokenScores | Exception, some: Any, cost: dict[str, Any]
+        self,
+        cell: Cell,
+        scores: TokenScores | Exception,
+        some: Any,
+        handle: Handle | None,
+        cost: dict[str, Any],
     ) -> Record:
         plan = self.plan
         outcome = {**_outcome(cell.task, scores), **cost}
@@ -172,8 +182,9 @@ class Evaluation:
             "revision": self.request.source.revision,
             "dtype": plan.source.load_in or str(self.model.dtype).removeprefix("torch."),
             "device": device_name(self.model.device),
-            "attention": plan.attention(cell.method),
-            "attention_reasons": plan.choice.reasons if cell.method.distance else (),
+            "attention": handle.attention if handle else plan.attention(cell.method),
+            "attention_reasons": handle.choice.reasons if handle else (),
+            "notes": handle.notes if handle else [],
             "batch_size": self.request.batch(cell.length),
             "versions": versions(),
             "created": datetime.datetime.now(datetime.timezone.utc).isoformat(

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ctxext import cli, patches, report
+from ctxext.models import families as rooms
 from ctxext.models.aliases import ALIASES
 from ctxext.report import tables
 from ctxext.results import Record, Store
@@ -58,6 +59,19 @@ def models() -> str:
     return ", ".join(f"`{name}` ({a.hub_id}, {a.trained})" for name, a in ALIASES.items()) + "."
 
 
+def families() -> str:
+    """What model types take, the types that take the same in one row."""
+    lines = [
+        "| frequency methods | distance methods | decoding | model types |",
+        "|---|---|---|---|",
+    ]
+    for facts, types in rooms.grouped().items():
+        names = f"{len(types)}: " + ", ".join(f"`{name}`" for name in types)
+        said = facts if len(set(facts)) > 1 else (facts[0], "–", "–")
+        lines.append(f"| {' | '.join(said)} | {names} |")
+    return "\n".join([*lines, "", f"Found with transformers {rooms.tried()}."])
+
+
 def results() -> str:
     """The tables of the committed comparison on tiny."""
     records = _records("tiny")
@@ -86,6 +100,7 @@ def main() -> None:
         "options": lambda: options(cli.evaluate),
         "bench_options": lambda: options(cli.bench),
         "models": models,
+        "families": families,
         "results": results,
         "speed": speed,
     }

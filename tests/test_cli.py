@@ -489,17 +489,16 @@ def gpt2(model: Path) -> None:
     transformers.GPT2LMHeadModel(config).save_pretrained(model)
 
 
-def sliding(model: Path) -> None:
-    config = transformers.MistralConfig(
-        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2,
-        intermediate_size=16, sliding_window=8, vocab_size=VOCABULARY, head_dim=8,
+def falcon(model: Path) -> None:
+    config = transformers.FalconConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=VOCABULARY,
     )  # fmt: skip
-    transformers.MistralForCausalLM(config).save_pretrained(model)
+    transformers.FalconForCausalLM(config).save_pretrained(model)
 
 
 BROKEN: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
     "no rotary embeddings": (gpt2, ("gpt2", "no rotary embeddings")),
-    "sliding window": (sliding, ("mistral", "sliding")),
+    "attention of its own": (falcon, ("falcon", "attention interface")),
     "no config": (remove("config.json"), ()),
     "empty config": (write("config.json", b""), ("config.json",)),
     "binary config": (write("config.json", bytes(range(256))), ("config.json",)),
@@ -592,6 +591,17 @@ def test_the_lists_name_everything(run: Run, command: str) -> None:
     assert words == names
     for entry in lines.records:
         assert all(str(value) for value in entry.values())
+
+
+def test_model_types_have_a_line_each(run: Run) -> None:
+    text, lines = run("models", "--families"), run("models", "--families", "--json")
+    assert (text.code, lines.code, lines.err) == (0, 0, "")
+    assert "transformers" in text.err
+    names = [entry["model_type"] for entry in lines.records]
+    assert [line.split()[0] for line in text.out.splitlines()] == names == sorted(names)
+    assert {"llama", "qwen3", "gemma3_text", "gpt_oss", "deepseek_v3"} <= set(names)
+    for entry in lines.records:
+        assert entry.keys() == {"model_type", "frequency", "distance", "decoding"}
 
 
 def test_every_method_says_what_it_is(run: Run) -> None:

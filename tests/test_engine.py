@@ -12,8 +12,6 @@ import contextlib
 import copy
 import itertools
 import math
-import sys
-import types
 from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
@@ -28,7 +26,6 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import DynamicCache, StaticCache
 from transformers.models.cohere.modeling_cohere import apply_rotary_pos_emb as interleaved
-from transformers.models.llama.modeling_llama import LlamaAttention
 
 import ctxext
 from ctxext.engine import chunked
@@ -354,7 +351,7 @@ def test_decoding_hoards_nothing() -> None:
         held = []
         for i in range(L):
             logits(model, ids[:, i : i + 1], past_key_values=cache)
-            held.append(len(state.tables))
+            held.append(sum(len(feed.turned) for feed in state.feeds.values()))
     assert 0 < max(held) == held[9]
 
 
@@ -736,7 +733,6 @@ SCALINGS: dict[str, dict[str, Any]] = {
         "original_max_position_embeddings": TRAINED,
     },
 }
-FIXED = ["linear", "yarn", "llama3"]
 
 
 def own_scaling(rope_type: str) -> Any:
@@ -746,12 +742,19 @@ def own_scaling(rope_type: str) -> Any:
     return model
 
 
-@pytest.mark.parametrize("rope_type", FIXED)
+def untouched_scaling(model: Any, ids: Tensor) -> Any:
+    """As `untouched`; longrope's forward puts other buffers in, on transformers 5.17."""
+    if model.model.rotary_emb.rope_type == "longrope":
+        return contextlib.nullcontext()
+    return untouched(model, ids)
+
+
+@pytest.mark.parametrize("rope_type", SCALINGS)
 def test_own_scaling_is_kept(rope_type: str) -> None:
     model, ids = own_scaling(rope_type), tokens(L)
     plain = logits(model, ids)
     assert not torch.allclose(plain, logits(random_model(), ids), atol=1e-2)
-    with untouched(model, ids):
+    with untouched_scaling(model, ids):
         for spec in [*WIDE.values(), *(f"{spec}+logn" for spec in WIDE.values()), "logn"]:
             with ctxext.patched(model, spec, train_len=4096) as handle:
                 close(logits(model, ids), plain)
@@ -789,15 +792,19 @@ def test_own_scaling_is_replaced_by_frequency_methods(rope_type: str) -> None:
 
 
 @pytest.mark.parametrize("distance", DISTANCE)
-@pytest.mark.parametrize("rope_type", sorted(set(SCALINGS) - set(FIXED)))
-def test_own_scaling_by_length_is_refused(rope_type: str, distance: str) -> None:
+@pytest.mark.parametrize("rope_type", ["dynamic", "longrope"])
+def test_own_scaling_by_length_goes_by_true_positions(rope_type: str, distance: str) -> None:
+    """Where far keys stand at a constant, frequencies are still those of the length at hand."""
     model, ids = own_scaling(rope_type), tokens(L)
-    refusal = pytest.raises(UnsupportedModelError, match=rf"{rope_type} rope scaling depends on")
-    with untouched(model, ids), refusal:
-        ctxext.patch(model, distance, 4 * L)
-    plain = logits(model, ids)
-    with ctxext.patched(model, "logn", train_len=4096):
-        assert torch.equal(logits(model, ids), plain)
+    spec = f"{distance}:window=5" + (",leak=3" if "leaky" in distance else "")
+    with untouched_scaling(model, ids):
+        with ctxext.patched(model, spec, attn="dense"):
+            wanted = logits(model, ids)
+        with ctxext.patched(model, spec):
+            close(logits(model, ids), wanted)
+    short = logits(model, ids[:, :9])
+    with ctxext.patched(model, WIDE[distance], train_len=4096):
+        close(logits(model, ids[:, :9]), short)
 
 
 def test_the_probe_leaves_dynamic_frequencies_alone() -> None:
@@ -843,43 +850,22 @@ REFUSED: dict[str, tuple[Callable[[], Any], list[str], str]] = {
         ["ntk", "logn", "rerope"],
         "gpt2 has no rotary embeddings",
     ),
-    "mistral": (
-        lambda: small("Mistral", sliding_window=16),
-        ["rerope", "ntk+leaky-rerope"],
-        "mistral does not take .*rerope.*sliding-window",
-    ),
-    "qwen2": (
-        lambda: small(
-            "Qwen2", without=("head_dim",), layer_types=["sliding_attention", "full_attention"],
-            use_sliding_window=True, sliding_window=16,
-        ),
-        ["rerope+logn"],
-        "qwen2 does not take .*sliding-window",
-    ),
-    "gemma3": (
-        lambda: small("Gemma3", "Gemma3Text"),
-        ["ntk", "logn", "rerope"],
-        "gemma3_text has rotary embeddings per layer type",
-    ),
-    "gemma2": (lambda: small("Gemma2", layer_types=FULL), ["rerope"], "softcap"),
-    "gpt_oss": (
-        lambda: small("GptOss", layer_types=FULL, num_local_experts=2, num_experts_per_tok=1),
-        ["leaky-rerope"],
-        "s_aux",
-    ),
     "falcon": (
         lambda: small("Falcon", without=("head_dim",)),
         ["rerope", "logn"],
         "falcon does not use transformers' attention interface",
     ),
-    "deepseek": (
+    "doge": (
+        lambda: small("Doge", without=("head_dim",)), ["rerope"], "a mask that adds a bias",
+    ),
+    "deepseek_v32": (
         lambda: small(
-            "DeepseekV3", without=("head_dim",), num_key_value_heads=4, q_lora_rank=16,
+            "DeepseekV32", without=("head_dim",), num_key_value_heads=4, q_lora_rank=16,
             kv_lora_rank=16, qk_rope_head_dim=8, qk_nope_head_dim=8, v_head_dim=16,
-            first_k_dense_replace=2,
+            index_head_dim=16, index_n_heads=2,
         ),
         ["rerope", "ntk+rerope"],
-        "deepseek_v3 .*(not understood|does not run)",
+        "deepseek_v32 does not take .*rerope.*'indices', which goes by positions of its own",
     ),
 }  # fmt: skip
 
@@ -914,56 +900,98 @@ def test_frequencies_take_effect_or_are_refused() -> None:
         assert (logits(model, ids) - plain).abs().max() > 1e-2
 
 
-def test_a_sliding_window_stays_under_other_methods() -> None:
-    """On Mistral, two layers of 16 tokens: what happens at 0 is not seen from 2·15 + 1 on."""
-    model, ids = small("Mistral", sliding_window=16), tokens(60)
+def test_a_sliding_window_stays_under_methods() -> None:
+    """On Mistral, two layers of 40 tokens: what happens at 0 is not seen from 2·39 + 1 on."""
+    model, ids = small("Mistral", sliding_window=40), tokens(90)
     changed = ids.clone()
     changed[0, 0] += 1
-    for spec in ("ntk:factor=4", "logn", "yarn:factor=4+logn"):
+    for spec in ("ntk:factor=4", "logn", "yarn:factor=4+logn", "rerope:window=9+logn"):
         with ctxext.patched(model, spec):
             one, other = logits(model, ids), logits(model, changed)
-        assert torch.equal(one[:, 31:], other[:, 31:])
-        assert not torch.equal(one[:, 30], other[:, 30])
+        assert torch.equal(one[:, 79:], other[:, 79:])
+        assert not torch.equal(one[:, 78], other[:, 78])
     base = 10000.0 * 4 ** (16 / 14)
     rope = {"rope_type": "default", "rope_theta": base}
-    larger = small("Mistral", sliding_window=16, rope_parameters=rope)
+    larger = small("Mistral", sliding_window=40, rope_parameters=rope)
     with ctxext.patched(model, "ntk:factor=4"):
         close(logits(model, ids), logits(larger, ids))
 
 
-def odd_family(apply: Callable[..., Any] | None) -> Any:
-    """A Llama whose attention class stands in a module with another `apply_rotary_pos_emb`."""
-    module = types.ModuleType("odd_family")
-    if apply is not None:
-        module.apply_rotary_pos_emb = apply  # type: ignore[attr-defined]
-    sys.modules["odd_family"] = module
-    model = random_model()
-    cls = type("OddAttention", (LlamaAttention,), {"__module__": "odd_family"})
-    for layer in model.model.layers:
-        layer.self_attn.__class__ = cls
-    return model
+@pytest.mark.parametrize("spec", ["ntk:factor=4", "logn", "rerope:window=9", "leaky-rerope+logn"])
+def test_layers_that_see_no_further_than_trained_are_left_alone(spec: str) -> None:
+    model, ids = small("Mistral", sliding_window=TRAINED), tokens(60)
+    plain = logits(model, ids)
+    with ctxext.patched(model, spec, 256) as handle:
+        assert torch.equal(logits(model, ids), plain)
+        assert handle.notes[0].startswith("2 of 2 attention layers see no further back than")
+        assert ("changes nothing" in handle.notes[-1]) == (spec != "logn")
+    assert model.config.sliding_window == TRAINED
+
+
+@pytest.mark.parametrize("spec", ["ntk:factor=4", "rerope:window=9", "yarn+leaky-rerope:window=9"])
+def test_layers_of_two_kinds_that_share_their_rotation(spec: str) -> None:
+    """Qwen 2 with a window of 16 in its first layer, whose output must stay, and none after."""
+    kinds = ["sliding_attention", "full_attention"]
+    windows = {"layer_types": kinds, "use_sliding_window": True, "sliding_window": 16}
+    model, ids = small("Qwen2", without=("head_dim",), **windows), tokens(60)
+    seen: list[Tensor] = []
+    hook = model.model.layers[0].register_forward_hook(lambda *args: seen.append(args[2]))
+    plain = logits(model, ids)
+    with ctxext.patched(model, spec, 256):
+        ours = logits(model, ids)
+        with ctxext.patched(small("Qwen2", without=("head_dim",), **windows), spec, 256) as other:
+            assert other.spec == ctxext.patches.parse(str(other.spec))
+    hook.remove()
+    assert torch.equal(seen[0], seen[-1])
+    assert not torch.allclose(ours, plain, atol=1e-3)
+    assert torch.equal(logits(model, ids), plain)
+
+
+LLAMA = transformers.models.llama.modeling_llama
+OWN = LLAMA.apply_rotary_pos_emb
 
 
 def reversed_sign(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-    own = transformers.models.llama.modeling_llama.apply_rotary_pos_emb
-    return own(q, k, cos, -sin)
+    return OWN(q, k, cos, -sin)
 
 
-@pytest.mark.parametrize("apply", [interleaved, reversed_sign, None])
-def test_the_probe_finds_a_wrong_rotation(
-    apply: Callable[..., Any] | None, monkeypatch: pytest.MonkeyPatch
+def shuffled(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """Pairs that no slice has."""
+    order = torch.tensor([3, 0, 9, 6, 12, 1, 15, 4, 10, 2, 5, 14, 7, 13, 8, 11])
+    q, k = (x[..., order.argsort()] for x in OWN(q[..., order], k[..., order], cos, sin))
+    return q, k
+
+
+def stretched(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """Dimensions scaled one by one after they are rotated, so that it is a rotation no more."""
+    weight = torch.linspace(0.5, 2, q.shape[-1])
+    q, k = (x * weight for x in OWN(q, k, cos, sin))
+    return q, k
+
+
+@pytest.mark.parametrize("apply", [reversed_sign, shuffled])
+def test_any_pairs_are_found(apply: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LLAMA, "apply_rotary_pos_emb", apply)
+    model, ids = random_model(), tokens(L)
+    plain = logits(model, ids)
+    for spec in WIDE.values():
+        with untouched(model, ids), ctxext.patched(model, spec):
+            close(logits(model, ids), plain)
+
+
+@pytest.mark.parametrize("apply", [stretched, interleaved])
+def test_a_rotation_that_is_none_is_refused(
+    apply: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "odd_family", types.ModuleType("odd_family"))  # goes again
-    model, ids = odd_family(apply), tokens(L)
+    """Also pairs that stand side by side, turned by tables for halves: each by two frequencies."""
+    monkeypatch.setattr(LLAMA, "apply_rotary_pos_emb", apply)
+    model, ids = random_model(), tokens(L)
+    refusal = pytest.raises(UnsupportedModelError, match="rotated in a way that is not understood")
     for spec in (*DISTANCE, MIX):
-        with (
-            untouched(model, ids),
-            pytest.raises(UnsupportedModelError, match=r"llama (is rotated in|does not run)"),
-        ):
+        with untouched(model, ids), refusal:
             ctxext.patch(model, spec, 4 * L)
-    for spec in ("ntk", "logn"):  # these do not rotate anything themselves
-        with ctxext.patched(model, spec, 4 * L):
-            logits(model, ids)
+    with ctxext.patched(model, "ntk", 4 * L):  # which rotates nothing itself
+        logits(model, ids)
 
 
 def test_rotary_modules_of_complex_numbers() -> None:

@@ -435,8 +435,8 @@ def test_capped_logits_in_attention_choose_eager(
 ) -> None:
     monkeypatch.setitem(conftest.FAMILIES, "gemma2", NEW["gemma2"])
     caps = {"attn_logit_softcapping": 0.5, "final_logit_softcapping": 5.0, "head_dim": 16}
-    folder = save_model(here / "gemma2", family="gemma2", **caps)
-    (record,) = evaluate(run, "--model", "gemma2", "--len", 48).records
+    folder = save_model(here / "capped", family="gemma2", **caps)
+    (record,) = evaluate(run, "--model", "capped", "--len", 48).records
     capped, free = (
         math.exp(by_hand(folder, letters(), 48, 2, attn_implementation="eager", **more).nll.mean())
         for more in ({}, {"attn_logit_softcapping": None})
@@ -452,8 +452,8 @@ def test_auto_attention_is_one_the_family_has(
 ) -> None:
     monkeypatch.setitem(conftest.FAMILIES, family, NEW[family])
     more = {"head_dim": 16, "attn_logit_softcapping": None, "tie_word_embeddings": False}
-    folder = save_model(here / family, family=family, **more)
-    ran = evaluate(run, "--model", family, "--len", 48)
+    folder = save_model(here / "folder", family=family, **more)
+    ran = evaluate(run, "--model", "folder", "--len", 48)
     want = by_hand(folder, letters(), 48, 2, attn_implementation="eager")
     assert ran.code == 0
     assert ran.records[0]["value"] == pytest.approx(math.exp(want.nll.mean()), rel=1e-5)

@@ -38,6 +38,8 @@ def chunked_attention(
     scaling: float,
     mask: Tensor | None = None,
     dropout: float = 0.0,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """Equal to `reference.dense_attention`, argument for argument, in linear memory.
 
@@ -58,7 +60,18 @@ def chunked_attention(
     rows = max(1, SCORES_AT_ONCE // (b * h * m))
     chunk = min(LONGEST_CHUNK, max(16, rows))
     outputs = [
-        _attend_chunk(turned, value, scaling, mask, m - n, start, min(start + chunk, n), dropout)
+        _attend_chunk(
+            turned,
+            value,
+            scaling,
+            mask,
+            m - n,
+            start,
+            min(start + chunk, n),
+            dropout,
+            softcap,
+            sinks,
+        )
         for start in range(0, n, chunk)
     ]
     return torch.cat(outputs, 3).view(b, h, n, value.shape[-1])
@@ -73,6 +86,8 @@ def _attend_chunk(
     start: int,
     stop: int,
     dropout: float,
+    softcap: float | None,
+    sinks: Tensor | None,
 ) -> Tensor:
     """Attention of queries start … stop−1, which stand at offset + start …: [b, g, r, c, d].
 
@@ -89,6 +104,8 @@ def _attend_chunk(
         k = key[:, :, low - first : high - first].to(wide)
         b, g, r, c, d = q.shape
         s = (q.reshape(b, g, r * c, d) @ k.mT).view(b, g, r, c, high - low)
+        if softcap is not None:
+            s = softcap * torch.tanh(s / softcap)
         # without a mask or an end, the whole chunk sees every key before its first query's limit
         sure = mask is None and part.stop is None
         edge = max(low, offset + start - part.start + 1) if sure else low
@@ -96,10 +113,14 @@ def _attend_chunk(
         s[..., edge - low :].masked_fill_(~seen, torch.finfo(s.dtype).min)
         scores.append(s)
         spans.append((low, high))
+    b, g, r, c, _ = scores[0].shape
+    if sinks is not None:
+        scores.append(sinks.to(wide).view(g, r, 1, 1).expand(b, -1, -1, c, 1))
     weights = drop(torch.softmax(torch.cat(scores, -1), -1), dropout)
-    b, g, r, c, _ = weights.shape
     output = value.new_zeros(b, g, r * c, value.shape[-1], dtype=wide)
-    for (low, high), w in zip(spans, weights.split([hi - lo for lo, hi in spans], -1), strict=True):
+    seen_weights = weights[..., : weights.shape[-1] - (sinks is not None)]
+    sizes = [hi - lo for lo, hi in spans]
+    for (low, high), w in zip(spans, seen_weights.split(sizes, -1), strict=True):
         output = output + w.reshape(b, g, r * c, high - low) @ value[:, :, low:high].to(wide)
     return output.view(b, g, r, c, -1).to(value.dtype)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import copy
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,11 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from ctxext.engine import seams
+from ctxext.engine.anatomy import Anatomy, examine
 from ctxext.engine.paths import Choice, choose
-from ctxext.engine.probe import check_probe, probe
-from ctxext.engine.seams import STATE, State
+from ctxext.engine.probe import check_module, check_outputs, forward, outputs
+from ctxext.engine.seams import STATE, Feed, State
+from ctxext.engine.switch import replace, use_attention
 from ctxext.errors import UnsupportedModelError, UsageError
-from ctxext.models.layout import LENGTH_DEPENDENT, Layout, find_layout, head_dim
+from ctxext.models.layout import UNSCALED, Source, find_sources, head_dim
 from ctxext.patches import Spec, parse
 from ctxext.patches.base import Span
 
@@ -28,16 +30,20 @@ class Handle:
     Attributes:
         spec: the resolved spec, every parameter a value.
         notes: what a user should know about this model with this method, a line each.
-        attention: the attention path that a distance method runs on, or for other methods the
-            model's own implementation.
-        reasons: why faster paths than this were not taken, a phrase each.
+        choice: the attention path that a distance method runs on, or for other methods the
+            model's own implementation; and why faster ones were not taken, a phrase each.
     """
 
     def __init__(self, spec: Spec, attention: Choice, notes: list[str], undo: contextlib.ExitStack):
         self.spec = spec
-        self.attention, self.reasons = attention
+        self.choice = attention
         self.notes = notes
         self._undo = undo
+
+    @property
+    def attention(self) -> str:
+        """The name of the attention path, or of the model's own implementation."""
+        return self.choice.name
 
     def remove(self) -> None:
         """Leave the model as it was before the patch, bit for bit; a second call does nothing."""
@@ -45,8 +51,7 @@ class Handle:
 
     def __deepcopy__(self, memo: Any) -> Handle:
         """A copied model stays patched for good: what would restore it belongs to the original."""
-        attention = Choice(self.attention, self.reasons)
-        copied = Handle(self.spec, attention, self.notes, contextlib.ExitStack())
+        copied = Handle(self.spec, self.choice, self.notes, contextlib.ExitStack())
         copied._undo.callback(_refuse_removal)
         return copied
 
@@ -89,20 +94,23 @@ def patch(
             isinstance(value, bool) or not isinstance(value, int) or value < 2
         ):
             raise UsageError(f"bad {name} {value!r}: give a whole number of tokens, at least 2")
-    layout = find_layout(model, train_len)
-    if HANDLE in layout.module.__dict__:
-        on = layout.module.__dict__[HANDLE].spec
+    sources = find_sources(model, train_len)
+    holder = sources[0].module
+    if HANDLE in holder.__dict__:
+        on = holder.__dict__[HANDLE].spec
         raise UsageError(f"the model is patched already, with {on}: remove that patch first")
-    resolved = parsed.resolve(Span(layout.facts.trained, length))
+    trained = sources[0].trained
+    resolved = parsed.resolve(Span(trained, length))
+    anatomy = examine(model, sources, resolved)
+    attention = _choose(model, anatomy, resolved, attn)
     with contextlib.ExitStack() as undo:
-        notes = _apply_frequencies(layout, resolved, undo)
-        attention = choose(attn, str(model.device), model.dtype, head_dim(model.config))
-        if not resolved.distance:
-            attention = Choice(str(model.config._attn_implementation), ())
-        if resolved.distance or resolved.query_scales:
-            _apply_attention(model, layout, resolved, attention.name, undo)
-        handle = Handle(resolved, attention, notes, undo)
-        _replace(undo, layout.module, HANDLE, handle)
+        feeds = [_feed(source, anatomy) for source in anatomy.sources]
+        notes = [note for s in anatomy.sources for note in _apply_frequencies(s, resolved, undo)]
+        for source in anatomy.sources:
+            check_module(source, anatomy.axes[source])
+        _apply_seams(model, anatomy, feeds, trained, resolved, attention.name, undo)
+        handle = Handle(resolved, attention, [*notes, *anatomy.notes(resolved)], undo)
+        replace(undo, holder, HANDLE, handle)
         handle._undo = undo.pop_all()
     return handle
 
@@ -119,125 +127,112 @@ def patched(
         handle.remove()
 
 
-def _replace(undo: contextlib.ExitStack, target: Any, name: str, value: Any) -> None:
-    """Set an attribute of a module or config until `undo`."""
-    kept = target.__dict__.get(name, undo)  # undo itself stands for "not there"
-    target.__dict__[name] = value
-    if kept is undo:
-        undo.callback(target.__dict__.pop, name, None)
-    else:
-        undo.callback(target.__dict__.__setitem__, name, kept)
+def _choose(model: Any, anatomy: Anatomy, spec: Spec, attn: str) -> Choice:
+    """The attention path; errors as for `paths.choose`, whatever the spec."""
+    wide = max((layer.head_dim for layer in anatomy.taking), default=None)
+    needs = [name for name in ("softcap", "sinks") if any(getattr(x, name) for x in anatomy.taking)]
+    choice = choose(attn, str(model.device), model.dtype, wide or head_dim(model.config), needs)
+    return choice if spec.distance and anatomy.sources else Choice(_own(model), ())
 
 
-def _apply_frequencies(layout: Layout, spec: Spec, undo: contextlib.ExitStack) -> list[str]:
+def _own(model: Any) -> str:
+    """The attention implementation that transformers runs the model on."""
+    return str(model.config.get_text_config()._attn_implementation)
+
+
+def _feed(source: Source, anatomy: Anatomy) -> Feed:
+    """A set of frequencies as it is before the patch."""
+    names = {source.named("attention_scaling"), "rope_type"} & source.module.__dict__.keys()
+    before = (
+        {name: source.module.__dict__[name] for name in names},
+        {source.named("inv_freq"): source.inv_freq},
+    )
+    shared = source in anatomy.alone.values()
+    axes = anatomy.axes[source]
+    return Feed(source, source.module.forward, axes, before=before if shared else None)
+
+
+def _apply_frequencies(source: Source, spec: Spec, undo: contextlib.ExitStack) -> list[str]:
     """Replace inv_freq and the attention factor; what a user should know of it, a line each."""
     if not spec.frequencies:
         return []
-    module, facts = layout.module, layout.facts
-    factor = spec.attention_factor()
-    if not hasattr(module, "attention_scaling") and factor != 1:
+    module, facts, scaling = source.module, source.facts, source.scaling
+    attribute, factor = source.named("attention_scaling"), spec.attention_factor()
+    if not hasattr(module, attribute) and factor != 1:
         raise UnsupportedModelError(f"{type(module).__name__} takes no attention factor")
-    own = module._buffers["inv_freq"]
-    if own is None or own.shape != (len(facts.theta),):
+    own = source.inv_freq
+    if own.shape != (len(facts.theta),):
         raise UnsupportedModelError(f"{type(module).__name__}: inv_freq is no buffer of [d/2]")
     scales = torch.tensor(spec.scales(facts), dtype=torch.float64)
     theta = torch.tensor(facts.theta, dtype=torch.float64) / scales
     if not torch.isfinite(theta).all():
         raise UsageError(f"{spec} gives frequencies that are not finite")
-    undo.callback(module._buffers.__setitem__, "inv_freq", own)
-    module._buffers["inv_freq"] = theta.to(own.device, torch.float32)
-    _replace(undo, module, "attention_scaling", factor)
-    if layout.scaling != "default":
-        _replace(undo, module, "rope_type", "default")
-    _check_tables(module, factor)
-    if layout.scaling == "default":
+    undo.callback(module._buffers.__setitem__, source.named("inv_freq"), own)
+    module._buffers[source.named("inv_freq")] = theta.to(own.device, torch.float32)
+    replace(undo, module, attribute, factor)
+    if scaling in UNSCALED:
         return []
-    return [f"the model's own {layout.scaling} rope scaling is replaced by {spec}"]
+    kinds = module.__dict__.get("rope_type")
+    plain = {**kinds, source.layer_type: "default"} if isinstance(kinds, dict) else "default"
+    replace(undo, module, "rope_type", plain)
+    return [f"the model's own {scaling} rope scaling is replaced by {spec}"]
 
 
-def _check_tables(module: nn.Module, factor: float) -> None:
-    """UnsupportedModelError where the rotary module does not go by its inv_freq.
-
-    At position 1 its cosines must be cos θ times the factor: float32 rounds them by 6e-8.
-    """
-    inv_freq = module._buffers["inv_freq"]
-    if inv_freq is None or inv_freq.is_meta:
-        return
-    one = torch.ones(1, 1, dtype=torch.long, device=inv_freq.device)
-    try:
-        out = module(torch.zeros(1, 1, 1, device=inv_freq.device), one)
-    except Exception as error:
-        raise UnsupportedModelError(f"{type(module).__name__} cannot be called: {error}") from error
-    cos = (out[0] if isinstance(out, tuple) else out.real).flatten()
-    expected = (inv_freq.cos() * factor).sort().values
-    found = cos if len(cos) == len(expected) else cos.sort().values[::2]
-    if not torch.allclose(found.sort().values, expected, rtol=0, atol=1e-5):
-        raise UnsupportedModelError(
-            f"{type(module).__name__} does not rotate by its inv_freq, so frequency methods would "
-            "do nothing"
-        )
-
-
-def _apply_attention(
+def _apply_seams(
     model: Any,
-    layout: Layout,
+    anatomy: Anatomy,
+    feeds: list[Feed],
+    trained: int,
     spec: Spec,
     path: str,
     undo: contextlib.ExitStack,
 ) -> None:
     """Put the seams on, and check on a few tokens that they are the ones the model uses."""
-    parts = spec.distance.parts() if spec.distance else ()
-    if parts:
-        _refuse_distance(model, layout, spec)
-    rotary = layout.module
-    factor = float(getattr(rotary, "attention_scaling", 1.0)) if parts else 1.0
-    state = State(
-        rotary, rotary.forward, layout.facts.trained, parts, spec.query_scales, factor, path
-    )
-    before = probe(model, rotary)
-    name = seams.register_distance() if parts else seams.register_scaled(path)
-    if parts and hasattr(rotary, "attention_scaling"):
-        _replace(undo, rotary, "attention_scaling", 1.0)
-    _own_config(model, name, state, undo)
-    _replace(undo, rotary, "forward", state.far_tables)
-    hook = model.base_model.register_forward_pre_hook(_check_inputs(state), with_kwargs=True)
-    undo.callback(hook.remove)
-    check_probe(model, state, before)
+    parts = spec.distance.parts() if spec.distance and feeds else ()
+    deep = bool(parts or spec.query_scales)
+    alone = anatomy.alone if parts or spec.frequencies else {}
+    if not (deep or alone):
+        return
+    own = _own(model)
+    if parts and own not in ("eager", "sdpa"):
+        own = "eager" if any(x.softcap or x.sinks for x in anatomy.layers) else "sdpa"
+    layers = {layer.module: layer for layer in anatomy.layers}
+    by_source = {feed.source: feed for feed in feeds}
+    state = State(layers, by_source, trained, (), spec.query_scales, path, own)
+    for feed in feeds:
+        feed.before = feed.before if alone else None
+    for module in {id(s.module): s.module for s in by_source}.values():
+        replace(undo, module, "forward", functools.partial(state.forward, module, module.forward))
+    for module, source in alone.items():
+        keep = functools.partial(state.keep_tables, by_source[source])
+        undo.callback(module.register_forward_pre_hook(keep, with_kwargs=True).remove)
+    before = outputs(model, anatomy.layers, anatomy.sources) if deep else []
+    state.parts = parts
+    for feed in feeds if parts else []:
+        feed.factor = feed.source.factor
+        replace(undo, feed.source.module, feed.source.named("attention_scaling"), 1.0)
+    if deep:
+        name = seams.register_distance(own) if parts else seams.register_scaled(own)
+        use_attention(model, name, undo)
+        for module in model.modules():
+            if "config" in module.__dict__ or module in layers:
+                replace(undo, module, STATE, state)
+        hook = model.base_model.register_forward_pre_hook(_check_inputs(state), with_kwargs=True)
+        undo.callback(hook.remove)
+        check_outputs(model, state, before)
+    if alone:
+        _check_alone(model, state, len(alone))
 
 
-def _refuse_distance(model: Any, layout: Layout, spec: Spec) -> None:
-    """UnsupportedModelError for what the distance path does not do yet."""
-    config = model.config.get_text_config()
-    kinds = getattr(config, "layer_types", None) or ["full_attention"]
-    window = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
-    sliding = "sliding_attention" in kinds or bool(window and "layer_types" not in vars(config))
-    by_length = layout.scaling in LENGTH_DEPENDENT and not spec.frequencies
-    reasons = {
-        "its attention is not causal": not getattr(config, "is_causal", True),
-        "it has sliding-window layers": sliding,
-        f"its layers are of several kinds ({', '.join(sorted(set(kinds)))})": len(set(kinds)) > 1,
-        f"its own {layout.scaling} rope scaling depends on the length at hand": by_length,
-    }
-    for reason, holds in reasons.items():
-        if holds:
-            raise UnsupportedModelError(
-                f"{config.model_type} does not take {spec.distance} yet: {reason}; "
-                "frequency methods (ntk, yarn, …) do"
-            )
-
-
-def _own_config(model: Any, name: str, state: State, undo: contextlib.ExitStack) -> None:
-    """Give this model configs of its own that name our attention: models may share one config."""
-    copies: dict[int, Any] = {}
-    for module in model.modules():
-        config = module.__dict__.get("config")
-        if config is None or not hasattr(config, "_attn_implementation"):
-            continue
-        if id(config) not in copies:
-            copies[id(config)] = copy.deepcopy(config)
-            copies[id(config)]._attn_implementation = name
-        _replace(undo, module, "config", copies[id(config)])
-        _replace(undo, module, STATE, state)
+def _check_alone(model: Any, state: State, count: int) -> None:
+    """UnsupportedModelError unless the layers left alone are given the tables of before."""
+    state.swapped = 0
+    forward(model, 1, state.feeds)
+    if state.swapped < count:
+        raise UnsupportedModelError(
+            f"{model.config.get_text_config().model_type} hands its rotation to its layers in a "
+            "way that is not understood, so that those with a window cannot be left as they are"
+        )
 
 
 def _check_inputs(state: State) -> Any:

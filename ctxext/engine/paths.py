@@ -44,13 +44,17 @@ class Choice(NamedTuple):
         return " · ".join((self.name, *(f"not {reason}" for reason in self.reasons)))
 
 
-def choose(asked: str, device: str, dtype: torch.dtype, head_dim: int) -> Choice:
+def choose(
+    asked: str, device: str, dtype: torch.dtype, head_dim: int, needs: Sequence[str] = ()
+) -> Choice:
     """The path to take.
 
     Args:
         asked: "auto", "dense" or one of NAMES.
         device: where the model is: "cpu", "cuda", "cuda:1", ….
         head_dim: of queries and keys.
+        needs: what the model's attention has besides, such as "softcap" or "sinks", which only
+            the reference serves.
 
     Raises:
         UsageError: an unknown path, or one that cannot run there; the message says why.
@@ -61,6 +65,9 @@ def choose(asked: str, device: str, dtype: torch.dtype, head_dim: int) -> Choice
     if asked == "dense":
         return Choice(asked, ())
     why = {name: _why_not(name, torch.device(device).type, dtype, head_dim) for name in NAMES}
+    if needs:
+        unserved = dict.fromkeys(NAMES[:-1], f"{' and '.join(needs)} are not served")
+        why |= {name: why[name] or reason for name, reason in unserved.items()}
     if asked == "auto":
         why |= {name: why[name] or "not measured to be faster" for name in UNMEASURED}
         name = next(name for name in NAMES if why[name] is None)
@@ -102,12 +109,14 @@ def attend(
     mask: Tensor | None = None,
     dropout: float = 0.0,
     first: Sequence[int] | None = None,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """Distance attention on a path; the other arguments as for `reference.dense_attention`.
 
-    From every path a mask, dropout and values of another head dimension than the keys' go to the
-    chunked reference, and so do FEW queries in 32 bits or more. FEW others, and what needs
-    gradients on `triton`, go to FlashAttention or torch's own operators.
+    From every path a mask, dropout, softcap, sinks and values of a larger head dimension than the
+    keys' go to the chunked reference, and so do FEW queries in 32 bits or more. FEW others, and
+    what needs gradients on `triton`, go to FlashAttention or torch's own operators.
 
     Args:
         mask: [b or 1, 1, n or 1, m], True where seen.
@@ -115,13 +124,18 @@ def attend(
             that is all that the mask says.
     """
     n = query.shape[2]
-    odd = (mask is not None and first is None) or dropout or key.shape[3] != value.shape[3]
+    (d, width), thin = (key.shape[3], value.shape[3]), value.shape[3] < key.shape[3]
+    odd = (mask is not None and first is None) or dropout or width > d
+    odd = odd or softcap is not None or sinks is not None
     few = n < FEW and value.dtype in (torch.float32, torch.float64)
     if path in ("eager", "dense") or few or odd:
         plain = dense_attention if path == "dense" else chunked_attention
         mask = mask if mask is None else mask.expand(-1, -1, n, -1)
-        return plain(query, key, value, parts, turn, scaling, mask, dropout)
+        return plain(query, key, value, parts, turn, scaling, mask, dropout, softcap, sinks)
     function = _function(path, query, key, value)
+    if thin and function is not fused.fused_attention:
+        wide = pad(value, (0, d - width))
+        return attend(path, query, key, wide, parts, turn, scaling, mask, first=first)[..., :width]
     if first is None or not any(first):
         return function(query, key, value, parts, turn, scaling)
     if function is fused.fused_attention:

@@ -1,52 +1,192 @@
-"""A few tokens through a model, to see that its attention is what the engine takes it for."""
+"""A few tokens through a model, to learn how each of its attention layers sees positions.
+
+Attention is stood in for by zeros, so that what a layer is given depends on nothing but the
+tokens; the rotary tables are stood in for by quarter turns, a different set of frequencies for
+each token, in a binary code. Dimensions that a frequency turns are those that change by its code.
+"""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
-from ctxext.engine.seams import State
+from ctxext.engine.rotation import Rotation, as_index
+from ctxext.engine.switch import replaced, use_attention
 from ctxext.errors import CtxextError, UnsupportedModelError
+from ctxext.models.layout import Source
+from ctxext.patches import Spec
 from ctxext.patches.base import Part, identity
 
-PROBE_TOKENS = 8
+if TYPE_CHECKING:
+    from ctxext.engine.seams import State
+
+TOKENS = 8  # at least
+ODD = (
+    "it is rotated in a way that is not understood: a quarter turn of one frequency does not turn "
+    "one pair of dimensions"
+)
+KNOWN = {  # arguments of an attention function that are served, or that change nothing
+    "dropout", "scaling", "sliding_window", "softcap", "s_aux", "position_ids", "is_causal",
+    "use_cache", "layer_type", "position_embeddings", "past_key_values", "output_attentions",
+    "output_hidden_states", "output_router_logits", "return_dict", "cache_position",
+}  # fmt: skip
 
 
-def probe(model: Any, rotary: nn.Module) -> list[Tensor]:
-    """What each attention layer gives on a few tokens, in evaluation mode: [tokens, ·] each."""
-    seen: list[Tensor] = []
+@dataclass
+class Layer:
+    """What is known of one attention layer.
 
-    def keep(module: nn.Module, args: Any, output: Any) -> None:
-        seen.append(output[0].detach()[0].float().cpu())
+    Attributes:
+        module: what is handed to the attention function.
+        source: the frequencies that rotate it; None for a layer without positions.
+        rotation: the pairs that they turn.
+        inside: whether its mask hides every key T or more tokens back.
+        softcap, sinks: whether its scores are capped, or it has attention sinks.
+        head_dim: of queries and keys.
+        causal: whether each token sees itself and what is before it, and no more.
+        odd: an argument of its attention that the engine does not know.
+        blurred: why it is not known how it is rotated, in a few words.
+    """
 
-    hooks = [
-        m.register_forward_hook(keep)
-        for m in model.modules()
-        if type(m).__name__.endswith("Attention")
-    ]
+    module: nn.Module
+    inside: bool
+    softcap: bool
+    sinks: bool
+    head_dim: int
+    causal: bool
+    odd: str | None
+    source: Source | None = None
+    rotation: Rotation | None = None
+    blurred: str | None = None
+
+    def why_not(self, spec: Spec) -> str | None:
+        """Why this layer keeps a model from taking a spec, in a few words."""
+        if self.blurred:
+            return self.blurred
+        if not self.causal and (spec.distance or spec.query_scales):
+            return "its attention is not causal"
+        if self.odd and spec.distance:
+            return f"its attention chooses keys by {self.odd!r}, which goes by positions of its own"
+        return None
+
+
+class _NotUnderstoodError(Exception):
+    """A layer is rotated in a way that is not understood."""
+
+
+@dataclass
+class _Seen:
+    """One call of the attention function."""
+
+    module: nn.Module
+    query: Tensor  # [b, h, n, d]
+    key: Tensor
+    mask: Tensor | None
+    given: dict[str, Any]
+
+
+@dataclass
+class _Run:
+    """What a pass shows."""
+
+    calls: list[_Seen] = field(default_factory=list)
+    masks: dict[int, tuple[Tensor, Any, int | None]] = field(default_factory=dict)  # by address
+    used: list[Source] = field(default_factory=list)
+    axes: dict[Source, tuple[int, ...]] = field(default_factory=dict)  # of positions, before [b, n]
+
+
+def learn(model: Any, sources: list[Source]) -> tuple[list[Layer], dict[Source, tuple[int, ...]]]:
+    """The layers whose attention runs through transformers' interface, in order.
+
+    Also the frequencies that a text uses, each with the shape of positions before [b, n].
+
+    Raises:
+        UnsupportedModelError: the model does not run, or rotates in a way that is not understood.
+    """
+    still = _run(model, sources, None)
+    if not still.calls or not still.used:
+        return [], still.axes
+    for source in still.used:
+        check_module(source, still.axes[source])
+    turned = _run(model, sources, still.used)
+    if [c.module for c in still.calls] != [c.module for c in turned.calls]:
+        raise UnsupportedModelError(
+            f"{_kind(model)} takes another way through its layers each time"
+        )
+    layers: dict[nn.Module, Layer] = {}
+    widths = {source: len(source.inv_freq) for source in still.used}
+    columns = {s: _columns(s, still.axes[s]) for s in still.used}
+    for source in still.used:
+        if len(columns[source].keys() - {-1}) < widths[source]:
+            raise _deaf(source.module)
+    trained = sources[0].trained
+    for before, after in zip(still.calls, turned.calls, strict=True):
+        layer = _layer(before, still.masks, trained)
+        try:
+            layer.source, layer.rotation = _decode(before, after, widths, columns)
+        except _NotUnderstoodError as error:
+            layer.blurred = str(error)
+        known = layers.setdefault(before.module, layer)
+        if (known.source, known.inside) != (layer.source, layer.inside):
+            known.blurred = "a layer of it is called in two ways"
+    return list(layers.values()), still.axes
+
+
+def _kind(model: Any) -> str:
+    return str(model.config.get_text_config().model_type)
+
+
+def _run(model: Any, sources: list[Source], turning: list[Source] | None) -> _Run:
+    """One pass; `turning`: those whose frequencies turn, each by codes of its own."""
+    run = _Run()
+    length = max(TOKENS, _bits(sources))
+    with contextlib.ExitStack() as undo:
+        for module in {id(s.module): s.module for s in sources}.values():
+            own = {s.layer_type: s for s in sources if s.module is module}
+            undo.enter_context(_kept(module))
+            undo.enter_context(replaced(module, "forward", _stand_in(run, module, own, turning)))
+        AttentionInterface.register("ctxext_probe", _attention(run))
+        AttentionMaskInterface.register("ctxext_probe", _mask(run))
+        use_attention(model, "ctxext_probe", undo)
+        forward(model, length, [])
+    return run
+
+
+def forward(model: Any, length: int, sources: Iterable[Source]) -> None:
+    """A few tokens through the model in evaluation mode, without a cache.
+
+    What that does to rotary modules whose frequencies depend on the length is undone. The tokens
+    are from the middle of the vocabulary: special ones may embed as zeros.
+    """
     modes = {module: module.training for module in model.modules()}
-    device = model.get_input_embeddings().weight.device
-    vocabulary = model.get_input_embeddings().weight.shape[0]
     try:
         model.eval()
-        ids = torch.arange(PROBE_TOKENS, device=device)[None] % vocabulary
-        with torch.no_grad(), _kept(rotary):
+        weight, pad = (
+            model.get_input_embeddings().weight,
+            model.config.get_text_config().pad_token_id,
+        )
+        some = (torch.arange(length + 1, device=weight.device) + len(weight) // 3) % len(weight)
+        ids = some[some != (pad if isinstance(pad, int) else -1)][None, :length]
+        with torch.no_grad(), contextlib.ExitStack() as undo:
+            for module in {id(source.module): source.module for source in sources}.values():
+                undo.enter_context(_kept(module))
             model.base_model(input_ids=ids, use_cache=False)
     except CtxextError:
         raise
     except Exception as error:
-        kind = model.config.get_text_config().model_type
-        raise UnsupportedModelError(f"{kind} does not run on a few tokens: {error}") from error
+        raise UnsupportedModelError(
+            f"{_kind(model)} does not run on a few tokens: {error}"
+        ) from error
     finally:
         for module, training in modes.items():
             module.training = training
-        for hook in hooks:
-            hook.remove()
-    return seen
 
 
 @contextlib.contextmanager
@@ -66,37 +206,271 @@ def _kept(rotary: nn.Module) -> Iterator[None]:
             buffer.data.copy_(value)
 
 
-def check_probe(model: Any, state: State, before: list[Tensor]) -> None:
+# What stands in ----------------------------------------------------------------------------------
+
+
+def _stand_in(
+    run: _Run, module: nn.Module, own: dict[str | None, Source], turning: list[Source] | None
+) -> Callable[..., Any]:
+    real = module.forward
+
+    def tables(x: Tensor, position_ids: Tensor, layer_type: str | None = None) -> Any:
+        source = own.get(layer_type)
+        if source is None:
+            raise UnsupportedModelError(
+                f"{type(module).__name__} has no {layer_type!r} frequencies"
+            )
+        if source not in run.used:
+            run.used.append(source)
+            run.axes[source] = tuple(position_ids.shape[:-2])
+        if turning is None:
+            return call_rotary(real, x, position_ids * 0, layer_type)
+        codes = _codes(source, turning)
+        rows = [
+            _table(real, source, x, position_ids[..., :1], codes >> t & 1)
+            for t in range(position_ids.shape[-1])
+        ]
+        if isinstance(rows[0], tuple):
+            return tuple(torch.cat(each, -2) for each in zip(*rows, strict=True))
+        return torch.cat(rows, -2)
+
+    return tables
+
+
+def call_rotary(function: Any, x: Tensor, positions: Tensor, layer_type: str | None) -> Any:
+    """A rotary module's tables for positions [·, b, l]."""
+    return function(x, positions, **({} if layer_type is None else {"layer_type": layer_type}))
+
+
+def _table(real: Any, source: Source, x: Tensor, like: Tensor, quarter: Tensor) -> Any:
+    """The tables of one token whose frequencies turn by a quarter where `quarter` [d/2] is 1."""
+    module, name = source.module, source.named("inv_freq")
+    kept, scaling = source.inv_freq, module.__dict__.get("rope_type")
+    module._buffers[name] = (quarter * torch.pi / 2).to(kept.device, kept.dtype)
+    try:
+        if scaling is not None:
+            module.__dict__["rope_type"] = plain_type(scaling)
+        return call_rotary(real, x, torch.ones_like(like), source.layer_type)
+    finally:
+        module._buffers[name] = kept
+        if scaling is not None:
+            module.__dict__["rope_type"] = scaling
+
+
+def plain_type(scaling: Any) -> Any:
+    """A rotary module's `rope_type` by which its forward changes no frequency."""
+    return dict.fromkeys(scaling, "default") if isinstance(scaling, dict) else "default"
+
+
+def _codes(source: Source, turning: list[Source]) -> Tensor:
+    """A number above 0 for each frequency, that no other source has."""
+    before = sum(len(s.inv_freq) for s in turning[: turning.index(source)])
+    return torch.arange(len(source.inv_freq)) + before + 1
+
+
+def _bits(turning: list[Source]) -> int:
+    return sum(len(s.inv_freq) for s in turning).bit_length()
+
+
+def _attention(run: _Run) -> Callable[..., tuple[Tensor, None]]:
+    def attention(
+        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **given: Any
+    ) -> tuple[Tensor, None]:
+        mask = args[0] if args else given.pop("attention_mask", None)
+        run.calls.append(_Seen(module, query.float(), key.float(), mask, given))
+        b, h, n, _ = query.shape
+        return value.new_zeros(b, n, h, value.shape[-1]), None
+
+    return attention
+
+
+def _mask(run: _Run) -> Callable[..., Tensor | None]:
+    def mask(**given: Any) -> Tensor | None:
+        whole: Tensor | None = ALL_MASK_ATTENTION_FUNCTIONS["eager"](**given)
+        if whole is not None:
+            seen = (whole, given["mask_function"], given.get("local_size"))
+            run.masks[whole.untyped_storage().data_ptr()] = seen
+        return whole
+
+    return mask
+
+
+# What it shows -----------------------------------------------------------------------------------
+
+
+def check_module(source: Source, axes: tuple[int, ...]) -> None:
+    """UnsupportedModelError where a rotary module does not go by its inv_freq.
+
+    At position 1/2 its cosines must be cos(θ/2) times the factor: float32 rounds them by 6e-8.
+    """
+    module = source.module
+    if source.inv_freq.is_meta:
+        return
+    half = torch.full((*axes, 1, 1), 0.5, device=source.inv_freq.device)
+    like = torch.zeros(1, 1, 1, device=source.inv_freq.device)
+    with _kept(module):
+        try:
+            out = call_rotary(module.forward, like, half, source.layer_type)
+        except Exception as error:
+            raise UnsupportedModelError(
+                f"{type(module).__name__} cannot be called: {error}"
+            ) from error
+        expected = (source.inv_freq.float() / 2).cos() * source.factor
+    cos = (out[0] if isinstance(out, tuple) else out.real).flatten()
+    if not ((cos[:, None] - expected).abs().amin(0) <= 1e-5).all():
+        raise _deaf(module)
+
+
+def _deaf(module: nn.Module) -> UnsupportedModelError:
+    return UnsupportedModelError(
+        f"{type(module).__name__} does not rotate by its inv_freq, so methods would do nothing"
+    )
+
+
+def _columns(source: Source, axes: tuple[int, ...]) -> dict[int, int]:
+    """The column of the rotary module's tables that holds each frequency, by its number."""
+    inv_freq = source.inv_freq
+    like = torch.zeros(1, 1, 1, device=inv_freq.device)
+    position = torch.ones(*axes, 1, 1, device=inv_freq.device)
+    codes = torch.arange(len(inv_freq)) + 1
+    found = torch.zeros((), dtype=torch.long)
+    with _kept(source.module):
+        for t in range(int(codes[-1]).bit_length()):
+            out = _table(source.module.forward, source, like, position, codes >> t & 1)
+            cos, sin = out if isinstance(out, tuple) else (out.real, out.imag)
+            found = found + ((sin.abs() > cos.abs()).long().flatten().cpu() << t)
+    columns: dict[int, int] = {}
+    for column, code in enumerate(found.tolist()):
+        columns.setdefault(code - 1, column)
+    return columns
+
+
+def _decode(
+    before: _Seen,
+    after: _Seen,
+    widths: dict[Source, int],
+    columns: dict[Source, dict[int, int]],
+) -> tuple[Source | None, Rotation | None]:
+    """Which source turns which pairs of a layer's dimensions."""
+    if before.query.shape[2] != before.key.shape[2]:
+        raise _NotUnderstoodError("its keys are not one for each token")
+    if before.query.shape[3] != before.key.shape[3] or before.query.shape != after.query.shape:
+        raise _NotUnderstoodError(ODD)
+    old = torch.cat((before.query, before.key), 1)[0]  # [heads, n, d]
+    new = torch.cat((after.query, after.key), 1)[0]
+    if not (torch.isfinite(old).all() and torch.isfinite(new).all()):
+        raise _NotUnderstoodError("it gives numbers that are not finite")
+    changed = (new - old).abs().mean(0) > 0.05 * old.abs().mean(0)  # [n, d]
+    bits = sum(widths.values()).bit_length()
+    weights = 2 ** torch.arange(bits, device=changed.device)
+    codes = (changed[:bits].long() * weights[:, None]).sum(0).tolist()
+    if not any(codes):
+        return None, None
+    source, offset = _source_of(max(codes), widths)
+    pairs: dict[int, list[int]] = {}
+    for dimension, code in enumerate(codes):
+        if code:
+            pairs.setdefault(code - offset - 1, []).append(dimension)
+    a, b, at = [], [], []
+    for number, dimensions in sorted(pairs.items()):
+        if len(dimensions) != 2 or number not in columns[source]:
+            raise _NotUnderstoodError(ODD)
+        token = (number + offset + 1 & -(number + offset + 1)).bit_length() - 1
+        i, j = dimensions
+        x, y, turned_x, turned_y = (
+            old[:, token, i],
+            old[:, token, j],
+            new[:, token, i],
+            new[:, token, j],
+        )
+        forwards = float((turned_x + y).abs().sum() + (turned_y - x).abs().sum())
+        backwards = float((turned_x - y).abs().sum() + (turned_y + x).abs().sum())
+        size = float(x.abs().sum() + y.abs().sum())
+        if min(forwards, backwards) > 0.03 * size:
+            raise _NotUnderstoodError(ODD)
+        a.append(i if forwards <= backwards else j)
+        b.append(j if forwards <= backwards else i)
+        at.append(columns[source][number])
+    whole = 2 * len(a) == len(codes)
+    return source, Rotation(as_index(a), as_index(b), as_index(at), whole)
+
+
+def _source_of(code: int, widths: dict[Source, int]) -> tuple[Source, int]:
+    """The source that a code belongs to, and the codes of those before it."""
+    offset = 0
+    for source, width in widths.items():
+        if code <= offset + width:
+            return source, offset
+        offset += width
+    raise _NotUnderstoodError(ODD)
+
+
+def _layer(call: _Seen, masks: dict[int, tuple[Tensor, Any, int | None]], trained: int) -> Layer:
+    """What a call says of its layer, but for its rotation."""
+    inside, causal = False, call.given.get("is_causal") is not False
+    given = {name: value for name, value in call.given.items() if value is not None}
+    if call.mask is not None and call.mask.untyped_storage().data_ptr() in masks:
+        _, function, window = masks[call.mask.untyped_storage().data_ptr()]
+        try:
+            inside = not _sees(function, trained, trained)
+        except IndexError:  # it goes by what these few tokens are
+            inside = window is not None and window <= trained
+        causal = causal and not _sees(function, -1, 2)
+    odd = next(iter(sorted(given.keys() - KNOWN)), None)
+    sinks, softcap = given.get("s_aux") is not None, bool(given.get("softcap"))
+    return Layer(call.module, inside, softcap, sinks, call.query.shape[-1], causal, odd)
+
+
+def _sees(function: Any, back: int, count: int) -> bool:
+    """Whether a mask function lets any of `count` queries see the key `back` tokens before it."""
+    first = max(0, back)
+    query = torch.arange(first, first + count)
+    zero = torch.zeros_like(query)
+    seen = function(zero, zero, query, query - back)
+    return bool(torch.as_tensor(seen).any())
+
+
+# What the engine gives --------------------------------------------------------------------------
+
+
+def outputs(model: Any, layers: Iterable[Layer], sources: Iterable[Source]) -> list[Tensor]:
+    """What each attention layer gives on a few tokens, in evaluation mode: [tokens, ·] each."""
+    seen: list[Tensor] = []
+
+    def keep(module: nn.Module, args: Any, output: Any) -> None:
+        first = output[0] if isinstance(output, tuple) else output
+        seen.append(first.detach()[0].float().cpu())
+
+    hooks = [layer.module.register_forward_hook(keep) for layer in layers]
+    try:
+        forward(model, TOKENS, sources)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return seen
+
+
+def check_outputs(model: Any, state: State, before: list[Tensor]) -> None:
     """With a window wider than the probe, each attention must give what it gave before the patch.
 
     Off means relative to a token's largest output. In float32 no token may be off by 1e-3, where
-    rounding an angle of PROBE_TOKENS radians costs 1e-6 a layer; in 16 bits, where each rounding
+    rounding an angle of TOKENS radians costs 1e-6 a layer; in 16 bits, where each rounding
     costs 4e-3 and may route a token to another expert, half of the tokens must be within 1e-1.
     """
     kept, state.parts = state.parts, _wide(state.parts)
     scales, state.query_scales = state.query_scales, ()
-    kind = model.config.get_text_config().model_type
     try:
-        after = probe(model, state.rotary)
-    except CtxextError:
-        raise
-    except Exception as error:
-        raise UnsupportedModelError(
-            f"{kind} does not run with ctxext's attention: {error}"
-        ) from error
+        after = outputs(model, state.layers.values(), state.feeds)
     finally:
         state.parts, state.query_scales = kept, scales
-        state.tables.clear()
-    if not state.calls:
-        raise UnsupportedModelError(f"{kind} does not use transformers' attention interface")
     wide = next(model.parameters()).dtype in (torch.float32, torch.float64)
     for old, new in zip(before, after, strict=True):
         off = (old - new).abs().amax(-1) / old.abs().amax(-1).clamp(min=1e-9)
         worst = float(off.max() if wide else off.median())
         if not worst <= (1e-3 if wide else 1e-1):
             raise UnsupportedModelError(
-                f"{kind} is rotated in a way that is not understood: with an infinite window "
-                f"its attention is off by {worst:.1g}"
+                f"{_kind(model)} is rotated in a way that is not understood: with an infinite "
+                f"window its attention is off by {worst:.1g}"
             )
 
 
@@ -105,5 +479,5 @@ def _wide(parts: tuple[Part, ...]) -> tuple[Part, ...]:
     if not parts:
         return parts
     far = parts[-1]
-    near = Part(0, PROBE_TOKENS, identity, identity)
-    return (near, Part(PROBE_TOKENS, None, far.query, far.key))
+    near = Part(0, TOKENS, identity, identity)
+    return (near, Part(TOKENS, None, far.query, far.key))

@@ -22,6 +22,8 @@ def dense_attention(
     scaling: float,
     mask: Tensor | None = None,
     dropout: float = 0.0,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """Softmax attention in which each pair is scored by the part that its distance falls in.
 
@@ -34,6 +36,8 @@ def dense_attention(
         scaling: what scores are multiplied by.
         mask: [b or 1, 1, n, m], True where seen; None is causal.
         dropout: probability of dropping a weight.
+        softcap: scores s become softcap · tanh(s / softcap).
+        sinks: [h], a score for each head that takes weight and gives nothing.
 
     Returns:
         [b, h, n, d], in the dtype of `query`; float64 throughout where the inputs are. Memory
@@ -48,8 +52,13 @@ def dense_attention(
         far = turn(query, part.query(position[m - n :])) @ turn(key, part.key(position)).mT
         here = (delta >= part.start) & (delta < (part.stop or m))
         scores = torch.where(here, far * scaling, scores)
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
     seen = delta >= 0 if mask is None else mask & (delta >= 0)
     scores = scores.masked_fill(~seen, torch.finfo(scores.dtype).min)
     wide = torch.promote_types(scores.dtype, torch.float32)
-    weights = torch.softmax(scores, -1, dtype=wide).to(query.dtype)
+    if sinks is not None:
+        sink = sinks.to(scores.dtype)[:, None, None].expand(*scores.shape[:3], 1)
+        scores = torch.cat((scores, sink), -1)
+    weights = torch.softmax(scores, -1, dtype=wide)[..., :m].to(query.dtype)
     return torch.nn.functional.dropout(weights, dropout) @ value

@@ -1,13 +1,14 @@
-"""The two seams: what a patched model's rotary module returns, and its attention function.
+"""The two seams: what a patched model's rotary modules return, and its attention function.
 
-The rotary module rotates keys as the last (farthest) part needs them, so that is how they are
+A rotary module rotates keys as the last (farthest) part needs them, so that is how they are
 cached; the attention function turns queries, and the near keys, by what is left.
 """
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
@@ -18,12 +19,14 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, causal_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ctxext.engine.paths import attend
+from ctxext.engine.probe import Layer, call_rotary, plain_type
 from ctxext.errors import UnsupportedModelError
-from ctxext.patches.base import Part, QueryScale
+from ctxext.models.layout import LENGTH_DEPENDENT, Source
+from ctxext.patches.base import Part, QueryScale, identity
 
-TURN_AT_ONCE = 512  # tokens: a slice and its temporaries stay in a CPU's cache
 STATE = "_ctxext_state"  # the attribute by which an attention module finds its model's state
-UNKNOWN = ("softcap", "s_aux", "position_bias", "cache")  # arguments that change attention
+UNKNOWN = ("position_bias", "cache", "block_table")  # arguments that change attention
+CAUSAL: tuple[Part, ...] = (Part(0, None, identity, identity),)  # of layers without positions
 
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -34,32 +37,137 @@ def uncompiled(function: Function) -> Function:
     return cast(Function, torch.compiler.disable(function))
 
 
+@dataclass(eq=False)
+class Feed:
+    """One set of frequencies as a patched model uses it.
+
+    Attributes:
+        source: where it is.
+        rotate: the rotary module's own forward.
+        axes: the shape of positions before [b, n], such as (3,) for three axes.
+        factor: the attention factor, where the rotary module no longer applies it.
+        before: attributes and buffers of the rotary module as they were, for layers that the
+            methods leave alone; None where there are none such.
+    """
+
+    source: Source
+    rotate: Callable[..., Any]
+    axes: tuple[int, ...]
+    factor: float = 1.0
+    before: tuple[dict[str, Any], dict[str, Tensor]] | None = None
+    given: Any = None  # the tables of the forward pass that is running
+    kept: Any = None  # … and those of layers left alone
+    turned: dict[Any, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    def tables(self, x: Tensor, positions: Tensor) -> Any:
+        """cos and sin [b or 1, n, columns] (or e^(i·angle)) by frequencies as they stand."""
+        module = self.source.module
+        scaling = module.__dict__.get("rope_type")
+        if scaling is None or self.source.scaling not in LENGTH_DEPENDENT:
+            return call_rotary(self.rotate, x, positions, self.source.layer_type)
+        module.__dict__["rope_type"] = plain_type(scaling)
+        try:
+            return call_rotary(self.rotate, x, positions, self.source.layer_type)
+        finally:
+            module.__dict__["rope_type"] = scaling
+
+    def as_before(self, x: Tensor, positions: Tensor) -> Any:
+        """The tables that the unpatched model has."""
+        with self._restored():
+            return call_rotary(self.rotate, x, positions, self.source.layer_type)
+
+    @contextlib.contextmanager
+    def _restored(self) -> Iterator[None]:
+        assert self.before is not None
+        module, (attributes, buffers) = self.source.module, self.before
+        now = {name: module.__dict__[name] for name in attributes}
+        now_buffers = {name: module._buffers[name] for name in buffers}
+        module.__dict__.update(attributes)
+        module._buffers.update(buffers)
+        try:
+            yield
+        finally:
+            module.__dict__.update(now)
+            module._buffers.update(now_buffers)
+
+    def turn(self, layer: Layer, x: Tensor, positions: Tensor) -> Tensor:
+        """x [b, *, l, d] rotated by positions [l] (on the CPU) as the layer rotates."""
+        assert layer.rotation is not None
+        key = (positions.numpy().tobytes(), x.device)  # all layers share a forward's few tables
+        if key not in self.turned:
+            like = torch.empty(0, dtype=torch.float32, device=x.device)
+            here = positions.to(x.device).expand(*self.axes, 1, -1)
+            self.turned[key] = _cos_sin(self.tables(like, here))
+        return layer.rotation.turn(x, *self.turned[key])
+
+
+def _cos_sin(tables: Any) -> tuple[Tensor, Tensor]:
+    if isinstance(tables, tuple):
+        return tables[0], tables[1]
+    return tables.real, tables.imag
+
+
 @dataclass
 class State:
     """What the attention function of one patched model needs to know."""
 
-    rotary: nn.Module
-    rotate: Callable[..., tuple[Tensor, Tensor]]  # the rotary module's own forward
+    layers: dict[nn.Module, Layer]
+    feeds: dict[Source, Feed]  # of the layers that take the methods
     trained: int
-    parts: tuple[Part, ...]  # empty: only query scales
+    parts: tuple[Part, ...]  # empty: only query scales, or only frequencies
     query_scales: tuple[QueryScale, ...]
-    factor: float  # the attention factor, where the rotary module no longer applies it
-    path: str  # an attention path, or transformers' own implementation where there are no parts
+    path: str  # an attention path
+    own: str  # transformers' implementation, for what the methods leave alone
     positions: Tensor | None = None  # [b or 1, n], of the forward pass that is running
-    calls: int = 0
-    tables: dict[Any, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    swapped: int = 0  # how often a layer was given the tables of before
     padding: tuple[Tensor, list[int] | None] | None = None  # a mask, and what it says
 
     @uncompiled
-    def far_tables(self, x: Tensor, position_ids: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
-        """The rotary module's new forward: cos and sin [b or 1, n, d] as far keys need them."""
-        self.positions = position_ids
-        self.tables.clear()
+    def forward(
+        self,
+        module: nn.Module,
+        own: Callable[..., Any],
+        x: Tensor,
+        position_ids: Tensor,
+        layer_type: str | None = None,
+    ) -> Any:
+        """The new forward of a rotary module."""
+        known = (f for f in self.feeds.values() if f.source.module is module)
+        feed = next((f for f in known if f.source.layer_type == layer_type), None)
+        if feed is None:
+            return call_rotary(own, x, position_ids, layer_type)
+        self.positions = position_ids if position_ids.ndim == 2 else position_ids[0]
         self.padding = None
+        feed.turned.clear()
+        feed.given = self._tables(feed, x, position_ids)
+        if feed.before is not None:
+            feed.kept = feed.as_before(x, position_ids)
+        return feed.given
+
+    @uncompiled
+    def keep_tables(self, feed: Feed, module: nn.Module, args: Any, kwargs: Any) -> Any:
+        """A pre-hook of a layer that is left alone: gives it the tables of before the patch."""
+
+        def kept(x: Any) -> Any:
+            if x is None or x is not feed.given:
+                return x
+            self.swapped += 1
+            return feed.kept
+
+        return tuple(kept(x) for x in args), {name: kept(x) for name, x in kwargs.items()}
+
+    def _tables(self, feed: Feed, x: Tensor, position_ids: Tensor) -> Any:
+        """The tables as far keys need them."""
         if not self.parts:
-            return self.rotate(x, position_ids, *args)
-        cos, sin = self.rotate(x, self.parts[-1].key(position_ids.double()), *args)
-        return cos * self.factor, sin * self.factor
+            return call_rotary(feed.rotate, x, position_ids, feed.source.layer_type)
+        if feed.source.scaling in LENGTH_DEPENDENT:  # let the module see the true positions
+            call_rotary(feed.rotate, x, position_ids, feed.source.layer_type)
+        tables = feed.tables(x, self.parts[-1].key(position_ids.double()))
+        if feed.factor == 1:
+            return tables
+        if isinstance(tables, tuple):
+            return tuple(table * feed.factor for table in tables)
+        return tables * feed.factor
 
     def left_over(self) -> tuple[Part, ...]:
         """The parts as seen from keys, and queries, that the rotary module rotated already."""
@@ -73,21 +181,6 @@ class State:
             )
             for part in self.parts
         )
-
-    def turn(self, module: nn.Module, x: Tensor, positions: Tensor) -> Tensor:
-        """x [b, *, l, d] rotated by positions [l] (on the CPU), through the family's function."""
-        key = (positions.numpy().tobytes(), x.device)  # all layers share a forward's few tables
-        if key not in self.tables:
-            like = torch.empty(0, dtype=torch.float32, device=x.device)
-            self.tables[key] = self.rotate(like, positions[None].to(x.device))
-        cos, sin = self.tables[key]
-        if torch.is_grad_enabled() or x.device.type != "cpu":
-            return rotate_with(module, x, cos, sin)
-        out = torch.empty_like(x)
-        for start in range(0, x.shape[-2], TURN_AT_ONCE):
-            here = slice(start, start + TURN_AT_ONCE)
-            out[..., here, :] = rotate_with(module, x[..., here, :], cos[:, here], sin[:, here])
-        return out
 
     def first_tokens(self, mask: Tensor | None, n: int) -> list[int] | None:
         """Each row's first slot that holds a token, where the mask [b, 1, 1, m] says no more.
@@ -120,66 +213,76 @@ def has_holes(mask: Tensor) -> bool:
     return bool((starts.sum(-1) > 1).any())
 
 
-def rotate_with(module: nn.Module, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """x [b, *, l, d] rotated by the `apply_rotary_pos_emb` of the attention module's family.
-
-    A family that slices the rotated part out before it calls that function (cos is narrower than
-    the head, and the function does not take it) has the first cos.shape[-1] dimensions rotated.
-    """
-    apply = sys.modules[type(module).__module__].apply_rotary_pos_emb
-    try:
-        out: Tensor = apply(x, x[:, :0], cos, sin)[0]
-    except RuntimeError:
-        width = cos.shape[-1]
-        head = apply(x[..., :width], x[:, :0, :, :width], cos, sin)[0]
-        out = torch.cat((head, x[..., width:].to(head.dtype)), -1)
-    return out.to(x.dtype)
-
-
-def state_of(module: nn.Module) -> State:
-    """The state of the patched model that an attention module belongs to."""
-    state = getattr(module, STATE, None)
-    if not isinstance(state, State):
-        raise UnsupportedModelError(f"{type(module).__name__} was asked for ctxext but not patched")
-    state.calls += 1
-    return state
-
-
 @uncompiled
-def distance_attention(
+def attention(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float | None = None,
-    dropout: float = 0.0,
+    attention_mask: Tensor | None = None,
     **kwargs: Any,
-) -> tuple[Tensor, None]:
-    """The attention function of models with a distance method; transformers' signature.
+) -> tuple[Tensor, Tensor | None]:
+    """The attention function of patched models; transformers' signature.
 
     query [b, h, n, d], key and value [b, g, m, d], attention_mask as `padding_mask` gives it, or
-    [b or 1, 1, n, m] of bool or added to scores; returns [b, n, h, d] and no weights.
+    [b or 1, 1, n, m] of bool or added to scores; returns [b, n, h, d], and weights or None.
     """
-    state = state_of(module)
-    odd = [name for name in UNKNOWN if kwargs.get(name) is not None]
-    if odd:
+    state = getattr(module, STATE, None)
+    if not isinstance(state, State):
+        raise UnsupportedModelError(f"{type(module).__name__} was asked for ctxext but not patched")
+    layer = state.layers.get(module)
+    if layer is None and any(type(known) is type(module) for known in state.layers):
+        raise UnsupportedModelError(f"{type(module).__name__} did not run when it was patched")
+    if layer is not None and not layer.inside:
+        query = state.scale_query(query, kwargs.get("position_ids"))
+        if state.parts:
+            return _distance_attention(state, layer, query, key, value, attention_mask, **kwargs)
+    eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+    own = ALL_ATTENTION_FUNCTIONS.get_interface(state.own, eager)
+    output: tuple[Tensor, Tensor | None] = own(module, query, key, value, attention_mask, **kwargs)
+    return output
+
+
+def _distance_attention(
+    state: State,
+    layer: Layer,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """`attention` with the parts of a distance method, or causal where there are no positions."""
+    if odd := [name for name in UNKNOWN if kwargs.get(name) is not None]:
         raise UnsupportedModelError(f"distance methods do not support attention with {odd[0]!r}")
-    if attention_mask is not None and attention_mask.is_floating_point():
-        attention_mask = _seen_by(attention_mask)
+    if mask is not None and mask.is_floating_point():
+        mask = _seen_by(mask)
+    parts, turn = CAUSAL, _turn_of(None, layer)
+    if layer.source is not None:
+        parts, turn = state.left_over(), _turn_of(state.feeds[layer.source], layer)
     output = attend(
         state.path,
-        state.scale_query(query, kwargs.get("position_ids")).to(value.dtype),
+        query.to(value.dtype),
         key.to(value.dtype),
         value,
-        state.left_over(),
-        lambda x, positions: state.turn(module, x, positions),
+        parts,
+        turn,
         scaling if scaling is not None else query.shape[-1] ** -0.5,
-        attention_mask,
+        mask,
         dropout,
-        state.first_tokens(attention_mask, query.shape[2]),
+        state.first_tokens(mask, query.shape[2]),
+        softcap,
+        s_aux,
     )
     return output.transpose(1, 2).contiguous(), None
+
+
+def _turn_of(feed: Feed | None, layer: Layer) -> Callable[[Tensor, Tensor], Tensor]:
+    return lambda x, positions: x if feed is None else feed.turn(layer, x, positions)
 
 
 def _seen_by(additive: Tensor) -> Tensor:
@@ -190,55 +293,52 @@ def _seen_by(additive: Tensor) -> Tensor:
     return seen
 
 
-@uncompiled
-def scaled_attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any
-) -> tuple[Tensor, Tensor | None]:
-    """The attention function of models with query scales alone: scale, then the model's own."""
-    state = state_of(module)
-    eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
-    own = ALL_ATTENTION_FUNCTIONS.get_interface(state.path, eager)
-    query = state.scale_query(query, kwargs.get("position_ids"))
-    output: tuple[Tensor, Tensor | None] = own(module, query, key, value, *args, **kwargs)
-    return output
+def padding_mask(own: str) -> Callable[..., Tensor | None]:
+    """The mask function of distance methods over the implementation `own`.
 
-
-@uncompiled
-def padding_mask(
-    *, mask_function: Any = causal_mask_function, attention_mask: Tensor | None = None, **given: Any
-) -> Tensor | None:
-    """The mask of `distance_attention`, in memory linear in length where it can be.
-
-    None where causal order is all there is, [b, 1, 1, m] where rows are padded besides, and the
-    whole of sdpa's mask [b or 1, 1, n, m] for anything else, such as packed sequences.
+    It gives a mask in memory linear in length where it can: None where causal order is all there
+    is, [b, 1, 1, m] where rows are padded besides. Anything else, such as packed sequences and
+    sliding windows, has the mask of `own`, [b or 1, 1, n, m].
     """
-    end, keys = given.get("q_offset", 0) + given["q_length"], given["kv_length"]
-    plain = mask_function is causal_mask_function and given.get("allow_is_causal_skip", True)
-    short = attention_mask is not None and attention_mask.shape[1] != keys
-    if not plain or given.get("kv_offset", 0) or end != keys or short:
-        whole: Tensor | None = ALL_MASK_ATTENTION_FUNCTIONS["sdpa"](
-            mask_function=mask_function,
-            attention_mask=attention_mask,
-            **{**given, "allow_is_causal_skip": False},
-        )
-        return whole
-    if attention_mask is None or bool(attention_mask.all()):
-        return None
-    return attention_mask[:, None, None].bool()
+
+    @uncompiled
+    def mask(
+        *,
+        mask_function: Any = causal_mask_function,
+        attention_mask: Tensor | None = None,
+        **given: Any,
+    ) -> Tensor | None:
+        end, keys = given.get("q_offset", 0) + given["q_length"], given["kv_length"]
+        short = attention_mask is not None and attention_mask.shape[1] != keys
+        odd = given.get("kv_offset", 0) or end != keys or short
+        plain = mask_function is causal_mask_function and given.get("allow_is_causal_skip", True)
+        if odd or not plain:
+            whole: Tensor | None = ALL_MASK_ATTENTION_FUNCTIONS[own](
+                mask_function=mask_function,
+                attention_mask=attention_mask,
+                **{**given, "allow_is_causal_skip": False},
+            )
+            return whole
+        if attention_mask is None or bool(attention_mask.all()):
+            return None
+        return attention_mask[:, None, None].bool()
+
+    return cast(Callable[..., "Tensor | None"], mask)
 
 
-def register_distance() -> str:
-    """Register `distance_attention` and its mask, and return its name."""
-    AttentionInterface.register("ctxext", distance_attention)
-    AttentionMaskInterface.register("ctxext", padding_mask)
-    return "ctxext"
+def register_distance(own: str) -> str:
+    """Register `attention` and its mask, with `own` for what is left alone; its name."""
+    name = f"ctxext_distance_{own}"
+    AttentionInterface.register(name, attention)
+    AttentionMaskInterface.register(name, padding_mask(own))
+    return name
 
 
 def register_scaled(own: str) -> str:
-    """Register `scaled_attention` over the implementation `own`, with its mask; its new name."""
+    """Register `attention` over the implementation `own`, with its mask; its new name."""
     if own not in ALL_MASK_ATTENTION_FUNCTIONS:  # without one the model would not be causal
         raise UnsupportedModelError(f"query scales do not run on {own!r} attention: load with sdpa")
     name = f"ctxext_{own}"
-    AttentionInterface.register(name, scaled_attention)
+    AttentionInterface.register(name, attention)
     AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[own])
     return name

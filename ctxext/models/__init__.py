@@ -1,7 +1,8 @@
 """Models: aliases, loading, and what a family's rotary layout is.
 
 aliases.py   short names of models that people use
-layout.py    where a loaded model's rotary module is, its θ and its trained length
+families.py  what each model type of transformers takes
+layout.py    where a loaded model's rotary frequencies are, its θ and its trained length
 loading.py   a name, an id or a folder → model and tokenizer
 trained.py   the trained length, from a config alone
 """

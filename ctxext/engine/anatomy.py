@@ -1,0 +1,93 @@
+"""What a spec meets in a model: which layers take it, which are left alone, and why not any."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from ctxext.engine.probe import Layer, learn
+from ctxext.errors import UnsupportedModelError
+from ctxext.models.layout import Source, has_windows
+from ctxext.patches import Spec
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """A model's attention layers, where they are known, and the frequencies that take a spec.
+
+    Attributes:
+        layers: those that run through transformers' attention interface, in order.
+        axes: the frequencies that a text uses, with the shape of positions before [b, n].
+        sources: of them those that a method changes.
+    """
+
+    layers: list[Layer]
+    axes: dict[Source, tuple[int, ...]]
+    sources: list[Source]
+
+    @property
+    def taking(self) -> list[Layer]:
+        """The layers that see T tokens back or more."""
+        return [layer for layer in self.layers if not layer.inside]
+
+    @property
+    def alone(self) -> dict[nn.Module, Source]:
+        """The layers that do not, but are rotated by frequencies of those that do."""
+        inside = ((layer.module, layer.source) for layer in self.layers if layer.inside)
+        return {module: source for module, source in inside if source in self.sources}
+
+    def notes(self, spec: Spec) -> list[str]:
+        """What a user should know of it, a line each."""
+        inside, count = sum(layer.inside for layer in self.layers), len(self.layers)
+        lines = []
+        if inside:
+            lines.append(
+                f"{inside} of {count} attention layers see no further back than the trained "
+                "length: they are left as they are"
+            )
+        if self.layers and not self.sources and (spec.distance or spec.frequencies):
+            lines.append(f"no other layer has positions, so that {spec} changes nothing there")
+        return lines
+
+
+def examine(model: Any, sources: list[Source], spec: Spec) -> Anatomy:
+    """Learn the model's layers; UnsupportedModelError where they cannot take the spec.
+
+    A model on the meta device, which cannot run, and one that does not run on plain tokens take
+    frequency methods where all of their layers are alike.
+    """
+    kind = model.config.get_text_config().model_type
+    deep = bool(spec.distance or spec.query_scales)  # attention itself is changed
+    if spec.unpatched:
+        return Anatomy([], {}, [])
+    try:
+        if next(model.parameters()).is_meta:
+            raise UnsupportedModelError(f"{kind} has no weights")
+        layers, axes = learn(model, sources)
+    except UnsupportedModelError:
+        if deep:
+            raise
+        layers, axes = [], dict.fromkeys(sources, ())
+    if not layers:
+        if deep:
+            raise UnsupportedModelError(f"{kind} does not use transformers' attention interface")
+        return Anatomy([], axes, _alike(model, list(axes)))
+    if not deep and not any(layer.inside for layer in layers):
+        return Anatomy(layers, axes, list(axes))
+    reasons = [layer.why_not(spec) for layer in layers]
+    if reason := next(filter(None, reasons), None):
+        raise UnsupportedModelError(f"{kind} does not take {spec}: {reason}")
+    taking = {layer.source for layer in layers if not layer.inside}
+    return Anatomy(layers, axes, [source for source in axes if source in taking])
+
+
+def _alike(model: Any, sources: list[Source]) -> list[Source]:
+    """The sources of a model whose layers are not known; refused where they may differ."""
+    if len(sources) > 1 or has_windows(model.config):
+        raise UnsupportedModelError(
+            f"{model.config.get_text_config().model_type} has layers of several kinds, or with "
+            "windows, and which of them a method is for cannot be told"
+        )
+    return sources
