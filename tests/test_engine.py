@@ -853,7 +853,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], list[str], str]] = {
     "falcon": (
         lambda: small("Falcon", without=("head_dim",)),
         ["rerope", "logn"],
-        "falcon does not use transformers' attention interface",
+        "falcon does not take .*: it does not use transformers' attention interface",
     ),
     "doge": (
         lambda: small("Doge", without=("head_dim",)), ["rerope"], "a mask that adds a bias",
@@ -924,7 +924,7 @@ def test_layers_that_see_no_further_than_trained_are_left_alone(spec: str) -> No
     with ctxext.patched(model, spec, 256) as handle:
         assert torch.equal(logits(model, ids), plain)
         assert handle.notes[0].startswith("2 of 2 attention layers see no further back than")
-        assert ("changes nothing" in handle.notes[-1]) == (spec != "logn")
+        assert ("rotation stays as it is" in handle.notes[-1]) == (spec != "logn")
     assert model.config.sliding_window == TRAINED
 
 

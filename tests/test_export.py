@@ -11,6 +11,7 @@ import pytest
 import torch
 import transformers
 from conftest import TRAINED, random_model, tokens
+from families import tiny_model
 
 import ctxext
 from ctxext import export as module
@@ -304,6 +305,14 @@ def test_a_wrong_expression_is_found(
     monkeypatch.setattr(module, "_expressions", lambda *_: [("wrong", {"rope_theta": 9.0})])
     with pytest.raises(UnsupportedModelError, match="cannot express"):
         run(llama, "pi", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("kind", "window"), [("gemma3_text", 16), ("mistral", 16), ("gemma2", 99)])
+def test_layers_that_a_config_cannot_change_alone(kind: str, window: int, tmp_path: Path) -> None:
+    tiny_model(kind, sliding_window=window).save_pretrained(tmp_path / "source")
+    with pytest.raises(UnsupportedModelError, match="layers of several kinds, or with windows"):
+        run(tmp_path / "source", "pi", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

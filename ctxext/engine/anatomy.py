@@ -48,7 +48,7 @@ class Anatomy:
                 "length: they are left as they are"
             )
         if self.layers and not self.sources and (spec.distance or spec.frequencies):
-            lines.append(f"no other layer has positions, so that {spec} changes nothing there")
+            lines.append("no layer with positions sees further back: its rotation stays as it is")
         return lines
 
 
@@ -72,7 +72,10 @@ def examine(model: Any, sources: list[Source], spec: Spec) -> Anatomy:
         layers, axes = [], dict.fromkeys(sources, ())
     if not layers:
         if deep:
-            raise UnsupportedModelError(f"{kind} does not use transformers' attention interface")
+            raise UnsupportedModelError(
+                f"{kind} does not take {spec}: it does not use transformers' attention interface; "
+                "frequency methods (ntk, yarn, …) need none"
+            )
         return Anatomy([], axes, _alike(model, list(axes)))
     if not deep and not any(layer.inside for layer in layers):
         return Anatomy(layers, axes, list(axes))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -102,6 +103,9 @@ class _Run:
     axes: dict[Source, tuple[int, ...]] = field(default_factory=dict)  # of positions, before [b, n]
 
 
+_RUNNING: ContextVar[_Run] = ContextVar("running")
+
+
 def learn(model: Any, sources: list[Source]) -> tuple[list[Layer], dict[Source, tuple[int, ...]]]:
     """The layers whose attention runs through transformers' interface, in order.
 
@@ -152,9 +156,10 @@ def _run(model: Any, sources: list[Source], turning: list[Source] | None) -> _Ru
             own = {s.layer_type: s for s in sources if s.module is module}
             undo.enter_context(_kept(module))
             undo.enter_context(replaced(module, "forward", _stand_in(run, module, own, turning)))
-        AttentionInterface.register("ctxext_probe", _attention(run))
-        AttentionMaskInterface.register("ctxext_probe", _mask(run))
+        AttentionInterface.register("ctxext_probe", _attention)
+        AttentionMaskInterface.register("ctxext_probe", _mask)
         use_attention(model, "ctxext_probe", undo)
+        undo.callback(_RUNNING.reset, _RUNNING.set(run))
         forward(model, length, [])
     return run
 
@@ -272,27 +277,21 @@ def _bits(turning: list[Source]) -> int:
     return sum(len(s.inv_freq) for s in turning).bit_length()
 
 
-def _attention(run: _Run) -> Callable[..., tuple[Tensor, None]]:
-    def attention(
-        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **given: Any
-    ) -> tuple[Tensor, None]:
-        mask = args[0] if args else given.pop("attention_mask", None)
-        run.calls.append(_Seen(module, query.float(), key.float(), mask, given))
-        b, h, n, _ = query.shape
-        return value.new_zeros(b, n, h, value.shape[-1]), None
-
-    return attention
+def _attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **given: Any
+) -> tuple[Tensor, None]:
+    mask = args[0] if args else given.pop("attention_mask", None)
+    _RUNNING.get().calls.append(_Seen(module, query.float(), key.float(), mask, given))
+    b, h, n, _ = query.shape
+    return value.new_zeros(b, n, h, value.shape[-1]), None
 
 
-def _mask(run: _Run) -> Callable[..., Tensor | None]:
-    def mask(**given: Any) -> Tensor | None:
-        whole: Tensor | None = ALL_MASK_ATTENTION_FUNCTIONS["eager"](**given)
-        if whole is not None:
-            seen = (whole, given["mask_function"], given.get("local_size"))
-            run.masks[whole.untyped_storage().data_ptr()] = seen
-        return whole
-
-    return mask
+def _mask(**given: Any) -> Tensor | None:
+    whole: Tensor | None = ALL_MASK_ATTENTION_FUNCTIONS["eager"](**given)
+    if whole is not None:
+        seen = (whole, given["mask_function"], given.get("local_size"))
+        _RUNNING.get().masks[whole.untyped_storage().data_ptr()] = seen
+    return whole
 
 
 # What it shows -----------------------------------------------------------------------------------
