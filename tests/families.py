@@ -31,8 +31,9 @@ LARGEST = 2e7  # parameters: a larger model was not made tiny
 
 SIZES: dict[str, Any] = {
     "vocab_size": VOCABULARY, "vocab_size_per_layer_input": VOCABULARY,
-    "max_position_embeddings": TRAINED, "hidden_size": 64, "num_hidden_layers": LAYERS,
-    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "initializer_range": 0.2,
+    "max_position_embeddings": TRAINED, "hidden_size": 64, "hidden_size_global": 64,
+    "num_hidden_layers": LAYERS, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "head_dim": 16, "initializer_range": 0.2,
     "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
     **dict.fromkeys(("intermediate_size", "ffn_hidden_size", "ffn_dim"), 64),
     **dict.fromkeys(
@@ -70,6 +71,9 @@ PLAIN_ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 SPECIAL: dict[str, dict[str, Any]] = {
     "bamba": {"attn_layer_indices": [1, 3]},
     "bailing_hybrid": {"layer_types": ["linear_attention", "full_attention"] * 2},
+    "blt": {
+        "encoder_hash_byte_group_vocab": 64, "encoder_hash_byte_group_size": [3, 4],
+    },
     "cohere_compass_text": {
         "layer_types": KINDS, "rope_parameters": dict.fromkeys(KINDS, PLAIN_ROPE),
     },
@@ -82,6 +86,11 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "dots3_note_text": {"num_key_value_heads": 4},
     "falcon_h1": {"mamba_d_ssm": 128, "mamba_n_heads": 8, "mamba_d_head": 16},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2, "num_dense_layers": 1},
+    "qwen4_exp_text": {
+        "indexer_budget": 64, "indexer_compress_ratio": 4, "indexer_n_heads": 2,
+        "indexer_head_dim": 16, "indexer_kv_heads": 1, "hc_lowrank": 8, "ple_embed_dim": 16,
+        "ngram_vocab_size_base": 50, "split_ngram_parts": 2,
+    },
     "zamba2": {"layers_block_type": ["mamba", "hybrid"] * 2, "use_mem_rope": True},
     "zaya": {"num_experts_per_tok": 1},
     "granitemoehybrid": {
@@ -91,12 +100,9 @@ SPECIAL: dict[str, dict[str, Any]] = {
 
 
 NOT_MADE = {
-    "blt": "its five parts have configs of their own",
     "dots3_note": "its parts have configs of their own",
     "dots3_note_text": "its layers have configs of their own",
     "gemma3n": "its vision part needs timm; its text part is gemma3n_text",
-    "qwen4_exp": "its default config is of no whole model",
-    "qwen4_exp_text": "its default config is of no whole model",
 }
 
 
@@ -269,7 +275,7 @@ READS: dict[str, tuple[Callable[[Any, Tensor], Tensor], int]] = {
 
 def _reason(error: UnsupportedModelError) -> str:
     """What an error says after the name of the model type."""
-    text = str(error)
+    text = str(error).partition("; ")[0]
     return text.partition(": ")[2] if ": " in text else " ".join(text.split()[1:])
 
 

@@ -856,7 +856,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], list[str], str]] = {
         "falcon does not take .*: it does not use transformers' attention interface",
     ),
     "doge": (
-        lambda: small("Doge", without=("head_dim",)), ["rerope"], "a mask that adds a bias",
+        lambda: small("Doge", without=("head_dim",)), ["rerope"], "by a mask of its own",
     ),
     "deepseek_v32": (
         lambda: small(
@@ -865,7 +865,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], list[str], str]] = {
             index_head_dim=16, index_n_heads=2,
         ),
         ["rerope", "ntk+rerope"],
-        "deepseek_v32 does not take .*rerope.*'indices', which goes by positions of its own",
+        "deepseek_v32 does not take .*rerope.*'indices', by which it may choose keys",
     ),
 }  # fmt: skip
 

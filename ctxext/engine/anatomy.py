@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from ctxext.engine.probe import Layer, learn
-from ctxext.errors import UnsupportedModelError
+from ctxext.errors import CtxextError, UnsupportedModelError
 from ctxext.models.layout import Source, has_windows
 from ctxext.patches import Spec
 
@@ -63,20 +63,18 @@ def examine(model: Any, sources: list[Source], spec: Spec) -> Anatomy:
     if spec.unpatched:
         return Anatomy([], {}, [])
     try:
-        if next(model.parameters()).is_meta:
-            raise UnsupportedModelError(f"{kind} has no weights")
-        layers, axes = learn(model, sources)
+        layers, axes = _learn(model, sources)
     except UnsupportedModelError:
-        if deep:
+        if deep or len(sources) > 1 or has_windows(model.config):
             raise
         layers, axes = [], dict.fromkeys(sources, ())
     if not layers:
-        if deep:
+        if deep or len(axes) > 1 or has_windows(model.config):
             raise UnsupportedModelError(
                 f"{kind} does not take {spec}: it does not use transformers' attention interface; "
-                "frequency methods (ntk, yarn, …) need none"
+                "frequency methods (ntk, yarn, …) need none where all layers are alike"
             )
-        return Anatomy([], axes, _alike(model, list(axes)))
+        return Anatomy([], axes, list(axes))
     if not deep and not any(layer.inside for layer in layers):
         return Anatomy(layers, axes, list(axes))
     reasons = [layer.why_not(spec) for layer in layers]
@@ -86,11 +84,14 @@ def examine(model: Any, sources: list[Source], spec: Spec) -> Anatomy:
     return Anatomy(layers, axes, [source for source in axes if source in taking])
 
 
-def _alike(model: Any, sources: list[Source]) -> list[Source]:
-    """The sources of a model whose layers are not known; refused where they may differ."""
-    if len(sources) > 1 or has_windows(model.config):
-        raise UnsupportedModelError(
-            f"{model.config.get_text_config().model_type} has layers of several kinds, or with "
-            "windows, and which of them a method is for cannot be told"
-        )
-    return sources
+def _learn(model: Any, sources: list[Source]) -> tuple[list[Layer], dict[Source, tuple[int, ...]]]:
+    """`learn`; UnsupportedModelError for whatever stands in its way."""
+    kind = model.config.get_text_config().model_type
+    if next(model.parameters()).is_meta:
+        raise UnsupportedModelError(f"{kind} has no weights, so that its layers are not known")
+    try:
+        return learn(model, sources)
+    except CtxextError:
+        raise
+    except Exception as error:
+        raise UnsupportedModelError(f"{kind} is not understood: {error!r}") from error

@@ -52,7 +52,7 @@ class Layer:
         softcap, sinks: whether its scores are capped, or it has attention sinks.
         head_dim: of queries and keys.
         causal: whether each token sees itself and what is before it, and no more.
-        odd: an argument of its attention that the engine does not know.
+        odd: what its attention goes by that the engine does not know, in a few words.
         blurred: why it is not known how it is rotated, in a few words.
     """
 
@@ -74,7 +74,7 @@ class Layer:
         if not self.causal and (spec.distance or spec.query_scales):
             return "its attention is not causal"
         if self.odd and spec.distance:
-            return f"its attention chooses keys by {self.odd!r}, which goes by positions of its own"
+            return self.odd
         return None
 
 
@@ -415,7 +415,10 @@ def _layer(call: _Seen, masks: dict[int, tuple[Tensor, Any, int | None]], traine
         except IndexError:  # it goes by what these few tokens are
             inside = window is not None and window <= trained
         causal = causal and not _sees(function, -1, 2)
-    odd = next(iter(sorted(given.keys() - KNOWN)), None)
+    unknown = sorted(given.keys() - KNOWN)
+    odd = f"its attention takes {unknown[0]!r}, by which it may choose keys" if unknown else None
+    if call.mask is not None and call.mask.untyped_storage().data_ptr() not in masks:
+        odd = "its attention chooses keys by a mask of its own, which may go by positions"
     sinks, softcap = given.get("s_aux") is not None, bool(given.get("softcap"))
     return Layer(call.module, inside, softcap, sinks, call.query.shape[-1], causal, odd)
 

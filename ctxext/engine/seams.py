@@ -199,7 +199,7 @@ class State:
         positions = self.positions if given is None else given
         if not self.query_scales or positions is None:
             return query
-        n = positions.to(query.device, torch.float64) + 1
+        n = positions[:, -query.shape[2] :].to(query.device, torch.float64) + 1
         scale = torch.ones_like(n)
         for method in self.query_scales:
             scale = scale * method.scale(n, self.trained)
