@@ -55,6 +55,24 @@ def test_windows_inside_the_trained_length_are_left_alone(kind: str, spec: str) 
     assert any("2 of 4 attention layers" in note for note in handle.notes)
 
 
+@pytest.mark.parametrize("attn", ["auto", "eager", "dense"])
+def test_norms_with_weights_after_the_rotation(attn: str) -> None:
+    """HunYuan's; that a dimension is multiplied by its own weight must not be turned with it."""
+    model = tiny_model("hunyuan_v1_dense")
+    for layer in model.model.layers:
+        for norm in (layer.self_attn.query_layernorm, layer.self_attn.key_layernorm):
+            torch.nn.init.uniform_(norm.weight, 0.3, 3.0)
+    ids = torch.arange(3, 90)[None]
+    with torch.no_grad():
+        plain = model(ids, use_cache=False).logits
+        with ctxext.patched(model, "rerope:window=4096", attn=attn):
+            wide = model(ids, use_cache=False).logits
+        with ctxext.patched(model, "leaky-rerope:window=9,leak=1", attn=attn):  # rope again
+            same = model(ids, use_cache=False).logits
+    for ours in (wide, same):
+        assert (ours - plain).abs().max() <= 1e-5 * plain.abs().max()
+
+
 def test_a_layer_without_positions_is_plain_causal_attention() -> None:
     """SmolLM 3 rotates nothing in every fourth layer."""
     model = tiny_model("smollm3")

@@ -11,7 +11,7 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +48,7 @@ class Layer:
         module: what is handed to the attention function.
         source: the frequencies that rotate it; None for a layer without positions.
         rotation: the pairs that they turn.
+        weights: norms that multiply queries and keys by dimension after they are rotated.
         inside: whether its mask hides every key T or more tokens back.
         softcap, sinks: whether its scores are capped, or it has attention sinks.
         head_dim: of queries and keys.
@@ -65,6 +66,7 @@ class Layer:
     odd: str | None
     source: Source | None = None
     rotation: Rotation | None = None
+    weights: tuple[nn.Module, nn.Module] | None = None
     blurred: str | None = None
 
     def why_not(self, spec: Spec) -> str | None:
@@ -91,6 +93,16 @@ class _Seen:
     key: Tensor
     mask: Tensor | None
     given: dict[str, Any]
+    norms: tuple[nn.Module | None, nn.Module | None]  # whose outputs query and key are
+
+    def plain(self) -> tuple[Tensor, Tensor]:
+        """Query and key before what multiplies them by dimension."""
+        query_norm, key_norm = self.norms
+        return _unweighted(self.query, query_norm), _unweighted(self.key, key_norm)
+
+
+def _unweighted(x: Tensor, norm: nn.Module | None) -> Tensor:
+    return x if norm is None else x / cast(Tensor, norm.weight).float()
 
 
 @dataclass
@@ -98,6 +110,7 @@ class _Run:
     """What a pass shows."""
 
     calls: list[_Seen] = field(default_factory=list)
+    normed: dict[int, tuple[Tensor, nn.Module]] = field(default_factory=dict)  # by id
     masks: dict[int, tuple[Tensor, Any, int | None]] = field(default_factory=dict)  # by address
     used: list[Source] = field(default_factory=list)
     axes: dict[Source, tuple[int, ...]] = field(default_factory=dict)  # of positions, before [b, n]
@@ -135,6 +148,9 @@ def learn(model: Any, sources: list[Source]) -> tuple[list[Layer], dict[Source, 
         layer = _layer(before, still.masks, trained)
         try:
             layer.source, layer.rotation = _decode(before, after, widths, columns)
+            query_norm, key_norm = before.norms
+            if layer.source and query_norm and key_norm:
+                layer.weights = (query_norm, key_norm)
         except _NotUnderstoodError as error:
             layer.blurred = str(error)
         known = layers.setdefault(before.module, layer)
@@ -160,6 +176,10 @@ def _run(model: Any, sources: list[Source], turning: list[Source] | None) -> _Ru
         AttentionMaskInterface.register("ctxext_probe", _mask)
         use_attention(model, "ctxext_probe", undo)
         undo.callback(_RUNNING.reset, _RUNNING.set(run))
+        for module in model.modules():
+            weight = module._parameters.get("weight")
+            if weight is not None and weight.ndim == 1:
+                undo.callback(module.register_forward_hook(_note_norm).remove)
         forward(model, length, [])
     return run
 
@@ -281,9 +301,19 @@ def _attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **given: Any
 ) -> tuple[Tensor, None]:
     mask = args[0] if args else given.pop("attention_mask", None)
-    _RUNNING.get().calls.append(_Seen(module, query.float(), key.float(), mask, given))
+    run = _RUNNING.get()
+    query_norm, key_norm = (
+        run.normed[id(x)][1] if id(x) in run.normed else None for x in (query, key)
+    )
+    norms = (query_norm, key_norm)
+    run.calls.append(_Seen(module, query.float(), key.float(), mask, given, norms))
     b, h, n, _ = query.shape
     return value.new_zeros(b, n, h, value.shape[-1]), None
+
+
+def _note_norm(module: nn.Module, args: Any, output: Any) -> None:
+    run = _RUNNING.get()
+    run.normed[id(output)] = (output, module)
 
 
 def _mask(**given: Any) -> Tensor | None:
@@ -355,8 +385,8 @@ def _decode(
         raise _NotUnderstoodError("its keys are not one for each token")
     if before.query.shape[3] != before.key.shape[3] or before.query.shape != after.query.shape:
         raise _NotUnderstoodError(ODD)
-    old = torch.cat((before.query, before.key), 1)[0]  # [heads, n, d]
-    new = torch.cat((after.query, after.key), 1)[0]
+    old = torch.cat(before.plain(), 1)[0]  # [heads, n, d]
+    new = torch.cat(after.plain(), 1)[0]
     if not (torch.isfinite(old).all() and torch.isfinite(new).all()):
         raise _NotUnderstoodError("it gives numbers that are not finite")
     changed = (new - old).abs().mean(0) > 0.05 * old.abs().mean(0)  # [n, d]

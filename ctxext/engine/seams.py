@@ -29,6 +29,7 @@ UNKNOWN = ("position_bias", "cache", "block_table")  # arguments that change att
 CAUSAL: tuple[Part, ...] = (Part(0, None, identity, identity),)  # of layers without positions
 
 
+Turn = Callable[[Tensor, Tensor], Tensor]
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
@@ -261,13 +262,16 @@ def _distance_attention(
         raise UnsupportedModelError(f"distance methods do not support attention with {odd[0]!r}")
     if mask is not None and mask.is_floating_point():
         mask = _seen_by(mask)
+    query, key = query.to(value.dtype), key.to(value.dtype)
     parts, turn = CAUSAL, _turn_of(None, layer)
     if layer.source is not None:
         parts, turn = state.left_over(), _turn_of(state.feeds[layer.source], layer)
+    if layer.weights is not None:
+        query, key, turn = _unweighted(layer.weights, query, key, turn)
     output = attend(
         state.path,
-        query.to(value.dtype),
-        key.to(value.dtype),
+        query,
+        key,
         value,
         parts,
         turn,
@@ -281,8 +285,26 @@ def _distance_attention(
     return output.transpose(1, 2).contiguous(), None
 
 
-def _turn_of(feed: Feed | None, layer: Layer) -> Callable[[Tensor, Tensor], Tensor]:
+def _turn_of(feed: Feed | None, layer: Layer) -> Turn:
     return lambda x, positions: x if feed is None else feed.turn(layer, x, positions)
+
+
+def _unweighted(
+    norms: tuple[nn.Module, nn.Module], query: Tensor, key: Tensor, turn: Turn
+) -> tuple[Tensor, Tensor, Turn]:
+    """Query and key as pure rotations, where norms multiply them by dimension afterwards.
+
+    Their product with both weights is put on queries when these are turned, as each is once.
+    """
+    a, b = (cast(Tensor, norm.weight).to(query.dtype) for norm in norms)
+    query, key, weight = query / a, key / b, a * b
+    place = query.untyped_storage().data_ptr()
+
+    def weighted(x: Tensor, positions: Tensor) -> Tensor:
+        out = turn(x, positions)
+        return out * weight if x.untyped_storage().data_ptr() == place else out
+
+    return query, key, weighted
 
 
 def _seen_by(additive: Tensor) -> Tensor:
