@@ -139,10 +139,10 @@ def export(
 def _only_source(model: Any, train_len: int | None) -> Frequencies:
     """The rotary frequencies of a model whose layers are all alike."""
     sources, kind = find_sources(model, train_len), model.config.model_type
-    if len(sources) > 1 or has_windows(model.config):
+    if len(sources) > 1 or has_windows(model.config, sources[0].trained):
         raise UnsupportedModelError(
-            f"{kind} has layers of several kinds, or with windows, that a config cannot change one "
-            "by one: use ctxext.patch at run time"
+            f"{kind} has several kinds of rotation, or layers that see no further back than its "
+            "trained length, and a config cannot change these apart: use ctxext.patch at run time"
         )
     return sources[0]
 

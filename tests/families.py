@@ -175,7 +175,12 @@ def tiny_model(kind: str, **changes: Any) -> Any:
     if size > LARGEST:
         raise ValueError(f"{kind} has {size:,} parameters")
     torch.manual_seed(0)
-    return AutoModelForCausalLM.from_config(config, attn_implementation="eager").float().eval()
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").float().eval()
+    for module in model.modules():  # norms that are not all ones
+        weight = module._parameters.get("weight")
+        if weight is not None and weight.ndim == 1:
+            weight.data.add_(torch.empty_like(weight).uniform_(-0.3, 0.3))
+    return model
 
 
 # What a type takes -------------------------------------------------------------------------------

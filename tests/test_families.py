@@ -5,11 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 import transformers
-from families import model_types, survey, tiny_model
+from families import PLAIN_ROPE, model_types, survey, tiny_config, tiny_model
 
 import ctxext
 from ctxext.engine.seams import STATE
+from ctxext.errors import UnsupportedModelError
 from ctxext.models.families import families, tried
+from ctxext.models.trained import trained_length
 
 KNOWN = {family.model_type: family for family in families()}
 TYPES = model_types()
@@ -83,3 +85,93 @@ def test_a_layer_without_positions_is_plain_causal_attention() -> None:
         found = [state.layers[layer.self_attn].source is not None for layer in model.model.layers]
         assert found == rotates
         assert handle.notes == []
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.parametrize("spec", ["ntk:factor=4", "rerope:window=8"])
+def test_gradient_checkpointing_with_another_forward_between(spec: str, reentrant: bool) -> None:
+    """Layers that run again in the backward are left alone again."""
+    ids = torch.arange(3, 90)[None]
+    gradients = []
+    for checkpointing in (False, True):
+        model = tiny_model("gemma2", sliding_window=16)
+        ctxext.patch(model, spec, 400)
+        model.train()
+        if checkpointing:
+            model.enable_input_require_grads()
+            options = {"use_reentrant": reentrant}
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
+        loss = model(ids, labels=ids, use_cache=False).loss
+        with torch.no_grad():
+            model(ids[:, :30], use_cache=False)
+        loss.backward()
+        gradients.append([p.grad for p in model.parameters() if p.grad is not None])
+    for ours, plain in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, plain, rtol=0, atol=1e-5 * float(plain.abs().max()))
+
+
+def test_layers_behind_hooks_that_copy_what_they_are_given() -> None:
+    """As accelerate's are, where a model stands on several devices."""
+    model, ids = tiny_model("gemma2", sliding_window=16), torch.arange(3, 90)[None]
+    for spec in ("ntk:factor=4", "rerope:window=8"):
+        with ctxext.patched(model, spec, 400), torch.no_grad():
+            plain = model(ids, use_cache=False).logits
+        hooks = [
+            layer.register_forward_pre_hook(
+                lambda module, args, kwargs: (
+                    args,
+                    {
+                        name: tuple(y.clone() for y in x) if isinstance(x, tuple) else x
+                        for name, x in kwargs.items()
+                    },
+                ),
+                with_kwargs=True,
+            )
+            for layer in model.model.layers
+        ]
+        with ctxext.patched(model, spec, 400), torch.no_grad():
+            assert torch.equal(model(ids, use_cache=False).logits, plain)
+        for hook in hooks:
+            hook.remove()
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma2", "qwen3", "phi"])
+def test_one_head_is_enough(kind: str) -> None:
+    heads = {"num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": 64}
+    for seed in range(10):
+        torch.manual_seed(seed)
+        model = transformers.AutoModelForCausalLM.from_config(tiny_config(kind, **heads)).eval()
+        ctxext.patch(model, "rerope:window=8").remove()
+
+
+@pytest.mark.parametrize("additive", [True, False])
+def test_masks_that_see_ahead_are_refused(additive: bool) -> None:
+    model, ids = tiny_model("llama"), torch.arange(3, 40)[None]
+    size = (1, 1, ids.shape[1], ids.shape[1])
+    mask = torch.zeros(size) if additive else torch.ones(size, dtype=torch.bool)
+    with ctxext.patched(model, "rerope:window=8"):
+        with pytest.raises(UnsupportedModelError, match="see what comes after them"):
+            model(ids, attention_mask=mask, use_cache=False)
+        seen = torch.ones(size, dtype=torch.bool).tril()
+        given = torch.zeros(size).masked_fill(~seen, torch.finfo().min) if additive else seen
+        with torch.no_grad():
+            ours = model(ids, attention_mask=given, use_cache=False).logits
+            plain = model(ids, use_cache=False).logits
+        assert (ours - plain).abs().max() <= 1e-5 * plain.abs().max()
+
+
+def test_another_implementation_on_a_patched_model_is_refused() -> None:
+    model, ids = tiny_model("llama"), torch.arange(3, 40)[None]
+    handle = ctxext.patch(model, "rerope:window=8")
+    model.set_attn_implementation("sdpa")
+    with pytest.raises(UnsupportedModelError, match="remove the patch first"):
+        model(ids)
+    handle.remove()
+    model(ids)
+
+
+def test_the_trained_length_of_a_layer_type() -> None:
+    yarn = {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 32}
+    types = {"full_attention": {**yarn, "rope_theta": 1e6}, "sliding_attention": PLAIN_ROPE}
+    config = tiny_config("gemma3_text", rope_parameters=types, max_position_embeddings=256)
+    assert trained_length(config) == 32

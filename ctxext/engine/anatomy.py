@@ -41,14 +41,14 @@ class Anatomy:
     def notes(self, spec: Spec) -> list[str]:
         """What a user should know of it, a line each."""
         inside, count = sum(layer.inside for layer in self.layers), len(self.layers)
-        lines = []
-        if inside:
-            lines.append(
-                f"{inside} of {count} attention layers see no further back than the trained "
-                "length: they are left as they are"
-            )
-        if self.layers and not self.sources and (spec.distance or spec.frequencies):
-            lines.append("no layer with positions sees further back: its rotation stays as it is")
+        if not inside:
+            return []
+        line = f"{inside} of {count} attention layers see no further back than the trained length: "
+        if inside == count:
+            return [f"{line}they are left as they are, so that {spec} changes nothing"]
+        lines = [f"{line}they are left as they are"]
+        if not self.sources and (spec.distance or spec.frequencies):
+            lines.append("the other layers have no positions: no rotation is changed")
         return lines
 
 
@@ -65,11 +65,11 @@ def examine(model: Any, sources: list[Source], spec: Spec) -> Anatomy:
     try:
         layers, axes = _learn(model, sources)
     except UnsupportedModelError:
-        if deep or len(sources) > 1 or has_windows(model.config):
+        if deep or len(sources) > 1 or has_windows(model.config, sources[0].trained):
             raise
         layers, axes = [], dict.fromkeys(sources, ())
     if not layers:
-        if deep or len(axes) > 1 or has_windows(model.config):
+        if deep or len(axes) > 1 or has_windows(model.config, sources[0].trained):
             raise UnsupportedModelError(
                 f"{kind} does not take {spec}: it does not use transformers' attention interface; "
                 "frequency methods (ntk, yarn, …) need none where all layers are alike"

@@ -213,12 +213,13 @@ def _apply_seams(
         replace(undo, feed.source.module, feed.source.named("attention_scaling"), 1.0)
     if deep:
         name = seams.register_distance(own) if parts else seams.register_scaled(own)
+        state.name = name
         use_attention(model, name, undo)
         for module in model.modules():
             if "config" in module.__dict__ or module in layers:
                 replace(undo, module, STATE, state)
-        hook = model.base_model.register_forward_pre_hook(_check_inputs(state), with_kwargs=True)
-        undo.callback(hook.remove)
+        check = functools.partial(_check_inputs, state)
+        undo.callback(model.base_model.register_forward_pre_hook(check, with_kwargs=True).remove)
         check_outputs(model, state, before)
     if alone:
         _check_alone(model, state, len(alone))
@@ -235,29 +236,34 @@ def _check_alone(model: Any, state: State, count: int) -> None:
         )
 
 
-def _check_inputs(state: State) -> Any:
+def _implementation(layer: nn.Module) -> str | None:
+    return getattr(layer.__dict__.get("config"), "_attn_implementation", None)
+
+
+@seams.uncompiled
+def _check_inputs(state: State, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
     """A pre-hook of the base model: refuses what we cannot serve, and finds true positions."""
-
-    @seams.uncompiled
-    def hook(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
-        named = dict(zip(("input_ids", "attention_mask", "position_ids"), args, strict=False))
-        given = {**kwargs, **named}
-        cache, mask = given.get("past_key_values"), given.get("attention_mask")
-        flat = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
-        if state.parts and getattr(cache, "is_compileable", False):
-            raise UnsupportedModelError(
-                f"distance methods do not support {type(cache).__name__}: use the default cache"
-            )
-        if state.parts and flat is not None and seams.has_holes(flat):
-            raise UnsupportedModelError(
-                "distance methods do not support padding between the tokens of a row: pad on one "
-                "side only"
-            )
-        if state.query_scales and flat is not None and given.get("position_ids") is None:
-            tokens = given.get("input_ids")
-            tokens = given["inputs_embeds"] if tokens is None else tokens
-            positions = (flat.long().cumsum(-1) - 1).clamp(min=0)
-            kwargs["position_ids"] = positions[:, -tokens.shape[1] :]
-        return args, kwargs
-
-    return hook
+    named = dict(zip(("input_ids", "attention_mask", "position_ids"), args, strict=False))
+    given = {**kwargs, **named}
+    cache, mask = given.get("past_key_values"), given.get("attention_mask")
+    flat = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
+    if any(_implementation(layer) not in (state.name, None) for layer in state.layers):
+        raise UnsupportedModelError(
+            "the attention implementation was changed while the model was patched: remove the "
+            "patch first"
+        )
+    if state.parts and getattr(cache, "is_compileable", False):
+        raise UnsupportedModelError(
+            f"distance methods do not support {type(cache).__name__}: use the default cache"
+        )
+    if state.parts and flat is not None and seams.has_holes(flat):
+        raise UnsupportedModelError(
+            "distance methods do not support padding between the tokens of a row: pad on one "
+            "side only"
+        )
+    if state.query_scales and flat is not None and given.get("position_ids") is None:
+        tokens = given.get("input_ids")
+        tokens = given["inputs_embeds"] if tokens is None else tokens
+        positions = (flat.long().cumsum(-1) - 1).clamp(min=0)
+        kwargs["position_ids"] = positions[:, -tokens.shape[1] :]
+    return args, kwargs

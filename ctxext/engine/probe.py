@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from ctxext.engine.seams import State
 
 TOKENS = 8  # at least
+ROWS = 4  # of different tokens: in one head of one, a quarter turn may change next to nothing
 ODD = (
     "it is rotated in a way that is not understood: a quarter turn of one frequency does not turn "
     "one pair of dimensions"
@@ -197,8 +198,10 @@ def forward(model: Any, length: int, sources: Iterable[Source]) -> None:
             model.get_input_embeddings().weight,
             model.config.get_text_config().pad_token_id,
         )
-        some = (torch.arange(length + 1, device=weight.device) + len(weight) // 3) % len(weight)
-        ids = some[some != (pad if isinstance(pad, int) else -1)][None, :length]
+        some = torch.arange(ROWS * length + 1, device=weight.device) + len(weight) // 3
+        some = some % len(weight)
+        some[some == (pad if isinstance(pad, int) else -1)] += 1
+        ids = some[: ROWS * length].view(ROWS, length) % len(weight)
         with torch.no_grad(), contextlib.ExitStack() as undo:
             for module in {id(source.module): source.module for source in sources}.values():
                 undo.enter_context(_kept(module))
@@ -385,8 +388,8 @@ def _decode(
         raise _NotUnderstoodError("its keys are not one for each token")
     if before.query.shape[3] != before.key.shape[3] or before.query.shape != after.query.shape:
         raise _NotUnderstoodError(ODD)
-    old = torch.cat(before.plain(), 1)[0]  # [heads, n, d]
-    new = torch.cat(after.plain(), 1)[0]
+    old = torch.cat(before.plain(), 1).flatten(0, 1)  # [rows · heads, n, d]
+    new = torch.cat(after.plain(), 1).flatten(0, 1)
     if not (torch.isfinite(old).all() and torch.isfinite(new).all()):
         raise _NotUnderstoodError("it gives numbers that are not finite")
     changed = (new - old).abs().mean(0) > 0.05 * old.abs().mean(0)  # [n, d]
@@ -471,7 +474,7 @@ def outputs(model: Any, layers: Iterable[Layer], sources: Iterable[Source]) -> l
 
     def keep(module: nn.Module, args: Any, output: Any) -> None:
         first = output[0] if isinstance(output, tuple) else output
-        seen.append(first.detach()[0].float().cpu())
+        seen.append(first.detach().flatten(0, 1).float().cpu())
 
     hooks = [layer.module.register_forward_hook(keep) for layer in layers]
     try:

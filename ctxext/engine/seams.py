@@ -24,6 +24,7 @@ from ctxext.errors import UnsupportedModelError
 from ctxext.models.layout import LENGTH_DEPENDENT, Source
 from ctxext.patches.base import Part, QueryScale, identity
 
+KEPT = "_ctxext_kept"  # the attribute of a table that has the tables of before the patch
 STATE = "_ctxext_state"  # the attribute by which an attention module finds its model's state
 UNKNOWN = ("position_bias", "cache", "block_table")  # arguments that change attention
 CAUSAL: tuple[Part, ...] = (Part(0, None, identity, identity),)  # of layers without positions
@@ -102,6 +103,13 @@ class Feed:
         return layer.rotation.turn(x, *self.turned[key])
 
 
+def _first(x: Any) -> Any:
+    """The first table of what may be a rotary module's output; None where it is none."""
+    if isinstance(x, tuple) and x and isinstance(x[0], Tensor):
+        x = x[0]
+    return x if isinstance(x, Tensor) else None
+
+
 def _cos_sin(tables: Any) -> tuple[Tensor, Tensor]:
     if isinstance(tables, tuple):
         return tables[0], tables[1]
@@ -122,6 +130,8 @@ class State:
     positions: Tensor | None = None  # [b or 1, n], of the forward pass that is running
     swapped: int = 0  # how often a layer was given the tables of before
     padding: tuple[Tensor, list[int] | None] | None = None  # a mask, and what it says
+    causal: Tensor | None = None  # a mask that shows no token what comes after it
+    name: str | None = None  # what the attention function is registered as
 
     @uncompiled
     def forward(
@@ -138,24 +148,45 @@ class State:
         if feed is None:
             return call_rotary(own, x, position_ids, layer_type)
         self.positions = position_ids if position_ids.ndim == 2 else position_ids[0]
-        self.padding = None
+        self.padding = self.causal = None
         feed.turned.clear()
         feed.given = self._tables(feed, x, position_ids)
         if feed.before is not None:
             feed.kept = feed.as_before(x, position_ids)
+            _first(feed.given).__dict__[KEPT] = feed.kept
         return feed.given
 
     @uncompiled
     def keep_tables(self, feed: Feed, module: nn.Module, args: Any, kwargs: Any) -> Any:
-        """A pre-hook of a layer that is left alone: gives it the tables of before the patch."""
+        """A pre-hook of a layer that is left alone: gives it the tables of before the patch.
+
+        Tables are known by themselves, for a layer may run again after another forward; copies
+        on another device by their values.
+        """
+        before = self.swapped
 
         def kept(x: Any) -> Any:
-            if x is None or x is not feed.given:
+            first = _first(x)
+            if first is None:
+                return x
+            own, given = first.__dict__.get(KEPT), _first(feed.given)
+            if own is None and given is not None and first.shape == given.shape:
+                same = torch.equal(first, given.to(first.device, first.dtype))
+                own = feed.kept if same else None
+            if own is None:
                 return x
             self.swapped += 1
-            return feed.kept
+            if isinstance(own, tuple):
+                return tuple(table.to(first.device) for table in own)
+            return own.to(first.device)
 
-        return tuple(kept(x) for x in args), {name: kept(x) for name, x in kwargs.items()}
+        swapped = tuple(kept(x) for x in args), {name: kept(x) for name, x in kwargs.items()}
+        if self.swapped == before:
+            raise UnsupportedModelError(
+                f"{type(module).__name__} is handed its rotation in a way that is not understood, "
+                "so that it cannot be left as it is"
+            )
+        return swapped
 
     def _tables(self, feed: Feed, x: Tensor, position_ids: Tensor) -> Any:
         """The tables as far keys need them."""
@@ -194,6 +225,17 @@ class State:
             flat = mask[:, 0, 0]
             self.padding = (mask, None if has_holes(flat) else flat.int().argmax(-1).tolist())
         return self.padding[1]
+
+    def refuse_ahead(self, mask: Tensor) -> None:
+        """UnsupportedModelError where a mask [b, 1, n, m] shows a token what comes after it."""
+        if self.causal is mask:  # the layers of a forward share theirs
+            return
+        n, m = mask.shape[2:]
+        if bool(mask.triu(m - n + 1).any()):
+            raise UnsupportedModelError(
+                "distance methods do not support a mask that lets tokens see what comes after them"
+            )
+        self.causal = mask
 
     def scale_query(self, query: Tensor, given: Tensor | None) -> Tensor:
         """Queries [b, h, n, d] times the query scales of their true positions."""
@@ -262,6 +304,8 @@ def _distance_attention(
         raise UnsupportedModelError(f"distance methods do not support attention with {odd[0]!r}")
     if mask is not None and mask.is_floating_point():
         mask = _seen_by(mask)
+    if mask is not None and mask.shape[2] > 1:
+        state.refuse_ahead(mask)
     query, key = query.to(value.dtype), key.to(value.dtype)
     parts, turn = CAUSAL, _turn_of(None, layer)
     if layer.source is not None:

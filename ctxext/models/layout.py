@@ -117,9 +117,13 @@ def head_dim(config: Any) -> int:
     return int(own or text.hidden_size // text.num_attention_heads)
 
 
-def has_windows(config: Any) -> bool:
-    """Whether a config speaks of layers that do not see everything before them."""
+def has_windows(config: Any, trained: int) -> bool:
+    """Whether a config speaks of layers that see no further back than the trained length."""
     text = config.get_text_config()
+    names = ("sliding_window", "attention_chunk_size")
+    windows = [size for name in names if (size := getattr(text, name, None))]
+    if windows and min(windows) > trained:
+        return False
     kinds = set(getattr(text, "layer_types", None) or ["full_attention"])
     window = getattr(text, "sliding_window", None) and getattr(text, "use_sliding_window", True)
     if window and "layer_types" not in vars(text):

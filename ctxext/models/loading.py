@@ -187,15 +187,17 @@ def _explained(source: Source, call: Any, **options: Any) -> Any:
             raise UsageError(
                 f"model folder {source.name!r} cannot be loaded: {text[:300]}"
             ) from error
-        gated = any(isinstance(e, hub.GatedRepoError) for e in _causes(error))
-        if gated or (alias and alias.gated):
-            text = (
-                f"it is gated: accept its licence at https://huggingface.co/{where} and log in "
-                f"with `hf auth login`; {text}"
-            )
+        get = f"download it where there is a network (`hf download {where}`) and give the folder"
+        if any(isinstance(e, hub.GatedRepoError) for e in _causes(error)) or (
+            alias and alias.gated
+        ):
+            raise UsageError(
+                f"model {source.name!r} ({where}) is gated: accept its licence at "
+                f"https://huggingface.co/{where} and log in with `hf auth login`; offline, {get} "
+                f"({text[:250]})"
+            ) from error
         raise UsageError(
-            f"model {source.name!r} ({where}) could not be had from the Hub; offline, download it "
-            f"where there is a network (`hf download {where}`) and give the folder; "
+            f"model {source.name!r} ({where}) could not be had from the Hub; offline, {get}; "
             f"aliases: {', '.join(sorted(ALIASES))} ({text[:250]})"
         ) from error
 

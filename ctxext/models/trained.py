@@ -6,6 +6,8 @@ from typing import Any
 
 from ctxext.errors import UnsupportedModelError
 
+ORIGINAL = "original_max_position_embeddings"
+
 
 def trained_length(config: Any) -> int:
     """T in tokens: the length before any rope scaling, else `max_position_embeddings`.
@@ -15,9 +17,10 @@ def trained_length(config: Any) -> int:
     """
     config = config.get_text_config()
     rope = getattr(config, "rope_parameters", None) or {}
+    of_types = [part for part in rope.values() if isinstance(part, dict)]  # one for a layer type
     for length in (
-        rope.get("original_max_position_embeddings"),
-        getattr(config, "original_max_position_embeddings", None),
+        *(part.get(ORIGINAL) for part in (rope, *of_types)),
+        getattr(config, ORIGINAL, None),
         getattr(config, "max_position_embeddings", None),
     ):
         if length is None:
