@@ -94,4 +94,5 @@ def _learn(model: Any, sources: list[Source]) -> tuple[list[Layer], dict[Source,
     except CtxextError:
         raise
     except Exception as error:
-        raise UnsupportedModelError(f"{kind} is not understood: {error!r}") from error
+        why = " ".join(repr(error).split())[:300]
+        raise UnsupportedModelError(f"{kind} is not understood: {why}") from error

@@ -209,8 +209,9 @@ def forward(model: Any, length: int, sources: Iterable[Source]) -> None:
     except CtxextError:
         raise
     except Exception as error:
+        why = " ".join(str(error).split())[:300]
         raise UnsupportedModelError(
-            f"{_kind(model)} does not run on a few tokens: {error}"
+            f"{_kind(model)} does not run on a few tokens: {why}"
         ) from error
     finally:
         for module, training in modes.items():
@@ -344,8 +345,9 @@ def check_module(source: Source, axes: tuple[int, ...]) -> None:
         try:
             out = call_rotary(module.forward, like, half, source.layer_type)
         except Exception as error:
+            why = " ".join(str(error).split())[:300]
             raise UnsupportedModelError(
-                f"{type(module).__name__} cannot be called: {error}"
+                f"{type(module).__name__} cannot be called: {why}"
             ) from error
         expected = (source.inv_freq.float() / 2).cos() * source.factor
     cos = (out[0] if isinstance(out, tuple) else out.real).flatten()
