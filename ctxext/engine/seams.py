@@ -242,6 +242,11 @@ class State:
         positions = self.positions if given is None else given
         if not self.query_scales or positions is None:
             return query
+        if positions.shape[1] < query.shape[2]:
+            raise UnsupportedModelError(
+                "query scales do not know the positions of a layer that runs again after another "
+                "forward: run it before, or without gradient checkpointing"
+            )
         n = positions[:, -query.shape[2] :].to(query.device, torch.float64) + 1
         scale = torch.ones_like(n)
         for method in self.query_scales:
