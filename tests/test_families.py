@@ -144,6 +144,21 @@ def test_one_head_is_enough(kind: str) -> None:
         ctxext.patch(model, "rerope:window=8").remove()
 
 
+def test_capped_scores_stay_capped_on_a_model_that_was_loaded_with_sdpa() -> None:
+    """Which leaves the caps out: what is patched is the model as it was trained."""
+    model, ids = tiny_model("gemma2", attn_logit_softcapping=0.5), torch.arange(3, 90)[None]
+    with torch.no_grad():
+        plain = model(ids, use_cache=False).logits
+        try:
+            model.set_attn_implementation("sdpa")
+        except ValueError:
+            pytest.skip("this transformers refuses sdpa where scores are capped")
+        with ctxext.patched(model, "rerope:window=4096") as handle:
+            ours = model(ids, use_cache=False).logits
+    assert handle.attention == "eager"
+    assert (ours - plain).abs().max() <= 1e-5 * plain.abs().max()
+
+
 @pytest.mark.parametrize("additive", [True, False])
 def test_masks_that_see_ahead_are_refused(additive: bool) -> None:
     model, ids = tiny_model("llama"), torch.arange(3, 40)[None]

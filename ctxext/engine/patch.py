@@ -194,8 +194,10 @@ def _apply_seams(
     if not (deep or alone):
         return
     own = _own(model)
-    if parts and own not in ("eager", "sdpa"):
-        own = "eager" if any(x.softcap or x.sinks for x in anatomy.layers) else "sdpa"
+    if parts and any(x.softcap or x.sinks for x in anatomy.layers):
+        own = "eager"  # torch's sdpa leaves both out
+    elif parts and own not in ("eager", "sdpa"):
+        own = "sdpa"
     layers = {layer.module: layer for layer in anatomy.layers}
     by_source = {feed.source: feed for feed in feeds}
     state = State(layers, by_source, trained, (), spec.query_scales, path, own)
@@ -206,7 +208,10 @@ def _apply_seams(
     for module, source in alone.items():
         keep = functools.partial(state.keep_tables, by_source[source])
         undo.callback(module.register_forward_pre_hook(keep, with_kwargs=True).remove)
-    before = outputs(model, anatomy.layers, anatomy.sources) if deep else []
+    with contextlib.ExitStack() as whole:
+        if own != _own(model):
+            use_attention(model, own, whole)
+        before = outputs(model, anatomy.layers, anatomy.sources) if deep else []
     state.parts = parts
     for feed in feeds if parts else []:
         feed.factor = feed.source.factor
