@@ -77,6 +77,31 @@ def chunked_attention(
     return torch.cat(outputs, 3).view(b, h, n, value.shape[-1])
 
 
+def single_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    parts: tuple[Part, ...],
+    turn: Callable[[Tensor, Tensor], Tensor],
+    scaling: float,
+) -> Tensor:
+    """Equal to `chunked_attention` for one query, n = 1, which sees every key: no mask is made."""
+    (b, h, _, d), (g, m) = query.shape, key.shape[1:3]
+    last, scores = torch.tensor([m - 1.0], dtype=torch.float64), []
+    for part in reversed(parts):  # in the order of the slots
+        low = max(0, m - part.stop) if part.stop else 0
+        high = m - part.start
+        if low >= high:
+            continue
+        keys = key[:, :, low:high]
+        if part is not parts[-1]:
+            keys = turn(keys, part.key(torch.arange(low, high, dtype=torch.float64)))
+        q = turn(query, part.query(last)) * scaling
+        scores.append(q.view(b, g, h // g, d) @ keys.mT)
+    weights = torch.softmax(torch.cat(scores, -1), -1)
+    return (weights @ value).view(b, h, 1, value.shape[-1])
+
+
 def _attend_chunk(
     turned: list[_Turned],
     value: Tensor,

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ctxext.engine import fused
-from ctxext.engine.chunked import chunked_attention
+from ctxext.engine.chunked import chunked_attention, single_attention
 from ctxext.engine.flex import flex_part_attention
 from ctxext.engine.merged import merged_attention
 from ctxext.engine.operators import TORCH, CudaFlash
@@ -128,6 +128,8 @@ def attend(
     odd = (mask is not None and first is None) or dropout or width > d
     odd = odd or softcap is not None or sinks is not None
     few = n < FEW and value.dtype in (torch.float32, torch.float64)
+    if n == 1 and few and mask is None and not odd and path != "dense":
+        return single_attention(query, key, value, parts, turn, scaling)
     if path in ("eager", "dense") or few or odd:
         plain = dense_attention if path == "dense" else chunked_attention
         mask = mask if mask is None else mask.expand(-1, -1, n, -1)
