@@ -226,19 +226,8 @@ def _apply_seams(
         check = functools.partial(_check_inputs, state)
         undo.callback(model.base_model.register_forward_pre_hook(check, with_kwargs=True).remove)
         check_outputs(model, state, before)
-    if alone:
-        _check_alone(model, state, len(alone))
-
-
-def _check_alone(model: Any, state: State, count: int) -> None:
-    """UnsupportedModelError unless the layers left alone are given the tables of before."""
-    state.swapped = 0
-    forward(model, 1, state.feeds)
-    if state.swapped < count:
-        raise UnsupportedModelError(
-            f"{model.config.get_text_config().model_type} hands its rotation to its layers in a "
-            "way that is not understood, so that those with a window cannot be left as they are"
-        )
+    else:
+        forward(model, 1, state.feeds)  # `keep_tables` refuses what it does not understand
 
 
 def _implementation(layer: nn.Module) -> str | None:

@@ -128,7 +128,6 @@ class State:
     path: str  # an attention path
     own: str  # transformers' implementation, for what the methods leave alone
     positions: Tensor | None = None  # [b or 1, n], of the forward pass that is running
-    swapped: int = 0  # how often a layer was given the tables of before
     padding: tuple[Tensor, list[int] | None] | None = None  # a mask, and what it says
     causal: Tensor | None = None  # a mask that shows no token what comes after it
     name: str | None = None  # what the attention function is registered as
@@ -163,7 +162,7 @@ class State:
         Tables are known by themselves, for a layer may run again after another forward; copies
         on another device by their values.
         """
-        before = self.swapped
+        found = []
 
         def kept(x: Any) -> Any:
             first = _first(x)
@@ -175,13 +174,13 @@ class State:
                 own = feed.kept if same else None
             if own is None:
                 return x
-            self.swapped += 1
+            found.append(x)
             if isinstance(own, tuple):
                 return tuple(table.to(first.device) for table in own)
             return own.to(first.device)
 
         swapped = tuple(kept(x) for x in args), {name: kept(x) for name, x in kwargs.items()}
-        if self.swapped == before:
+        if not found:
             raise UnsupportedModelError(
                 f"{type(module).__name__} is handed its rotation in a way that is not understood, "
                 "so that it cannot be left as it is"
