@@ -79,7 +79,7 @@ class Registry(Generic[T]):
         """One entry from `name` or `name:key=value,key=value`; UsageError names what is wrong."""
         name, colon, rest = text.partition(":")
         cls = self.get(name.strip())
-        given = _split_parameters(text, rest) if colon else {}
+        given = _split_parameters(text, rest, getattr(cls, "positional", None)) if colon else {}
         return self._build(cls, text, given)
 
     def _build(self, cls: type[T], text: str, given: dict[str, str]) -> T:
@@ -90,16 +90,23 @@ class Registry(Generic[T]):
                 valid = did_you_mean(key, types) if types else "it takes none"
                 raise UsageError(f"unknown parameter {key!r} in {text!r}: {valid}")
             values[key] = _convert(text, key, value, types[key])
+        first = getattr(cls, "positional", None)
+        if first and first not in values:
+            valid = ", ".join(cls.members()) or f"a {first}"  # type: ignore[attr-defined]
+            raise UsageError(f"{text!r} needs a {first}: write {text}:…, one of: {valid}")
         try:
             return cls(**values)
         except UsageError as error:
             raise UsageError(f"{error} (in {text!r})") from None
 
 
-def _split_parameters(text: str, rest: str) -> dict[str, str]:
+def _split_parameters(text: str, rest: str, positional: str | None = None) -> dict[str, str]:
+    """The values by key; the first may be given without one where there is a `positional`."""
     given: dict[str, str] = {}
-    for item in rest.split(","):
+    for number, item in enumerate(rest.split(",")):
         key, equals, value = (part.strip() for part in item.partition("="))
+        if positional and number == 0 and key and not equals:
+            key, equals, value = positional, "=", key
         if not (key and equals and value):
             raise UsageError(f"malformed parameter {item!r} in {text!r}: write name:key=value")
         if key in given:
@@ -108,8 +115,10 @@ def _split_parameters(text: str, rest: str) -> dict[str, str]:
     return given
 
 
-def _convert(text: str, key: str, value: str, kind: str) -> int | float | bool:
+def _convert(text: str, key: str, value: str, kind: str) -> int | float | bool | str:
     """The value as the field's declared type: `int` takes 4k, `float` is finite, `bool` a word."""
+    if kind.startswith("str"):
+        return value
     try:
         if kind.startswith("bool"):
             return {"true": True, "false": False}[value.lower()]

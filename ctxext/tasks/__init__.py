@@ -1,7 +1,7 @@
 """The tasks: one file each, one registry.
 
 base.py      the contract, and what token scores are
-windows.py   text → windows → token scores, with logits held a chunk at a time
+windows.py   how token tasks cut a text
 """
 
 from __future__ import annotations

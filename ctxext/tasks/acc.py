@@ -5,18 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ctxext.tasks import register
-from ctxext.tasks.base import Summary, Task, TokenScores, standard_error
+from ctxext.tasks.base import Score, TokenScores, TokenTask
 
 
 @register("acc")
 @dataclass(frozen=True)
-class Accuracy(Task):
+class Accuracy(TokenTask):
     """Mean next-token accuracy, 0 to 1, over the windows and tokens that `ppl` scores: how often
     the model's first choice is the token that follows.
     """
 
     metric = "accuracy"
 
-    def summarise(self, scores: TokenScores) -> Summary:
+    def summarise(self, scores: TokenScores) -> Score:
         """The share of hits, and its standard error over windows."""
-        return Summary(float(scores.hit.mean()), standard_error(scores.hit.mean(1)))
+        return Score(*scores.accuracy())

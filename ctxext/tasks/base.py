@@ -1,28 +1,158 @@
-"""The contract of a task: token scores in, one number and its standard error out."""
+"""The contract of a task.
+
+Token tasks score the tokens of windows cut from a text; sample tasks have the model answer
+prompts and score the answers; harness tasks are run by another library on the patched model.
+All end in a `Score`: one number, its standard error, and what it is made of.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
+
+from ctxext.data import load_text
+from ctxext.errors import UsageError
+from ctxext.registry import format_entry
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+    from torch import Tensor
 
 BUCKETS = 16
+Row = dict[str, Any]  # one answer: name, pred, answers, all_classes, length, …
+
+
+class Data(Protocol):
+    """What a task is measured on: documents, questions, or the template of a synthetic task."""
+
+    @property
+    def name(self) -> str:
+        """As the user named it, or what stands for it in tables."""
+
+    @property
+    def sha256(self) -> str:
+        """The hash of all of it."""
+
+
+class Score(NamedTuple):
+    """A task's number.
+
+    Attributes:
+        value: on the metric's own scale.
+        stderr: over windows or samples; None where there is one.
+        parts: the same number over parts of the samples, {"name", "value", "n"} each.
+        also: other numbers by name, such as a second definition of the metric.
+    """
+
+    value: float
+    stderr: float | None
+    parts: Sequence[Mapping[str, Any]] = ()
+    also: Mapping[str, float] = {}
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task; a change of what it measures changes its `version`.
+
+    Attributes:
+        metric: the name of its number; see `unit` for those from 0 to 1.
+        positional: the field that is given without its name, as in `ruler:vt`.
+    """
+
+    name: ClassVar[str]
+    metric: ClassVar[str]
+    version: ClassVar[int] = 1
+    positional: ClassVar[str | None] = None
+
+    def resolve(self, trained: int, lengths: Sequence[int]) -> Task:
+        """The task with defaults that depend on T or on the lengths asked for, both in tokens.
+
+        Raises:
+            UsageError: it cannot be measured at one of the lengths.
+        """
+        return self
+
+    def read(self, data: str | None) -> Data:
+        """What it is measured on: what `--data` names, or the task's own default for None."""
+        raise NotImplementedError
+
+    @classmethod
+    def members(cls) -> list[str]:
+        """The values of the positional field, for `name:all` and for messages."""
+        return []
+
+    def __str__(self) -> str:
+        """The spec that parses back to this task."""
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        first = values.pop(self.positional) if self.positional else None
+        text = format_entry(self.name, values)
+        if first is None:
+            return text
+        name, _, rest = text.partition(":")
+        return f"{name}:{first}" + (f",{rest}" if rest else "")
+
+    @classmethod
+    def describe(cls) -> dict[str, str]:
+        """Name, metric, what stands after the colon, and the docstring as one line."""
+        text = " ".join(inspect.cleandoc(cls.__doc__ or "").split())
+        entry = {"name": cls.name, "metric": cls.metric, "summary": text}
+        if members := cls.members():
+            entry[str(cls.positional)] = ", ".join(members)
+        if named := [f for f in dataclasses.fields(cls) if f.name != cls.positional]:
+            entry["parameters"] = ", ".join(f.metadata.get("help", f.name) for f in named)
+        return entry
+
+
+def member(task: type[Task], value: str) -> str:
+    """The value of the positional field; UsageError, with the valid ones, where it is none."""
+    from ctxext.registry import did_you_mean
+
+    if value not in task.members():
+        raise UsageError(f"unknown {task.name} task {value!r}: {did_you_mean(value, task.members())}")
+    return value
+
+
+class Windows(NamedTuple):
+    """What a token task reads.
+
+    ids [windows, length]: token ids, the tokenizer's own BOS among them where it adds one.
+    first [windows]: the first position that is scored, 1 or more; all from there on are.
+    """
+
+    ids: Tensor
+    first: Tensor
 
 
 class TokenScores(NamedTuple):
-    """What a model said of each token of each window; position 0 of a window is not scored.
+    """What a model said of the tokens of windows; position 0 of a window is never scored.
 
-    nll [windows, length−1]: −ln p of the token, in nats, float64.
+    nll [windows, length−1]: −ln p of the token, in nats, float64; NaN where it is not scored.
     hit [windows, length−1]: whether the token was the model's first choice.
+    scored [windows, length−1]: which tokens count.
     """
 
     nll: NDArray[np.float64]
     hit: NDArray[np.bool_]
+    scored: NDArray[np.bool_]
+
+    @property
+    def n(self) -> int:
+        """The tokens that are scored."""
+        return int(self.scored.sum())
+
+    def mean_nll(self) -> tuple[float, float | None]:
+        """Mean loss over tokens, in nats, and its standard error over windows."""
+        return _mean(self.nll, self.scored)
+
+    def accuracy(self) -> tuple[float, float | None]:
+        """The share of hits over tokens, and its standard error over windows."""
+        return _mean(self.hit, self.scored)
 
     def buckets(self) -> list[dict[str, float | int | None]]:
         """Means over 16 equal parts of the length, by the scored token's position."""
@@ -32,41 +162,132 @@ class TokenScores(NamedTuple):
 
     def _bucket(self, start: int, stop: int) -> dict[str, float | int | None]:
         columns = slice(max(start, 1) - 1, max(stop, 1) - 1)
-        nll, hit = self.nll[:, columns], self.hit[:, columns]
+        scored = self.scored[:, columns]
+        nll, hit = self.nll[:, columns][scored], self.hit[:, columns][scored]
         means = (float(nll.mean()), float(hit.mean())) if nll.size else (None, None)
         return {"start": start, "stop": stop, "nll": means[0], "acc": means[1], "n": int(nll.size)}
 
 
-class Summary(NamedTuple):
-    """A task's number and its standard error over windows (None for a single window)."""
+def _mean(values: NDArray[Any], scored: NDArray[np.bool_]) -> tuple[float, float | None]:
+    """The mean over scored tokens, and its standard error over windows.
 
-    value: float
-    stderr: float | None
+    A window weighs as many tokens as are scored in it: the error is that of a ratio of sums,
+    which for equal weights is the usual one.
+    """
+    weights = scored.sum(1)
+    sums = values.sum(1, where=scored)
+    mean, count = float(sums.sum() / weights.sum()), len(weights)
+    if count < 2:
+        return mean, None
+    residuals = sums - mean * weights
+    return mean, float((residuals**2).sum() * count / (count - 1)) ** 0.5 / float(weights.sum())
 
 
 @dataclass(frozen=True)
-class Task:
-    """One task; a change of what it measures changes its `version`."""
+class TokenTask(Task):
+    """A task over the tokens of a text."""
 
-    name: ClassVar[str]
-    metric: ClassVar[str]
-    version: ClassVar[int] = 1
+    def read(self, data: str | None) -> Data:
+        """The text; `stdlib` unless another is named."""
+        return load_text(data or "stdlib")
 
-    def summarise(self, scores: TokenScores) -> Summary:
+    def windows(
+        self, ids: Tensor, length: int, start: int | None, limit: int | None, trained: int
+    ) -> Windows:
+        """What to read of the text's token ids [tokens], at most `limit` windows.
+
+        Args:
+            length: tokens of a window.
+            start: the tokenizer's own BOS where it adds one: it opens each window, and counts.
+            trained: T in tokens.
+
+        Raises:
+            UsageError: the text is too short for one window.
+        """
+        from ctxext.tasks.windows import cut
+
+        return cut(ids, length, start, limit)
+
+    def summarise(self, scores: TokenScores) -> Score:
         """The number, from the scores of all windows."""
         raise NotImplementedError
 
-    def __str__(self) -> str:
-        """The spec that parses back to this task."""
-        return self.name
 
-    @classmethod
-    def describe(cls) -> dict[str, str]:
-        """Name, metric and the docstring as one line."""
-        text = " ".join(inspect.cleandoc(cls.__doc__ or "").split())
-        return {"name": cls.name, "metric": cls.metric, "summary": text}
+@dataclass(frozen=True)
+class Sample:
+    """One prompt.
+
+    Attributes:
+        name: what tells it from the cell's other samples; short, and the same in every run.
+        ids: the prompt's token ids, special tokens included: at most the length less `generates`.
+        answers: what is right.
+        facts: what else its row shall carry: depth, all_classes, length, truncated, ….
+    """
+
+    name: str
+    ids: Sequence[int]
+    answers: Sequence[str]
+    facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
-def standard_error(means: NDArray[np.float64]) -> float | None:
-    """The standard error of the mean of equally long windows; None for a single one."""
-    return float(means.std(ddof=1) / len(means) ** 0.5) if len(means) > 1 else None
+@dataclass(frozen=True)
+class SampleTask(Task):
+    """A task whose samples are prompts that the model answers, greedily."""
+
+    def read(self, data: str | None) -> Data:
+        """The text that prompts are made with; `stdlib` unless another is named."""
+        return load_text(data or "stdlib")
+
+    @property
+    def generates(self) -> int:
+        """The most tokens of an answer."""
+        raise NotImplementedError
+
+    def stops(self, tokenizer: Any) -> Sequence[int]:
+        """Token ids that end an answer beside the tokenizer's and the model's own."""
+        return ()
+
+    def samples(
+        self, tokenizer: Any, length: int, data: Any, seed: int, limit: int | None
+    ) -> list[Sample]:
+        """The prompts, at most `limit`; the same for the same arguments.
+
+        Args:
+            length: the most tokens of a prompt with its answer.
+            data: what `read` gave.
+
+        Raises:
+            UsageError: no prompt fits into the length, and what would.
+        """
+        raise NotImplementedError
+
+    def score(self, rows: Sequence[Row]) -> Score:
+        """The number, from the rows of all samples, in their order."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class HarnessTask(Task):
+    """A task that another library runs on the patched model."""
+
+    def check(self, limit: int | None) -> None:
+        """Find everything that can be refused before a model is loaded."""
+
+    def evaluate(
+        self, model: Any, tokenizer: Any, length: int, batch: int, limit: int | None, seed: int,
+        cache: Path,
+    ) -> tuple[Score, int]:
+        """The number and the samples that it is over; answers are kept at `cache` for a rerun."""
+        raise NotImplementedError
+
+
+def mean_score(values: Sequence[float], scale: float = 1.0) -> tuple[float, float | None]:
+    """The mean over samples times `scale`, and its standard error; None for a single one."""
+    count = len(values)
+    mean = sum(values) / count
+    if count < 2:
+        return mean * scale, None
+    variance = sum((value - mean) ** 2 for value in values) / (count - 1)
+    return mean * scale, (variance / count) ** 0.5 * scale
+
+

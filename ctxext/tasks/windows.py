@@ -1,133 +1,76 @@
-"""Text → tokens → windows → token scores; logits exist for one chunk of positions at a time."""
+"""How token tasks cut a text's tokens into windows."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
-from typing import Any
-
-import numpy as np
 import torch
 from torch import Tensor
-from transformers.modeling_outputs import MoeModelOutputWithPast
 
-from ctxext.data import Text
-from ctxext.errors import UnsupportedModelError, UsageError
-from ctxext.tasks.base import TokenScores
-
-LOGITS_AT_ONCE = 2**24  # 64 MiB of float32
+from ctxext.errors import UsageError
+from ctxext.tasks.base import Windows
 
 
-def tokenise(text: Text, tokenizer: Any, at_most: int | None) -> Tensor:
-    """The documents' token ids [tokens], a blank line after each but the last, nothing special.
-
-    Args:
-        at_most: stop at so many tokens; None for all.
-    """
-    pieces: list[Tensor] = []
-    last = len(text.documents) - 1
-    for i, document in enumerate(text.documents):
-        piece = document if i == last else document + "\n\n"
-        ids = _encode(tokenizer, piece, add_special_tokens=False)
-        pieces.append(torch.tensor(ids, dtype=torch.long))
-        if at_most is not None and sum(map(len, pieces)) >= at_most:
-            break
-    return torch.cat(pieces)[:at_most]
-
-
-def _encode(tokenizer: Any, text: str, **options: Any) -> list[int]:
-    """The text's token ids; UsageError where the tokenizer fails, panics of its core included."""
-    try:
-        ids: list[int] = tokenizer(text, verbose=False, **options).input_ids
-    except (KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException as error:
-        raise UsageError(
-            f"the tokenizer of {tokenizer.name_or_path!r} ({type(tokenizer).__name__}) cannot "
-            f"encode the data: {error}"
-        ) from error
-    return ids
-
-
-def start_token(tokenizer: Any) -> int | None:
-    """The id of the tokenizer's own BOS if it adds one, else None."""
-    bos = getattr(tokenizer, "bos_token_id", None)
-    ids = _encode(tokenizer, "a")
-    return bos if bos is not None and ids[:1] == [bos] else None
-
-
-def cut(ids: Tensor, length: int, start: int | None, limit: int | None, name: str) -> Tensor:
-    """Consecutive windows [windows, length] that do not overlap; `start` opens each if given.
-
-    Raises:
-        UsageError: there are fewer tokens than one window.
-    """
+def cut(ids: Tensor, length: int, start: int | None, limit: int | None) -> Windows:
+    """Consecutive windows that do not overlap, every token but the first scored."""
     payload = length - (start is not None)
     count = min(len(ids) // payload, limit or len(ids)) if payload else 0
-    if count == 0:
-        raise UsageError(
-            f"data {name!r} has {len(ids)} tokens, fewer than one window of {length}: "
-            "give longer data or a smaller --len"
-        )
+    _check(count, ids, length)
     windows = ids[: count * payload].view(count, payload)
+    return Windows(_opened(windows, start), torch.ones(count, dtype=torch.long))
+
+
+def tails(
+    ids: Tensor, length: int, start: int | None, limit: int | None, span: int, tail: int
+) -> Windows:
+    """The last `length` tokens of each consecutive span, the last `tail` − 1 of them scored.
+
+    The ends, and so the scored tokens, are the same for every length up to `span`; all in tokens.
+    """
+    payload, step = length - (start is not None), span - (start is not None)
+    count = min(len(ids) // step, limit or len(ids)) if step else 0
+    _check(count, ids, span)
+    windows = ids[: count * step].view(count, step)[:, step - payload :]
+    return Windows(_opened(windows, start), torch.full((count,), length - tail + 1))
+
+
+def slide(ids: Tensor, length: int, start: int | None, limit: int | None, stride: int) -> Windows:
+    """Windows `stride` tokens apart: each token is scored once, by the first that it is in.
+
+    The first window scores all but its first token, each other one the tokens that no window
+    before it held. The last one ends with the text.
+    """
+    payload = length - (start is not None)
+    _check(len(ids) // payload if payload else 0, ids, length)
+    begins = list(range(0, len(ids) - payload + 1, stride))
+    if begins[-1] + payload < len(ids):
+        begins.append(len(ids) - payload)
+    begins = begins[:limit]
+    ends = [1 - (start is not None), *(begin + payload for begin in begins[:-1])]
+    first = [end - begin + (start is not None) for begin, end in zip(begins, ends, strict=True)]
+    windows = torch.stack([ids[begin : begin + payload] for begin in begins])
+    return Windows(_opened(windows, start), torch.tensor(first))
+
+
+def repeat(
+    ids: Tensor, length: int, start: int | None, limit: int | None, passage: int
+) -> Windows:
+    """As `cut`, but each window says its own first `passage` tokens again and again."""
+    whole, first = cut(ids, length, start, limit)
+    opening = int(start is not None)
+    said = whole[:, opening : opening + passage]
+    again = said.repeat(1, -(-length // said.shape[1]))[:, : length - opening]
+    return Windows(_opened(again, start), first)
+
+
+def _opened(windows: Tensor, start: int | None) -> Tensor:
+    """The windows, each with the tokenizer's BOS before it where there is one."""
     if start is None:
         return windows
-    return torch.cat((torch.full((count, 1), start), windows), 1)
+    return torch.cat((torch.full((len(windows), 1), start), windows), 1)
 
 
-def score(
-    model: Any, windows: Tensor, batch: int, advance: Callable[[int], None] = lambda tokens: None
-) -> TokenScores:
-    """Score every token but the first of each window.
-
-    Args:
-        model: a causal language model, patched or not, in evaluation mode.
-        windows: [windows, length] token ids.
-        batch: windows read at once.
-        advance: told the tokens read, batch by batch.
-    """
-    device = model.get_input_embeddings().weight.device
-    nll, hit = [], []
-    with torch.inference_mode():
-        for some in windows.split(batch):
-            ids = some.to(device)
-            hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
-            a, b = _score_hidden(model, hidden[:, :-1], ids)
-            nll.append(a.double().cpu())
-            hit.append(b.cpu())
-            advance(some.numel())
-    return TokenScores(torch.cat(nll).numpy(), np.asarray(torch.cat(hit)))
-
-
-def _score_hidden(model: Any, hidden: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """nll and hit [b, l−1] of hidden states [b, l−1, d] against the tokens that follow."""
-    vocabulary = model.get_output_embeddings().weight.shape[0]
-    chunk = max(1, LOGITS_AT_ONCE // vocabulary)
-    target = ids[:, 1:].reshape(-1)
-    nll, hit = [], []
-    flat = hidden.reshape(1, -1, hidden.shape[-1])
-    for h, t in zip(flat.split(chunk, 1), target.split(chunk), strict=True):
-        with _base_gives(model, h):
-            logits = model(input_ids=t[None], use_cache=False).logits[0]
-        wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        nll.append(torch.nn.functional.cross_entropy(wide, t, reduction="none"))
-        hit.append(wide.argmax(-1) == t)
-    shape = (ids.shape[0], ids.shape[1] - 1)
-    return torch.cat(nll).view(shape), torch.cat(hit).view(shape)
-
-
-@contextlib.contextmanager
-def _base_gives(model: Any, hidden: Tensor) -> Iterator[None]:
-    """The model's head alone: its base returns `hidden`, so each family scales logits its way."""
-    base = model.base_model
-    if base is model:
-        raise UnsupportedModelError(f"{type(model).__name__} has no base model apart from its head")
-    kept = base.__dict__.get("forward")
-    base.forward = lambda *args, **kwargs: MoeModelOutputWithPast(last_hidden_state=hidden)
-    try:
-        yield
-    finally:
-        if kept is None:
-            del base.forward
-        else:
-            base.forward = kept
+def _check(count: int, ids: Tensor, length: int) -> None:
+    if count == 0:
+        raise UsageError(
+            f"the data has {len(ids)} tokens, fewer than one window of {length}: "
+            "give longer data or a smaller --len"
+        )

@@ -1,0 +1,133 @@
+"""Text → tokens → windows → token scores; logits exist for one chunk of positions at a time."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers.modeling_outputs import MoeModelOutputWithPast
+
+from ctxext.data import Text
+from ctxext.errors import UnsupportedModelError, UsageError
+from ctxext.tasks.base import TokenScores
+
+LOGITS_AT_ONCE = 2**24  # 64 MiB of float32
+
+
+def tokenise(text: Text, tokenizer: Any, at_most: int | None) -> Tensor:
+    """The documents' token ids [tokens], a blank line after each but the last, nothing special.
+
+    Args:
+        at_most: stop at so many tokens; None for all.
+    """
+    pieces: list[Tensor] = []
+    last = len(text.documents) - 1
+    for i, document in enumerate(text.documents):
+        piece = document if i == last else document + "\n\n"
+        ids = _encode(tokenizer, piece, add_special_tokens=False)
+        pieces.append(torch.tensor(ids, dtype=torch.long))
+        if at_most is not None and sum(map(len, pieces)) >= at_most:
+            break
+    return torch.cat(pieces)[:at_most]
+
+
+def _encode(tokenizer: Any, text: str, **options: Any) -> list[int]:
+    """The text's token ids; UsageError where the tokenizer fails, panics of its core included."""
+    try:
+        ids: list[int] = tokenizer(text, verbose=False, **options).input_ids
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        raise UsageError(
+            f"the tokenizer of {tokenizer.name_or_path!r} ({type(tokenizer).__name__}) cannot "
+            f"encode the data: {error}"
+        ) from error
+    return ids
+
+
+def start_token(tokenizer: Any) -> int | None:
+    """The id of the tokenizer's own BOS if it adds one, else None."""
+    bos = getattr(tokenizer, "bos_token_id", None)
+    ids = _encode(tokenizer, "a")
+    return bos if bos is not None and ids[:1] == [bos] else None
+
+
+def cut(ids: Tensor, length: int, start: int | None, limit: int | None, name: str) -> Tensor:
+    """Consecutive windows [windows, length] that do not overlap; `start` opens each if given.
+
+    Raises:
+        UsageError: there are fewer tokens than one window.
+    """
+    payload = length - (start is not None)
+    count = min(len(ids) // payload, limit or len(ids)) if payload else 0
+    if count == 0:
+        raise UsageError(
+            f"data {name!r} has {len(ids)} tokens, fewer than one window of {length}: "
+            "give longer data or a smaller --len"
+        )
+    windows = ids[: count * payload].view(count, payload)
+    if start is None:
+        return windows
+    return torch.cat((torch.full((count, 1), start), windows), 1)
+
+
+def score(
+    model: Any, windows: Tensor, batch: int, advance: Callable[[int], None] = lambda tokens: None
+) -> TokenScores:
+    """Score every token but the first of each window.
+
+    Args:
+        model: a causal language model, patched or not, in evaluation mode.
+        windows: [windows, length] token ids.
+        batch: windows read at once.
+        advance: told the tokens read, batch by batch.
+    """
+    device = model.get_input_embeddings().weight.device
+    nll, hit = [], []
+    with torch.inference_mode():
+        for some in windows.split(batch):
+            ids = some.to(device)
+            hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+            a, b = _score_hidden(model, hidden[:, :-1], ids)
+            nll.append(a.double().cpu())
+            hit.append(b.cpu())
+            advance(some.numel())
+    return TokenScores(torch.cat(nll).numpy(), np.asarray(torch.cat(hit)))
+
+
+def _score_hidden(model: Any, hidden: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """nll and hit [b, l−1] of hidden states [b, l−1, d] against the tokens that follow."""
+    vocabulary = model.get_output_embeddings().weight.shape[0]
+    chunk = max(1, LOGITS_AT_ONCE // vocabulary)
+    target = ids[:, 1:].reshape(-1)
+    nll, hit = [], []
+    flat = hidden.reshape(1, -1, hidden.shape[-1])
+    for h, t in zip(flat.split(chunk, 1), target.split(chunk), strict=True):
+        with _base_gives(model, h):
+            logits = model(input_ids=t[None], use_cache=False).logits[0]
+        wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        nll.append(torch.nn.functional.cross_entropy(wide, t, reduction="none"))
+        hit.append(wide.argmax(-1) == t)
+    shape = (ids.shape[0], ids.shape[1] - 1)
+    return torch.cat(nll).view(shape), torch.cat(hit).view(shape)
+
+
+@contextlib.contextmanager
+def _base_gives(model: Any, hidden: Tensor) -> Iterator[None]:
+    """The model's head alone: its base returns `hidden`, so each family scales logits its way."""
+    base = model.base_model
+    if base is model:
+        raise UnsupportedModelError(f"{type(model).__name__} has no base model apart from its head")
+    kept = base.__dict__.get("forward")
+    base.forward = lambda *args, **kwargs: MoeModelOutputWithPast(last_hidden_state=hidden)
+    try:
+        yield
+    finally:
+        if kept is None:
+            del base.forward
+        else:
+            base.forward = kept

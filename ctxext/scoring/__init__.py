@@ -1,0 +1,4 @@
+"""Predictions → scores by the rules of the benchmarks' authors; no model, no torch.
+
+longbench.py   the metrics of LongBench and LongBench-E, and folders of prediction files
+"""
