@@ -38,7 +38,7 @@ from ctxext.patches import Spec
 from ctxext.patches.base import Span
 from ctxext.request import BASELINE, check_attention
 from ctxext.results import BENCH, MEASURES, RATIO, Record, Store, sealed
-from ctxext.run import Monitor
+from ctxext.monitor import Monitor
 
 UNTIMED = 2  # runs before the pairs: one for peak memory, one to warm up
 

@@ -47,22 +47,29 @@ def evaluate(
     method: Annotated[
         list[str], typer.Option(help="name:key=value,…+name… (see ctxext methods); repeatable.")
     ] = [],  # noqa: B006
-    task: Annotated[list[str], typer.Option(help="ppl, acc (see ctxext tasks).")] = ["ppl"],  # noqa: B006
+    task: Annotated[
+        list[str],
+        typer.Option(help="ppl, acc, passkey, longbench:hotpotqa, … (see ctxext tasks)."),
+    ] = ["ppl"],  # noqa: B006
     data: Annotated[
-        str, typer.Option(help="stdlib, a .txt or .jsonl file, or hf:name[:split[:column]].")
-    ] = "stdlib",
-    limit: Annotated[int | None, typer.Option(help="At most so many windows.")] = None,
+        str | None,
+        typer.Option(
+            help="stdlib, a .txt or .jsonl file, hf:name[:split[:column]], or a folder of "
+            "LongBench's files; default: each task's own, stdlib for most."
+        ),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="At most so many windows or samples.")] = None,
     tokens: Annotated[
         str | None, typer.Option(help="Only the first so many tokens of the data, such as 64k.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Recorded; for tasks that draw samples.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of the samples that are drawn.")] = 0,
     attn: Annotated[
         str, typer.Option(help="auto, flash, triton, flex, sdpa or eager (the slow reference).")
     ] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ….")] = "auto",
     batch_size: Annotated[
-        int | None, typer.Option(help="Windows read at once; default about 4096 tokens.")
+        int | None, typer.Option(help="Windows or prompts at once; default about 4096 tokens.")
     ] = None,
     out: Out = Path("results"),
     force: Annotated[bool, typer.Option("--force", help="Redo finished cells.")] = False,

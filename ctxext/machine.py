@@ -17,7 +17,7 @@ from ctxext.errors import CtxextError
 
 
 class Meter:
-    """Seconds, tokens per second and peak memory of one cell."""
+    """Seconds and peak memory of one cell."""
 
     def __init__(self, device: str) -> None:
         self._device = device
@@ -29,11 +29,10 @@ class Meter:
             reset_resident_peak()
         self._start = time.perf_counter()
 
-    def read(self, tokens: int) -> dict[str, float | int | None]:
-        seconds = time.perf_counter() - self._start
+    def read(self) -> dict[str, float | int | None]:
+        """Seconds since the start, and the peak."""
         return {
-            "seconds": seconds,
-            "tokens_per_second": tokens / seconds,
+            "seconds": time.perf_counter() - self._start,
             "peak_memory_bytes": self._peak(),
         }
 

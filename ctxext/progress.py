@@ -11,7 +11,7 @@ from ctxext.results import BENCH
 
 if TYPE_CHECKING:
     from ctxext.results import Record
-    from ctxext.run import Monitor
+    from ctxext.monitor import Monitor
 
 
 class Progress:
@@ -44,7 +44,7 @@ class Progress:
 
     def monitor(self) -> Monitor:
         """The functions that an evaluation calls."""
-        from ctxext.run import Monitor
+        from ctxext.monitor import Monitor
 
         return Monitor(self._plan, self._begin, self._advance, self._done, self._say)
 
@@ -63,7 +63,8 @@ class Progress:
 
     def _done(self, record: Record) -> None:
         path = f" on {record['attention']}" if record["task"] == BENCH else ""
-        at = f"{record['requested']}{path} {format_length(record['length'])} {record['metric']}"
+        what = record["metric"] if record["task"] in ("ppl", "acc", BENCH) else record["task"]
+        at = f"{record['requested']}{path} {format_length(record['length'])} {what}"
         if record["status"] == "ok":
             self._say(f"{at} {record['value']:.4f} ({record['seconds']:.1f} s)")
         else:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ctxext import patches, tasks
@@ -24,16 +25,17 @@ class Request:
         source: the model; `source.attn` is the attention path asked for, one of ATTENTION.
         methods: the unpatched `rope` first, then the others as given, none twice.
         lengths: in tokens, ascending, none twice.
-        limit: at most so many windows; None for all.
+        data: what tasks are measured on; None for each task's own.
+        limit: at most so many windows or samples; None for all.
         tokens: at most so many tokens of the data; None for all.
-        batch_size: windows read at once; None chooses by length.
+        batch_size: windows or prompts read at once; None chooses by length.
     """
 
     source: Source
     methods: tuple[Spec, ...]
     lengths: tuple[int, ...]
     tasks: tuple[Task, ...]
-    data: str = "stdlib"
+    data: str | None = None
     limit: int | None = None
     tokens: int | None = None
     seed: int = 0
@@ -41,8 +43,12 @@ class Request:
     out: Path = Path("results")
     force: bool = False
 
+    def on(self, device: str) -> Request:
+        """The same request for a device."""
+        return replace(self, source=replace(self.source, device=device))
+
     def batch(self, length: int) -> int:
-        """Windows read at once at this length: as asked, else about 4096 tokens."""
+        """Windows or prompts read at once at this length: as asked, else about 4096 tokens."""
         return self.batch_size or max(1, 4096 // length)
 
 
@@ -63,8 +69,30 @@ def parse_methods(texts: list[str]) -> tuple[Spec, ...]:
 
 
 def parse_tasks(texts: list[str]) -> tuple[Task, ...]:
-    """Tasks from `ppl`, `ppl,acc`, …, none twice."""
-    return tuple(dict.fromkeys(tasks.parse(item) for text in texts for item in text.split(",")))
+    """Tasks from `ppl`, `ppl,acc`, `passkey:samples=5,depths=3,acc`, `ruler:all`, …, none twice."""
+    specs = [spec for text in texts for spec in _specs(text)]
+    return tuple(dict.fromkeys(tasks.parse(one) for spec in specs for one in _members(spec)))
+
+
+def _specs(text: str) -> list[str]:
+    """The list's parts; `key=value` goes on with the part before it."""
+    parts: list[str] = []
+    for item in text.split(","):
+        if parts and ":" in parts[-1] and re.match(r"\s*[a-z_]+\s*=", item):
+            parts[-1] += f",{item}"
+        else:
+            parts.append(item)
+    return parts
+
+
+def _members(spec: str) -> list[str]:
+    """Each task of a benchmark for `name:all`."""
+    name, _, rest = spec.strip().partition(":")
+    first, comma, more = rest.partition(",")
+    if first.strip() != "all":
+        return [spec]
+    members = tasks.REGISTRY.get(name).members()
+    return [f"{name}:{member}{comma}{more}" for member in members] or [spec]
 
 
 def check_attention(attn: str) -> str:

@@ -1,4 +1,4 @@
-"""Text → tokens → windows → token scores; logits exist for one chunk of positions at a time."""
+"""Text → token ids; windows → token scores, with logits for one chunk of positions at a time."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from transformers.modeling_outputs import MoeModelOutputWithPast
 
 from ctxext.data import Text
 from ctxext.errors import UnsupportedModelError, UsageError
-from ctxext.tasks.base import TokenScores
+from ctxext.tasks.base import TokenScores, Windows
 
 LOGITS_AT_ONCE = 2**24  # 64 MiB of float32
 
@@ -56,64 +56,47 @@ def start_token(tokenizer: Any) -> int | None:
     return bos if bos is not None and ids[:1] == [bos] else None
 
 
-def cut(ids: Tensor, length: int, start: int | None, limit: int | None, name: str) -> Tensor:
-    """Consecutive windows [windows, length] that do not overlap; `start` opens each if given.
-
-    Raises:
-        UsageError: there are fewer tokens than one window.
-    """
-    payload = length - (start is not None)
-    count = min(len(ids) // payload, limit or len(ids)) if payload else 0
-    if count == 0:
-        raise UsageError(
-            f"data {name!r} has {len(ids)} tokens, fewer than one window of {length}: "
-            "give longer data or a smaller --len"
-        )
-    windows = ids[: count * payload].view(count, payload)
-    if start is None:
-        return windows
-    return torch.cat((torch.full((count, 1), start), windows), 1)
-
-
 def score(
-    model: Any, windows: Tensor, batch: int, advance: Callable[[int], None] = lambda tokens: None
+    model: Any, windows: Windows, batch: int, advance: Callable[[int], None] = lambda tokens: None
 ) -> TokenScores:
-    """Score every token but the first of each window.
+    """Score the tokens of windows.
 
     Args:
         model: a causal language model, patched or not, in evaluation mode.
-        windows: [windows, length] token ids.
         batch: windows read at once.
         advance: told the tokens read, batch by batch.
     """
     device = model.get_input_embeddings().weight.device
-    nll, hit = [], []
+    shape = (windows.ids.shape[0], windows.ids.shape[1] - 1)
+    scored = torch.arange(1, shape[1] + 1) >= windows.first[:, None]
+    nll = torch.full(shape, torch.nan, dtype=torch.float64)
+    hit = torch.zeros(shape, dtype=torch.bool)
+    parts = (windows.ids.split(batch), scored.split(batch), nll.split(batch), hit.split(batch))
     with torch.inference_mode():
-        for some in windows.split(batch):
-            ids = some.to(device)
+        for some, wanted, losses, hits in zip(*parts, strict=True):
+            ids, wanted_there = some.to(device), wanted.to(device)
             hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
-            a, b = _score_hidden(model, hidden[:, :-1], ids)
-            nll.append(a.double().cpu())
-            hit.append(b.cpu())
+            there = wanted_there.to(hidden.device)
+            a, b = _score_hidden(model, hidden[:, :-1][there], ids[:, 1:][wanted_there])
+            losses[wanted] = a.double().cpu()
+            hits[wanted] = b.cpu()
             advance(some.numel())
-    return TokenScores(torch.cat(nll).numpy(), np.asarray(torch.cat(hit)))
+    return TokenScores(nll.numpy(), np.asarray(hit), np.asarray(scored))
 
 
-def _score_hidden(model: Any, hidden: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """nll and hit [b, l−1] of hidden states [b, l−1, d] against the tokens that follow."""
+def _score_hidden(model: Any, hidden: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """nll and hit [n] of hidden states [n, d] against the tokens [n] that follow."""
     vocabulary = model.get_output_embeddings().weight.shape[0]
     chunk = max(1, LOGITS_AT_ONCE // vocabulary)
-    target = ids[:, 1:].reshape(-1)
     nll, hit = [], []
-    flat = hidden.reshape(1, -1, hidden.shape[-1])
-    for h, t in zip(flat.split(chunk, 1), target.split(chunk), strict=True):
-        with _base_gives(model, h):
+    for h, t in zip(hidden.split(chunk), target.split(chunk), strict=True):
+        with _base_gives(model, h[None]):
             logits = model(input_ids=t[None], use_cache=False).logits[0]
         wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        nll.append(torch.nn.functional.cross_entropy(wide, t, reduction="none"))
-        hit.append(wide.argmax(-1) == t)
-    shape = (ids.shape[0], ids.shape[1] - 1)
-    return torch.cat(nll).view(shape), torch.cat(hit).view(shape)
+        right = t.to(logits.device)
+        nll.append(torch.nn.functional.cross_entropy(wide, right, reduction="none"))
+        hit.append(wide.argmax(-1) == right)
+    return torch.cat(nll), torch.cat(hit)
 
 
 @contextlib.contextmanager

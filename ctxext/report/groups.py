@@ -36,7 +36,8 @@ Cells = dict[tuple[str, Column], Record]
 
 def group_of(record: Record) -> Group:
     data, weights = record["data"], record["model_sha256"] or ""
-    names = (record["model"], record["task"], record["metric"], data["name"], data["tokens"])
+    task = record.get("task_resolved") or record["task"]
+    names = (record["model"], task, record["metric"], data["name"], data["tokens"])
     rest = (record["seed"], record["trained_length"])
     return Group(*names, record["dtype"], data["sha256"], weights, *rest)
 

@@ -1,6 +1,6 @@
 """Comparison tables, from records alone: methods down, lengths across, and the tax.
 
-Perplexities are shown as they are, accuracies in percent. The *tax* is what a method costs
+Perplexities and the scores of benchmarks are shown as they are, shares in percent. The *tax* is what a method costs
 inside the trained length T: its mean over the positions below T minus that of the unpatched
 model (`rope`) over the same tokens, in nats per token or in percentage points.
 """
@@ -33,6 +33,7 @@ CSV = (
     *("model", "task", "metric", "data", "method", "length", "value", "stderr", "status", "tax"),
     *("windows", "dtype", "seed"),
 )
+SHARES = ("accuracy", "passkey", "kv")  # metrics from 0 to 1, shown in percent
 _MARKDOWN = {ord(c): f"\\{c}" for c in "`*_[]~$"} | {ord(c): f"&#{ord(c)};" for c in "&<>|\\"}
 
 
@@ -80,14 +81,15 @@ class Table:
     rows: tuple[Row, ...]
 
     def header(self) -> list[str]:
-        """`method`, each length (with its windows where they differ within a length), the tax."""
-        lengths = [column.length for column in self.columns]
+        """`method`, each length (with its windows where they differ within a length), and the tax
+        where the metric has one."""
+        lengths, of = [column.length for column in self.columns], of_what(self.group.metric)
         labels = [
-            format_length(length) + (f" ({windows} windows)" if lengths.count(length) > 1 else "")
+            format_length(length) + (f" ({windows} {of})" if lengths.count(length) > 1 else "")
             for length, windows in self.columns
         ]
         tax = _TAX.get(self.group.metric)
-        return ["method", *labels, f"tax ({tax.unit})" if tax else "tax"]
+        return ["method", *labels, *([f"tax ({tax.unit})"] if tax else [])]
 
     def cells(self) -> Iterator[tuple[Row, Column, Cell]]:
         """Every cell with its row and column, row by row."""
@@ -99,16 +101,25 @@ class Table:
         """`5.432 ± 0.021`, the status of a failed cell, or a dash."""
         if cell.value is None:
             return NO_VALUE if cell.status == "missing" else cell.status
-        percent = self.group.metric == "accuracy"
+        percent = self.group.metric in SHARES
         numbers = [x * (100 if percent else 1) for x in (cell.value, cell.stderr) if x is not None]
         digits = 2 if percent else next((d for d in (3, 2, 1) if numbers[0] < 10 ** (4 - d)), 0)
         return " ± ".join(f"{x:.{digits}f}" if max(numbers) < 1e6 else f"{x:.3g}" for x in numbers)
 
-    def tax_text(self, row: Row) -> str:
+    def tax_texts(self, row: Row) -> list[str]:
+        """The tax in a list, which is empty where the metric has none."""
+        tax = _TAX.get(self.group.metric)
+        if tax is None:
+            return []
         if row.tax is None:
-            return NO_VALUE
-        text = f"{row.tax:+.{_TAX[self.group.metric].digits}f}"
-        return text if text.strip("+-0.") else text[1:]
+            return [NO_VALUE]
+        text = f"{row.tax:+.{tax.digits}f}"
+        return [text if text.strip("+-0.") else text[1:]]
+
+
+def of_what(metric: str) -> str:
+    """What a metric's standard error is over."""
+    return "windows" if metric in _TAX else "samples"
 
 
 def build(records: Iterable[Record], order: Sequence[str] = ()) -> list[Table]:
@@ -172,7 +183,8 @@ def _taxes(cells: Cells, column: Column, metric: str) -> dict[str, float]:
 
 
 def _caption(metric: str, rope: Record | None) -> str:
-    error = f"{'Percent; ' if metric == 'accuracy' else ''}± is the standard error over windows"
+    percent = "Percent; " if metric in SHARES else ""
+    error = f"{percent}± is the standard error over {of_what(metric)}"
     if metric not in _TAX:
         return f"{error}."
     if rope is None:
@@ -206,7 +218,7 @@ def to_rich(table: Table, width: int | None = None) -> RichTable:
         for text, cell in zip(cells, row.cells, strict=True):
             text.append("*" if cell.best else " " * starred)
             text.style = "bold green" if cell.best else ""
-        lines.append([Text(printable(row.method)), *cells, Text(table.tax_text(row))])
+        lines.append([Text(printable(row.method)), *cells, *map(Text, table.tax_texts(row))])
     whole = least = 1
     for number, column in enumerate(zip(*lines, strict=True)):
         longest = max(text.cell_len for text in column)
@@ -227,11 +239,12 @@ def escape(text: str) -> str:
 
 def to_markdown(table: Table) -> str:
     """A GitHub table under a heading; the best of a column in bold."""
-    lines = [table.header(), ["---", *["---:"] * (len(table.columns) + 1)]]
+    header = table.header()
+    lines = [header, ["---", *["---:"] * (len(header) - 1)]]
     for row in table.rows:
         texts = [(table.cell_text(cell), cell.best) for cell in row.cells]
         cells = [f"**{text}**" if best else text for text, best in texts]
-        lines.append([escape(row.method), *cells, table.tax_text(row)])
+        lines.append([escape(row.method), *cells, *table.tax_texts(row)])
     body = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     return f"### {escape(table.title)}\n\n{body}\n\n{escape(table.caption)}\n"
 

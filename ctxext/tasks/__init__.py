@@ -1,6 +1,7 @@
 """The tasks: one file each, one registry.
 
 base.py      the contract, and what token scores are
+fitting.py   how much filler fits into a prompt
 windows.py   how token tasks cut a text
 """
 
@@ -9,7 +10,7 @@ from __future__ import annotations
 from ctxext.registry import Registry
 from ctxext.tasks.base import Task
 
-REGISTRY: Registry[Task] = Registry("task", __name__, private=("base", "windows"))
+REGISTRY: Registry[Task] = Registry("task", __name__, private=("base", "fitting", "windows"))
 register = REGISTRY.register
 names = REGISTRY.names
 parse = REGISTRY.parse

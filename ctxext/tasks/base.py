@@ -88,8 +88,9 @@ class Task:
         return []
 
     def __str__(self) -> str:
-        """The spec that parses back to this task."""
-        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        """The spec that parses back to this task; what is at its default is left out."""
+        given = ((f, getattr(self, f.name)) for f in dataclasses.fields(self))
+        values = {f.name: value for f, value in given if value != f.default}
         first = values.pop(self.positional) if self.positional else None
         text = format_entry(self.name, values)
         if first is None:
@@ -243,11 +244,16 @@ class SampleTask(Task):
         """The most tokens of an answer."""
         raise NotImplementedError
 
+    @property
+    def at_least(self) -> int:
+        """The tokens before an answer may end."""
+        return 0
+
     def stops(self, tokenizer: Any) -> Sequence[int]:
         """Token ids that end an answer beside the tokenizer's and the model's own."""
         return ()
 
-    def samples(
+    def prompts(
         self, tokenizer: Any, length: int, data: Any, seed: int, limit: int | None
     ) -> list[Sample]:
         """The prompts, at most `limit`; the same for the same arguments.

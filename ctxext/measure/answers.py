@@ -1,0 +1,216 @@
+"""Prompts → greedy answers: batches by length, and one prefill for what prompts share."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers.cache_utils import DynamicCache, DynamicLayer
+
+from ctxext.errors import CtxextError
+from ctxext.tasks.base import Row, Sample
+
+SHARED = 0.5  # of a prompt that must be another's beginning too, to be read but once
+
+
+class Limits(NamedTuple):
+    """When an answer ends.
+
+    Attributes:
+        most: tokens of an answer.
+        least: tokens before it may stop.
+        stops: token ids that end it, beside the tokenizer's and the model's own.
+    """
+
+    most: int
+    least: int = 0
+    stops: tuple[int, ...] = ()
+
+
+def answers(
+    model: Any,
+    tokenizer: Any,
+    samples: Sequence[Sample],
+    limits: Limits,
+    batch: int,
+    advance: Callable[[int], None] = lambda tokens: None,
+) -> Iterator[Row]:
+    """The rows of the samples, in the order in which they are answered.
+
+    Args:
+        model: a causal language model, patched or not, in evaluation mode.
+        batch: prompts read at once, where they share no beginning.
+        advance: told the prompt tokens that are done, shared ones included.
+
+    Raises:
+        CtxextError: the logits are not finite.
+    """
+    decoder = _Decoder(model, tokenizer, limits)
+    for some, shares in schedule(samples, batch, decoder.can_share):
+        start = time.perf_counter()
+        found = decoder.shared(some) if shares else iter([decoder.together(some)])
+        for answered in found:
+            took, start = time.perf_counter() - start, time.perf_counter()
+            for sample, answer in answered:
+                row = {"name": sample.name, "pred": answer.text, "answers": list(sample.answers)}
+                facts = {"all_classes": None, "length": len(sample.ids), **sample.facts}
+                yield {**row, **facts, **answer.facts(), "seconds": took / len(answered)}
+                advance(len(sample.ids))
+
+
+def schedule(
+    samples: Sequence[Sample], batch: int, can_share: bool
+) -> Iterator[tuple[list[Sample], bool]]:
+    """Samples that are answered together, and whether they are to share what they have in common.
+
+    Those that share at least half of their prompts with the one before them, in the order of
+    their ids, follow one another; the others are batched with those nearest in length.
+    """
+    ordered = sorted(samples, key=lambda sample: list(sample.ids))
+    families: list[list[Sample]] = []
+    for sample in ordered:
+        before = families[-1][-1].ids if families else ()
+        if can_share and common(before, sample.ids) >= max(1, SHARED * len(sample.ids)):
+            families[-1].append(sample)
+        else:
+            families.append([sample])
+    yield from ((family, True) for family in families if len(family) > 1)
+    alone = [family[0] for family in families if len(family) == 1]
+    alone.sort(key=lambda sample: (-len(sample.ids), sample.name))  # what is too large fails first
+    yield from ((alone[i : i + batch], False) for i in range(0, len(alone), batch))
+
+
+def share(samples: Sequence[Sample], rank: int, count: int) -> list[Sample]:
+    """The samples of one process among `count`: neighbours, since they may begin alike."""
+    ordered = sorted(samples, key=lambda sample: list(sample.ids))
+    return ordered[rank * len(ordered) // count : (rank + 1) * len(ordered) // count]
+
+
+def common(first: Sequence[int], second: Sequence[int]) -> int:
+    """How many tokens both begin with."""
+    most = min(len(first), len(second))
+    return next((i for i in range(most) if first[i] != second[i]), most)
+
+
+class Answer(NamedTuple):
+    """What was said, and how close it was.
+
+    Attributes:
+        text: special tokens left out.
+        margin: the least difference between the two best logits of a step.
+    """
+
+    text: str
+    margin: float
+
+    def facts(self) -> dict[str, float]:
+        """What its row keeps beside the text."""
+        return {"margin": self.margin}
+
+
+class _Margins(LogitsProcessor):  # type: ignore[misc]
+    """Watches the steps of a batch: the least difference between the two best logits of each row,
+    up to its end."""
+
+    def __init__(self, prompt: int, stops: Tensor) -> None:
+        self._prompt, self._stops = prompt, stops
+        self.least: Tensor | None = None
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        two = scores.float().topk(2, -1).values
+        if not bool(torch.isfinite(two[:, 0]).all()):
+            raise CtxextError("the logits are not finite")
+        margin = two[:, 0] - two[:, 1]
+        ended = torch.isin(input_ids[:, self._prompt :], self._stops).any(1)
+        margin = margin.masked_fill(ended, torch.inf)
+        self.least = margin if self.least is None else torch.minimum(self.least, margin)
+        return scores
+
+
+class _Decoder:
+    """Greedy decoding by the model's own `generate`, with none of its other settings."""
+
+    def __init__(self, model: Any, tokenizer: Any, limits: Limits) -> None:
+        self._model, self._tokenizer = model, tokenizer
+        self._device = model.get_input_embeddings().weight.device
+        own = getattr(model.generation_config, "eos_token_id", None)
+        ends = [*(own if isinstance(own, list) else [own]), tokenizer.eos_token_id, *limits.stops]
+        self._ends = sorted({int(end) for end in ends if end is not None})
+        pads = (tokenizer.pad_token_id, *self._ends, 0)
+        self._pad = next(int(pad) for pad in pads if pad is not None)
+        self._config = GenerationConfig(
+            do_sample=False,
+            num_beams=1,
+            max_new_tokens=limits.most,
+            min_new_tokens=limits.least or None,
+            eos_token_id=self._ends or None,
+            pad_token_id=self._pad,
+            use_cache=True,
+        )
+        self._stops = torch.tensor(self._ends, dtype=torch.long, device=self._device)
+
+    @property
+    def can_share(self) -> bool:
+        """Whether each layer keeps every key by itself, so that a cache can be cut back."""
+        layers = getattr(DynamicCache(config=self._model.config), "layers", None)
+        plain = layers is not None and all(type(layer) is DynamicLayer for layer in layers)
+        return plain and not getattr(self._model, "_is_stateful", False)
+
+    def together(self, samples: Sequence[Sample]) -> list[tuple[Sample, Answer]]:
+        """The answers to a batch, padded on the left."""
+        longest = max(len(sample.ids) for sample in samples)
+        ids = torch.full((len(samples), longest), self._pad)
+        mask = torch.zeros_like(ids)
+        for row, sample in enumerate(samples):
+            ids[row, longest - len(sample.ids) :] = torch.tensor(list(sample.ids))
+            mask[row, longest - len(sample.ids) :] = 1
+        return list(zip(samples, self._generate(ids, mask, None), strict=True))
+
+    def shared(self, samples: Sequence[Sample]) -> Iterator[list[tuple[Sample, Answer]]]:
+        """The answers one by one; of each prompt only what the one before did not begin with."""
+        cache, before = DynamicCache(config=self._model.config), list[int]()
+        for sample in samples:
+            ids = list(sample.ids)
+            keep = min(common(before, ids), len(ids) - 1)
+            if (extra := cache.get_seq_length() - keep) > 0:
+                cache.crop(-extra)
+            tensor = torch.tensor([ids])
+            [answer] = self._generate(tensor, torch.ones_like(tensor), cache)
+            before = ids
+            yield [(sample, answer)]
+
+    def _generate(self, ids: Tensor, mask: Tensor, cache: Any) -> list[Answer]:
+        ids, mask = ids.to(self._device), mask.to(self._device)
+        margins = _Margins(ids.shape[1], self._stops)
+        with torch.inference_mode(), self._settings():
+            out = self._model.generate(
+                input_ids=ids,
+                attention_mask=mask,
+                past_key_values=cache,
+                generation_config=self._config,
+                logits_processor=LogitsProcessorList([margins]),
+            )
+        new = out[:, ids.shape[1] :].tolist()
+        assert margins.least is not None
+        texts = [self._tokenizer.decode(self._said(row), skip_special_tokens=True) for row in new]
+        return [Answer(text, m) for text, m in zip(texts, margins.least.tolist(), strict=True)]
+
+    def _said(self, row: list[int]) -> list[int]:
+        """The tokens up to the end, with it; what follows is padding."""
+        stop = next((i + 1 for i, token in enumerate(row) if token in self._ends), len(row))
+        return row[:stop]
+
+    @contextlib.contextmanager
+    def _settings(self) -> Iterator[None]:
+        """The model without the generation settings that came with it, such as penalties."""
+        own = self._model.generation_config
+        self._model.generation_config = self._config
+        try:
+            yield
+        finally:
+            self._model.generation_config = own

@@ -1,0 +1,113 @@
+"""Answers on disk: one line for each sample, kept as it comes and found again by a rerun.
+
+While a cell runs, each process appends to a file of its own; once all samples have their answers
+these become one file in the order of the samples, in the form of LongBench's predictions.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+from ctxext.errors import CtxextError
+from ctxext.results import write_atomically
+from ctxext.tasks.base import Row
+
+
+class Predictions:
+    """The answers of one cell, in `folder/TASK.jsonl`.
+
+    Args:
+        key: what the cell's numbers depend on; rows of another key are not its own.
+    """
+
+    def __init__(self, path: Path, key: str) -> None:
+        self.path, self._key = path, key
+        self._file: IO[bytes] | None = None
+        token = f"{os.getpid()}-{secrets.token_hex(4)}"
+        self._part = path.with_name(f".{path.stem}.{token}.part")
+
+    def __enter__(self) -> Predictions:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def found(self, names: Iterable[str]) -> dict[str, Row]:
+        """The rows that earlier runs have left, of the samples with these names.
+
+        A line that was cut off, or is no row, counts as not there.
+        """
+        wanted, rows = set(names), dict[str, Row]()
+        for path in (self.path, *self._parts()):
+            for row in _read(path):
+                if row["name"] in wanted and row.get("cell") == self._key:
+                    rows.setdefault(row["name"], row)
+        return rows
+
+    def add(self, row: Row) -> None:
+        """Keep one more row; it is on disk when this returns."""
+        try:
+            if self._file is None:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self._file = open(self._part, "ab", buffering=0)  # noqa: SIM115
+            self._file.write(_line({**row, "cell": self._key}))
+        except OSError as error:
+            raise CtxextError(f"cannot write {self._part}: {error.strerror or error}") from error
+
+    def finish(self, rows: Sequence[Row]) -> None:
+        """All rows in one file, in place of the parts."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.path, b"".join(_line({**row, "cell": self._key}) for row in rows))
+        for path in self._parts():
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+    def discard(self) -> None:
+        """Forget what earlier runs have left."""
+        for path in (self.path, *self._parts()):
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+    def _parts(self) -> list[Path]:
+        ours = f".{self.path.stem}."
+        with contextlib.suppress(OSError):
+            files = sorted(self.path.parent.iterdir())
+            return [p for p in files if p.name.startswith(ours) and p.suffix == ".part"]
+        return []
+
+
+def _line(row: Row) -> bytes:
+    return json.dumps(row, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
+
+
+def _read(path: Path) -> Iterable[Row]:
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError:
+        return
+    for line in lines:
+        row: Any = None
+        with contextlib.suppress(ValueError, RecursionError):
+            row = json.loads(line)
+        if isinstance(row, dict) and _is_row(row):
+            yield row
+
+
+def _is_row(row: dict[str, Any]) -> bool:
+    texts = all(isinstance(row.get(field), str) for field in ("name", "pred"))
+    answers, margin, seconds = row.get("answers"), row.get("margin"), row.get("seconds")
+    listed = isinstance(answers, list) and all(isinstance(a, str) for a in answers)
+    return texts and listed and isinstance(margin, float) and isinstance(seconds, float)

@@ -1,0 +1,331 @@
+"""One model with its windows and samples, loaded once, and what is measured with them."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from ctxext.engine.patch import Handle, patched
+from ctxext.errors import CtxextError, UsageError
+from ctxext.machine import Meter, failure
+from ctxext.measure import tokens as reading
+from ctxext.measure.answers import Limits, answers, share
+from ctxext.measure.predictions import Predictions
+from ctxext.measure.workers import Workers
+from ctxext.models import loading
+from ctxext.monitor import Monitor
+from ctxext.plan import Cell, Plan
+from ctxext.results import safe_name
+from ctxext.tasks.base import (
+    HarnessTask,
+    Row,
+    Sample,
+    SampleTask,
+    Score,
+    TokenScores,
+    TokenTask,
+    Windows,
+)
+
+CLOSE = 1e-4  # two best logits this near may change places with the batch or the machine
+_NOTHING = {"value": None, "stderr": None, "n": 0, "windows": 0, "buckets": []}
+
+
+@dataclass
+class Measured:
+    """What became of a cell: the fields of its record that were measured, and the patch's say."""
+
+    cell: Cell
+    fields: dict[str, Any]
+    handle: Handle | None
+
+
+class Session:
+    """The model, its tokenizer, and what the new cells of a plan read.
+
+    Raises:
+        UsageError: something asked for cannot be done; nothing has been measured then.
+    """
+
+    def __init__(self, plan: Plan, new: Sequence[Cell], workers: Workers, monitor: Monitor) -> None:
+        self._plan, self._workers, self._monitor = plan, workers, monitor
+        self._request = plan.request
+        self._tokenizer = loading.load_tokenizer(plan.source)
+        self._windows: dict[tuple[str, int], Windows] = {}
+        self._samples: dict[tuple[str, int], list[Sample]] = {}
+        self._data_tokens = 0
+        self._cut([cell for cell in new if isinstance(cell.task, TokenTask)])
+        self._draw([cell for cell in new if isinstance(cell.task, SampleTask)])
+        for cell in new:
+            if isinstance(cell.task, HarnessTask):
+                cell.task.check(self._request.limit)
+        self.model = loading.load_model(plan.source, monitor.note)
+        self._try_patches()
+        monitor.plan(len({(c.method, c.length) for c in new}), self._total(new))
+
+    @property
+    def processes(self) -> int:
+        """How many processes share a cell."""
+        return self._workers.count
+
+    def data_tokens_of(self, cell: Cell) -> int:
+        """The tokens of the data that windows are cut from; 0 for tasks that cut none."""
+        return self._data_tokens if isinstance(cell.task, TokenTask) else 0
+
+    def measure(self, cells: Sequence[Cell]) -> Iterator[Measured]:
+        """The cells of one method and length; those that read the same windows share a forward."""
+        scored: dict[int, tuple[Any, dict[str, Any], Handle | None]] = {}
+        for cell in cells:
+            self._monitor.begin(f"{cell.requested} at {cell.length}, {cell.asked}")
+            if isinstance(cell.task, TokenTask):
+                windows = self._windows[_place(cell)]
+                if id(windows) not in scored:
+                    scored[id(windows)] = self._score(cell, windows)
+                found, cost, handle = scored[id(windows)]
+                yield self._settle(cell, found, cost, handle, _of_tokens)
+            elif isinstance(cell.task, SampleTask):
+                yield self._answer(cell, cell.task)
+            elif isinstance(cell.task, HarnessTask):
+                yield self._harness(cell, cell.task)
+
+    def _cut(self, cells: Sequence[Cell]) -> None:
+        """The windows of the tasks over tokens, which read the same text."""
+        if not cells:
+            return
+        text: Any = cells[0].data
+        ids = reading.tokenise(text, self._tokenizer, self._request.tokens)
+        start, self._data_tokens = reading.start_token(self._tokenizer), len(ids)
+        limit, trained = self._request.limit, self._plan.identity.trained
+        for cell in cells:
+            if isinstance(cell.task, TokenTask) and _place(cell) not in self._windows:
+                try:
+                    found = cell.task.windows(ids, cell.length, start, limit, trained)
+                except UsageError as error:
+                    raise UsageError(f"data {text.name!r}: {error}") from None
+                self._windows[_place(cell)] = self._once(found)
+
+    def _once(self, windows: Windows) -> Windows:
+        """The windows, or the same ones that another task has."""
+        for other in self._windows.values():
+            if all(map(torch.equal, windows, other)):
+                return other
+        return windows
+
+    def _draw(self, cells: Sequence[Cell]) -> None:
+        """The prompts; UsageError where one does not fit into its length with its answer."""
+        for cell in cells:
+            if _place(cell) in self._samples or not isinstance(cell.task, SampleTask):
+                continue
+            seed, limit, most = self._request.seed, self._request.limit, cell.task.generates
+            samples = cell.task.prompts(self._tokenizer, cell.length, cell.data, seed, limit)
+            if not samples:
+                raise UsageError(f"{cell.asked}: no samples in data {cell.data.name!r}")
+            longest = max(samples, key=lambda sample: len(sample.ids))
+            if len(longest.ids) + most > cell.length:
+                raise UsageError(
+                    f"{cell.asked}, sample {longest.name}: its prompt of {len(longest.ids)} tokens "
+                    f"and its answer of {most} are longer than --len {cell.length}: give at least "
+                    f"{len(longest.ids) + most}"
+                )
+            self._samples[_place(cell)] = samples
+
+    def _try_patches(self) -> None:
+        """Put each method on once, so that what it refuses is said before anything is measured."""
+        request, paths = self._request, dict[str, None]()
+        for length, spec in itertools.product(request.lengths, request.methods):
+            with patched(self.model, spec, length, **self._patch_options()) as handle:
+                for line in handle.notes:
+                    self._monitor.note(f"{spec} at {length}: {line}")
+                if spec.distance:
+                    paths[str(handle.choice)] = None
+        for path in paths:
+            self._monitor.note(f"attention path: {path}")
+
+    def _patch_options(self) -> dict[str, Any]:
+        return {"train_len": self._request.source.train_len, "attn": self._request.source.attn}
+
+    def _total(self, cells: Sequence[Cell]) -> int:
+        """The tokens that these cells read; a forward that several share counts once."""
+        read: dict[tuple[Any, ...], int] = {}
+        for cell in cells:
+            if windows := self._windows.get(_place(cell)):
+                read[cell.method, id(windows)] = windows.ids.numel()
+            elif samples := self._samples.get(_place(cell)):
+                read[cell.method, _place(cell)] = _prompt_tokens(samples)
+        return sum(read.values())
+
+    def _run(
+        self, cell: Cell, work: Callable[[], Any]
+    ) -> tuple[list[Any] | Exception, dict[str, Any], Handle | None]:
+        """What the work gives in every process on the patched model, or an exception of one."""
+        meter, handle, outcome = Meter(str(self.model.device)), None, None
+        options = self._patch_options()
+        try:
+            with patched(self.model, cell.method, cell.length, **options) as handle:
+                outcome = work()
+        except Exception as error:
+            outcome = error
+        cost = meter.read()
+        everyone = self._workers.gather((outcome, cost["peak_memory_bytes"]))
+        peaks = [peak for _, peak in everyone if peak is not None]
+        cost["peak_memory_bytes"] = max(peaks, default=None)
+        failed = next((one for one, _ in everyone if isinstance(one, Exception)), None)
+        return failed or [one for one, _ in everyone], cost, handle
+
+    def _settle(
+        self,
+        cell: Cell,
+        found: Any,
+        cost: dict[str, Any],
+        handle: Handle | None,
+        summarise: Callable[[Any, Any], dict[str, Any]],
+    ) -> Measured:
+        """The fields of a cell's record: numbers and `ok`, or none and the reason."""
+        try:
+            if isinstance(found, Exception):
+                raise found
+            fields = {"status": "ok", "reason": None, **summarise(cell.task, found)}
+        except Exception as error:
+            fields = {**_NOTHING, **failure(error)}
+        return Measured(cell, {**cost, **fields}, handle)
+
+    def _score(
+        self, cell: Cell, windows: Windows
+    ) -> tuple[TokenScores | Exception, dict[str, Any], Handle | None]:
+        """What the model says of the windows, each process reading its share."""
+        rank, count = self._workers.rank, self._workers.count
+        mine = Windows(windows.ids[rank::count], windows.first[rank::count])
+        batch, advance = self._request.batch(cell.length), self._monitor.advance
+        shares, cost, handle = self._run(
+            cell, lambda: reading.score(self.model, mine, batch, advance)
+        )
+        cost["tokens_per_second"] = windows.ids.numel() / cost["seconds"]
+        if isinstance(shares, Exception):
+            return shares, cost, handle
+        return _woven(shares), cost, handle
+
+    def _answer(self, cell: Cell, task: SampleTask) -> Measured:
+        """The answers to the samples, each process giving its share of those that are missing."""
+        samples, workers = self._samples[_place(cell)], self._workers
+        names, advance = {sample.name: sample for sample in samples}, self._monitor.advance
+        key, path = self._plan.key(cell)[:12], self._predictions(cell)
+        limits = Limits(task.generates, task.at_least, tuple(task.stops(self._tokenizer)))
+        kept = Predictions(path, key)
+        if self._request.force and workers.first:
+            kept.discard()
+        earlier = workers.gather(kept.found(names) if workers.first else {})[0]
+        advance(_prompt_tokens([names[name] for name in earlier]))
+        left = [sample for sample in samples if sample.name not in earlier]
+        batch = self._request.batch(cell.length)
+
+        def work() -> list[Row]:
+            mine, rows = share(left, workers.rank, workers.count), []
+            for row in answers(self.model, self._tokenizer, mine, limits, batch, advance):
+                kept.add(row)
+                rows.append(row)
+            return rows
+
+        with kept:
+            found, cost, handle = self._run(cell, work)
+        rows = dict(earlier)
+        for some in [] if isinstance(found, Exception) else found:
+            rows.update({row["name"]: row for row in some})
+        if not isinstance(found, Exception):
+            ordered = [_current(rows[sample.name], sample) for sample in samples]
+            seconds = sum(row["seconds"] for row in ordered) / workers.count
+            cost |= {"seconds": seconds, "tokens_per_second": _prompt_tokens(samples) / seconds}
+            cost["predictions"] = path.relative_to(self._request.out).as_posix()
+            if workers.first:
+                kept.finish(ordered)
+            return self._settle(cell, ordered, cost, handle, _of_rows)
+        return self._settle(cell, found, cost, handle, _of_rows)
+
+    def _harness(self, cell: Cell, task: HarnessTask) -> Measured:
+        request, cache = self._request, self._predictions(cell).with_suffix(".cache")
+        found, cost, handle = self._run(
+            cell,
+            lambda: task.evaluate(
+                self.model,
+                self._tokenizer,
+                cell.length,
+                request.batch(cell.length),
+                request.limit,
+                request.seed,
+                cache,
+            ),
+        )
+        return self._settle(cell, found, cost, handle, _of_harness)
+
+    def _predictions(self, cell: Cell) -> Any:
+        """Where a cell's answers are: one folder for the tasks of a benchmark, a file for each."""
+        name, _, label = str(cell.asked).partition(":")
+        if not cell.task.positional:
+            label = str(cell.asked)
+        model, method = safe_name(self._request.source.name, 48), safe_name(str(cell.requested))
+        about = f"{model}--{method}--{safe_name(name)}--{cell.length}--{self._plan.shared_key(cell)}"
+        return self._request.out / "predictions" / about / f"{safe_name(label)}.jsonl"
+
+
+def _place(cell: Cell) -> tuple[str, int]:
+    """What tells the windows or samples of a cell from others."""
+    return str(cell.task), cell.length
+
+
+def _prompt_tokens(samples: Sequence[Sample]) -> int:
+    return sum(len(sample.ids) for sample in samples)
+
+
+def _woven(shares: Sequence[TokenScores]) -> TokenScores:
+    """The scores of all windows, in their order, from those of every process."""
+    if len(shares) == 1:
+        return shares[0]
+    count = sum(len(scores.nll) for scores in shares)
+    whole = []
+    for parts in zip(*shares, strict=True):
+        joined = np.empty((count, parts[0].shape[1]), parts[0].dtype)
+        for rank, part in enumerate(parts):
+            joined[rank :: len(shares)] = part
+        whole.append(joined)
+    return TokenScores(*whole)
+
+
+def _current(row: Row, sample: Sample) -> Row:
+    """The row with what the sample says today; only the answer is what was kept."""
+    facts = {"all_classes": None, "length": len(sample.ids), **sample.facts}
+    return {**row, "answers": list(sample.answers), **facts}
+
+
+def _of_score(score: Score) -> dict[str, Any]:
+    parts = [dict(part) for part in score.parts]
+    return {"value": score.value, "stderr": score.stderr, "parts": parts, "also": dict(score.also)}
+
+
+def _of_tokens(task: TokenTask, scores: TokenScores) -> dict[str, Any]:
+    if not math.isfinite(scores.nll[scores.scored].sum()):
+        raise CtxextError("the loss is not finite")
+    score, buckets = task.summarise(scores), scores.buckets()
+    return {
+        **{"value": score.value, "stderr": score.stderr},
+        **{"n": scores.n, "windows": len(scores.nll), "buckets": buckets},
+    }
+
+
+def _of_rows(task: SampleTask, rows: Sequence[Row]) -> dict[str, Any]:
+    truncated = [bool(row["truncated"]) for row in rows if "truncated" in row]
+    return {
+        **_of_score(task.score(rows)),
+        **{"n": len(rows), "windows": len(rows), "buckets": []},
+        "truncated": sum(truncated) if truncated else None,
+        "close_calls": sum(row["margin"] <= CLOSE for row in rows),
+    }
+
+
+def _of_harness(task: HarnessTask, found: Sequence[tuple[Score, int]]) -> dict[str, Any]:
+    score, count = found[0]
+    return {**_of_score(score), "n": count, "windows": count, "buckets": []}

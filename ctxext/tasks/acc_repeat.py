@@ -1,0 +1,31 @@
+"""Next-token accuracy on text that repeats."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ctxext.tasks import register
+from ctxext.tasks.base import Score, TokenScores, TokenTask, Windows
+
+
+@register("acc-repeat")
+@dataclass(frozen=True)
+class AccuracyOnRepeated(TokenTask):
+    """Mean next-token accuracy, 0 to 1, on windows that say a passage of T tokens again and again:
+    the first T tokens of each window that `acc` reads, repeated to the length (kexue.fm 9708).
+    """
+
+    metric = "accuracy"
+
+    def windows(
+        self, ids: Any, length: int, start: int | None, limit: int | None, trained: int
+    ) -> Windows:
+        """The windows of `acc`, each saying its own first `trained` tokens again and again."""
+        from ctxext.tasks.windows import repeat
+
+        return repeat(ids, length, start, limit, trained)
+
+    def summarise(self, scores: TokenScores) -> Score:
+        """The share of hits, and its standard error over windows."""
+        return Score(*scores.accuracy())

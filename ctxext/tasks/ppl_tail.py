@@ -1,0 +1,50 @@
+"""Loss on the same last tokens, as the context to their left grows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from ctxext.errors import UsageError
+from ctxext.registry import format_length
+from ctxext.tasks import register
+from ctxext.tasks.base import Score, TokenScores, TokenTask, Windows
+from ctxext.tasks.ppl import perplexity
+
+
+@register("ppl-tail")
+@dataclass(frozen=True)
+class PerplexityOfTails(TokenTask):
+    """Perplexity of the last T tokens of each span of text (but the first of them, which has
+    nothing before it at length T), read with as much of the span before them as the length holds:
+    the same tokens at every length, so longer should be lower (kexue.fm 9708).
+    """
+
+    metric = "perplexity"
+    span: int | None = field(
+        default=None, metadata={"help": "span (tokens; default the longest length asked for)"}
+    )
+
+    def resolve(self, trained: int, lengths: Sequence[int]) -> PerplexityOfTails:
+        """The span settled; UsageError for a length below T or above the span."""
+        span = self.span or max(lengths)
+        for length in lengths:
+            if not trained <= length <= span:
+                raise UsageError(
+                    f"{self} cannot be measured at length {length}: give lengths from the trained "
+                    f"{trained} to the span, {format_length(span)}"
+                )
+        return replace(self, span=span)
+
+    def windows(
+        self, ids: Any, length: int, start: int | None, limit: int | None, trained: int
+    ) -> Windows:
+        """The last `length` tokens of each span, the last `trained` − 1 of them scored."""
+        from ctxext.tasks.windows import tails
+
+        return tails(ids, length, start, limit, self.span or length, trained)
+
+    def summarise(self, scores: TokenScores) -> Score:
+        """exp of the mean loss over the tails' tokens."""
+        return perplexity(scores)
