@@ -77,6 +77,9 @@ def evaluate(
     revision: Revision = None,
     trust_remote_code: Trust = False,
     load_in: Annotated[str | None, typer.Option(help="4bit or 8bit, with bitsandbytes.")] = None,
+    device_map: Annotated[
+        str | None, typer.Option(help="auto: spread a model over all devices.")
+    ] = None,
     train_len: TrainLen = None,
 ) -> None:
     """Measure methods at lengths: every combination, beside the unpatched model."""
@@ -92,6 +95,7 @@ def evaluate(
             dtype=dtype,
             device=device,
             load_in=load_in,
+            device_map=ask.check_device_map(device_map, device),
             attn=ask.check_attention(attn),
             train_len=None if train_len is None else parse_length(train_len),
         ),
@@ -118,10 +122,17 @@ def _run(work: Any, as_json: bool, again: str) -> int:
         again: what the same command would do after an interrupt.
     """
     from ctxext.errors import CtxextError
+    from ctxext.measure.workers import launched_alone, speaks
     from ctxext.progress import Progress
 
     _quieten()
-    with Progress() as progress:
+    if launched_alone():
+        typer.echo(
+            "accelerate launch started one process, as it does where there is no GPU: add "
+            "--multi_gpu to have several",
+            err=True,
+        )
+    with Progress(silent=not speaks()) as progress:
         work.monitor = progress.monitor()
         interrupted, unfinished = False, None
         try:
@@ -387,8 +398,10 @@ def main() -> None:
 
 
 def _complain(message: object, code: int) -> int:
+    from ctxext.measure.workers import speaks
     from ctxext.results import printable
 
-    if line := printable(" ".join(str(message).split())):  # bare `ctxext` has printed its help
+    line = printable(" ".join(str(message).split()))
+    if line and speaks():  # bare `ctxext` has printed its help
         sys.stderr.write(f"error: {line}\n")
     return code

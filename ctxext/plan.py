@@ -125,9 +125,13 @@ def _read(tasks: Sequence[Task], data: str | None) -> list[tuple[Task, Data]]:
     return found
 
 
-def check_workers(tasks: Sequence[Task], count: int) -> None:
-    """UsageError where a task cannot be split over so many processes."""
-    for task in tasks:
+def check_workers(request: Request, count: int) -> None:
+    """UsageError where what is asked for cannot be split over so many processes."""
+    if count > 1 and request.source.device_map:
+        raise UsageError(
+            "--device-map auto takes all devices for one process: leave it out, or the launcher"
+        )
+    for task in request.tasks:
         if count > 1 and isinstance(task, HarnessTask):
             raise UsageError(
                 f"{task} runs in one process: leave out accelerate launch, or use lm_eval's own "

@@ -15,15 +15,20 @@ if TYPE_CHECKING:
 
 
 class Progress:
-    """A context in which an evaluation's monitor shows what goes on."""
+    """A context in which an evaluation's monitor shows what goes on.
 
-    def __init__(self) -> None:
+    Args:
+        silent: show nothing, as in all but one of several processes.
+    """
+
+    def __init__(self, silent: bool = False) -> None:
+        self._silent = silent
         self._bar: Any = None
         self._task: Any = None
         self._left = 0
 
     def __enter__(self) -> Progress:
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and not self._silent:
             from rich.console import Console
             from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
             from rich.progress import Progress as Bar
@@ -46,6 +51,8 @@ class Progress:
         """The functions that an evaluation calls."""
         from ctxext.monitor import Monitor
 
+        if self._silent:
+            return Monitor()
         return Monitor(self._plan, self._begin, self._advance, self._done, self._say)
 
     def _plan(self, groups: int, tokens: int) -> None:

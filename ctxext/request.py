@@ -102,6 +102,15 @@ def check_attention(attn: str) -> str:
     return attn
 
 
+def check_device_map(device_map: str | None, device: str) -> str | None:
+    """The device map asked for; UsageError for an unknown one, or with a device beside it."""
+    if device_map not in (None, "auto"):
+        raise UsageError(f"unknown --device-map {device_map!r}: valid: auto")
+    if device_map is not None and device != "auto":
+        raise UsageError(f"--device-map {device_map} chooses devices: leave out --device {device}")
+    return device_map
+
+
 def in_range(name: str, value: int | None, least: int = 1) -> int | None:
     """The value; UsageError where it is below `least` or beyond 31 bits."""
     if value is not None and not least <= value < 2**31:

@@ -39,7 +39,7 @@ class Evaluation:
             UsageError: something asked for cannot be done; no cell has been computed then.
         """
         workers = Workers(self.request.source.device)
-        plans.check_workers(self.request.tasks, workers.count)
+        plans.check_workers(self.request, workers.count)
         request = self.request.on(workers.device(self.request.source.device))
         store = Store(request.out)
         if workers.first:

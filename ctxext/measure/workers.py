@@ -8,11 +8,25 @@ from typing import Any
 from ctxext.errors import UsageError
 
 
+def speaks() -> bool:
+    """Whether this process is the one that prints: the first of a launch, or the only one."""
+    return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0"
+
+
+def launched_alone() -> bool:
+    """Whether `accelerate launch` was asked for several processes and started one.
+
+    It does so on machines without GPUs, unless it is told `--multi_gpu`.
+    """
+    several = "MASTER_ADDR" in os.environ and "ACCELERATE_MIXED_PRECISION" in os.environ
+    return several and "WORLD_SIZE" not in os.environ
+
+
 class Workers:
     """This process among those of one launch.
 
     Attributes:
-        rank: its number; 0 writes records and speaks.
+        rank: its number; 0 writes records.
         count: how many there are.
     """
 
@@ -27,7 +41,7 @@ class Workers:
 
     @property
     def first(self) -> bool:
-        """Whether this process writes records and speaks."""
+        """Whether this process writes records."""
         return self.rank == 0
 
     def device(self, device: str) -> str:

@@ -31,6 +31,7 @@ class Source:
         dtype: one of DTYPES; `auto` is float32 on the CPU, else what the checkpoint was saved in.
         device: `auto`, or what torch calls a device.
         load_in: `4bit` or `8bit`, through bitsandbytes.
+        device_map: `auto` spreads the layers over all devices there are, through accelerate.
         attn: the attention path asked for; once settled, transformers' implementation for it.
         train_len: T in tokens where the config's is not right.
     """
@@ -41,6 +42,7 @@ class Source:
     dtype: str = "auto"
     device: str = "auto"
     load_in: str | None = None
+    device_map: str | None = None
     attn: str = "auto"
     train_len: int | None = None
 
@@ -124,7 +126,9 @@ def load_model(source: Source, note: Callable[[str], None] = logging.warning) ->
     options: dict[str, Any] = {"dtype": source.dtype, "attn_implementation": source.attn}
     if source.load_in is not None:
         options["quantization_config"] = _quantization(source.load_in)
-    if source.device != "cpu":
+    if source.device_map is not None:
+        options["device_map"] = source.device_map
+    elif source.device != "cpu":
         options["device_map"] = source.device
     model, found = _explained(
         source, AutoModelForCausalLM.from_pretrained, output_loading_info=True, **options

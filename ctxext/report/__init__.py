@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
 FORMATS = ("md", "csv")
+_SAME_LOSSES = ("ppl", "acc")  # tasks over the same tokens, which one plot is enough for
 
 
 def render(records: Iterable[Record], format: str = "md", order: Sequence[str] = ()) -> str:
@@ -50,31 +51,42 @@ def to_rich(
 
 
 def write_files(folder: str | Path, records: Iterable[Record]) -> list[Path]:
-    """Write `tables.md` and `loss-by-position--MODEL--DATA.png` for each group; their paths.
+    """Write `tables.md`, and for each group `loss-by-position--MODEL--DATA.png` or, where there
+    are results by depth, `depth--MODEL--TASK--DATA.png`; their paths.
 
     Where several groups have the same model and data, the name goes on with what tells them
     apart, such as the task or the dtype.
     """
-    from ctxext.report import plots
+    from ctxext.report import heatmaps, plots
 
     folder, records = Path(folder), list(records)
     written = [folder / "tables.md"]
     write_atomically(written[0], render(records, "md").encode("utf-8", "replace"))
-    for name, members in _figures(records).items():
+    losses = [record for record in records if record["task"] in _SAME_LOSSES]
+    others = [record for record in records if record["task"] not in _SAME_LOSSES]
+    drawn = [
+        *((plots.loss_by_position, some) for some in _figures(losses, ("task", "metric")).items()),
+        *((plots.loss_by_position, some) for some in _figures(others).items()),
+        *((heatmaps.by_depth, some) for some in _figures(others, start="depth").items()),
+    ]
+    for draw, (name, members) in drawn:
         path = folder / name
-        if plots.loss_by_position(members, path):
+        if draw(members, path):
             written.append(path)
     return written
 
 
-def _figures(records: Iterable[Record]) -> dict[str, list[Record]]:
-    """File name → records; perplexity and accuracy of the same tokens have the same losses."""
-    drawn = groups.grouped(records, ignore=("task", "metric"))
+def _figures(
+    records: Iterable[Record], ignore: Sequence[str] = (), start: str = "loss-by-position"
+) -> dict[str, list[Record]]:
+    """File name → records of one group, which may differ in the fields in `ignore`."""
+    drawn = groups.grouped(records, ignore=ignore)
     names: dict[str, list[Record]] = {}
     taken = set()
     for group, members in drawn.items():
-        parts = groups.describe(group, drawn, ("model", "data"))
-        name = "--".join(["loss-by-position", *(safe_name(part, 40) for part in parts)])
+        always = ("model", "data") if ignore else ("model", "task", "data")
+        parts = groups.describe(group, drawn, always)
+        name = "--".join([start, *(safe_name(part, 40) for part in parts)])
         if name.casefold() in taken:
             name += f"--{hashlib.sha256(repr(group).encode('utf-8', 'replace')).hexdigest()[:8]}"
         taken.add(name.casefold())

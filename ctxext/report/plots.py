@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import textwrap
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +28,17 @@ def loss_by_position(records: Iterable[Record], path: str | Path) -> bool:
     One line for each method at the longest length that all of them finished: the mean loss
     (nats per token) at the centres of the buckets (tokens). The same records give the same bytes.
     """
-    path = Path(path)
-    if path.suffix not in _METADATA:
-        raise UsageError(f"cannot draw {path.name!r}: the name must end in .png or .svg")
     column, lines = _lines(list(records))
     if not lines:
         return False
+    save(Path(path), lambda: _figure(column, lines))
+    return True
+
+
+def save(path: Path, draw: Callable[[], Any]) -> None:
+    """Write what `draw` makes, a matplotlib figure, to a .png or .svg; same figure, same bytes."""
+    if path.suffix not in _METADATA:
+        raise UsageError(f"cannot draw {path.name!r}: the name must end in .png or .svg")
     import matplotlib
 
     out = io.BytesIO()
@@ -42,9 +47,8 @@ def loss_by_position(records: Iterable[Record], path: str | Path) -> bool:
         matplotlib.rcdefaults()
         matplotlib.rcParams["svg.hashsalt"] = "ctxext"
         look = {"dpi": 150, "bbox_inches": "tight", "metadata": _METADATA[path.suffix]}
-        _figure(column, lines).savefig(out, format=path.suffix[1:], **look)
+        draw().savefig(out, format=path.suffix[1:], **look)
     write_atomically(path, out.getvalue())
-    return True
 
 
 def _lines(records: list[Record]) -> tuple[Column, dict[str, Record]]:
@@ -80,7 +84,7 @@ def _figure(column: Column, lines: dict[str, Record]) -> Any:
         labelspacing=0.9,
     )
     for text, method in zip(legend.get_texts(), lines, strict=True):
-        _set(text, _wrapped(method, 36))
+        set_text(text, wrapped(method, 36))
     return axes.figure
 
 
@@ -115,10 +119,10 @@ def _label(axes: Any, record: Record, column: Column, notes: list[str]) -> None:
     """Title, axes, the trained length T, and what is out of view."""
     windows = f"{column.windows} window{'s' if column.windows > 1 else ''}"
     about = f"{windows} of {column.length} tokens, {record['dtype']}"
-    heading = _wrapped(f"{record['model']} on {record['data']['name']}: loss by position", 70)
-    _set(axes.set_title("", fontsize=12, pad=24, loc="left"), f"{heading}\n{_wrapped(about, 90)}")
-    lines = ["position in the window (tokens)", *(_wrapped(note, 90) for note in notes)]
-    _set(axes.set_xlabel(""), "\n".join(lines))
+    heading = wrapped(f"{record['model']} on {record['data']['name']}: loss by position", 70)
+    set_text(axes.set_title("", fontsize=12, pad=24, loc="left"), f"{heading}\n{wrapped(about, 90)}")
+    lines = ["position in the window (tokens)", *(wrapped(note, 90) for note in notes)]
+    set_text(axes.set_xlabel(""), "\n".join(lines))
     axes.set_ylabel("mean loss (nats per token)")
     axes.set_xlim(0, column.length)
     ticks = sorted({column.length * part // 4 for part in range(5)})
@@ -133,14 +137,14 @@ def _label(axes: Any, record: Record, column: Column, notes: list[str]) -> None:
         axes.annotate(name, (trained, 1.015), **where)
 
 
-def _wrapped(text: str, width: int) -> str:
+def wrapped(text: str, width: int) -> str:
     """Broken into lines of `width` characters; the middle of a very long text is left out."""
     text = printable(text)
     text = text if len(text) <= 4 * width else f"{text[: 3 * width]} … {text[-width:]}"
     return "\n".join(textwrap.wrap(text, width)) or "?"
 
 
-def _set(artist: Any, text: str) -> None:
+def set_text(artist: Any, text: str) -> None:
     """The text as it is: a dollar sign begins no formula."""
     artist.set_parse_math(False)
     artist.set_text(text)

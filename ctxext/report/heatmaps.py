@@ -1,0 +1,92 @@
+"""Retrieval by length and depth: one map for each method, from the parts of records."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from ctxext.registry import format_length
+from ctxext.report.groups import method_order, newest
+from ctxext.report.plots import save, set_text, wrapped
+from ctxext.results import Record
+
+_ACROSS = 4  # maps in a row
+_DARK = 0.6  # from this share on, numbers are dark
+
+
+def by_depth(records: Iterable[Record], path: str | Path) -> bool:
+    """Draw the records of one group to a .png or .svg; False if none has parts by depth.
+
+    Lengths across, depths down (0 is the beginning of the prompt), the share found in percent.
+    The same records give the same bytes.
+    """
+    records = [r for r in records if r["status"] == "ok" and _shares(r)]
+    if not records:
+        return False
+    cells = newest(records)
+    methods = method_order(records)
+    maps = {
+        method: {c.length: _shares(r) for (m, c), r in sorted(cells.items()) if m == method}
+        for method in methods
+    }
+    save(Path(path), lambda: _figure(records[0], maps))
+    return True
+
+
+def _shares(record: Record) -> dict[float, float]:
+    """Depth → share found."""
+    parts = record.get("parts") or []
+    return {part["depth"]: part["value"] for part in parts if "depth" in part}
+
+
+def _figure(record: Record, maps: dict[str, dict[int, dict[float, float]]]) -> Any:
+    from matplotlib.figure import Figure
+
+    lengths = sorted({length for shares in maps.values() for length in shares})
+    depths = sorted({d for shares in maps.values() for column in shares.values() for d in column})
+    across = min(_ACROSS, len(maps))
+    down = -(-len(maps) // across)
+    width = max(2.2, 0.55 * len(lengths) + 1.0)
+    figure = Figure(figsize=(width * across + 1.6, (0.24 * len(depths) + 1.2) * down + 0.6))
+    panels = figure.subplots(down, across, squeeze=False, sharex=True, sharey=True)
+    image = None
+    for number, panel in enumerate(panels.flat):
+        if number >= len(maps):
+            panel.set_axis_off()
+            continue
+        method = list(maps)[number]
+        image = _map(panel, maps[method], lengths, depths)
+        set_text(panel.set_title("", fontsize=10), wrapped(method, 24))
+        if number % across == 0:
+            panel.set_ylabel("depth")
+        if number + across >= len(maps):
+            panel.set_xlabel("length (tokens)")
+            panel.tick_params(labelbottom=True)
+    bar = figure.colorbar(image, ax=panels, fraction=0.05, pad=0.03)
+    bar.set_label("found (%)")
+    about = f"trained length {format_length(record['trained_length'])}, {record['dtype']}"
+    heading = f"{record['model']} on {record['data']['name']}: {record['task']} by depth"
+    title = figure.suptitle("", x=0.02, ha="left", y=1.06 if down == 1 else 1.02, fontsize=12)
+    set_text(title, f"{wrapped(heading, 60)}\n{wrapped(about, 80)}")
+    return figure
+
+
+def _map(
+    panel: Any, shares: dict[int, dict[float, float]], lengths: list[int], depths: list[float]
+) -> Any:
+    """One method's map; what was not measured stays blank."""
+    percent = [
+        [100 * shares.get(length, {}).get(depth, float("nan")) for length in lengths]
+        for depth in depths
+    ]
+    image = panel.imshow(percent, cmap="cividis", vmin=0, vmax=100, aspect="auto")
+    for row, values in enumerate(percent):
+        for column, value in enumerate(values):
+            if value == value:
+                colour = "black" if value >= 100 * _DARK else "white"
+                spot = {"ha": "center", "va": "center", "fontsize": 7, "color": colour}
+                panel.text(column, row, f"{value:.0f}", **spot)
+    panel.set_xticks(range(len(lengths)), [format_length(length) for length in lengths])
+    panel.set_yticks(range(len(depths)), [f"{depth:.3g}" for depth in depths], fontsize=8)
+    return image
