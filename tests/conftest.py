@@ -14,6 +14,8 @@ os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else 
 
 import transformers
 
+from ctxext.tasks.base import Windows
+
 transformers.utils.logging.set_verbosity_error()
 
 TRAINED = 32  # tokens
@@ -63,3 +65,8 @@ def tokens(length: int, batch: int = 1, seed: int = 1) -> torch.Tensor:
     """Random token ids [batch, length] that avoid the special ones."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(3, 97, (batch, length), generator=generator)
+
+
+def whole(ids: torch.Tensor) -> Windows:
+    """Windows in which every token but the first is scored."""
+    return Windows(ids, torch.ones(len(ids), dtype=torch.long))

@@ -37,7 +37,7 @@ import ctxext
 from ctxext import cli, patches, tasks
 from ctxext.models.aliases import ALIASES
 from ctxext.results import problem_with
-from ctxext.tasks import windows
+from ctxext.measure import tokens as reading
 from ctxext.tasks.base import TokenScores
 
 PACKAGE = Path(ctxext.__file__).parent
@@ -175,14 +175,14 @@ def test_a_failed_cell_leaves_the_rest(
 ) -> None:
     asked = ("--method", "ntk:factor=2", "--method", "logn")
     with monkeypatch.context() as patch:
-        real, calls = windows.score, itertools.count()
+        real, calls = reading.score, itertools.count()
 
         def fail_second(*args: Any) -> TokenScores:
             if next(calls) == 1:
                 raise error
             return real(*args)
 
-        patch.setattr(windows, "score", fail_second)
+        patch.setattr(reading, "score", fail_second)
         ran = evaluate(run, *asked)
     good, bad, last = ran.records
     assert ran.code == 1
@@ -214,14 +214,14 @@ def test_a_failed_cell_is_in_the_table(
 def test_a_window_that_is_not_finite_fails_its_cell(
     run: Run, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = windows.score
+    real = reading.score
 
     def spoiled(*args: Any) -> TokenScores:
         scores = real(*args)
         scores.nll[1, 3] = math.nan
         return scores
 
-    monkeypatch.setattr(windows, "score", spoiled)
+    monkeypatch.setattr(reading, "score", spoiled)
     ran = evaluate(run, "--task", "ppl,acc")
     assert ran.code == 1
     assert [(r["status"], r["value"]) for r in ran.records] == [("error", None)] * 2
@@ -358,7 +358,7 @@ def test_a_bad_argument_is_one_line(
     value: str,
     words: tuple[str, ...],
 ) -> None:
-    monkeypatch.setattr(windows, "score", lambda *args: pytest.fail("computed"))
+    monkeypatch.setattr(reading, "score", lambda *args: pytest.fail("computed"))
     ran = evaluate(run, option, value)
     assert refused(ran, *words).isprintable()
     assert not (here / "results").exists() or not kept()
@@ -738,17 +738,23 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "patches": ("errors", "registry"),
     "models": ("errors", "registry", "patches"),
     "engine": ("errors", "registry", "patches", "models"),
-    "tasks": ("errors", "registry", "data"),
+    "machine": ("errors",),
+    "monitor": ("results",),
+    "scoring": ("errors",),
+    "ruler": ("errors", "results", "data"),
+    "tasks": ("errors", "registry", "data", "scoring", "ruler"),
     "report": ("errors", "registry", "results"),
     "export": ("errors", "registry", "patches", "models", "engine"),
     "request": ("errors", "registry", "patches", "models", "tasks"),
-    "machine": ("errors",),
-    "run": ("errors", "data", "patches", "models", "engine", "tasks", "request", "results",
-            "machine"),
-    "bench": ("errors", "patches", "models", "engine", "request", "results", "machine", "run"),
-    "progress": ("registry", "results", "run"),
-    "cli": ("errors", "registry", "patches", "models", "tasks", "request", "run", "bench",
-            "results", "report", "export", "progress"),
+    "plan": ("errors", "patches", "models", "engine", "tasks", "request"),
+    "measure": ("errors", "data", "models", "engine", "results", "machine", "monitor", "tasks",
+                "plan"),
+    "run": ("results", "machine", "monitor", "request", "plan", "measure"),
+    "bench": ("errors", "patches", "models", "engine", "request", "results", "machine", "monitor"),
+    "progress": ("registry", "results", "monitor"),
+    "harness": ("errors", "registry", "models", "engine"),
+    "cli": ("errors", "registry", "patches", "models", "scoring", "tasks", "request", "run",
+            "bench", "results", "report", "export", "measure", "progress"),
     "__init__": ("patches", "models", "engine"),
     "__main__": ("cli",),
 }  # fmt: skip
@@ -766,6 +772,10 @@ WITHOUT = {
     "models": {"typer", "rich", "datasets"},
     "engine": {"typer", "rich", "datasets"},
     "run": {"typer", "rich", "datasets"},
+    "plan": {"typer", "rich", "datasets"},
+    "measure": {"typer", "rich", "datasets"},
+    "scoring": {*HEAVY, "typer", "rich", "datasets"},
+    "ruler": {*HEAVY, "typer", "rich", "datasets"},
     "machine": {"typer", "rich", "datasets"},
     "bench": {"typer", "rich", "datasets"},
 }
@@ -804,7 +814,7 @@ def test_rooms_import_in_one_direction() -> None:
             if other not in ROOMS[room]:
                 wrong.append(f"{file} imports {name}")
     assert wrong == []
-    assert {("cli", "run"), ("run", "engine"), ("engine", "patches")} <= used
+    assert {("cli", "run"), ("run", "measure"), ("engine", "patches")} <= used
 
 
 def test_rooms_do_without_the_libraries_that_are_not_theirs() -> None:

@@ -32,7 +32,7 @@ import ctxext
 from ctxext import cli, results
 from ctxext.models.aliases import TINY
 from ctxext.results import Store, problem_with
-from ctxext.tasks import windows
+from ctxext.measure import tokens as reading
 from ctxext.tasks.base import BUCKETS, TokenScores
 
 Run = Callable[..., "Ran"]
@@ -137,26 +137,26 @@ def here(tmp_path: Path, folders: dict[str, Path], monkeypatch: pytest.MonkeyPat
 def scored(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Grows by the number of windows whenever windows are scored."""
     calls: list[int] = []
-    real = windows.score
+    real = reading.score
 
     def counted(model: Any, some: Any, *rest: Any) -> TokenScores:
-        calls.append(len(some))
+        calls.append(len(some.ids))
         return real(model, some, *rest)
 
-    monkeypatch.setattr(windows, "score", counted)
+    monkeypatch.setattr(reading, "score", counted)
     return calls
 
 
 def failing(monkeypatch: pytest.MonkeyPatch, error: BaseException, after: int = 0) -> None:
     """Let scoring raise, from the call after `after` on."""
-    real, calls = windows.score, itertools.count()
+    real, calls = reading.score, itertools.count()
 
     def fail(*args: Any) -> TokenScores:
         if next(calls) >= after:
             raise error
         return real(*args)
 
-    monkeypatch.setattr(windows, "score", fail)
+    monkeypatch.setattr(reading, "score", fail)
 
 
 def evaluate(run: Run, *more: object) -> Ran:
@@ -333,7 +333,9 @@ def test_tiny_reads_python_well(run: Run, here: Path) -> None:
 @pytest.mark.parametrize("length", [16, 17, 31, 33, 64, 100, 1000])
 def test_sixteen_buckets_of_equal_width_hold_every_token(length: int) -> None:
     rng = np.random.default_rng(0)
-    scores = TokenScores(rng.random((3, length - 1)), rng.random((3, length - 1)) < 0.5)
+    shape = (3, length - 1)
+    scored = np.ones(shape, bool)
+    scores = TokenScores(rng.random(shape), rng.random(shape) < 0.5, scored)
     buckets = scores.buckets()
     assert len(buckets) == BUCKETS == 16
     assert (buckets[0]["start"], buckets[-1]["stop"]) == (0, length)
@@ -383,11 +385,11 @@ def test_logits_exist_for_a_chunk_and_are_the_familys_own(
         monkeypatch.setitem(conftest.FAMILIES, name, entry)
     model = random_model(family, **SCALED[family])
     ids = conftest.tokens(30, batch=5)
-    monkeypatch.setattr(windows, "LOGITS_AT_ONCE", 7 * 97 + 3)
+    monkeypatch.setattr(reading, "LOGITS_AT_ONCE", 7 * 97 + 3)
     sizes: list[int] = []
     head = model.get_output_embeddings()
     hook = head.register_forward_hook(lambda *args: sizes.append(args[-1].numel()))
-    scores = windows.score(model, ids, 2)
+    scores = reading.score(model, conftest.whole(ids), 2)
     hook.remove()
     with torch.no_grad():
         logits = model(ids).logits[:, :-1].double()
@@ -404,18 +406,18 @@ def test_one_position_at_a_time_where_the_vocabulary_is_larger_than_a_chunk(
     llama: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ids = conftest.tokens(9, batch=2)
-    want = windows.score(llama, ids, 2)
-    monkeypatch.setattr(windows, "LOGITS_AT_ONCE", 10)
-    np.testing.assert_allclose(windows.score(llama, ids, 2).nll, want.nll, rtol=1e-5)
+    want = reading.score(llama, conftest.whole(ids), 2)
+    monkeypatch.setattr(reading, "LOGITS_AT_ONCE", 10)
+    np.testing.assert_allclose(reading.score(llama, conftest.whole(ids), 2).nll, want.nll, rtol=1e-5)
 
 
 def test_scoring_leaves_the_model_as_it_was_even_where_it_fails(llama: Any) -> None:
     base, ids = llama.base_model, conftest.tokens(9)
-    windows.score(llama, ids, 1)
+    reading.score(llama, conftest.whole(ids), 1)
     assert "forward" not in base.__dict__
     own = base.forward
     base.forward = own  # as accelerate's hooks do
-    windows.score(llama, ids, 1)
+    reading.score(llama, conftest.whole(ids), 1)
     assert base.__dict__["forward"] is own
     del base.forward
 
@@ -424,10 +426,10 @@ def test_scoring_leaves_the_model_as_it_was_even_where_it_fails(llama: Any) -> N
 
     hook = llama.lm_head.register_forward_hook(fail)
     with pytest.raises(RuntimeError, match="no"):
-        windows.score(llama, ids, 1)
+        reading.score(llama, conftest.whole(ids), 1)
     hook.remove()
     assert "forward" not in base.__dict__
-    assert windows.score(llama, ids, 1).nll.shape == (1, 8)
+    assert reading.score(llama, conftest.whole(ids), 1).nll.shape == (1, 8)
 
 
 def test_capped_logits_in_attention_choose_eager(
@@ -469,7 +471,7 @@ def test_a_rerun_computes_nothing_and_prints_the_same(
     first = evaluate(run, *asked)
     table = run("eval", "--model", "plain", "--data", "t.txt", "--limit", "2", *asked)
     files = kept()
-    for name in ("ctxext.models.loading.load_model", "ctxext.tasks.windows.score"):
+    for name in ("ctxext.models.loading.load_model", "ctxext.measure.tokens.score"):
         monkeypatch.setattr(name, lambda *args: pytest.fail("computed again"))
     again = evaluate(run, *asked)
     assert again.out == first.out

@@ -42,7 +42,7 @@ def only(records: list[Record], **kw: Any) -> tables.Table:
 
 def texts(table: tables.Table) -> dict[str, list[str]]:
     return {
-        row.method: [table.cell_text(c) for c in row.cells] + [table.tax_text(row)]
+        row.method: [table.cell_text(c) for c in row.cells] + table.tax_texts(row)
         for row in table.rows
     }
 
@@ -156,7 +156,7 @@ def test_numbers_are_short_at_every_size() -> None:
         "1536",
     ]
     tiny = tables.Row("x", (), -1e-9)
-    assert table.tax_text(tiny) == "0.000"
+    assert table.tax_texts(tiny) == ["0.000"]
 
 
 def test_method_order() -> None:

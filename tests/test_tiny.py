@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import whole
 
 import ctxext
 from ctxext.data import HELD_OUT_MODULES, HELD_OUT_TOPICS, load_text
 from ctxext.models.aliases import TINY
-from ctxext.tasks import windows
+from ctxext.measure import tokens as reading
 
 TRAINED, LONG, COUNT = 512, 4096, 16
 TAIL = slice(LONG - TRAINED // 2 - 1, None)  # of nll [windows, length−1]: tokens 3840 … 4095
@@ -27,13 +28,13 @@ def tiny() -> tuple[object, object]:
 @pytest.fixture(scope="module")
 def ids(tiny: tuple[object, object]) -> torch.Tensor:
     """The first tokens of the held-out text."""
-    return windows.tokenise(load_text("stdlib"), tiny[1], COUNT * LONG)
+    return reading.tokenise(load_text("stdlib"), tiny[1], COUNT * LONG)
 
 
 def tail_loss(tiny: tuple[object, object], ids: torch.Tensor, method: str) -> np.ndarray:
     """Mean loss of each 4k window's last 256 tokens, in nats per token [windows]."""
     with ctxext.patched(tiny[0], method, LONG):
-        return windows.score(tiny[0], ids.view(-1, LONG), batch=1).nll[:, TAIL].mean(1)
+        return reading.score(tiny[0], whole(ids.view(-1, LONG)), batch=1).nll[:, TAIL].mean(1)
 
 
 def test_it_is_small_trained_at_512_and_stored_in_16_bits(tiny: tuple[object, object]) -> None:
@@ -66,7 +67,7 @@ def test_methods_rank_as_published_beyond_the_trained_length(
     Each Python has a text of its own, so ReRoPE's bound of 0.05 nat has two standard errors of the
     paired differences (0.03 nat over 16 windows) added.
     """
-    short = windows.score(tiny[0], ids.view(-1, TRAINED), batch=8).nll
+    short = reading.score(tiny[0], whole(ids.view(-1, TRAINED)), batch=8).nll
     same = short.reshape(COUNT, LONG // TRAINED, -1)[:, -1, TRAINED // 2 - 1 :].mean(1)
     names = ("rope", "ntk", "rerope", "rerope+logn")
     tails = {name: tail_loss(tiny, ids, name) for name in names}

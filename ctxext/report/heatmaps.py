@@ -48,7 +48,8 @@ def _figure(record: Record, maps: dict[str, dict[int, dict[float, float]]]) -> A
     across = min(_ACROSS, len(maps))
     down = -(-len(maps) // across)
     width = max(2.2, 0.55 * len(lengths) + 1.0)
-    figure = Figure(figsize=(width * across + 1.6, (0.24 * len(depths) + 1.2) * down + 0.6))
+    size = (width * across + 1.6, (0.24 * len(depths) + 1.0) * down + 0.8)
+    figure = Figure(figsize=size, layout="constrained")
     panels = figure.subplots(down, across, squeeze=False, sharex=True, sharey=True)
     image = None
     for number, panel in enumerate(panels.flat):
@@ -63,11 +64,11 @@ def _figure(record: Record, maps: dict[str, dict[int, dict[float, float]]]) -> A
         if number + across >= len(maps):
             panel.set_xlabel("length (tokens)")
             panel.tick_params(labelbottom=True)
-    bar = figure.colorbar(image, ax=panels, fraction=0.05, pad=0.03)
+    bar = figure.colorbar(image, ax=panels, fraction=0.05, pad=0.02)
     bar.set_label("found (%)")
     about = f"trained length {format_length(record['trained_length'])}, {record['dtype']}"
     heading = f"{record['model']} on {record['data']['name']}: {record['task']} by depth"
-    title = figure.suptitle("", x=0.02, ha="left", y=1.06 if down == 1 else 1.02, fontsize=12)
+    title = figure.suptitle("", x=0.02, ha="left", fontsize=12)
     set_text(title, f"{wrapped(heading, 60)}\n{wrapped(about, 80)}")
     return figure
 
@@ -87,6 +88,10 @@ def _map(
                 colour = "black" if value >= 100 * _DARK else "white"
                 spot = {"ha": "center", "va": "center", "fontsize": 7, "color": colour}
                 panel.text(column, row, f"{value:.0f}", **spot)
+    for edge in range(1, len(depths)):
+        panel.axhline(edge - 0.5, color="white", linewidth=1)
+    for edge in range(1, len(lengths)):
+        panel.axvline(edge - 0.5, color="white", linewidth=1)
     panel.set_xticks(range(len(lengths)), [format_length(length) for length in lengths])
     panel.set_yticks(range(len(depths)), [f"{depth:.3g}" for depth in depths], fontsize=8)
     return image

@@ -49,7 +49,7 @@ class PassKey(SampleTask):
     def prompts(
         self, tokenizer: Any, length: int, data: Any, seed: int, limit: int | None
     ) -> list[Sample]:
-        """The prompts; any first few of them are spread over the depths."""
+        """The prompts: one for each depth, then another for each, and so on."""
         filler = " ".join(data.documents)
         count = min(limit or self.samples * self.depths, self.samples * self.depths)
         samples, rate = [], 0.25
