@@ -119,11 +119,12 @@ def averages(results: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         chinese = {task: value for task, value in values.items() if task in (*_CHINESE, *code)}
         each = {"English": english, "Chinese": chinese, "all": values}
     elif set(values) == set(E_TASKS) and all(result["parts"] for result in results):
-        parts = [(r["task"], part["name"], part["value"]) for r in results for part in r["parts"]]
-        each = {band: {t: v for t, name, v in parts if name == band} for band in BANDS}
-        each = {"all": values} | {
-            k: found for k, found in each.items() if len(found) == len(values)
-        }
+        each = {"all": values}
+        for band in BANDS:
+            parts = [(r["task"], part) for r in results for part in r["parts"]]
+            found = {task: part["value"] for task, part in parts if part["name"] == band}
+            if len(found) == len(values):
+                each[band] = found
     else:
         return {}
     return {name: _category_mean(found) for name, found in each.items()}
