@@ -135,10 +135,8 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
 
 
 def _similarity(a: str, b: str, ratio: Callable[[str, str], float]) -> float:
-    """As fuzzywuzzy 0.18 has it: equal texts 1, also empty ones; an empty one and another 0."""
-    if a == b:
-        return 1.0
-    return round(100 * ratio(a, b)) / 100 if a and b else 0.0
+    """As fuzzywuzzy 0.18 has it: in whole percent, and 1 for equal texts, also empty ones."""
+    return 1.0 if a == b else round(100 * ratio(a, b)) / 100
 
 
 def _f1(prediction: Sequence[str], answer: Sequence[str]) -> float:

@@ -98,7 +98,7 @@ def _read(path: Path, extended: bool) -> list[Row]:
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror or error}") from None
     rows = []
-    for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
+    for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").splitlines(), 1):
         if not line.strip():
             continue
         try:
