@@ -358,6 +358,28 @@ def tasks(as_json: Json = False) -> None:
     _print_entries([room.REGISTRY.get(name).describe() for name in room.names()], as_json)
 
 
+@app.command()
+def score(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of TASK.jsonl files.")],
+    extended: Annotated[
+        bool, typer.Option("--e", help="LongBench-E: also by length, 0-4k, 4-8k and 8k+.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Score LongBench predictions by the authors' rules: {"pred", "answers", …} on each line."""
+    from ctxext.scoring import predictions as room
+
+    results = room.score_folder(folder, extended)
+    if as_json:
+        for result in results:
+            typer.echo(json.dumps(result, allow_nan=False))
+        return
+    from rich.console import Console
+
+    width = None if sys.stdout.isatty() else 160
+    Console(width=width).print(room.to_table(results), crop=False)
+
+
 def _print_entries(entries: list[dict[str, Any]], as_json: bool) -> None:
     for entry in entries:
         if as_json:

@@ -1,4 +1,7 @@
 """Predictions → scores by the rules of the benchmarks' authors; no model, no torch.
 
-longbench.py   the metrics of LongBench and LongBench-E, and folders of prediction files
+base.py         what a score is
+metrics.py      the metrics of LongBench: one prediction and one answer → 0 to 1
+longbench.py    the tasks of LongBench and LongBench-E: a task's rows → its score
+predictions.py  folders of prediction files → scores, and their table
 """

@@ -18,6 +18,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 from ctxext.data import load_text
 from ctxext.errors import UsageError
 from ctxext.registry import format_entry
+from ctxext.scoring.base import Row as Row
+from ctxext.scoring.base import Score as Score
+from ctxext.scoring.base import mean_score as mean_score
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,7 +28,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 BUCKETS = 16
-Row = dict[str, Any]  # one answer: name, pred, answers, all_classes, length, …
 
 
 class Data(Protocol):
@@ -38,22 +40,6 @@ class Data(Protocol):
     @property
     def sha256(self) -> str:
         """The hash of all of it."""
-
-
-class Score(NamedTuple):
-    """A task's number.
-
-    Attributes:
-        value: on the metric's own scale.
-        stderr: over windows or samples; None where there is one.
-        parts: the same number over parts of the samples, {"name", "value", "n"} each.
-        also: other numbers by name, such as a second definition of the metric.
-    """
-
-    value: float
-    stderr: float | None
-    parts: Sequence[Mapping[str, Any]] = ()
-    also: Mapping[str, float] = {}
 
 
 @dataclass(frozen=True)
@@ -285,15 +271,3 @@ class HarnessTask(Task):
     ) -> tuple[Score, int]:
         """The number and the samples that it is over; answers are kept at `cache` for a rerun."""
         raise NotImplementedError
-
-
-def mean_score(values: Sequence[float], scale: float = 1.0) -> tuple[float, float | None]:
-    """The mean over samples times `scale`, and its standard error; None for a single one."""
-    count = len(values)
-    mean = sum(values) / count
-    if count < 2:
-        return mean * scale, None
-    variance = sum((value - mean) ** 2 for value in values) / (count - 1)
-    return mean * scale, (variance / count) ** 0.5 * scale
-
-
