@@ -243,6 +243,11 @@ class SampleTask(Task):
         """The most tokens of an answer."""
         raise NotImplementedError
 
+    @property
+    def at_least(self) -> int:
+        """The tokens of an answer before which nothing ends it."""
+        return 0
+
     def stops(self, tokenizer: Any) -> Sequence[int]:
         """Token ids that end an answer beside the tokenizer's and the model's own."""
         return ()
