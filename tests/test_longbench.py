@@ -451,14 +451,17 @@ def test_files_that_are_not_there_or_not_read(tmp_path: Path) -> None:
         assert "\n" not in str(error.value)
 
 
-def test_columns_that_a_metric_needs(tmp_path: Path) -> None:
-    write(tmp_path / "trec.jsonl", row("one", all_classes=None))
-    with pytest.raises(UsageError, match="line 1: 'all_classes' is not a list of strings"):
-        LongBench("trec").read(str(tmp_path))
+def test_rows_that_cannot_be_scored_are_refused_before_they_are_answered(tmp_path: Path) -> None:
+    write(tmp_path / "trec.jsonl", row("one"), row("two", all_classes=None))
+    with pytest.raises(UsageError, match=r"trec\.jsonl.*row 2.*'all_classes'"):
+        LongBench("trec").read(str(tmp_path / "trec.jsonl"))
     write(tmp_path / "lcc.jsonl", row("one", all_classes=None, length=None))
-    with pytest.raises(UsageError, match="line 1: 'length' is not a whole number"):
+    with pytest.raises(UsageError, match=r"row 1.*'length'"):
         LongBenchE("lcc").read(str(tmp_path))
     assert LongBench("lcc").read(str(tmp_path)).rows[0]["length"] is None
+    write(tmp_path / "lcc.jsonl", row("one", answers=[]))
+    with pytest.raises(UsageError, match=r"row 1.*'answers'"):
+        LongBench("lcc").read(str(tmp_path))
 
 
 @pytest.mark.parametrize("text", [None, "doc_to_text: 'a\\n{{context}}'", "[", "doc_to_text: 3"])

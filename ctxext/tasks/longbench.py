@@ -57,12 +57,18 @@ class LongBench(SampleTask):
         return self
 
     def read(self, data: str | None) -> Questions:
-        """The questions: `read_questions` of what `--data` names, or of the official archive."""
+        """The questions: `read_questions` of what `--data` names, or of the official archive.
+
+        Empty answers are scored at once: what cannot be scored, for want of a column or of a
+        package, is refused before a model is loaded.
+        """
         files = [f"{self.task}_e.jsonl", f"{self.task}.jsonl"][not self.extended :]
-        needs = ["length"] if self.extended else []
-        if self.metric == "classification_score":
-            needs.append("all_classes")
-        return read_questions(data, self.task, files, list(official.TASKS), needs)
+        questions = read_questions(data, self.task, files, list(official.TASKS))
+        try:
+            self.score([{**row, "pred": ""} for row in questions.rows])
+        except UsageError as error:
+            raise UsageError(f"data {questions.name!r}: {error}") from None
+        return questions
 
     @property
     def generates(self) -> int:
@@ -97,7 +103,7 @@ class LongBench(SampleTask):
 
     def _sample(self, cutter: Cutter, name: str, row: Row) -> Sample:
         ids, truncated = cutter.cut(prompt(self.task).render(row["context"], row["input"]))
-        facts = {key: row[key] for key in ("all_classes", "length", "_id") if key in row}
+        facts: Row = {key: row[key] for key in ("all_classes", "length", "_id") if key in row}
         return Sample(name, ids, row["answers"], {**facts, "truncated": truncated})
 
     def _templated(self, tokenizer: Any) -> bool:

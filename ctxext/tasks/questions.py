@@ -47,7 +47,7 @@ class Questions:
 
 
 def read_questions(
-    data: str | None, task: str, files: Sequence[str], others: Sequence[str], needs: Sequence[str]
+    data: str | None, task: str, files: Sequence[str], others: Sequence[str]
 ) -> Questions:
     """The questions of `task`.
 
@@ -55,7 +55,6 @@ def read_questions(
         data: a folder or an archive with one of `files`, the first that is there; a .jsonl file;
             or None for the official archive from the Hub.
         others: all tasks, to tell another task's file.
-        needs: columns that a row may else do without: all_classes, length.
 
     Raises:
         UsageError: they cannot be had, or a row is broken: names the file, the line and why.
@@ -63,7 +62,7 @@ def read_questions(
     path = _archive(task) if data is None else Path(data)
     raw, where = _find(path, files)
     rows = [
-        _row(line, f"{where}, line {number}", task, others, needs)
+        _row(line, f"{where}, line {number}", task, others)
         for number, line in enumerate(_decode(raw, where).split("\n"), 1)
         if line.strip()
     ]
@@ -126,7 +125,7 @@ def _decode(raw: bytes, where: str) -> str:
         raise UsageError(f"{where}, line {line}: not UTF-8 text (byte {error.start})") from None
 
 
-def _row(line: str, where: str, task: str, others: Sequence[str], needs: Sequence[str]) -> Row:
+def _row(line: str, where: str, task: str, others: Sequence[str]) -> Row:
     """The columns that are used, checked; `input` for the question by either name."""
     try:
         row = json.loads(line)
@@ -147,8 +146,8 @@ def _row(line: str, where: str, task: str, others: Sequence[str], needs: Sequenc
         "context": _text(row, "context", where),
         "input": _text(row, question, where),
         "answers": _texts(row, "answers", where),
-        "all_classes": _texts(row, "all_classes", where, "all_classes" not in needs),
-        "length": _count(row, "length", where, "length" not in needs),
+        "all_classes": _texts(row, "all_classes", where) if row.get("all_classes") else None,
+        "length": _count(row, "length", where),
     }
     if "_id" in row:
         kept["_id"] = row["_id"]
@@ -166,22 +165,16 @@ def _text(row: dict[str, Any], column: str, where: str) -> str:
     return value
 
 
-def _texts(
-    row: dict[str, Any], column: str, where: str, optional: bool = False
-) -> list[str] | None:
+def _texts(row: dict[str, Any], column: str, where: str) -> list[str]:
     value = row.get(column)
-    if optional and not value:
-        return None
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
         raise _wrong(row, column, "a list of strings", where)
     return value
 
 
-def _count(row: dict[str, Any], column: str, where: str, optional: bool) -> int | None:
+def _count(row: dict[str, Any], column: str, where: str) -> int | None:
     value = row.get(column)
-    if optional and value is None:
-        return None
-    if type(value) is not int or value < 0:
+    if value is not None and (type(value) is not int or value < 0):
         raise _wrong(row, column, "a whole number", where)
     return value
 
