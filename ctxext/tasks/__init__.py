@@ -1,8 +1,11 @@
 """The tasks: one file each, one registry.
 
-base.py      the contract, and what token scores are
-fitting.py   how much filler fits into a prompt
-windows.py   how token tasks cut a text
+base.py        the contract, and what token scores are
+windows.py     how token tasks cut a text
+fitting.py     how much filler fits into a prompt
+questions.py   LongBench's rows, from files or the Hub
+prompts.py     LongBench's prompts, from lm_eval
+halves.py      LongBench's truncation
 """
 
 from __future__ import annotations
@@ -10,7 +13,11 @@ from __future__ import annotations
 from ctxext.registry import Registry
 from ctxext.tasks.base import Task
 
-REGISTRY: Registry[Task] = Registry("task", __name__, private=("base", "fitting", "windows"))
+REGISTRY: Registry[Task] = Registry(
+    "task",
+    __name__,
+    private=("base", "fitting", "halves", "prompts", "questions", "windows"),
+)
 register = REGISTRY.register
 names = REGISTRY.names
 parse = REGISTRY.parse
