@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from typing import Any
 
@@ -13,6 +14,7 @@ from ctxext import __version__, patches
 from ctxext.engine.patch import patch
 from ctxext.engine.paths import NAMES
 from ctxext.errors import CtxextError, UsageError
+from ctxext.harness.quiet import quiet
 from ctxext.models import loading
 from ctxext.models.trained import trained_length
 from ctxext.registry import did_you_mean, parse_length
@@ -92,8 +94,11 @@ class ContextLM(HFLM):  # type: ignore[misc]
         )
         model, tokenizer = loading.load_model(source), loading.load_tokenizer(source)
         self.handle = patch(model, spec, most, train_len=trained, attn=attn)
+        for note in self.handle.notes:
+            logging.getLogger("lm_eval.ctxext").warning(note)
         most = most or trained or trained_length(model.config)
-        super().__init__(pretrained=model, tokenizer=tokenizer, max_length=most, **passed)
+        with quiet():  # it would warn of arguments that are ours
+            super().__init__(pretrained=model, tokenizer=tokenizer, max_length=most, **passed)
 
     @classmethod
     def create_from_arg_obj(

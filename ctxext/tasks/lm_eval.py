@@ -158,7 +158,7 @@ class LmEval(HarnessTask):
             for name in (tasks if groups else ())
             if key in (part := results[name])
         ]
-        score = Score(float(whole[key]), None if error == "N/A" else error, parts, also)
+        score = Score(float(whole[key]), float(error) if isinstance(error, float) else None, parts, also)
         return score, whole["sample_len"]
 
 
