@@ -15,6 +15,7 @@ from ctxext.errors import UsageError
 from ctxext.harness.quiet import quiet
 
 NEAR = 5  # names that a message offers
+SHOWN = 100  # characters of a name that may be anything
 GENERATED = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 GENERATED_BY_DEFAULT = 256  # tokens; HFLM's
 
@@ -49,11 +50,11 @@ def find(task: str, include: str | None) -> Any:
             return entry
     except Exception as error:
         text = " ".join(str(error).split())[:200]
-        raise UsageError(f"lm-eval task {task!r} cannot be read: {text}") from None
-    near = difflib.get_close_matches(task[:100], index, n=NEAR, cutoff=0.5)
+        raise UsageError(f"lm-eval task {task[:SHOWN]!r} cannot be read: {text}") from None
+    near = difflib.get_close_matches(task[:SHOWN], index, n=NEAR, cutoff=0.5)
     hint = f"did you mean {', '.join(near)}? " if near else ""
     raise UsageError(
-        f"unknown lm-eval task {task!r}: {hint}`lm_eval ls tasks` lists all; for your own give "
+        f"unknown lm-eval task {task[:SHOWN]!r}: {hint}`lm_eval ls tasks` lists all; for your own give "
         "the YAML file, or include=FOLDER"
     )
 

@@ -150,7 +150,8 @@ class LmEval(HarnessTask):
         key = next((key for key in whole if key.partition(",")[0] == metric), None)
         if key is None or not isinstance(whole[key], (int, float)):
             raise CtxextError(f"lm-eval task {self.task!r} gave no number for {metric!r}")
-        error = whole.get(_stderr(key))
+        error = whole.get(_stderr(key))  # "N/A" for one sample
+        error = float(error) if isinstance(error, float) else None
         others = (k for k in whole if "," in k and k != key and _stderr(k) in whole)
         also = {k.removesuffix(",none"): float(whole[k]) for k in others}
         parts = [
@@ -158,7 +159,7 @@ class LmEval(HarnessTask):
             for name in (tasks if groups else ())
             if key in (part := results[name])
         ]
-        score = Score(float(whole[key]), float(error) if isinstance(error, float) else None, parts, also)
+        score = Score(float(whole[key]), error, parts, also)
         return score, whole["sample_len"]
 
 
