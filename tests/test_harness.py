@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import pickle
 import shutil
 import site
@@ -23,7 +24,7 @@ from ctxext.tasks.base import Score
 from ctxext.tasks.lm_eval import LmEval
 
 METHOD, LENGTH, NEW = "rerope:window=16+logn", 96, 6
-PACKAGE = Path(ctxext.__file__).parent
+HARNESS = Path(__file__).parents[1] / "ctxext" / "harness"
 CHOICES = [  # the third question and its answers are longer than LENGTH
     ("def area(width, height):\n    return", ["width * height", "import", "None"], 0),
     ("import os\nimport", ["sys", "the", "return value of the function"], 1),
@@ -54,11 +55,17 @@ def write_tasks(folder: Path) -> Path:
         "generation_kwargs": {"until": ["\n"], "max_gen_toks": NEW},
         "metric_list": [{"metric": "exact_match"}],
     }  # fmt: skip
+    text = {
+        "task": "my_text", "dataset_path": "json", "test_split": "train", "doc_to_text": "",
+        "dataset_kwargs": {"data_files": str(folder / "choice.jsonl")},
+        "output_type": "loglikelihood_rolling", "doc_to_target": "{{q}}",
+        "metric_list": [{"metric": "word_perplexity"}],
+    }  # fmt: skip
     hub = {**choice, "task": "my_hub", "dataset_path": "nobody/nothing", "dataset_kwargs": {}}
     aggregate = [{"metric": "acc", "weight_by_size": True}]
     members = ["my_choice", {"task": "my_choice", "doc_to_text": "{{q}}!"}]
     files = {
-        "choice": choice, "write": write, "hub": hub,
+        "choice": choice, "write": write, "hub": hub, "text": text,
         "both": {"group": "my_both", "task": ["my_choice", "my_writing"]},
         "sum": {"group": "my_sum", "task": members[:1], "aggregate_metric_list": aggregate},
         "unsafe": {**write, "task": "my_unsafe", "unsafe_code": True},
@@ -173,6 +180,20 @@ def test_writing_in_padded_batches_is_what_whole_forwards_write(
     score, n = run(patched, "my_writing", folder, tmp_path / "cache", batch=4)
     assert kept(tmp_path / "cache") == sorted(want)
     assert (score.value, n) == (sum(text == "sys" for text in want) / len(want), len(want))
+
+
+def test_text_is_read_from_the_prefix_on(
+    patched: tuple[Any, Any], folder: Path, tmp_path: Path
+) -> None:
+    model, tokenizer = patched
+    text = CHOICES[0][0]
+    ids = torch.tensor([[tokenizer.eos_token_id, *tokenizer.encode(text)]])
+    with torch.no_grad():
+        logp = model(ids).logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None])
+    one = task("my_text", folder)
+    score, n = one.evaluate(*patched, LENGTH, 2, 1, 0, tmp_path / "cache")
+    assert score.value == pytest.approx(math.exp(-float(logp.sum()) / len(text.split())), rel=1e-4)
+    assert (score.stderr, n, one.metric) == (None, 1, "word_perplexity")
 
 
 def test_model_and_tokenizer_are_left_alone(folder: Path, tmp_path: Path) -> None:
@@ -417,7 +438,7 @@ def test_the_harness_command(patched: tuple[Any, Any], folder: Path, tmp_path: P
 def test_the_pth_file_makes_the_model_known() -> None:
     """`site` reads the file here as it does at start-up."""
     start = (
-        f"import site; site.addsitedir({str(PACKAGE / 'harness')!r}); "
+        f"import site; site.addsitedir({str(HARNESS)!r}); "
         "from lm_eval.api.registry import get_model; print(get_model('ctxext').__name__)"
     )
     done = subprocess.run([sys.executable, "-c", start], capture_output=True, text=True)
@@ -425,7 +446,7 @@ def test_the_pth_file_makes_the_model_known() -> None:
 
 
 def test_the_pth_file_never_breaks_a_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    line = (PACKAGE / "harness" / "startup.pth").read_text()
+    line = (HARNESS / "startup.pth").read_text()
     assert line.startswith("import ")
     assert line.count("\n") == 1
     monkeypatch.setitem(sys.modules, "ctxext.harness", None)  # importing it fails

@@ -54,8 +54,8 @@ def find(task: str, include: str | None) -> Any:
     near = difflib.get_close_matches(task[:SHOWN], index, n=NEAR, cutoff=0.5)
     hint = f"did you mean {', '.join(near)}? " if near else ""
     raise UsageError(
-        f"unknown lm-eval task {task[:SHOWN]!r}: {hint}`lm_eval ls tasks` lists all; for your own give "
-        "the YAML file, or include=FOLDER"
+        f"unknown lm-eval task {task[:SHOWN]!r}: {hint}`lm_eval ls tasks` lists all; "
+        "for your own give the YAML file, or include=FOLDER"
     )
 
 
