@@ -17,6 +17,7 @@ from typing import Any, Generic, TypeVar
 from ctxext.errors import UsageError
 
 T = TypeVar("T")
+Count = int  # declares a field that may be 0, and has no unit
 
 
 def did_you_mean(name: str, valid: Iterable[str]) -> str:
@@ -116,10 +117,13 @@ def _split_parameters(text: str, rest: str, positional: str | None = None) -> di
 
 
 def _convert(text: str, key: str, value: str, kind: str) -> int | float | bool | str:
-    """The value as the field's declared type: `int` takes 4k, `float` is finite, `bool` a word."""
+    """The value as the field's declared type: `int` takes 4k, `float` is finite, `bool` a word,
+    `Count` 0 or more."""
     if kind.startswith("str"):
         return value
     try:
+        if kind.startswith("Count"):
+            return 0 if value == "0" else parse_length(value)
         if kind.startswith("bool"):
             return {"true": True, "false": False}[value.lower()]
         if kind.startswith("int"):
@@ -129,7 +133,11 @@ def _convert(text: str, key: str, value: str, kind: str) -> int | float | bool |
             raise ValueError
         return number
     except (KeyError, ValueError, UsageError):
-        wanted = {"b": "true or false", "i": "a whole number of tokens such as 256 or 1k"}
+        wanted = {
+            "b": "true or false",
+            "i": "a whole number of tokens such as 256 or 1k",
+            "C": "a whole number such as 0 or 5",
+        }
         need = wanted.get(kind[0], "a finite number such as 8 or 0.625")
         raise UsageError(f"bad value {value!r} for {key!r} in {text!r}: give {need}") from None
 
@@ -160,13 +168,15 @@ def format_length(tokens: int) -> str:
     return str(tokens)
 
 
-def format_entry(name: str, values: dict[str, int | float | bool | None]) -> str:
+def format_entry(name: str, values: dict[str, int | float | bool | str | None]) -> str:
     """`name:key=value,…` of what is not None; `Registry.parse` reads it back unchanged."""
     parts = [f"{key}={_format_value(v)}" for key, v in values.items() if v is not None]
     return name + (":" + ",".join(parts) if parts else "")
 
 
-def _format_value(value: int | float | bool) -> str:
+def _format_value(value: int | float | bool | str) -> str:
+    if isinstance(value, str):
+        return value
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
