@@ -106,7 +106,7 @@ def write(path: Path, *rows: Any) -> Path:
 def samples(
     task: LongBench, tokenizer: Any, length: int, path: Path, limit: int | None = None
 ) -> list[Sample]:
-    return task.samples(tokenizer, length, task.read(str(path)), 0, limit)
+    return task.prompts(tokenizer, length, task.read(str(path)), 0, limit)
 
 
 def prose(words: int, seed: int = 0) -> str:
@@ -488,7 +488,7 @@ def test_real_rows(task: str, answer: str, count: int, tokenizer: Any) -> None:
         pytest.skip(f"needs {SHARED / 'longbench'}")
     one = LongBench(task)
     data = one.read(str(SHARED / "longbench"))
-    found = one.samples(tokenizer, 8192, data, 0, 3)
+    found = one.prompts(tokenizer, 8192, data, 0, 3)
     assert len(data.rows) == len(set(data.names())) == count
     assert found[0].answers[0].startswith(answer)
     assert max(len(sample.ids) for sample in found) <= 8192 - one.generates

@@ -86,7 +86,7 @@ class LongBench(SampleTask):
             return ()
         return tuple(tokenizer.encode("\n", add_special_tokens=False)[-1:])
 
-    def samples(
+    def prompts(
         self, tokenizer: Any, length: int, data: Questions, seed: int, limit: int | None
     ) -> list[Sample]:
         """The first `limit` prompts, cut to the length, in tokens, less the answer's."""
