@@ -114,7 +114,9 @@ def member(task: type[Task], value: str) -> str:
     from ctxext.registry import did_you_mean
 
     if value not in task.members():
-        raise UsageError(f"unknown {task.name} task {value!r}: {did_you_mean(value, task.members())}")
+        raise UsageError(
+            f"unknown {task.name} task {value!r}: {did_you_mean(value, task.members())}"
+        )
     return value
 
 
@@ -247,7 +249,7 @@ class SampleTask(Task):
         """Token ids that end an answer beside the tokenizer's and the model's own."""
         return ()
 
-    def samples(
+    def prompts(
         self, tokenizer: Any, length: int, data: Any, seed: int, limit: int | None
     ) -> list[Sample]:
         """The prompts, at most `limit`; the same for the same arguments.
@@ -274,7 +276,13 @@ class HarnessTask(Task):
         """Find everything that can be refused before a model is loaded."""
 
     def evaluate(
-        self, model: Any, tokenizer: Any, length: int, batch: int, limit: int | None, seed: int,
+        self,
+        model: Any,
+        tokenizer: Any,
+        length: int,
+        batch: int,
+        limit: int | None,
+        seed: int,
         cache: Path,
     ) -> tuple[Score, int]:
         """The number and the samples that it is over; answers are kept at `cache` for a rerun."""
@@ -289,5 +297,3 @@ def mean_score(values: Sequence[float], scale: float = 1.0) -> tuple[float, floa
         return mean * scale, None
     variance = sum((value - mean) ** 2 for value in values) / (count - 1)
     return mean * scale, (variance / count) ** 0.5 * scale
-
-
