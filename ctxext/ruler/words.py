@@ -46,11 +46,11 @@ class CommonWordsMaker:
     another word list; here words are then compounds, as in the keys of niah.
 
     Attributes:
-        length: tokens of prompt and answer.
+        short: whether words are repeated as RULER does it for lengths below `SHORT`.
     """
 
     seed: int
-    length: int
+    short: bool
 
     def least(self, index: int) -> int:
         """The common words and one other."""
@@ -59,7 +59,7 @@ class CommonWordsMaker:
     def make(self, index: int, units: int) -> Prompt:
         """A worked example, then a list made of so many words."""
         rng = stream("cwe", self.seed, index)
-        if self.length < SHORT:
+        if self.short:
             example, shown = _numbered_words(rng, 20, 3, 1)
             context, answers = _numbered_words(rng, units, 6, 1)
         else:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, NamedTuple
 
 from ctxext.data import Synthetic, load_text
@@ -146,26 +146,30 @@ class Ruler(SampleTask):
     def _make(
         self, tokenizer: Any, length: int, data: Any, seed: int, count: int
     ) -> list[cache.Entry]:
-        maker = self._maker(tokenizer, data, seed)
-        try:
-            fitted = fill(maker(length), tokenizer, count, length - self.generates)
-        except TooShort:
-            least = length
-            while (need := least_tokens(maker(least), tokenizer, count) + self.generates) > least:
-                least = need
-            raise UsageError(
-                f"{self} does not fit into length {length}: give --len {least} or more"
-            ) from None
-        return [
-            cache.Entry(item.ids, list(item.prompt.answers), item.prompt.depth) for item in fitted
-        ]
+        makers = self._makers(tokenizer, data, seed)
+        for maker in makers(length):
+            with contextlib.suppress(TooShort):
+                fitted = fill(maker, tokenizer, count, length - self.generates)
+                return [
+                    cache.Entry(ids, list(prompt.answers), prompt.depth) for prompt, ids in fitted
+                ]
+        least, need = 0, length
+        while need > least:
+            least = need
+            need = least_tokens(makers(least)[-1], tokenizer, count) + self.generates
+        raise UsageError(f"{self} does not fit into length {length}: give --len {least} or more")
 
-    def _maker(self, tokenizer: Any, data: Any, seed: int) -> Callable[[int], Maker]:
-        """What makes the prompts of a length."""
+    def _makers(self, tokenizer: Any, data: Any, seed: int) -> Callable[[int], list[Maker]]:
+        """What makes the prompts of a length; the second where the first does not fit.
+
+        A tokenizer with many tokens to a word has cwe not fit into 4096 tokens and somewhat more
+        with the frequencies that RULER has from there on: it keeps those of shorter lengths.
+        """
         if self.task == "cwe":
-            return partial(words.CommonWordsMaker, seed)
+            short, long = (words.CommonWordsMaker(seed, short) for short in (True, False))
+            return lambda length: [short] if length < words.SHORT else [long, short]
         if self.task == "fwe":
-            return partial(words.FrequentWordsMaker, seed)
+            return lambda length: [words.FrequentWordsMaker(seed, length)]
         maker: Maker
         if self.task == "vt":
             maker = tracking.TrackingMaker.of(tokenizer, seed)
@@ -174,7 +178,7 @@ class Ruler(SampleTask):
         else:
             essay = Essay(data.documents) if self._in_essay() else None
             maker = niah.NiahMaker(self.task, seed, essay)
-        return lambda length: maker
+        return lambda length: [maker]
 
     def _in_essay(self) -> bool:
         """Whether the haystack is a text."""
