@@ -21,7 +21,9 @@ from transformers import AutoTokenizer
 
 from ctxext import tasks
 from ctxext.errors import UsageError
-from ctxext.ruler import fit, lexicon
+from ctxext.ruler import fit, lexicon, niah, questions, tracking, words
+from ctxext.ruler.questions import QuestionsMaker, load_questions
+from ctxext.ruler.words import CommonWordsMaker, FrequentWordsMaker
 from ctxext.scoring import ruler as scoring
 from ctxext.tasks.base import Sample
 
@@ -232,6 +234,7 @@ def _interpret(text: str) -> tuple[str, list[str]]:
             held[found[1]] = held[found[3]] if found[3] else found[2]
         else:
             assert line == NOISE
+    assert "VAR" not in {a[:3] for a, b in itertools.pairwise(lines) if b.startswith("VAR")}
     value = re.search(r"Find all variables that are assigned the value (\d+) in the", text)
     assert value is not None
     return value[1], [name for name, has in held.items() if has == value[1]]
@@ -266,8 +269,6 @@ def _counts(part: str) -> Counter[str]:
 
 
 def test_more_common_words_than_the_lists_have() -> None:
-    from ctxext.ruler.words import CommonWordsMaker
-
     known = len(lexicon.lexicon().words)
     prompt = CommonWordsMaker(0, short=False).make(0, known + 1)
     counts = _counts(prompt.text.split("\nBelow is")[1])
@@ -286,6 +287,14 @@ def test_frequent_words(tiny: Any, length: int) -> None:
         for rank, (_, n) in enumerate(ranked, 1):
             assert ranked[0][1] // rank**2 <= n <= (ranked[0][1] + 1) / rank**2
         assert len(ranked) <= max((length - 50) // 50, 4)
+
+
+def test_the_three_frequent_words_come_before_all_others() -> None:
+    maker = FrequentWordsMaker(0, 4096)
+    for units in range(maker.least(0), 400):
+        coded = maker.make(0, units).text.split("coded words. ")[1].split("\nQuestion:")[0]
+        counts = [n for _, n in Counter(coded.split(" ")).most_common()]
+        assert counts[3] > (counts[4] if len(counts) > 4 else 0)
 
 
 @pytest.mark.parametrize("name", SYNTHETIC)
@@ -493,6 +502,17 @@ def test_squad(tiny: Any, tmp_path: Path, length: int) -> None:
     assert length == 2000 or len(places) > 3
 
 
+def test_every_number_of_documents(tmp_path: Path) -> None:
+    maker = QuestionsMaker("qa_1", 0, load_questions("qa_1", str(squad(tmp_path))))
+    for units in range(maker.least(5), 30):
+        text = maker.make(5, units).text
+        assert text.count("\n\nDocument ") == units
+        said = re.findall(r"In article (\d) paragraph (\d)", text)
+        assert [a for a, _ in said].count("1") == min(units, 4) or units >= 12
+        assert ("1", "1") in said
+        assert len(set(said)) == min(units, 12)
+
+
 def test_hotpot(tiny: Any, tmp_path: Path) -> None:
     found = texts(tiny, "qa_2", 300, None, str(hotpot(tmp_path)))
     assert len(found) == 8
@@ -573,8 +593,6 @@ def test_templates_are_those_of_another_copy() -> None:
         if isinstance(node, ast.Constant) and isinstance(node.value, str)
     }
     strings |= {text.replace("assgined", "assigned") for text in strings}
-    from ctxext.ruler import niah, questions, tracking, words
-
     ours = {
         niah.TEMPLATE, niah.NEEDLE, niah.NOISE, tracking.TEMPLATE, tracking.ANSWER_PREFIX,
         words.CWE_TEMPLATE, words.CWE_ANSWER_PREFIX, words.FWE_TEMPLATE, words.FWE_ANSWER_PREFIX,
