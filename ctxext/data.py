@@ -136,6 +136,19 @@ class Text:
         return digest.hexdigest()
 
 
+@dataclass(frozen=True)
+class Synthetic:
+    """What stands for data where a task makes its prompts of nothing else but its templates."""
+
+    name: str
+    templates: tuple[str, ...]
+
+    @property
+    def sha256(self) -> str:
+        """The hash of the templates."""
+        return hashlib.sha256("\0".join(self.templates).encode()).hexdigest()
+
+
 def load_text(name: str) -> Text:
     """The text that `--data` names.
 

@@ -2,7 +2,6 @@
 
 base.py        the contract, and what token scores are
 windows.py     how token tasks cut a text
-fitting.py     how much filler fits into a prompt
 questions.py   LongBench's rows, from files or the Hub
 prompts.py     LongBench's prompts, from lm_eval
 halves.py      LongBench's truncation
@@ -16,7 +15,6 @@ from ctxext.tasks.base import Task
 REGISTRY: Registry[Task] = Registry(
     "task",
     __name__,
-    private=("base", "fitting", "halves", "prompts", "questions", "windows"),
 )
 register = REGISTRY.register
 names = REGISTRY.names

@@ -101,7 +101,9 @@ def member(task: type[Task], value: str) -> str:
     from ctxext.registry import did_you_mean
 
     if value not in task.members():
-        raise UsageError(f"unknown {task.name} task {value!r}: {did_you_mean(value, task.members())}")
+        raise UsageError(
+            f"unknown {task.name} task {value!r}: {did_you_mean(value, task.members())}"
+        )
     return value
 
 
@@ -266,7 +268,13 @@ class HarnessTask(Task):
         """Find everything that can be refused before a model is loaded."""
 
     def evaluate(
-        self, model: Any, tokenizer: Any, length: int, batch: int, limit: int | None, seed: int,
+        self,
+        model: Any,
+        tokenizer: Any,
+        length: int,
+        batch: int,
+        limit: int | None,
+        seed: int,
         cache: Path,
     ) -> tuple[Score, int]:
         """The number and the samples that it is over; answers are kept at `cache` for a rerun."""

@@ -1,0 +1,137 @@
+"""How much haystack fits: prompts that fill a number of tokens and never exceed it."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+
+class Prompt(NamedTuple):
+    """A prompt's text with the answers that RULER's metric looks for.
+
+    Attributes:
+        depth: of the one place that answers it, from 0 (the context's start) to 1 (its end).
+    """
+
+    text: str
+    answers: tuple[str, ...]
+    depth: float | None = None
+
+
+class Maker(Protocol):
+    """Makes the prompts of one task at one length; the same for the same arguments."""
+
+    def least(self, index: int) -> int:
+        """The fewest units of haystack of sample `index`."""
+
+    def make(self, index: int, units: int) -> Prompt:
+        """Sample `index` with so many units of haystack."""
+
+
+class TooShort(Exception):
+    """Not even a prompt with the fewest units fits."""
+
+
+class Fitted(NamedTuple):
+    """A prompt with its token ids."""
+
+    prompt: Prompt
+    ids: list[int]
+
+
+def encode(tokenizer: Any, text: str) -> list[int]:
+    """The prompt's token ids, with what the tokenizer itself adds."""
+    return list(tokenizer(text, verbose=False).input_ids)
+
+
+def depth_of(start: int, size: int, total: int) -> float:
+    """How deep in a context lies what begins at `start`; 0 at its start and 1 at its end."""
+    return start / (total - size) if total > size else 0.0
+
+
+def stream(task: str, seed: int, index: int) -> random.Random:
+    """The random numbers of one sample."""
+    return random.Random(f"ruler {task} {seed} {index}")
+
+
+def least_tokens(maker: Maker, tokenizer: Any, count: int) -> int:
+    """The tokens of the longest of `count` prompts with their fewest units."""
+    return max(len(_attempt(maker, tokenizer, i, maker.least(i)).ids) for i in range(count))
+
+
+def fill(maker: Maker, tokenizer: Any, count: int, budget: int) -> list[Fitted]:
+    """The first `count` samples, each of at most `budget` tokens and as close to it as units are.
+
+    The first sample's number of units is searched for; the others start from it and are
+    corrected once upwards, and downwards until they fit.
+
+    Raises:
+        TooShort: a sample does not fit with its fewest units.
+    """
+
+    def first(units: int) -> int:
+        return len(_attempt(maker, tokenizer, 0, units).ids)
+
+    guess, per_unit = largest(first, maker.least(0), budget)
+    return [_near(maker, tokenizer, i, budget, guess, per_unit) for i in range(count)]
+
+
+def largest(count: Callable[[int], int], least: int, budget: int) -> tuple[int, float]:
+    """The largest number of units whose tokens are within the budget, and the tokens per unit.
+
+    `count` gives the tokens of a number of units; it must grow with it, but for a few tokens.
+
+    Raises:
+        TooShort: `least` units take more than the budget.
+    """
+    low, at_low = least, count(least)
+    base = at_low
+    if base > budget:
+        raise TooShort
+    high, at_high = low, at_low
+    while at_high <= budget and high <= 4 * budget:
+        low, at_low = high, at_high
+        high = 2 * high + 1
+        at_high = count(high)
+    if at_high <= budget:
+        low = high
+    turn = 0
+    while high - low > 1:
+        share = (budget - at_low) / (at_high - at_low) if turn % 3 < 2 else 0.5
+        middle = min(max(low + int(share * (high - low)), low + 1), high - 1)
+        found = count(middle)
+        if found <= budget:
+            low, at_low = middle, found
+        else:
+            high, at_high = middle, found
+        turn += 1
+    return low, max((at_high - base) / (high - least), 0.25)
+
+
+def _attempt(maker: Maker, tokenizer: Any, index: int, units: int) -> Fitted:
+    prompt = maker.make(index, units)
+    return Fitted(prompt, encode(tokenizer, prompt.text))
+
+
+def _near(
+    maker: Maker, tokenizer: Any, index: int, budget: int, guess: int, per_unit: float
+) -> Fitted:
+    """One sample, from a guess that is about right."""
+    least = maker.least(index)
+    units, kept, kept_units = max(least, guess), None, 0
+    while True:
+        fitted = _attempt(maker, tokenizer, index, units)
+        room = budget - len(fitted.ids)
+        if room >= 0:
+            if kept is not None or room < per_unit:
+                return fitted
+            kept, kept_units = fitted, units
+            units += int(room / per_unit)
+            continue
+        if units == least:
+            raise TooShort
+        units = max(units - math.ceil(-room / per_unit), least)
+        if kept is not None and units <= kept_units:
+            return kept

@@ -1,0 +1,115 @@
+"""Key-value retrieval from "Lost in the middle"."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ctxext.data import Synthetic
+from ctxext.errors import UsageError
+from ctxext.ruler.fit import Prompt, TooShort, fill, least_tokens, stream
+from ctxext.ruler.niah import random_uuid
+from ctxext.tasks import register
+from ctxext.tasks.base import Data, Row, Sample, SampleTask, Score, mean_score
+
+TEMPLATE = (
+    "Extract the value corresponding to the specified key in the JSON object below.\n\n"
+    "JSON data:\n{records}\n\n"
+    'Key: "{key}"\nCorresponding value:'
+)
+TOKENS = 50
+
+
+@register("kv")
+@dataclass(frozen=True)
+class KeyValue(SampleTask):
+    """Retrieval of one value from a JSON object of random UUIDs ("Lost in the middle", arXiv
+    2307.03172), 0 to 1: how often the value is in the answer, over `samples` objects with as many
+    pairs as fill the length, each with its asked pair at `depths` places from 0 (the first) to 1
+    (the last).
+    """
+
+    metric = "kv"
+    depths: int = field(default=5, metadata={"help": "depths (2 or more; default 5)"})
+    samples: int = field(default=20, metadata={"help": "samples (of each depth; default 20)"})
+
+    def __post_init__(self) -> None:
+        if self.depths < 2 or self.samples < 1:
+            raise UsageError(
+                f"kv: depths is {self.depths} and samples {self.samples}: "
+                "give 2 or more depths and 1 or more samples"
+            )
+
+    @property
+    def generates(self) -> int:
+        """Room for a space, a quote and the 36 characters of a UUID, of each of which no tokenizer
+        makes more than a token, and for a few words before them.
+        """
+        return TOKENS
+
+    def read(self, data: str | None) -> Data:
+        """What stands for data: the prompts are random."""
+        return Synthetic("synthetic", (TEMPLATE,))
+
+    def prompts(
+        self, tokenizer: Any, length: int, data: Any, seed: int, limit: int | None
+    ) -> list[Sample]:
+        """The prompts; the first few of them are spread evenly over the depths.
+
+        Raises:
+            UsageError: not even a pair for each depth fits into the length.
+        """
+        count = min(limit or self.samples * self.depths, self.samples * self.depths)
+        maker = RecordsMaker(seed, self.depths)
+        try:
+            fitted = fill(maker, tokenizer, count, length - self.generates)
+        except TooShort:
+            least = least_tokens(maker, tokenizer, count) + self.generates
+            raise UsageError(
+                f"{self} does not fit into length {length}: give --len {least} or more"
+            ) from None
+        samples = []
+        for index, (prompt, ids) in enumerate(fitted):
+            name = f"{index // self.depths}-{prompt.depth:.3g}"
+            facts = {"depth": prompt.depth, "length": len(ids)}
+            samples.append(Sample(name, ids, prompt.answers, facts))
+        return samples
+
+    def score(self, rows: Sequence[Row]) -> Score:
+        """The share of rows whose answer contains the value, in all and for each depth."""
+        hits: dict[float, list[bool]] = {}
+        for row in rows:
+            found = any(value.lower() in row["pred"].lower() for value in row["answers"])
+            hits.setdefault(row["depth"], []).append(found)
+        parts = [
+            {"name": f"depth {at:.3g}", "depth": at, "value": sum(some) / len(some), "n": len(some)}
+            for at, some in sorted(hits.items())
+        ]
+        return Score(*mean_score([hit for some in hits.values() for hit in some]), parts)
+
+
+@dataclass(frozen=True)
+class RecordsMaker:
+    """Makes the prompts of kv; a unit is a pair. Samples `depths`·i and on have the same pairs but
+    for their number, and differ in where the asked one stands.
+    """
+
+    seed: int
+    depths: int
+
+    def least(self, index: int) -> int:
+        """A pair for each depth."""
+        return self.depths
+
+    def make(self, index: int, units: int) -> Prompt:
+        """An object of so many pairs, and the question for one of them."""
+        number, step = divmod(index, self.depths)
+        depth = step / (self.depths - 1)
+        rng = stream("kv", self.seed, number)
+        pairs = [(random_uuid(rng), random_uuid(rng)) for _ in range(units)]
+        key, value = asked = pairs.pop(0)
+        pairs.insert(round(depth * (units - 1)), asked)
+        records = ",\n ".join(f'"{name}": "{held}"' for name, held in pairs)
+        text = TEMPLATE.format(records="{" + records + "}", key=key)
+        return Prompt(text, (value,), depth)
