@@ -34,11 +34,11 @@ from ctxext.machine import (
     versions,
 )
 from ctxext.models import loading
+from ctxext.monitor import Monitor
 from ctxext.patches import Spec
 from ctxext.patches.base import Span
 from ctxext.request import BASELINE, check_attention
 from ctxext.results import BENCH, MEASURES, RATIO, Record, Store, sealed
-from ctxext.monitor import Monitor
 
 UNTIMED = 2  # runs before the pairs: one for peak memory, one to warm up
 

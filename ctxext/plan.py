@@ -99,7 +99,9 @@ def make(request: Request) -> Plan:
     config = loading.load_config(request.source)
     source = loading.settle(request.source, config)
     identity = loading.identify(source, config)
-    settled = [(task, task.resolve(identity.trained, request.lengths), data) for task, data in tasks]
+    settled = [
+        (task, task.resolve(identity.trained, request.lengths), data) for task, data in tasks
+    ]
     cells = [
         Cell(spec, spec.resolve(Span(identity.trained, length)), length, *one)
         for spec in request.methods

@@ -10,8 +10,8 @@ from ctxext.registry import format_length
 from ctxext.results import BENCH
 
 if TYPE_CHECKING:
-    from ctxext.results import Record
     from ctxext.monitor import Monitor
+    from ctxext.results import Record
 
 
 class Progress:

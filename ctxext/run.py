@@ -6,7 +6,7 @@ import datetime
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ctxext import plan as plans
 from ctxext.machine import device_name, versions

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import tempfile
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach the Hub
+os.environ.setdefault("CTXEXT_CACHE", tempfile.mkdtemp(prefix="ctxext-"))
 
 import pytest
 import torch

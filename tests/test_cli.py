@@ -35,9 +35,9 @@ from test_eval import (
 
 import ctxext
 from ctxext import cli, patches, tasks
+from ctxext.measure import tokens as reading
 from ctxext.models.aliases import ALIASES
 from ctxext.results import problem_with
-from ctxext.measure import tokens as reading
 from ctxext.tasks.base import TokenScores
 
 PACKAGE = Path(ctxext.__file__).parent
@@ -741,9 +741,11 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "machine": ("errors",),
     "monitor": ("results",),
     "scoring": ("errors", "registry"),
-    "ruler": ("errors", "results", "data"),
+    "synthetic": ("errors", "results"),
+    "longbench": ("errors", "scoring"),
     "harness": ("errors", "registry", "patches", "models", "engine"),
-    "tasks": ("errors", "registry", "data", "scoring", "ruler", "harness"),
+    "tasks": ("errors", "registry", "data", "scoring", "synthetic",
+              "longbench", "harness"),
     "report": ("errors", "registry", "results"),
     "export": ("errors", "registry", "patches", "models", "engine"),
     "request": ("errors", "registry", "patches", "models", "tasks"),
@@ -775,7 +777,8 @@ WITHOUT = {
     "run": {"typer", "rich", "datasets"},
     "plan": {"typer", "rich", "datasets"},
     "measure": {"typer", "rich", "datasets"},
-    "ruler": {*HEAVY, "typer", "rich", "datasets"},
+    "synthetic": {*HEAVY, "typer", "rich", "datasets"},
+    "longbench": {*HEAVY, "typer", "rich", "datasets"},
     "machine": {"typer", "rich", "datasets"},
     "bench": {"typer", "rich", "datasets"},
 }

@@ -30,9 +30,9 @@ from conftest import TRAINED, random_model
 
 import ctxext
 from ctxext import cli, results
+from ctxext.measure import tokens as reading
 from ctxext.models.aliases import TINY
 from ctxext.results import Store, problem_with
-from ctxext.measure import tokens as reading
 from ctxext.tasks.base import BUCKETS, TokenScores
 
 Run = Callable[..., "Ran"]
@@ -408,7 +408,9 @@ def test_one_position_at_a_time_where_the_vocabulary_is_larger_than_a_chunk(
     ids = conftest.tokens(9, batch=2)
     want = reading.score(llama, conftest.whole(ids), 2)
     monkeypatch.setattr(reading, "LOGITS_AT_ONCE", 10)
-    np.testing.assert_allclose(reading.score(llama, conftest.whole(ids), 2).nll, want.nll, rtol=1e-5)
+    np.testing.assert_allclose(
+        reading.score(llama, conftest.whole(ids), 2).nll, want.nll, rtol=1e-5
+    )
 
 
 def test_scoring_leaves_the_model_as_it_was_even_where_it_fails(llama: Any) -> None:

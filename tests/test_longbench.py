@@ -16,8 +16,8 @@ import transformers
 
 from ctxext import tasks
 from ctxext.errors import UsageError
+from ctxext.longbench import prompts, questions
 from ctxext.scoring import longbench as scoring
-from ctxext.tasks import prompts, questions
 from ctxext.tasks.base import Sample, Score
 from ctxext.tasks.longbench import LongBench
 from ctxext.tasks.longbench_e import LongBenchE

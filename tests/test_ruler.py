@@ -21,10 +21,10 @@ from transformers import AutoTokenizer
 
 from ctxext import tasks
 from ctxext.errors import UsageError
-from ctxext.ruler import fit, lexicon, niah, questions, tracking, words
-from ctxext.ruler.questions import QuestionsMaker, load_questions
-from ctxext.ruler.words import CommonWordsMaker, FrequentWordsMaker
 from ctxext.scoring import ruler as scoring
+from ctxext.synthetic import fit, lexicon, niah, questions, tracking, words
+from ctxext.synthetic.questions import QuestionsMaker, load_questions
+from ctxext.synthetic.words import CommonWordsMaker, FrequentWordsMaker
 from ctxext.tasks.base import Sample
 
 TINY = Path(__file__).parents[1] / "ctxext/assets/tiny"

@@ -12,8 +12,8 @@ from conftest import whole
 
 import ctxext
 from ctxext.data import HELD_OUT_MODULES, HELD_OUT_TOPICS, load_text
-from ctxext.models.aliases import TINY
 from ctxext.measure import tokens as reading
+from ctxext.models.aliases import TINY
 
 TRAINED, LONG, COUNT = 512, 4096, 16
 TAIL = slice(LONG - TRAINED // 2 - 1, None)  # of nll [windows, length−1]: tokens 3840 … 4095

@@ -268,7 +268,9 @@ class Session:
         if not cell.task.positional:
             label = str(cell.asked)
         model, method = safe_name(self._request.source.name, 48), safe_name(str(cell.requested))
-        about = f"{model}--{method}--{safe_name(name)}--{cell.length}--{self._plan.shared_key(cell)}"
+        about = (
+            f"{model}--{method}--{safe_name(name)}--{cell.length}--{self._plan.shared_key(cell)}"
+        )
         return self._request.out / "predictions" / about / f"{safe_name(label)}.jsonl"
 
 
@@ -311,8 +313,11 @@ def _of_tokens(task: TokenTask, scores: TokenScores) -> dict[str, Any]:
         raise CtxextError("the loss is not finite")
     score, buckets = task.summarise(scores), scores.buckets()
     return {
-        **{"value": score.value, "stderr": score.stderr},
-        **{"n": scores.n, "windows": len(scores.nll), "buckets": buckets},
+        "value": score.value,
+        "stderr": score.stderr,
+        "n": scores.n,
+        "windows": len(scores.nll),
+        "buckets": buckets,
     }
 
 
@@ -320,7 +325,9 @@ def _of_rows(task: SampleTask, rows: Sequence[Row]) -> dict[str, Any]:
     truncated = [bool(row["truncated"]) for row in rows if "truncated" in row]
     return {
         **_of_score(task.score(rows)),
-        **{"n": len(rows), "windows": len(rows), "buckets": []},
+        "n": len(rows),
+        "windows": len(rows),
+        "buckets": [],
         "truncated": sum(truncated) if truncated else None,
         "close_calls": sum(row["margin"] <= CLOSE for row in rows),
     }

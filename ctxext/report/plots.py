@@ -120,7 +120,9 @@ def _label(axes: Any, record: Record, column: Column, notes: list[str]) -> None:
     windows = f"{column.windows} window{'s' if column.windows > 1 else ''}"
     about = f"{windows} of {column.length} tokens, {record['dtype']}"
     heading = wrapped(f"{record['model']} on {record['data']['name']}: loss by position", 70)
-    set_text(axes.set_title("", fontsize=12, pad=24, loc="left"), f"{heading}\n{wrapped(about, 90)}")
+    set_text(
+        axes.set_title("", fontsize=12, pad=24, loc="left"), f"{heading}\n{wrapped(about, 90)}"
+    )
     lines = ["position in the window (tokens)", *(wrapped(note, 90) for note in notes)]
     set_text(axes.set_xlabel(""), "\n".join(lines))
     axes.set_ylabel("mean loss (nats per token)")

@@ -8,10 +8,10 @@ from typing import Any
 
 from ctxext.data import Synthetic
 from ctxext.errors import UsageError
-from ctxext.ruler.fit import Prompt, TooShort, fill, least_tokens, stream
-from ctxext.ruler.niah import random_uuid
+from ctxext.synthetic.fit import Prompt, TooShort, fill, least_tokens, stream
+from ctxext.synthetic.niah import random_uuid
 from ctxext.tasks import register
-from ctxext.tasks.base import Data, Row, Sample, SampleTask, Score, mean_score
+from ctxext.tasks.base import Data, Row, Sample, SampleTask, Score, by_depth, mean_score
 
 TEMPLATE = (
     "Extract the value corresponding to the specified key in the JSON object below.\n\n"
@@ -78,15 +78,11 @@ class KeyValue(SampleTask):
 
     def score(self, rows: Sequence[Row]) -> Score:
         """The share of rows whose answer contains the value, in all and for each depth."""
-        hits: dict[float, list[bool]] = {}
-        for row in rows:
-            found = any(value.lower() in row["pred"].lower() for value in row["answers"])
-            hits.setdefault(row["depth"], []).append(found)
-        parts = [
-            {"name": f"depth {at:.3g}", "depth": at, "value": sum(some) / len(some), "n": len(some)}
-            for at, some in sorted(hits.items())
+        hits = [
+            (row["depth"], any(value.lower() in row["pred"].lower() for value in row["answers"]))
+            for row in rows
         ]
-        return Score(*mean_score([hit for some in hits.values() for hit in some]), parts)
+        return Score(*mean_score([hit for _, hit in hits]), by_depth(hits))
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from ctxext.errors import UsageError
+from ctxext.longbench.halves import Cutter, TooShort
+from ctxext.longbench.prompts import prompt
+from ctxext.longbench.questions import Questions, read_questions
 from ctxext.scoring import longbench as official
 from ctxext.tasks import register
 from ctxext.tasks.base import Row, Sample, SampleTask, Score, Task, member
-from ctxext.tasks.halves import Cutter, TooShort
-from ctxext.tasks.prompts import prompt
-from ctxext.tasks.questions import Questions, read_questions
 
 # Answered without a chat template: few-shot examples and code, which are to be continued.
 PLAIN = ("trec", "triviaqa", "samsum", "lsht", "lcc", "repobench-p")

@@ -10,9 +10,9 @@ from typing import Any
 
 from ctxext.data import Text, load_text
 from ctxext.errors import UsageError
+from ctxext.synthetic.fit import Prompt, TooShort, fill, least_tokens
 from ctxext.tasks import register
-from ctxext.tasks.base import Data, Row, Sample, SampleTask, Score, mean_score
-from ctxext.tasks.fitting import encode, largest
+from ctxext.tasks.base import Data, Row, Sample, SampleTask, Score, by_depth, mean_score
 
 HEADER = (
     "There is an important info hidden inside a lot of irrelevant text. Find it and memorize "
@@ -49,42 +49,31 @@ class PassKey(SampleTask):
     def prompts(
         self, tokenizer: Any, length: int, data: Any, seed: int, limit: int | None
     ) -> list[Sample]:
-        """The prompts: one for each depth, then another for each, and so on."""
-        filler = " ".join(data.documents)
+        """The prompts: one for each depth, then another for each, and so on.
+
+        Raises:
+            UsageError: the length is too small for the prompt without filler and its answer.
+        """
         count = min(limit or self.samples * self.depths, self.samples * self.depths)
-        samples, rate = [], 0.25
-        for place in range(count):
-            number, step = divmod(place, self.depths)
-            depth = step / (self.depths - 1) if self.depths > 1 else 0.5
-            rng = random.Random(f"passkey {seed} {number} {step}")
-            sample, rate = _sample(
-                tokenizer, length - self.generates, filler, rng, depth, data is _PUBLISHED, rate
-            )
-            if sample is None:
-                least = self.generates + len(encode(tokenizer, _text("", 0, "00000", depth)))
-                raise UsageError(
-                    f"{self} does not fit into length {length}: the prompt and its answer take "
-                    f"{least} tokens without any filler"
-                )
-            facts = {"depth": depth, "length": len(sample[0])}
-            samples.append(Sample(f"{depth:.3g}-{number}", sample[0], (sample[1],), facts))
+        maker = KeyMaker(" ".join(data.documents), data is not _PUBLISHED, seed, self.depths)
+        try:
+            fitted = fill(maker, tokenizer, count, length - self.generates)
+        except TooShort:
+            least = least_tokens(maker, tokenizer, count) + self.generates
+            raise UsageError(
+                f"{self} does not fit into length {length}: give --len {least} or more"
+            ) from None
+        samples = []
+        for index, (prompt, ids) in enumerate(fitted):
+            name = f"{index // self.depths}-{prompt.depth:.3g}"
+            facts = {"depth": prompt.depth, "length": len(ids)}
+            samples.append(Sample(name, ids, prompt.answers, facts))
         return samples
 
     def score(self, rows: Sequence[Row]) -> Score:
         """The share of right answers, in all and for each depth."""
         hits = [(row["depth"], right(row["pred"], row["answers"][0])) for row in rows]
-        parts = []
-        for depth in sorted({depth for depth, _ in hits}):
-            some = [hit for at, hit in hits if at == depth]
-            parts.append(
-                {
-                    "name": f"depth {depth:.3g}",
-                    "depth": depth,
-                    "value": sum(some) / len(some),
-                    "n": len(some),
-                }
-            )
-        return Score(*mean_score([hit for _, hit in hits]), parts)
+        return Score(*mean_score([hit for _, hit in hits]), by_depth(hits))
 
 
 def right(answer: str, key: str) -> bool:
@@ -93,40 +82,39 @@ def right(answer: str, key: str) -> bool:
     return found is not None and found[0] == key
 
 
-def _sample(
-    tokenizer: Any,
-    budget: int,
-    filler: str,
-    rng: random.Random,
-    depth: float,
-    published: bool,
-    rate: float,
-) -> tuple[tuple[list[int], str] | None, float]:
-    """The ids and key of a prompt of at most `budget` tokens, and the tokens per character."""
-    key = f"{rng.randrange(10**5):05d}"
-    begin = 0 if published else rng.randrange(len(filler))
-    most = max(0, budget) * 16
-    around = _around(filler, begin, most)
-    kept: dict[int, list[int]] = {}
+@dataclass(frozen=True)
+class KeyMaker:
+    """Makes the prompts of passkey; a unit is a character of filler.
 
-    def count(chars: int) -> int:
-        kept[chars] = encode(tokenizer, _text(around, chars, key, depth))
-        return len(kept[chars])
+    Attributes:
+        anywhere: whether a sample's filler may begin anywhere in the text.
+    """
 
-    chars = largest(count, budget, most, rate)
-    if chars is None:
-        return None, rate
-    return (kept[chars], key), max(len(kept[chars]) / max(chars, 1), 0.01) if chars else rate
+    filler: str
+    anywhere: bool
+    seed: int
+    depths: int
 
+    def least(self, index: int) -> int:
+        """No filler at all."""
+        return 0
 
-def _around(filler: str, begin: int, chars: int) -> str:
-    """So many characters of the filler from `begin` on, said again where it ends."""
-    turned = f"{filler[begin:]} {filler[:begin]}".strip()
-    return " ".join([turned] * (chars // (len(turned) + 1) + 1))[:chars]
+    def make(self, index: int, units: int) -> Prompt:
+        """A prompt with so many characters of filler, parted at the depth by the key."""
+        number, step = divmod(index, self.depths)
+        depth = step / (self.depths - 1) if self.depths > 1 else 0.5
+        rng = random.Random(f"passkey {self.seed} {number} {step}")
+        key = f"{rng.randrange(10**5):05d}"
+        begin = rng.randrange(len(self.filler)) if self.anywhere else 0
+        text, split = self._from(begin, units), int(units * depth)
+        pieces = (HEADER, text[:split], NEEDLE.format(key=key), text[split:], QUESTION)
+        return Prompt("\n".join(pieces), (key,), depth)
 
-
-def _text(filler: str, chars: int, key: str, depth: float) -> str:
-    """The prompt with so many characters of filler, split at the depth."""
-    split = int(chars * depth)
-    pieces = (HEADER, filler[:split], NEEDLE.format(key=key), filler[split:chars], QUESTION)
-    return "\n".join(pieces)
+    def _from(self, begin: int, units: int) -> str:
+        """So many characters from there on, the text said again where it ends."""
+        text = self.filler[begin : begin + units]
+        again = f"{self.filler} "
+        if len(text) < units:
+            text += " "
+            text += again * ((units - len(text)) // len(again) + 1)
+        return text[:units]

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 
 from ctxext.data import Synthetic, load_text
 from ctxext.errors import UsageError
-from ctxext.ruler import cache, niah, questions, tracking, words
-from ctxext.ruler.fit import Maker, TooShort, fill, least_tokens
-from ctxext.ruler.lexicon import Essay, lexicon
 from ctxext.scoring.ruler import METRICS
+from ctxext.synthetic import cache, niah, questions, tracking, words
+from ctxext.synthetic.fit import Maker, TooShort, fill, least_tokens
+from ctxext.synthetic.lexicon import Essay, lexicon
 from ctxext.tasks import register
 from ctxext.tasks.base import Data, Row, Sample, SampleTask, Score, mean_score, member
 

@@ -50,9 +50,7 @@ def slide(ids: Tensor, length: int, start: int | None, limit: int | None, stride
     return Windows(_opened(windows, start), torch.tensor(first))
 
 
-def repeat(
-    ids: Tensor, length: int, start: int | None, limit: int | None, passage: int
-) -> Windows:
+def repeat(ids: Tensor, length: int, start: int | None, limit: int | None, passage: int) -> Windows:
     """As `cut`, but each window says its own first `passage` tokens again and again."""
     whole, first = cut(ids, length, start, limit)
     opening = int(start is not None)

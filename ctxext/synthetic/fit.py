@@ -7,6 +7,8 @@ import random
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
+_TRIES = 16
+
 
 class Prompt(NamedTuple):
     """A prompt's text with the answers that RULER's metric looks for.
@@ -64,8 +66,7 @@ def least_tokens(maker: Maker, tokenizer: Any, count: int) -> int:
 def fill(maker: Maker, tokenizer: Any, count: int, budget: int) -> list[Fitted]:
     """The first `count` samples, each of at most `budget` tokens and as close to it as units are.
 
-    The first sample's number of units is searched for; the others start from it and are
-    corrected once upwards, and downwards until they fit.
+    The first sample's number of units is searched for; the others start from it.
 
     Raises:
         TooShort: a sample does not fit with its fewest units.
@@ -118,20 +119,29 @@ def _attempt(maker: Maker, tokenizer: Any, index: int, units: int) -> Fitted:
 def _near(
     maker: Maker, tokenizer: Any, index: int, budget: int, guess: int, per_unit: float
 ) -> Fitted:
-    """One sample, from a guess that is about right."""
+    """One sample within a unit or a thousandth of the budget, from a guess that is about right."""
     least = maker.least(index)
-    units, kept, kept_units = max(least, guess), None, 0
-    while True:
+    units, fits, low, at_low, high, at_high = max(least, guess), None, least - 1, 0, 0, 0
+    for turn in range(_TRIES):
         fitted = _attempt(maker, tokenizer, index, units)
-        room = budget - len(fitted.ids)
-        if room >= 0:
-            if kept is not None or room < per_unit:
+        found = len(fitted.ids)
+        if found <= budget:
+            fits, low, at_low = fitted, units, found
+            if budget - found < max(per_unit, budget / 1000):
                 return fitted
-            kept, kept_units = fitted, units
-            units += int(room / per_unit)
-            continue
-        if units == least:
+        else:
+            high, at_high = units, found
+        if high - low == 1:
+            break
+        if fits is not None and at_high:
+            share = (budget - at_low) / (at_high - at_low) if turn % 3 else 0.5
+            units = min(max(low + int(share * (high - low)), low + 1), high - 1)
+        elif at_high:
+            units = max(units - math.ceil((found - budget) / per_unit), least)
+        else:
+            units += max(1, int((budget - found) / per_unit))
+    if fits is None:
+        fits = _attempt(maker, tokenizer, index, least)
+        if len(fits.ids) > budget:
             raise TooShort
-        units = max(units - math.ceil(-room / per_unit), least)
-        if kept is not None and units <= kept_units:
-            return kept
+    return fits

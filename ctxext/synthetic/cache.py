@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from ctxext.errors import CtxextError
 from ctxext.results import safe_name, write_atomically
-from ctxext.ruler.fit import encode
+from ctxext.synthetic.fit import encode
 
 _PROBE = "One of the special magic numbers"
 

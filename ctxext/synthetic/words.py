@@ -8,8 +8,8 @@ import string
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ctxext.ruler.fit import Prompt, stream
-from ctxext.ruler.lexicon import lexicon
+from ctxext.synthetic.fit import Prompt, stream
+from ctxext.synthetic.lexicon import lexicon
 
 CWE_TOKENS_TO_GENERATE = 120
 CWE_TEMPLATE = (

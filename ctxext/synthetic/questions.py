@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ctxext.errors import UsageError
-from ctxext.ruler.fit import Prompt, depth_of, stream
+from ctxext.synthetic.fit import Prompt, depth_of, stream
 
 TOKENS_TO_GENERATE = 32
 TEMPLATE = (

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from ctxext.ruler.fit import Prompt, depth_of, stream
-from ctxext.ruler.lexicon import Essay, lexicon
+from ctxext.synthetic.fit import Prompt, depth_of, stream
+from ctxext.synthetic.lexicon import Essay, lexicon
 
 TOKENS_TO_GENERATE = 128
 TEMPLATE = (

@@ -8,8 +8,8 @@ import string
 from dataclasses import dataclass
 from typing import Any
 
-from ctxext.ruler.fit import Prompt, TooShort, encode, largest, stream
-from ctxext.ruler.niah import NOISE
+from ctxext.synthetic.fit import Prompt, TooShort, encode, largest, stream
+from ctxext.synthetic.niah import NOISE
 
 TOKENS_TO_GENERATE = 30
 TEMPLATE = (

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ctxext.errors import UsageError
-from ctxext.tasks.base import Row
+from ctxext.scoring.base import Row
 
 HUB = "zai-org/LongBench"
 ARCHIVE = "data.zip"

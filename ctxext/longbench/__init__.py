@@ -1,0 +1,6 @@
+"""LongBench's prompts: rows, templates, truncation; what it scores by is in scoring/.
+
+questions.py   rows, from files or the Hub
+prompts.py     templates and limits, from lm_eval's task files
+halves.py      the official truncation
+"""
