@@ -95,7 +95,7 @@ def make(request: Request) -> Plan:
     from ctxext.engine.paths import choose
     from ctxext.models.layout import head_dim
 
-    tasks = [(task, data) for task, data in _read(request.tasks, request.data)]
+    tasks = _read(request.tasks, request.data)
     config = loading.load_config(request.source)
     source = loading.settle(request.source, config)
     identity = loading.identify(source, config)
@@ -117,7 +117,7 @@ def make(request: Request) -> Plan:
 def _read(tasks: Sequence[Task], data: str | None) -> list[tuple[Task, Data]]:
     """Each task with its data; tasks over tokens share one text."""
     text: Data | None = None
-    found = []
+    found: list[tuple[Task, Data]] = []
     for task in tasks:
         if isinstance(task, TokenTask):
             text = text or task.read(data)

@@ -50,10 +50,12 @@ class Evaluation:
         session = self._session(found, workers)
         for cells in self._groups():
             new = [cell for cell in cells if found[self.plan.key(cell)] is None]
-            for done in session.measure(new) if session and new else ():
-                found[self.plan.key(done.cell)] = self._record(done, session)
-            for cell in cells if workers.first else ():
-                self._emit(store, cell, found[self.plan.key(cell)] or {})
+            measured = session.measure(new) if session is not None else iter(())
+            for cell in cells:
+                if session is not None and cell in new:
+                    found[self.plan.key(cell)] = self._record(next(measured), session)
+                if workers.first:
+                    self._emit(store, cell, found[self.plan.key(cell)] or {})
         return self.records
 
     def _session(self, found: dict[str, Record | None], workers: Workers) -> Session | None:

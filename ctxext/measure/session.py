@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,7 @@ from ctxext.tasks.base import (
 )
 
 CLOSE = 1e-4  # two best logits this near may change places with the batch or the machine
-_NOTHING = {"value": None, "stderr": None, "n": 0, "windows": 0, "buckets": []}
+_NOTHING: dict[str, Any] = {"value": None, "stderr": None, "n": 0, "windows": 0, "buckets": []}
 
 
 @dataclass
@@ -262,7 +263,7 @@ class Session:
         )
         return self._settle(cell, found, cost, handle, _of_harness)
 
-    def _predictions(self, cell: Cell) -> Any:
+    def _predictions(self, cell: Cell) -> Path:
         """Where a cell's answers are: one folder for the tasks of a benchmark, a file for each."""
         name, _, label = str(cell.asked).partition(":")
         if not cell.task.positional:

@@ -51,7 +51,7 @@ def _figure(record: Record, maps: dict[str, dict[int, dict[float, float]]]) -> A
     size = (width * across + 1.6, (0.24 * len(depths) + 1.0) * down + 0.8)
     figure = Figure(figsize=size, layout="constrained")
     panels = figure.subplots(down, across, squeeze=False, sharex=True, sharey=True)
-    image = None
+    image: Any = None
     for number, panel in enumerate(panels.flat):
         if number >= len(maps):
             panel.set_axis_off()

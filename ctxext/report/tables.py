@@ -1,8 +1,8 @@
 """Comparison tables, from records alone: methods down, lengths across, and the tax.
 
-Perplexities and the scores of benchmarks are shown as they are, shares in percent. The *tax* is what a method costs
-inside the trained length T: its mean over the positions below T minus that of the unpatched
-model (`rope`) over the same tokens, in nats per token or in percentage points.
+Perplexities and the scores of benchmarks are shown as they are, shares in percent. The *tax* is
+what a method costs inside the trained length T: its mean over the positions below T minus that of
+the unpatched model (`rope`) over the same tokens, in nats per token or in percentage points.
 """
 
 from __future__ import annotations
