@@ -324,12 +324,14 @@ def _of_tokens(task: TokenTask, scores: TokenScores) -> dict[str, Any]:
 
 def _of_rows(task: SampleTask, rows: Sequence[Row]) -> dict[str, Any]:
     truncated = [bool(row["truncated"]) for row in rows if "truncated" in row]
+    chat = [bool(row["chat"]) for row in rows if "chat" in row]
     return {
         **_of_score(task.score(rows)),
         "n": len(rows),
         "windows": len(rows),
         "buckets": [],
         "truncated": sum(truncated) if truncated else None,
+        "chat": all(chat) if chat else None,
         "close_calls": sum(row["margin"] <= CLOSE for row in rows),
     }
 
