@@ -30,7 +30,8 @@ class PassKey(SampleTask):
     """How often the model finds a pass key of five random digits in the published filler prompt
     (Landmark Attention, arXiv 2305.16300), or with --data in that text: `samples` prompts that fill
     the length for each of `depths` places from 0 (the beginning) to 1, answered greedily, right
-    where the first number in the answer is the key.
+    where the first five digits of the answer are the key: the published rule, by which as many
+    tokens are generated as the key has.
     """
 
     metric = "passkey"
@@ -77,9 +78,9 @@ class PassKey(SampleTask):
 
 
 def right(answer: str, key: str) -> bool:
-    """Whether the first number in the answer is the key."""
+    """Whether the first digits of the answer are the key; what follows was not asked for."""
     found = re.search("[0-9]+", answer)
-    return found is not None and found[0] == key
+    return found is not None and found[0].startswith(key)
 
 
 @dataclass(frozen=True)
