@@ -13,15 +13,17 @@ OLD := .venv-oldest
 .PHONY: demo test test-families test-oldest test-triton check format results bench test-gpu bench-gpu clean
 
 demo: $(READY)
-	$(BIN)/ctxext eval --model tiny --len 512,2k,4k --tokens 64k --task ppl,acc \
-	  --method pi --method ntk --method beta-radix --method rerope --method leaky-rerope \
-	  --method rerope+logn --out $(DEMO)
+	$(BIN)/ctxext eval --model tiny --len 512,2k,4k --tokens 64k \
+	  --task ppl,acc,passkey:samples=2 --method pi --method ntk --method beta-radix \
+	  --method rerope --method leaky-rerope --method rerope+logn --out $(DEMO)
 
 # The committed comparison that README shows.
 results: $(READY)
 	$(BIN)/ctxext eval --model tiny --len 512,2k,4k --tokens 64k --task ppl,acc \
 	  $(foreach m,pi ntk-old ntk ntk-fixed beta-radix yarn rerope leaky-rerope logn \
 	    ntk+logn beta-radix+logn rerope+logn leaky-rerope+logn,--method $(m)) --out results/tiny
+	$(BIN)/ctxext eval --model tiny --len 512,4k,16k --task passkey \
+	  $(foreach m,ntk yarn rerope rerope+logn,--method $(m)) --out results/tiny
 	$(BIN)/ctxext report --out results/tiny
 	$(BIN)/python scripts/readme.py
 

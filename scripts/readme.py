@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ctxext import cli, patches, report
+from ctxext import tasks as rooms_of_tasks
 from ctxext.models import families as rooms
 from ctxext.models.aliases import ALIASES
 from ctxext.report import tables
@@ -30,6 +31,20 @@ def methods() -> str:
     for name in patches.names():
         entry = patches.REGISTRY.get(name).describe()
         cells = [f"`{name}`", entry.get("parameters", "–"), entry["formula"], entry["source"]]
+        lines.append("| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |")
+    return "\n".join(lines)
+
+
+def tasks() -> str:
+    """One row for each task, from its docstring."""
+    lines = ["| task | what | metric |", "|---|---|---|"]
+    for name in rooms_of_tasks.names():
+        task = rooms_of_tasks.REGISTRY.get(name)
+        entry, label = task.describe(), task.positional or ""
+        more = f" {label.capitalize()}s: {entry[label]}." if label in entry else ""
+        more += f" Parameters: {entry['parameters']}." if "parameters" in entry else ""
+        start = f"`{name}:{label.upper()}`" if label else f"`{name}`"
+        cells = [start, entry["summary"] + more, entry["metric"]]
         lines.append("| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |")
     return "\n".join(lines)
 
@@ -97,6 +112,7 @@ def main() -> None:
     old = path.read_text(encoding="utf-8")
     parts = {
         "methods": methods,
+        "tasks": tasks,
         "options": lambda: options(cli.evaluate),
         "bench_options": lambda: options(cli.bench),
         "models": models,

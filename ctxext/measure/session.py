@@ -172,7 +172,7 @@ class Session:
                 outcome = work()
         except Exception as error:
             outcome = error
-        cost = meter.read()
+        cost: dict[str, Any] = {"tokens_per_second": None, **meter.read()}
         everyone = self._workers.gather((outcome, cost["peak_memory_bytes"]))
         peaks = [peak for _, peak in everyone if peak is not None]
         cost["peak_memory_bytes"] = max(peaks, default=None)
@@ -248,7 +248,11 @@ class Session:
         return self._settle(cell, found, cost, handle, _of_rows)
 
     def _harness(self, cell: Cell, task: HarnessTask) -> Measured:
-        request, cache = self._request, self._predictions(cell).with_suffix(".cache")
+        """What another library makes of the cell, its answers kept in a file of the cell's own."""
+        request, path = self._request, self._predictions(cell)
+        cache = path.with_name(f"{path.stem}-{self._plan.key(cell)[:12]}.cache")
+        if request.force:
+            cache.unlink(missing_ok=True)
         found, cost, handle = self._run(
             cell,
             lambda: task.evaluate(
