@@ -279,14 +279,3 @@ class HarnessTask(Task):
     ) -> tuple[Score, int]:
         """The number and the samples that it is over; answers are kept at `cache` for a rerun."""
         raise NotImplementedError
-
-
-def by_depth(hits: Sequence[tuple[float, bool]]) -> list[dict[str, Any]]:
-    """The share of hits at each depth, as the parts of a score."""
-    depths: dict[float, list[bool]] = {}
-    for depth, hit in hits:
-        depths.setdefault(depth, []).append(hit)
-    return [
-        {"name": f"depth {at:.3g}", "depth": at, "value": sum(some) / len(some), "n": len(some)}
-        for at, some in sorted(depths.items())
-    ]

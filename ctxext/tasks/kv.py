@@ -8,10 +8,11 @@ from typing import Any
 
 from ctxext.data import Synthetic
 from ctxext.errors import UsageError
-from ctxext.synthetic.fit import Prompt, TooShort, fill, least_tokens, stream
+from ctxext.synthetic.fit import Prompt, stream
 from ctxext.synthetic.niah import random_uuid
 from ctxext.tasks import register
-from ctxext.tasks.base import Data, Row, Sample, SampleTask, Score, by_depth, mean_score
+from ctxext.tasks.base import Data, Row, Sample, SampleTask, Score, mean_score
+from ctxext.tasks.depths import by_depth, spread
 
 TEMPLATE = (
     "Extract the value corresponding to the specified key in the JSON object below.\n\n"
@@ -62,19 +63,7 @@ class KeyValue(SampleTask):
         """
         count = min(limit or self.samples * self.depths, self.samples * self.depths)
         maker = RecordsMaker(seed, self.depths)
-        try:
-            fitted = fill(maker, tokenizer, count, length - self.generates)
-        except TooShort:
-            least = least_tokens(maker, tokenizer, count) + self.generates
-            raise UsageError(
-                f"{self} does not fit into length {length}: give --len {least} or more"
-            ) from None
-        samples = []
-        for index, (prompt, ids) in enumerate(fitted):
-            name = f"{index // self.depths}-{prompt.depth:.3g}"
-            facts = {"depth": prompt.depth, "length": len(ids)}
-            samples.append(Sample(name, ids, prompt.answers, facts))
-        return samples
+        return spread(self, maker, tokenizer, length, count, self.depths)
 
     def score(self, rows: Sequence[Row]) -> Score:
         """The share of rows whose answer contains the value, in all and for each depth."""

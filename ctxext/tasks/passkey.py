@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ctxext.data import Text, load_text
-from ctxext.errors import UsageError
-from ctxext.synthetic.fit import Prompt, TooShort, fill, least_tokens
+from ctxext.synthetic.fit import Prompt
 from ctxext.tasks import register
-from ctxext.tasks.base import Data, Row, Sample, SampleTask, Score, by_depth, mean_score
+from ctxext.tasks.base import Data, Row, Sample, SampleTask, Score, mean_score
+from ctxext.tasks.depths import by_depth, spread
 
 HEADER = (
     "There is an important info hidden inside a lot of irrelevant text. Find it and memorize "
@@ -57,19 +57,7 @@ class PassKey(SampleTask):
         """
         count = min(limit or self.samples * self.depths, self.samples * self.depths)
         maker = KeyMaker(" ".join(data.documents), data is not _PUBLISHED, seed, self.depths)
-        try:
-            fitted = fill(maker, tokenizer, count, length - self.generates)
-        except TooShort:
-            least = least_tokens(maker, tokenizer, count) + self.generates
-            raise UsageError(
-                f"{self} does not fit into length {length}: give --len {least} or more"
-            ) from None
-        samples = []
-        for index, (prompt, ids) in enumerate(fitted):
-            name = f"{index // self.depths}-{prompt.depth:.3g}"
-            facts = {"depth": prompt.depth, "length": len(ids)}
-            samples.append(Sample(name, ids, prompt.answers, facts))
-        return samples
+        return spread(self, maker, tokenizer, length, count, self.depths)
 
     def score(self, rows: Sequence[Row]) -> Score:
         """The share of right answers, in all and for each depth."""
