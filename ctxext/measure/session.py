@@ -301,7 +301,9 @@ def _woven(shares: Sequence[TokenScores]) -> TokenScores:
 def _current(row: Row, sample: Sample) -> Row:
     """The row with what the sample says today; only the answer is what was kept."""
     facts = {"all_classes": None, "length": len(sample.ids), **sample.facts}
-    return {**row, "answers": list(sample.answers), **facts}
+    kept = {"margin": row["margin"], "seconds": row["seconds"]}
+    said = {"name": sample.name, "pred": row["pred"], "answers": list(sample.answers)}
+    return {**said, **facts, **kept}
 
 
 def _of_score(score: Score) -> dict[str, Any]:
