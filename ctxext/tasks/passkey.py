@@ -66,7 +66,7 @@ class PassKey(SampleTask):
             ) from None
         samples = []
         for index, (prompt, ids) in enumerate(fitted):
-            name = f"{index // self.depths}-{prompt.depth:.3g}"
+            name = f"{index // self.depths}-{prompt.depth:.6g}"
             facts = {"depth": prompt.depth, "length": len(ids)}
             samples.append(Sample(name, ids, prompt.answers, facts))
         return samples
