@@ -104,7 +104,9 @@ class LongBench(SampleTask):
     def _sample(self, cutter: Cutter, name: str, row: Row) -> Sample:
         ids, truncated = cutter.cut(prompt(self.task).render(row["context"], row["input"]))
         facts: Row = {key: row[key] for key in ("all_classes", "length", "_id") if key in row}
-        return Sample(name, ids, row["answers"], {**facts, "truncated": truncated, "chat": cutter.chat})
+        return Sample(
+            name, ids, row["answers"], {**facts, "truncated": truncated, "chat": cutter.chat}
+        )
 
     def _templated(self, tokenizer: Any) -> bool:
         has = bool(getattr(tokenizer, "chat_template", None))
