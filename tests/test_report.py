@@ -511,6 +511,7 @@ def test_any_number_of_methods_has_a_map_each(count: int, tmp_path: Path) -> Non
     assert heatmaps.by_depth(records, tmp_path / "a.png")
 
 
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_names_are_drawn_as_they_are(name: str, tmp_path: Path) -> None:
     data = make()["data"] | {"name": name}
