@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import transformers
+from test_eval import Ran, Run, runner
 
 from ctxext import tasks
 from ctxext.errors import UsageError
@@ -495,3 +496,92 @@ def test_real_rows(task: str, answer: str, count: int, tokenizer: Any) -> None:
     official = prompts.prompt(task).render(data.rows[0]["context"], data.rows[0]["input"])
     wanted = published(tokenizer, official, 8192 - one.generates)
     assert len(wanted) > 8192 - one.generates or list(found[0].ids) == wanted
+
+
+# The whole way.
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    return runner(monkeypatch, capsys)
+
+
+def scored_again(run: Run, ran: Ran, out: Path) -> None:
+    """`ctxext score` on the folders that were written gives each record's numbers."""
+    assert ran.code == 0, ran.err
+    folders: dict[Path, list[dict[str, Any]]] = {}
+    for record in ran.records:
+        assert record["status"] == "ok"
+        folders.setdefault((out / record["predictions"]).parent, []).append(record)
+    assert len(folders) == len({r["requested"] for r in ran.records})
+    for folder, records in folders.items():
+        again = run("score", folder, "--json", *(["--e"] if "-e:" in records[0]["task"] else []))
+        assert again.code == 0, again.err
+        results = {result["task"]: result for result in again.records}
+        names = [record["task"].partition(":")[2].partition(",")[0] for record in records]
+        assert sorted(results) == sorted(names) == sorted(p.stem for p in folder.iterdir())
+        for name, record in zip(names, records, strict=True):
+            for field in ("metric", "value", "stderr", "n", "also", "parts"):
+                assert results[name][field] == record[field], field
+
+
+@needs_lm_eval
+def test_eval_and_score_agree_on_a_folder_of_ones_own(run: Run, tmp_path: Path) -> None:
+    data, out = tmp_path / "data", tmp_path / "out"
+    data.mkdir()
+    text = "The river flows north. 段落1：北京 is a city. " * 40
+    write(data / "qasper.jsonl", *(row(text, f"{i}?", answers=["north", "the"]) for i in range(3)))
+    write(data / "lcc.jsonl", *(row(f"def f{i}():\n    return 1\n" * 30) for i in range(3)))
+    write(
+        data / "passage_retrieval_zh.jsonl",
+        row(text, answers=["段落1"], _id=None, all_classes=None, length=None),
+    )
+    write(data / "trec.jsonl", *(row("Type: one\n" * 9, all_classes=["one", "two"]) for _ in "ab"))
+    tasks = ",".join(f"longbench:{file.stem}" for file in sorted(data.glob("*.jsonl")))
+    asked = ("--task", tasks, "--len", "512", "--method", "rerope", "--json", "--out", out)
+    ran = run("eval", "--model", "tiny", "--data", data, *asked, "--limit", 2)
+    assert len(ran.records) == 8
+    scored_again(run, ran, out)
+    by_task = {r["task"].partition(":")[2]: r for r in ran.records}
+    assert {name: r["n"] for name, r in by_task.items()} == {
+        "lcc": 2, "passage_retrieval_zh": 1, "qasper": 2, "trec": 2
+    }  # fmt: skip
+    assert {name: r["truncated"] for name, r in by_task.items()} == {
+        "lcc": 0, "passage_retrieval_zh": 1, "qasper": 2, "trec": 0
+    }  # fmt: skip
+    assert not any(record["chat"] for record in ran.records)
+    (path,) = {out / r["predictions"] for r in ran.records if "qasper" in r["task"]} - {
+        out / by_task["qasper"]["predictions"]
+    }
+    rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    assert [r["answers"] for r in rows] == [["north", "the"]] * 2
+    assert all(r["length"] == len(text.split()) for r in rows)
+    assert run("eval", "--model", "tiny", "--data", data, *asked, "--limit", 2).out == ran.out
+
+
+@needs_lm_eval
+def test_eval_and_score_agree_on_longbench_e(run: Run, tmp_path: Path) -> None:
+    rows = [row("def f():\n    return 1\n" * 9, length=n) for n in (100, 5000, 9000, 200)]
+    write(tmp_path / "lcc_e.jsonl", *rows)
+    out = tmp_path / "out"
+    for task in ("longbench-e:lcc", "longbench-e:lcc,chat=false"):
+        asked = ("--task", task, "--len", "512", "--json", "--out", out)
+        ran = run("eval", "--model", "tiny", "--data", tmp_path, *asked)
+        scored_again(run, ran, out)
+        assert [part["n"] for part in ran.records[0]["parts"]] == [2, 1, 1]
+    assert len(list((out / "predictions").iterdir())) == 2
+
+
+@needs_lm_eval
+def test_eval_and_score_agree_on_real_rows(run: Run, tmp_path: Path) -> None:
+    names = ("multi_news", "passage_retrieval_zh")
+    if not all((SHARED / "longbench" / f"{name}.jsonl").exists() for name in names):
+        pytest.skip(f"needs {SHARED / 'longbench'}")
+    ran = run(
+        *("eval", "--model", "tiny", "--data", SHARED / "longbench", "--limit", 2, "--len", "2k"),
+        *("--task", ",".join(f"longbench:{name}" for name in names)),
+        *("--json", "--out", tmp_path),
+    )
+    assert len(ran.records) == 2
+    assert all(record["n"] == 2 for record in ran.records)
+    scored_again(run, ran, tmp_path)

@@ -19,7 +19,7 @@ from test_results import HOSTILE, failed, make
 from ctxext import report
 from ctxext.errors import UsageError
 from ctxext.registry import format_length
-from ctxext.report import groups, plots, tables
+from ctxext.report import groups, heatmaps, plots, tables
 from ctxext.results import Record
 
 
@@ -411,3 +411,134 @@ def test_the_plot_leaves_matplotlib_as_it_was(tmp_path: Path) -> None:
         before = dict(matplotlib.rcParams)
         plots.loss_by_position(EXAMPLE, tmp_path / "a.png")
         assert dict(matplotlib.rcParams) == before
+
+
+# Maps by depth.
+
+
+def found(method: str, length: int, shares: dict[float, float], **more: Any) -> Record:
+    """A record with a part for each depth."""
+    parts = [
+        {"name": f"depth {depth:.3g}", "depth": depth, "value": value, "n": 5}
+        for depth, value in shares.items()
+    ]
+    value = sum(shares.values()) / max(1, len(shares))
+    given = {"task": "passkey", "metric": "passkey", "buckets": [], "value": value, "parts": parts}
+    return make(requested=method, length=length, **{**given, **more})
+
+
+DEPTHS = tuple(i / 10 for i in range(11))
+MAPPED = [
+    found("rope", 512, dict.fromkeys(DEPTHS, 1.0)),
+    found("rope", 2048, dict.fromkeys(DEPTHS, 0.0)),
+    found("rerope", 512, {depth: depth for depth in DEPTHS}),
+    found("rerope", 2048, dict.fromkeys(DEPTHS, 0.8)),
+]
+
+
+def drawn(records: list[Record], path: Path) -> str:
+    """What the map says, label by label."""
+    assert heatmaps.by_depth(records, path.with_suffix(".svg"))
+    drawing = path.with_suffix(".svg").read_text(encoding="utf-8")
+    ElementTree.fromstring(drawing)
+    return html.unescape("\n".join(re.findall(r"<!-- (.*?) -->", drawing, re.DOTALL)))
+
+
+def panels(records: list[Record]) -> dict[str, list[list[str]]]:
+    """The numbers of each method's map, depth by depth; "" where there is none."""
+    maps = {
+        method: {r["length"]: heatmaps._shares(r) for r in records if r["requested"] == method}
+        for method in groups.method_order(records)
+    }
+    shown = {}
+    for panel in heatmaps._figure(records[0], maps).axes:
+        if panel.get_title() and panel.images:
+            rows, columns = panel.images[0].get_array().shape
+            grid = [[""] * columns for _ in range(rows)]
+            for text in panel.texts:
+                column, row = text.get_position()
+                grid[row][column] = text.get_text()
+            shown[panel.get_title()] = grid
+    return shown
+
+
+@pytest.mark.parametrize("suffix", ["png", "svg"])
+def test_the_map_is_deterministic(suffix: str, tmp_path: Path) -> None:
+    for name, records in (("a", MAPPED), ("b", MAPPED[::-1])):
+        assert heatmaps.by_depth(records, tmp_path / f"{name}.{suffix}")
+    content = (tmp_path / f"a.{suffix}").read_bytes()
+    assert content == (tmp_path / f"b.{suffix}").read_bytes()
+    if suffix == "png":
+        assert content.startswith(b"\x89PNG")
+    else:
+        assert ElementTree.fromstring(content).tag.endswith("svg")
+
+
+def test_the_map_shows_each_share_at_its_length_and_depth(tmp_path: Path) -> None:
+    shown = panels(MAPPED)
+    assert list(shown) == ["rope", "rerope"]
+    assert shown["rope"] == [["100", "0"]] * 11
+    assert shown["rerope"] == [[f"{10 * i}", "80"] for i in range(11)]
+    labels = drawn(MAPPED, tmp_path / "a")
+    for label in ("512", "2k", "depth", "length (tokens)", "found (%)", "0.3", "trained length 32"):
+        assert label in labels
+
+
+def test_what_was_not_measured_stays_blank(tmp_path: Path) -> None:
+    records = [
+        found("rope", 64, {0.0: 1.0, 1.0: 0.5}),
+        found("ntk", 128, {0.5: 0.25}),
+        failed(requested="pi", length=64, task="passkey", metric="passkey", parts=[]),
+    ]
+    shown = panels(records[:2])
+    assert shown["rope"] == [["100", ""], ["", ""], ["50", ""]]
+    assert shown["ntk"] == [["", ""], ["", "25"], ["", ""]]
+    labels = drawn(records, tmp_path / "a")
+    assert "pi" not in labels.split()
+    assert not heatmaps.by_depth([records[2], cell("rope", 64)], tmp_path / "b.png")
+    assert not (tmp_path / "b.png").exists()
+
+
+@pytest.mark.parametrize("count", [1, 3, 4, 5, 12])
+def test_any_number_of_methods_has_a_map_each(count: int, tmp_path: Path) -> None:
+    records = [
+        found(f"m{i}", length, {0.0: i / 12, 1.0: 1.0}) for i in range(count) for length in (64, 96)
+    ]
+    shown = panels(records)
+    assert list(shown) == [f"m{i}" for i in range(count)]
+    for i in range(count):
+        assert shown[f"m{i}"][0] == [f"{100 * i / 12:.0f}"] * 2
+    assert heatmaps.by_depth(records, tmp_path / "a.png")
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_names_are_drawn_as_they_are(name: str, tmp_path: Path) -> None:
+    data = make()["data"] | {"name": name}
+    record = found(name, 64, {0.0: 1.0}, model=name, task=name, data=data)
+    assert heatmaps.by_depth([record], tmp_path / "a.png")
+    assert heatmaps.by_depth([record], tmp_path / "a.svg")
+    ElementTree.fromstring((tmp_path / "a.svg").read_bytes())
+
+
+def test_a_dollar_is_no_formula_and_mark_up_is_text(tmp_path: Path) -> None:
+    records = [found("$\\frac{1$ <b>&", 64, {0.0: 1.0}, model="a $x$ & <i>")]
+    labels = drawn(records, tmp_path / "a")
+    assert "$\\frac{1$ <b>&" in labels
+    assert "a $x$ & <i> on stdlib: passkey by depth" in labels
+
+
+def test_a_map_needs_a_known_suffix(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"\.png or \.svg"):
+        heatmaps.by_depth(MAPPED, tmp_path / "a.gif")
+
+
+def test_maps_stand_beside_the_tables_one_for_each_group(tmp_path: Path) -> None:
+    other = found("rope", 512, {0.5: 1.0}, dtype="bfloat16")
+    names = [path.name for path in report.write_files(tmp_path, [*MAPPED, other, *EXAMPLE])]
+    assert sorted(names) == [
+        "depth--tiny--passkey--stdlib--bfloat16.png",
+        "depth--tiny--passkey--stdlib--float32.png",
+        "loss-by-position--tiny--stdlib.png",
+        "tables.md",
+    ]

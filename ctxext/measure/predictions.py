@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import secrets
 from collections.abc import Iterable, Sequence
@@ -108,6 +109,6 @@ def _read(path: Path) -> Iterable[Row]:
 
 def _is_row(row: dict[str, Any]) -> bool:
     texts = all(isinstance(row.get(field), str) for field in ("name", "pred"))
-    answers, margin, seconds = row.get("answers"), row.get("margin"), row.get("seconds")
-    listed = isinstance(answers, list) and all(isinstance(a, str) for a in answers)
-    return texts and listed and isinstance(margin, float) and isinstance(seconds, float)
+    margin, seconds = row.get("margin"), row.get("seconds")
+    answered = isinstance(margin, float) and margin >= 0
+    return texts and answered and isinstance(seconds, float) and 0 < seconds < math.inf

@@ -268,9 +268,16 @@ class Session:
         return self._settle(cell, found, cost, handle, _of_harness)
 
     def _predictions(self, cell: Cell) -> Path:
-        """Where a cell's answers are: one folder for the tasks of a benchmark, a file for each."""
+        """Where a cell's answers are: one folder for the tasks of a benchmark, a file for each.
+
+        The file has the task's bare name, by which `ctxext score` knows it; its other parameters
+        are in the folder's.
+        """
         name, _, label = str(cell.asked).partition(":")
-        if not cell.task.positional:
+        if cell.task.positional:
+            label, _, more = label.partition(",")
+            name = f"{name}:{more}" if more else name
+        else:
             label = str(cell.asked)
         model, method = safe_name(self._request.source.name, 48), safe_name(str(cell.requested))
         about = (
@@ -305,7 +312,9 @@ def _woven(shares: Sequence[TokenScores]) -> TokenScores:
 def _current(row: Row, sample: Sample) -> Row:
     """The row with what the sample says today; only the answer is what was kept."""
     facts = {"all_classes": None, "length": len(sample.ids), **sample.facts}
-    return {**row, "answers": list(sample.answers), **facts}
+    kept = {"margin": row["margin"], "seconds": row["seconds"]}
+    said = {"name": sample.name, "pred": row["pred"], "answers": list(sample.answers)}
+    return {**said, **facts, **kept}
 
 
 def _of_score(score: Score) -> dict[str, Any]:

@@ -74,6 +74,8 @@ def score(
     parts = (windows.ids.split(batch), scored.split(batch), nll.split(batch), hit.split(batch))
     with torch.inference_mode():
         for some, wanted, losses, hits in zip(*parts, strict=True):
+            if not len(some):  # a process that has no window
+                continue
             ids, wanted_there = some.to(device), wanted.to(device)
             hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
             there = wanted_there.to(hidden.device)

@@ -48,7 +48,12 @@ def _figure(record: Record, maps: dict[str, dict[int, dict[float, float]]]) -> A
     across = min(_ACROSS, len(maps))
     down = -(-len(maps) // across)
     width = max(2.2, 0.55 * len(lengths) + 1.0)
-    size = (width * across + 1.6, (0.24 * len(depths) + 1.0) * down + 0.8)
+    titles = [wrapped(method, 24) for method in maps]
+    about = f"trained length {format_length(record['trained_length'])}, {record['dtype']}"
+    heading = f"{record['model']} on {record['data']['name']}: {record['task']} by depth"
+    heading = f"{wrapped(heading, 60)}\n{wrapped(about, 80)}"
+    height = 0.24 * len(depths) + 1.0 + _more(titles, 0.17)
+    size = (width * across + 1.6, height * down + 0.8 + _more([heading], 0.2))
     figure = Figure(figsize=size, layout="constrained")
     panels = figure.subplots(down, across, squeeze=False, sharex=True, sharey=True)
     image: Any = None
@@ -58,7 +63,7 @@ def _figure(record: Record, maps: dict[str, dict[int, dict[float, float]]]) -> A
             continue
         method = list(maps)[number]
         image = _map(panel, maps[method], lengths, depths)
-        set_text(panel.set_title("", fontsize=10), wrapped(method, 24))
+        set_text(panel.set_title("", fontsize=10), titles[number])
         if number % across == 0:
             panel.set_ylabel("depth")
         if number + across >= len(maps):
@@ -66,11 +71,13 @@ def _figure(record: Record, maps: dict[str, dict[int, dict[float, float]]]) -> A
             panel.tick_params(labelbottom=True)
     bar = figure.colorbar(image, ax=panels, fraction=0.05, pad=0.02)
     bar.set_label("found (%)")
-    about = f"trained length {format_length(record['trained_length'])}, {record['dtype']}"
-    heading = f"{record['model']} on {record['data']['name']}: {record['task']} by depth"
-    title = figure.suptitle("", x=0.02, ha="left", fontsize=12)
-    set_text(title, f"{wrapped(heading, 60)}\n{wrapped(about, 80)}")
+    set_text(figure.suptitle("", x=0.02, ha="left", fontsize=12), heading)
     return figure
+
+
+def _more(texts: list[str], line: float) -> float:
+    """What the longest of the texts takes beyond two lines, in inches."""
+    return line * max(0, max(text.count("\n") for text in texts) - 1)
 
 
 def _map(

@@ -28,7 +28,7 @@ def spread(
         ) from None
     samples = []
     for index, (prompt, ids) in enumerate(fitted):
-        name = f"{index // depths}-{prompt.depth:.3g}"
+        name = f"{index // depths}-{prompt.depth:.6g}"
         facts = {"depth": prompt.depth, "length": len(ids)}
         samples.append(Sample(name, ids, prompt.answers, facts))
     return samples
