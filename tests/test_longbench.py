@@ -328,7 +328,13 @@ def test_names_and_facts_of_rows(tokenizer: Any, tmp_path: Path) -> None:
     first, second = samples(LongBench("qasper"), tokenizer, 4096, data)
     assert (first.name, second.name) == ("x", "y")
     assert first.answers == ["a"]
-    assert second.facts == {"all_classes": None, "length": 7, "_id": "y", "truncated": False}
+    assert second.facts == {
+        "all_classes": None,
+        "length": 7,
+        "_id": "y",
+        "truncated": False,
+        "chat": False,
+    }
     assert [s.name for s in samples(LongBench("qasper"), tokenizer, 4096, data, limit=1)] == ["x"]
     write(data, rows[0], {**rows[1], "_id": "x"})
     names = [s.name for s in samples(LongBench("qasper"), tokenizer, 4096, data)]

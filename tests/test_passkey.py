@@ -123,7 +123,7 @@ def test_the_seed_decides_and_a_limit_takes_the_first(tokenizer: Any) -> None:
     assert [s.answers for s in longer] == [s.answers for s in whole]
 
 
-@pytest.mark.parametrize("spec", ["passkey", "passkey:depths=1200,samples=1"])
+@pytest.mark.parametrize("spec", ["passkey", "passkey:depths=1002,samples=1"])
 def test_no_two_samples_have_the_same_name(tokenizer: Any, spec: str) -> None:
     samples = drawn(tokenizer, 140, spec)
     assert len({s.name for s in samples}) == len(samples)
