@@ -23,6 +23,7 @@ from ctxext.errors import CtxextError, UsageError
 
 Record = dict[str, Any]
 
+SHARES = ("accuracy", "passkey", "kv")  # metrics from 0 to 1
 BENCH = "bench"  # the task of records that have speed and memory in place of scores
 MEASURES = ("prefill_seconds", "decode_seconds_per_token", "peak_memory_bytes")
 RATIO = ("median", "low", "high")
@@ -133,8 +134,11 @@ def problem_with(record: object) -> str | None:
         unmeasured = not ok and field in _MEASURED and record[field] is None
         if not (unmeasured or check(record[field])):
             return f"the field {field!r} cannot be {str(record[field])[:60]!r}"
-    if ok and record["metric"] == "accuracy" and record["value"] > 1:
-        return f"an accuracy cannot be {record['value']}"
+    if ok and not _in_range(record["metric"], record["value"]):
+        return f"{record['metric']} cannot be {record['value']}"
+    parts = record.get("parts") or []
+    if not isinstance(parts, list) or not all(map(_part, parts)):
+        return "its parts are not a name, a value and a number each"
     return _problem_with_buckets(record["buckets"] or [], record["length"])
 
 
@@ -208,6 +212,17 @@ def _size(value: object) -> bool:
     return _whole(value) or (isinstance(value, float) and 0 <= value < math.inf)
 
 
+def _finite_number(value: object) -> bool:
+    return _size(value) or (isinstance(value, (int, float)) and _size(-value))
+
+
+def _in_range(metric: str, value: float) -> bool:
+    """Whether a metric of ours can have the value; another library's may have any."""
+    if metric in SHARES:
+        return 0 <= value <= 1
+    return value >= 0 or metric not in ("perplexity", *MEASURES)
+
+
 def _number(value: object) -> bool:
     """A finite number above 0."""
     return _size(value) and value != 0
@@ -241,6 +256,13 @@ def _pair(value: object) -> bool:
     return isinstance(value, list) and len(value) in (1, 2) and all(map(_number, value))
 
 
+def _part(value: object) -> bool:
+    """The number over a part of the samples; one of a depth has that too."""
+    if not isinstance(value, dict) or not _text(value.get("name")) or not _whole(value.get("n")):
+        return False
+    return _finite_number(value.get("value")) and _size(value.get("depth", 0))
+
+
 def _data(value: object) -> bool:
     if not isinstance(value, dict) or not _whole(value.get("tokens")):
         return False
@@ -254,7 +276,8 @@ _CHECKS: dict[str, Callable[[Any], bool]] = {
     **dict.fromkeys(("dtype", "device", "attention"), _text),
     **dict.fromkeys(("length", "trained_length"), lambda value: _whole(value, low=1)),
     **dict.fromkeys(("n", "windows", "seed"), _whole),
-    **dict.fromkeys(("value", "seconds"), _size),
+    "value": _finite_number,
+    "seconds": _size,
     **dict.fromkeys(
         ("stderr", "tokens_per_second", "peak_memory_bytes"),
         lambda value: value is None or _size(value),

@@ -23,7 +23,7 @@ from ctxext.report.groups import (
     method_order,
     newest,
 )
-from ctxext.results import Record, printable
+from ctxext.results import SHARES, Record, printable
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
@@ -33,7 +33,6 @@ CSV = (
     *("model", "task", "metric", "data", "method", "length", "value", "stderr", "status", "tax"),
     *("windows", "dtype", "seed"),
 )
-SHARES = ("accuracy", "passkey", "kv")  # metrics from 0 to 1, shown in percent
 _MARKDOWN = {ord(c): f"\\{c}" for c in "`*_[]~$"} | {ord(c): f"&#{ord(c)};" for c in "&<>|\\"}
 
 
