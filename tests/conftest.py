@@ -8,6 +8,7 @@ import tempfile
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach the Hub
 os.environ.setdefault("CTXEXT_CACHE", tempfile.mkdtemp(prefix="ctxext-"))
 
+import numpy as np
 import pytest
 import torch
 
@@ -70,5 +71,12 @@ def tokens(length: int, batch: int = 1, seed: int = 1) -> torch.Tensor:
 
 
 def whole(ids: torch.Tensor) -> Windows:
-    """Windows in which every token but the first is scored."""
-    return Windows(ids, torch.ones(len(ids), dtype=torch.long))
+    """Windows [windows, length] in which every token but the first is scored."""
+    count, length = ids.shape
+    begins = torch.arange(count) * length
+    return Windows(ids.flatten(), begins, torch.ones_like(begins), length)
+
+
+def by_window(values: np.ndarray, windows: int) -> np.ndarray:
+    """What was found of the tokens of equal windows [windows, length − 1]."""
+    return values.reshape(windows, -1)

@@ -140,7 +140,7 @@ def scored(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     real = reading.score
 
     def counted(model: Any, some: Any, *rest: Any) -> TokenScores:
-        calls.append(len(some.ids))
+        calls.append(len(some))
         return real(model, some, *rest)
 
     monkeypatch.setattr(reading, "score", counted)
@@ -333,22 +333,23 @@ def test_tiny_reads_python_well(run: Run, here: Path) -> None:
 @pytest.mark.parametrize("length", [16, 17, 31, 33, 64, 100, 1000])
 def test_sixteen_buckets_of_equal_width_hold_every_token(length: int) -> None:
     rng = np.random.default_rng(0)
-    shape = (3, length - 1)
-    scored = np.ones(shape, bool)
-    scores = TokenScores(rng.random(shape), rng.random(shape) < 0.5, scored)
+    nll, hit = rng.random((3, length - 1)), rng.random((3, length - 1)) < 0.5
+    window, before = np.indices(nll.shape)
+    columns = (column.ravel() for column in (window, before + 1, nll, hit))
+    scores = TokenScores(length, *columns)
     buckets = scores.buckets()
     assert len(buckets) == BUCKETS == 16
     assert (buckets[0]["start"], buckets[-1]["stop"]) == (0, length)
     assert all(a["stop"] == b["start"] for a, b in itertools.pairwise(buckets))
     widths = [b["stop"] - b["start"] for b in buckets]
     assert max(widths) - min(widths) <= 1
-    assert sum(b["n"] for b in buckets) == scores.nll.size
+    assert sum(b["n"] for b in buckets) == scores.n == nll.size
     for b in buckets:
         columns = [p - 1 for p in range(max(1, b["start"]), b["stop"])]
         assert b["n"] == 3 * len(columns)
         if columns:
-            assert b["nll"] == pytest.approx(scores.nll[:, columns].mean(), rel=1e-12)
-            assert b["acc"] == pytest.approx(scores.hit[:, columns].mean(), rel=1e-12)
+            assert b["nll"] == pytest.approx(nll[:, columns].mean(), rel=1e-12)
+            assert b["acc"] == pytest.approx(hit[:, columns].mean(), rel=1e-12)
 
 
 @pytest.mark.parametrize("length", [2, 3, 8, 15])
@@ -395,8 +396,8 @@ def test_logits_exist_for_a_chunk_and_are_the_familys_own(
         logits = model(ids).logits[:, :-1].double()
         raw = head(model.base_model(ids).last_hidden_state)[:, :-1].double()
     nll = -logits.log_softmax(-1).gather(2, ids[:, 1:, None])[..., 0]
-    np.testing.assert_allclose(scores.nll, nll, rtol=1e-5, atol=1e-5)
-    assert (scores.hit == (logits.argmax(-1) == ids[:, 1:]).numpy()).all()
+    np.testing.assert_allclose(scores.nll, nll.flatten(), rtol=1e-5, atol=1e-5)
+    assert (scores.hit == (logits.argmax(-1) == ids[:, 1:]).flatten().numpy()).all()
     assert max(sizes) == 7 * 97
     assert sum(sizes) == ids[:, 1:].numel() * 97
     assert bool((raw - logits).abs().max() > 1e-2) is bool(SCALED[family])
@@ -431,7 +432,7 @@ def test_scoring_leaves_the_model_as_it_was_even_where_it_fails(llama: Any) -> N
         reading.score(llama, conftest.whole(ids), 1)
     hook.remove()
     assert "forward" not in base.__dict__
-    assert reading.score(llama, conftest.whole(ids), 1).nll.shape == (1, 8)
+    assert reading.score(llama, conftest.whole(ids), 1).nll.shape == (8,)
 
 
 def test_capped_logits_in_attention_choose_eager(

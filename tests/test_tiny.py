@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import whole
+from conftest import by_window, whole
 
 import ctxext
 from ctxext.data import HELD_OUT_MODULES, HELD_OUT_TOPICS, load_text
@@ -34,7 +34,8 @@ def ids(tiny: tuple[object, object]) -> torch.Tensor:
 def tail_loss(tiny: tuple[object, object], ids: torch.Tensor, method: str) -> np.ndarray:
     """Mean loss of each 4k window's last 256 tokens, in nats per token [windows]."""
     with ctxext.patched(tiny[0], method, LONG):
-        return reading.score(tiny[0], whole(ids.view(-1, LONG)), batch=1).nll[:, TAIL].mean(1)
+        found = reading.score(tiny[0], whole(ids.view(-1, LONG)), batch=1).nll
+        return by_window(found, COUNT)[:, TAIL].mean(1)
 
 
 def test_it_is_small_trained_at_512_and_stored_in_16_bits(tiny: tuple[object, object]) -> None:

@@ -128,7 +128,7 @@ def test_windows_are_those_of_the_rule(name: str, shape: tuple[Any, ...]) -> Non
             task.windows(torch.tensor(text), length, start, limit, trained)
         return
     found = task.windows(torch.tensor(text), length, start, limit, trained)
-    assert found.ids.tolist() == [cut.ids for cut in want]
+    assert found.ids().tolist() == [cut.ids for cut in want]
     for first, cut in zip(found.first.tolist(), want, strict=True):
         assert list(range(first, length)) == cut.scored
         assert first >= 1
@@ -145,7 +145,8 @@ def test_a_sliding_window_scores_each_token_once_with_enough_before_it(
     if size < length - room:
         return
     task = task_of("ppl-sliding", 0, stride)
-    ids, first = task.windows(torch.arange(size), length, start, None, length)
+    windows = task.windows(torch.arange(size), length, start, None, length)
+    ids, first = windows.ids(), windows.first
     scored: list[int] = []
     for number, (row, begin) in enumerate(zip(ids.tolist(), first.tolist(), strict=True)):
         scored += row[begin:]
@@ -162,7 +163,8 @@ def test_the_tail_is_the_same_at_every_length(start: int | None) -> None:
     assert isinstance(task, TokenTask)
     seen = set()
     for length in (24, 25, 57, 99, 100):
-        ids, first = task.windows(text, length, start, None, trained)
+        windows = task.windows(text, length, start, None, trained)
+        ids, first = windows.ids(), windows.first
         seen.add(tuple(tuple(r[f:]) for r, f in zip(ids.tolist(), first.tolist(), strict=True)))
         assert {len(r) - f for r, f in zip(ids.tolist(), first.tolist(), strict=True)} == {23}
     assert len(seen) == 1
@@ -173,7 +175,8 @@ def test_the_tails_end_where_their_spans_do_and_the_span_is_the_longest_length()
     task = tasks.parse("ppl-tail").resolve(8, [10, 30])
     assert str(task) == "ppl-tail:span=30"
     assert isinstance(task, TokenTask)
-    ids, first = task.windows(torch.arange(95), 10, None, None, 8)
+    windows = task.windows(torch.arange(95), 10, None, None, 8)
+    ids, first = windows.ids(), windows.first
     assert ids.tolist() == [list(range(end - 10, end)) for end in (30, 60, 90)]
     assert first.tolist() == [3, 3, 3]
 

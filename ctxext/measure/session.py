@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from ctxext.engine.patch import Handle, patched
 from ctxext.errors import CtxextError, UsageError
@@ -114,7 +113,7 @@ class Session:
     def _once(self, windows: Windows) -> Windows:
         """The windows, or the same ones that another task has."""
         for other in self._windows.values():
-            if all(map(torch.equal, windows, other)):
+            if windows.same(other):
                 return other
         return windows
 
@@ -156,7 +155,7 @@ class Session:
         read: dict[tuple[Any, ...], int] = {}
         for cell in cells:
             if windows := self._windows.get(_place(cell)):
-                read[cell.method, id(windows)] = windows.ids.numel()
+                read[cell.method, id(windows)] = windows.tokens
             elif samples := self._samples.get(_place(cell)):
                 read[cell.method, _place(cell)] = _prompt_tokens(samples)
         return sum(read.values())
@@ -200,13 +199,12 @@ class Session:
         self, cell: Cell, windows: Windows
     ) -> tuple[TokenScores | Exception, dict[str, Any], Handle | None]:
         """What the model says of the windows, each process reading its share."""
-        rank, count = self._workers.rank, self._workers.count
-        mine = Windows(windows.ids[rank::count], windows.first[rank::count])
+        mine = windows.share(self._workers.rank, self._workers.count)
         batch, advance = self._request.batch(cell.length), self._monitor.advance
         shares, cost, handle = self._run(
             cell, lambda: reading.score(self.model, mine, batch, advance)
         )
-        cost["tokens_per_second"] = windows.ids.numel() / cost["seconds"]
+        cost["tokens_per_second"] = windows.tokens / cost["seconds"]
         if isinstance(shares, Exception):
             return shares, cost, handle
         return _woven(shares), cost, handle
@@ -297,16 +295,16 @@ def _prompt_tokens(samples: Sequence[Sample]) -> int:
 
 def _woven(shares: Sequence[TokenScores]) -> TokenScores:
     """The scores of all windows, in their order, from those of every process."""
-    if len(shares) == 1:
-        return shares[0]
-    count = sum(len(scores.nll) for scores in shares)
-    whole = []
-    for parts in zip(*shares, strict=True):
-        joined = np.empty((count, parts[0].shape[1]), parts[0].dtype)
-        for rank, part in enumerate(parts):
-            joined[rank :: len(shares)] = part
-        whole.append(joined)
-    return TokenScores(*whole)
+    numbered = [scores.window * len(shares) + rank for rank, scores in enumerate(shares)]
+    window = np.concatenate(numbered)
+    order = np.argsort(window, kind="stable")
+    return TokenScores(
+        shares[0].length,
+        window[order],
+        np.concatenate([scores.position for scores in shares])[order],
+        np.concatenate([scores.nll for scores in shares])[order],
+        np.concatenate([scores.hit for scores in shares])[order],
+    )
 
 
 def _current(row: Row, sample: Sample) -> Row:
@@ -323,14 +321,14 @@ def _of_score(score: Score) -> dict[str, Any]:
 
 
 def _of_tokens(task: TokenTask, scores: TokenScores) -> dict[str, Any]:
-    if not math.isfinite(scores.nll[scores.scored].sum()):
+    if not math.isfinite(scores.nll.sum()):
         raise CtxextError("the loss is not finite")
     score, buckets = task.summarise(scores), scores.buckets()
     return {
         "value": score.value,
         "stderr": score.stderr,
         "n": scores.n,
-        "windows": len(scores.nll),
+        "windows": scores.windows,
         "buckets": buckets,
     }
 

@@ -16,6 +16,9 @@ from ctxext.errors import UnsupportedModelError, UsageError
 from ctxext.tasks.base import TokenScores, Windows
 
 LOGITS_AT_ONCE = 2**24  # 64 MiB of float32
+_NO_TOKENS = tuple(
+    torch.empty(0, dtype=t) for t in (torch.long, torch.long, torch.double, torch.bool)
+)
 
 
 def tokenise(text: Text, tokenizer: Any, at_most: int | None) -> Tensor:
@@ -67,23 +70,19 @@ def score(
         advance: told the tokens read, batch by batch.
     """
     device = model.get_input_embeddings().weight.device
-    shape = (windows.ids.shape[0], windows.ids.shape[1] - 1)
-    scored = torch.arange(1, shape[1] + 1) >= windows.first[:, None]
-    nll = torch.full(shape, torch.nan, dtype=torch.float64)
-    hit = torch.zeros(shape, dtype=torch.bool)
-    parts = (windows.ids.split(batch), scored.split(batch), nll.split(batch), hit.split(batch))
+    columns: list[tuple[Tensor, ...]] = [_NO_TOKENS]
     with torch.inference_mode():
-        for some, wanted, losses, hits in zip(*parts, strict=True):
-            if not len(some):  # a process that has no window
-                continue
-            ids, wanted_there = some.to(device), wanted.to(device)
-            hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
-            there = wanted_there.to(hidden.device)
-            a, b = _score_hidden(model, hidden[:, :-1][there], ids[:, 1:][wanted_there])
-            losses[wanted] = a.double().cpu()
-            hits[wanted] = b.cpu()
-            advance(some.numel())
-    return TokenScores(nll.numpy(), np.asarray(hit), np.asarray(scored))
+        for begin in range(0, len(windows), batch):
+            some = slice(begin, begin + batch)
+            ids, scored = windows.ids(some).to(device), windows.scored(some)
+            hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
+            wanted = hidden[scored.to(hidden.device)]
+            nll, hit = _score_hidden(model, wanted, ids[:, 1:][scored.to(device)])
+            window, before = scored.nonzero(as_tuple=True)
+            columns.append((window + begin, before + 1, nll.cpu().double(), hit.cpu()))
+            advance(ids.numel())
+    found = (np.asarray(torch.cat(column)) for column in zip(*columns, strict=True))
+    return TokenScores(windows.length, *found)
 
 
 def _score_hidden(model: Any, hidden: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

@@ -22,9 +22,9 @@ class AccuracyOnRepeated(TokenTask):
         self, ids: Any, length: int, start: int | None, limit: int | None, trained: int
     ) -> Windows:
         """The windows of `acc`, each saying its own first `trained` tokens again and again."""
-        from ctxext.tasks.windows import repeat
+        from ctxext.tasks.windows import cut
 
-        return repeat(ids, length, start, limit, trained)
+        return cut(ids, length, start, limit, trained)
 
     def summarise(self, scores: TokenScores) -> Score:
         """The share of hits, and its standard error over windows."""

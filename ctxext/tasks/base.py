@@ -107,69 +107,130 @@ def member(task: type[Task], value: str) -> str:
     return value
 
 
-class Windows(NamedTuple):
-    """What a token task reads.
+@dataclass(frozen=True, eq=False)
+class Windows:
+    """What a token task reads of a text; the windows themselves are made when they are read.
 
-    ids [windows, length]: token ids, the tokenizer's own BOS among them where it adds one.
-    first [windows]: the first position that is scored, 1 or more; all from there on are.
+    Attributes:
+        text: token ids [tokens].
+        begins: where each window begins in the text [windows].
+        first: the first position of each window that is scored, 1 or more [windows]; all from
+            there on are.
+        length: tokens of a window.
+        start: what opens each window and counts, the tokenizer's own BOS, where it adds one.
+        passage: the tokens after which a window says its beginning again; None for never.
     """
 
-    ids: Tensor
+    text: Tensor
+    begins: Tensor
     first: Tensor
+    length: int
+    start: int | None = None
+    passage: int | None = None
+
+    def __len__(self) -> int:
+        return len(self.begins)
+
+    @property
+    def tokens(self) -> int:
+        """The tokens of all windows."""
+        return len(self) * self.length
+
+    def ids(self, some: slice = slice(None)) -> Tensor:
+        """The token ids [some windows, length]."""
+        import torch
+
+        places = torch.arange(self.length - (self.start is not None))
+        if self.passage is not None:
+            places %= self.passage
+        ids = self.text[self.begins[some, None] + places]
+        if self.start is None:
+            return ids
+        return torch.nn.functional.pad(ids, (1, 0), value=self.start)
+
+    def scored(self, some: slice = slice(None)) -> Tensor:
+        """Which positions from 1 on count [some windows, length − 1]."""
+        import torch
+
+        return torch.arange(1, self.length) >= self.first[some, None]
+
+    def share(self, rank: int, count: int) -> Windows:
+        """Those that one process of `count` reads."""
+        begins, first = self.begins[rank::count], self.first[rank::count]
+        return dataclasses.replace(self, begins=begins, first=first)
+
+    def same(self, other: Windows) -> bool:
+        """Whether these are the same tokens, scored at the same places."""
+        kinds = [(w.length, w.start, w.passage) for w in (self, other)]
+        return (
+            kinds[0] == kinds[1]
+            and self.text is other.text
+            and self.begins.equal(other.begins)
+            and self.first.equal(other.first)
+        )
 
 
 class TokenScores(NamedTuple):
-    """What a model said of the tokens of windows; position 0 of a window is never scored.
+    """What a model said of the tokens that are scored, window by window.
 
-    nll [windows, length−1]: −ln p of the token, in nats, float64; NaN where it is not scored.
-    hit [windows, length−1]: whether the token was the model's first choice.
-    scored [windows, length−1]: which tokens count.
+    Attributes:
+        length: tokens of a window.
+        window: which window each token is in, from 0 [n].
+        position: its position there, from 1 [n].
+        nll: −ln p of it, in nats, float64 [n].
+        hit: whether it was the model's first choice [n].
     """
 
+    length: int
+    window: NDArray[np.int64]
+    position: NDArray[np.int64]
     nll: NDArray[np.float64]
     hit: NDArray[np.bool_]
-    scored: NDArray[np.bool_]
 
     @property
     def n(self) -> int:
         """The tokens that are scored."""
-        return int(self.scored.sum())
+        return len(self.nll)
+
+    @property
+    def windows(self) -> int:
+        """The windows that they are in."""
+        return int(self.window.max()) + 1
 
     def mean_nll(self) -> tuple[float, float | None]:
         """Mean loss over tokens, in nats, and its standard error over windows."""
-        return _mean(self.nll, self.scored)
+        return self._mean(self.nll)
 
     def accuracy(self) -> tuple[float, float | None]:
         """The share of hits over tokens, and its standard error over windows."""
-        return _mean(self.hit, self.scored)
+        return self._mean(self.hit)
+
+    def _mean(self, values: NDArray[Any]) -> tuple[float, float | None]:
+        """The mean over tokens, and its standard error over windows.
+
+        A window weighs as many tokens as are scored in it: the error is that of a ratio of sums,
+        which for equal weights is the usual one.
+        """
+        import numpy as np
+
+        weights, sums = np.bincount(self.window), np.bincount(self.window, values)
+        mean, count = float(sums.sum() / weights.sum()), len(weights)
+        if count < 2:
+            return mean, None
+        residuals = sums - mean * weights
+        error = float((residuals**2).sum() * count / (count - 1)) ** 0.5 / float(weights.sum())
+        return mean, error
 
     def buckets(self) -> list[dict[str, float | int | None]]:
         """Means over 16 equal parts of the length, by the scored token's position."""
-        length = self.nll.shape[1] + 1
-        edges = [i * length // BUCKETS for i in range(BUCKETS + 1)]
+        edges = [i * self.length // BUCKETS for i in range(BUCKETS + 1)]
         return [self._bucket(a, b) for a, b in itertools.pairwise(edges)]
 
     def _bucket(self, start: int, stop: int) -> dict[str, float | int | None]:
-        columns = slice(max(start, 1) - 1, max(stop, 1) - 1)
-        scored = self.scored[:, columns]
-        nll, hit = self.nll[:, columns][scored], self.hit[:, columns][scored]
+        here = (self.position >= start) & (self.position < stop)
+        nll, hit = self.nll[here], self.hit[here]
         means = (float(nll.mean()), float(hit.mean())) if nll.size else (None, None)
         return {"start": start, "stop": stop, "nll": means[0], "acc": means[1], "n": int(nll.size)}
-
-
-def _mean(values: NDArray[Any], scored: NDArray[np.bool_]) -> tuple[float, float | None]:
-    """The mean over scored tokens, and its standard error over windows.
-
-    A window weighs as many tokens as are scored in it: the error is that of a ratio of sums,
-    which for equal weights is the usual one.
-    """
-    weights = scored.sum(1)
-    sums = values.sum(1, where=scored)
-    mean, count = float(sums.sum() / weights.sum()), len(weights)
-    if count < 2:
-        return mean, None
-    residuals = sums - mean * weights
-    return mean, float((residuals**2).sum() * count / (count - 1)) ** 0.5 / float(weights.sum())
 
 
 @dataclass(frozen=True)

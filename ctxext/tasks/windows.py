@@ -9,13 +9,18 @@ from ctxext.errors import UsageError
 from ctxext.tasks.base import Windows
 
 
-def cut(ids: Tensor, length: int, start: int | None, limit: int | None) -> Windows:
-    """Consecutive windows that do not overlap, every token but the first scored."""
+def cut(
+    ids: Tensor, length: int, start: int | None, limit: int | None, passage: int | None = None
+) -> Windows:
+    """Consecutive windows that do not overlap, every token but the first scored.
+
+    Args:
+        passage: the tokens after which each says its own beginning again.
+    """
     payload = length - (start is not None)
-    count = min(len(ids) // payload, limit or len(ids)) if payload else 0
-    _check(count, ids, length)
-    windows = ids[: count * payload].view(count, payload)
-    return Windows(_opened(windows, start), torch.ones(count, dtype=torch.long))
+    count = _count(ids, payload, limit, length)
+    begins = torch.arange(count) * payload
+    return Windows(ids, begins, torch.ones_like(begins), length, start, passage)
 
 
 def tails(
@@ -25,11 +30,9 @@ def tails(
 
     The ends, and so the scored tokens, are the same for every length up to `span`; all in tokens.
     """
-    payload, step = length - (start is not None), span - (start is not None)
-    count = min(len(ids) // step, limit or len(ids)) if step else 0
-    _check(count, ids, span)
-    windows = ids[: count * step].view(count, step)[:, step - payload :]
-    return Windows(_opened(windows, start), torch.full((count,), length - tail + 1))
+    step = span - (start is not None)
+    begins = torch.arange(_count(ids, step, limit, span)) * step + span - length
+    return Windows(ids, begins, torch.full_like(begins, length - tail + 1), length, start)
 
 
 def slide(ids: Tensor, length: int, start: int | None, limit: int | None, stride: int) -> Windows:
@@ -38,37 +41,21 @@ def slide(ids: Tensor, length: int, start: int | None, limit: int | None, stride
     The first window scores all but its first token, each other one the tokens that no window
     before it held. The last one ends with the text.
     """
-    payload = length - (start is not None)
-    _check(len(ids) // payload if payload else 0, ids, length)
-    begins = list(range(0, len(ids) - payload + 1, stride))
-    if begins[-1] + payload < len(ids):
-        begins.append(len(ids) - payload)
-    begins = begins[:limit]
-    ends = [1 - (start is not None), *(begin + payload for begin in begins[:-1])]
-    first = [end - begin + (start is not None) for begin, end in zip(begins, ends, strict=True)]
-    windows = torch.stack([ids[begin : begin + payload] for begin in begins])
-    return Windows(_opened(windows, start), torch.tensor(first))
-
-
-def repeat(ids: Tensor, length: int, start: int | None, limit: int | None, passage: int) -> Windows:
-    """As `cut`, but each window says its own first `passage` tokens again and again."""
-    whole, first = cut(ids, length, start, limit)
     opening = int(start is not None)
-    said = whole[:, opening : opening + passage]
-    again = said.repeat(1, -(-length // said.shape[1]))[:, : length - opening]
-    return Windows(_opened(again, start), first)
+    payload = length - opening
+    _count(ids, payload, None, length)
+    last = len(ids) - payload
+    begins = torch.arange(0, last + stride, stride).clamp(max=last)[:limit]
+    ends = torch.cat((torch.tensor([1 - opening]), begins[:-1] + payload))
+    return Windows(ids, begins, ends - begins + opening, length, start)
 
 
-def _opened(windows: Tensor, start: int | None) -> Tensor:
-    """The windows, each with the tokenizer's BOS before it where there is one."""
-    if start is None:
-        return windows
-    return torch.cat((torch.full((len(windows), 1), start), windows), 1)
-
-
-def _check(count: int, ids: Tensor, length: int) -> None:
+def _count(ids: Tensor, payload: int, limit: int | None, length: int) -> int:
+    """How many windows there are; UsageError for none."""
+    count = min(len(ids) // payload, limit or len(ids)) if payload else 0
     if count == 0:
         raise UsageError(
             f"the data has {len(ids)} tokens, fewer than one window of {length}: "
             "give longer data or a smaller --len"
         )
+    return count
