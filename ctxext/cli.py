@@ -54,8 +54,9 @@ def evaluate(
     data: Annotated[
         str | None,
         typer.Option(
-            help="stdlib, a .txt or .jsonl file, hf:name[:split[:column]], or a folder of "
-            "LongBench's files; default: each task's own, stdlib for most."
+            help="stdlib, a .txt or .jsonl file, hf:name[:split[:column]]; for LongBench a folder "
+            "of its .jsonl files, one of them, or data.zip; for ruler:qa_1 and qa_2 a .json file. "
+            "Default: each task's own, stdlib for most."
         ),
     ] = None,
     limit: Annotated[int | None, typer.Option(help="At most so many windows or samples.")] = None,
@@ -102,7 +103,7 @@ def evaluate(
         methods=ask.parse_methods(method),
         lengths=ask.parse_lengths(length),
         tasks=ask.parse_tasks(task),
-        data=data,
+        data=ask.check_data(data),
         limit=ask.in_range("--limit", limit),
         tokens=None if tokens is None else parse_length(tokens),
         seed=ask.in_range("--seed", seed, least=0) or 0,

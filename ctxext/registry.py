@@ -93,8 +93,11 @@ class Registry(Generic[T]):
             values[key] = _convert(text, key, value, types[key])
         first = getattr(cls, "positional", None)
         if first and first not in values:
-            valid = ", ".join(cls.members()) or f"a {first}"  # type: ignore[attr-defined]
-            raise UsageError(f"{text!r} needs a {first}: write {text}:…, one of: {valid}")
+            members = ", ".join(cls.members())  # type: ignore[attr-defined]
+            valid = f", one of: {members}" if members else ""
+            raise UsageError(
+                f"{text!r} needs a {first}: write {text.partition(':')[0]}:{first.upper()}{valid}"
+            )
         try:
             return cls(**values)
         except UsageError as error:

@@ -91,7 +91,7 @@ def _members(spec: str) -> list[str]:
     first, comma, more = rest.partition(",")
     if first.strip() != "all":
         return [spec]
-    members = tasks.REGISTRY.get(name).members()
+    members = tasks.REGISTRY.get(name).all_members()
     return [f"{name}:{member}{comma}{more}" for member in members] or [spec]
 
 
@@ -109,6 +109,13 @@ def check_device_map(device_map: str | None, device: str) -> str | None:
     if device_map is not None and device != "auto":
         raise UsageError(f"--device-map {device_map} chooses devices: leave out --device {device}")
     return device_map
+
+
+def check_data(data: str | None) -> str | None:
+    """What `--data` names; UsageError for an empty name."""
+    if data is not None and not data.strip():
+        raise UsageError(f"bad value {data!r} for --data: give stdlib, a file or a folder")
+    return data
 
 
 def in_range(name: str, value: int | None, least: int = 1) -> int | None:

@@ -75,7 +75,9 @@ class Store:
             write_atomically(probe := self.folder / ".probe.tmp", b"")
             probe.unlink(missing_ok=True)
         except (OSError, ValueError, CtxextError) as error:
-            raise UsageError(f"cannot keep records in {self.folder}: {error}") from error
+            raise UsageError(
+                f"cannot keep records in {self.folder}: {error}: give another --out"
+            ) from error
 
     def path(self, record: Record) -> Path:
         """Where the record lives: a name a person can read, and 12 hex digits of the key."""
@@ -135,7 +137,7 @@ def problem_with(record: object) -> str | None:
         if not (unmeasured or check(record[field])):
             return f"the field {field!r} cannot be {str(record[field])[:60]!r}"
     if ok and not _in_range(record["metric"], record["value"]):
-        return f"{record['metric']} cannot be {record['value']}"
+        return f"the value of {record['metric']} cannot be {record['value']}"
     parts = record.get("parts") or []
     if not isinstance(parts, list) or not all(map(_part, parts)):
         return "its parts are not a name, a value and a number each"

@@ -45,6 +45,9 @@ class Evaluation:
         if workers.first:
             store.check_writable()
         self.plan = plans.make(request)
+        if request.data is not None:
+            for task in (task for task in request.tasks if not task.uses_data):
+                self.monitor.note(f"{task} does not use --data {request.data}")
         kept = {k: None if request.force else store.get(k) for k in self.plan.keys}
         found: dict[str, Record | None] = workers.gather(kept)[0]
         session = self._session(found, workers)

@@ -125,6 +125,7 @@ def test_a_row_has_what_its_sample_says(llama: Any) -> None:
     sample = Sample("n", sample.ids, ("x", "y"), facts)
     (row,) = answers(llama, Words(), [sample], Limits(2), 1, done.append)
     seconds, margin = row.pop("seconds"), row.pop("margin")
+    assert row.pop("prompt") == sample.digest
     assert row.pop("pred").count(" ") <= 1
     assert row == {"name": "n", "answers": ["x", "y"], "length": len(sample.ids), **facts}
     assert seconds > 0
@@ -317,6 +318,7 @@ def test_each_process_has_its_own_share(lists: list[list[int]], count: int) -> N
     shares = [share(named(lists), rank, count) for rank in range(count)]
     names = [sample.name for some in shares for sample in some]
     assert sorted(names) == sorted(s.name for s in named(lists))
-    sizes = [len(some) for some in shares]
-    assert max(sizes) - min(sizes) <= 1
+    sizes = [sum(max(1, len(sample.ids)) for sample in some) for some in shares]
+    longest = max((max(1, len(ids)) for ids in lists), default=0)
+    assert all(abs(size - sum(sizes) / count) <= longest for size in sizes)
     assert shares == [share(named(lists), rank, count) for rank in range(count)]

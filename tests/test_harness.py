@@ -18,7 +18,7 @@ import pytest
 import torch
 
 import ctxext
-from ctxext import tasks
+from ctxext import cli, tasks
 from ctxext.errors import UsageError
 from ctxext.tasks.base import Score
 from ctxext.tasks.lm_eval import LmEval
@@ -261,7 +261,7 @@ def test_a_damaged_file_does_no_harm(
     folder: Path,
     tmp_path: Path,
     damage: str,
-    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     cache, trap = tmp_path / "cache", tmp_path / "trap"
     whole = run(patched, "my_choice", folder, cache)
@@ -282,7 +282,34 @@ def test_a_damaged_file_does_no_harm(
         file.close()
     assert run(patched, "my_choice", folder, cache) == whole
     assert not trap.exists()
-    assert ("made anew" in caplog.text) == (damage != "empty")
+    assert ("made anew" in capsys.readouterr().err) == (damage != "empty")
+
+
+def test_its_cells_are_records_like_others(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """A second run finds the record; --force asks the model again, not the cache."""
+    spec = f"lm-eval:my_choice,include={folder}"
+    asked = ("eval", "--len", "96", "--task", spec, "--out", str(tmp_path), "--json")
+
+    def records(*more: str) -> list[dict[str, Any]]:
+        monkeypatch.setattr(sys, "argv", ["ctxext", *asked, *more])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        assert ended.value.code == 0
+        return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+    (first,) = records()
+    assert (first["metric"], first["n"], first["tokens_per_second"]) == ("acc", 4, None)
+    with monkeypatch.context() as patch:
+        patch.setattr(LmEval, "evaluate", lambda *args: pytest.fail("computed again"))
+        assert records() == [first]
+    (cache,) = tmp_path.rglob("*.cache")
+    with sqlite3.connect(cache) as base:
+        base.execute("UPDATE unnamed SET value = ?", [pickle.dumps((-5.0, False))])
+    (again,) = records("--force")
+    assert again["value"] == first["value"]
+    assert again["created"] > first["created"]
 
 
 def test_a_group_has_parts(patched: tuple[Any, Any], folder: Path, tmp_path: Path) -> None:

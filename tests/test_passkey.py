@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 import re
@@ -206,3 +207,30 @@ def test_the_shipped_model_finds_keys_where_it_was_trained_and_beyond_with_rerop
     for record in ran.records:
         mean = sum(part["value"] * part["n"] for part in record["parts"]) / 22
         assert record["value"] == pytest.approx(mean)
+
+
+def test_a_cell_that_fails_leaves_the_others(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its record says why, with no number; what was answered before stays for the next run."""
+    from ctxext.measure import session
+
+    real = session.answers
+
+    def failing(*args: Any) -> Any:
+        yield from itertools.islice(real(*args), 3)
+        raise MemoryError("no room")
+
+    asked = ("eval", "--len", "128", "--task", "passkey:samples=1,acc", "--limit", "5", "--json")
+    with monkeypatch.context() as patch:
+        patch.setattr(session, "answers", failing)
+        ran = run(*asked, "--out", str(tmp_path))
+    bad, good = ran.records
+    assert ran.code == 1
+    assert (bad["status"], bad["value"], bad["n"], good["status"]) == ("oom", None, 0, "ok")
+    assert "Traceback" not in ran.err
+    asking = []
+    monkeypatch.setattr(session, "answers", lambda *a: asking.extend(a[2]) or real(*a))
+    again = run(*asked, "--out", str(tmp_path))
+    assert [record["status"] for record in again.records] == ["ok", "ok"]
+    assert len(asking) == 2

@@ -19,13 +19,18 @@ from test_eval import Ran, Run, runner
 from ctxext.errors import CtxextError
 from ctxext.measure import answers as answering
 from ctxext.measure.predictions import Predictions
+from ctxext.tasks.base import Sample
 
 KEY = "ab" * 6
 
 
 def a_row(name: str, **more: Any) -> dict[str, Any]:
     made = {"name": name, "pred": f"p {name} 模", "answers": ["x"], "margin": 0.5, "seconds": 0.25}
-    return made | more
+    return made | {"prompt": a_sample(name).digest} | more
+
+
+def a_sample(name: str) -> Sample:
+    return Sample(name, list(name.encode()), ["x"])
 
 
 def lines(*rows: Any) -> bytes:
@@ -39,7 +44,7 @@ def path(tmp_path: Path) -> Path:
 
 def found(path: Path, *names: str, key: str = KEY) -> dict[str, dict[str, Any]]:
     with Predictions(path, key) as kept:
-        return kept.found(names)
+        return kept.found(map(a_sample, names))
 
 
 def test_rows_are_found_as_soon_as_they_are_kept(path: Path) -> None:
@@ -92,6 +97,7 @@ GARBAGE = {
     "a list": lines([a_row("a", cell=KEY)]),
     "a string": lines("a"),
     "no cell": lines(a_row("a")),
+    "another prompt": lines(a_row("a", cell=KEY, prompt=a_sample("z").digest)),
     "another cell": lines(a_row("a", cell="cd" * 6)),
     "a cell that is a list": lines(a_row("a", cell=[KEY])),
     **{
@@ -127,6 +133,15 @@ def test_rows_of_other_samples_and_files_are_not_taken(path: Path) -> None:
         kept.finish([a_row("a")])
 
 
+def test_the_file_of_another_cell_is_moved_aside(path: Path) -> None:
+    """As of the same task on other data."""
+    for key in ("ab" * 6, "cd" * 6):
+        with Predictions(path, key) as kept:
+            kept.finish([a_row("a")])
+    assert list(found(path, "a", key="cd" * 6)) == ["a"]
+    assert list(found(path.parent / "older" / ("ab" * 6) / path.name, "a")) == ["a"]
+
+
 def test_the_first_of_two_rows_counts(path: Path) -> None:
     path.parent.mkdir(parents=True)
     path.write_bytes(lines(a_row("a", cell=KEY, pred="1"), a_row("a", cell=KEY, pred="2")))
@@ -158,7 +173,7 @@ def test_discarded_rows_are_gone_and_others_stay(path: Path) -> None:
     with Predictions(path, KEY) as kept:
         kept.discard()
         kept.discard()
-        assert kept.found("ab") == {}
+        assert kept.found(map(a_sample, "ab")) == {}
     assert list(path.parent.iterdir()) == [other]
 
 

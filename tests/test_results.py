@@ -308,7 +308,7 @@ def test_missing_fields_are_problems() -> None:
     for field in make():
         lacking = {key: value for key, value in make().items() if key != field}
         assert problem_with(lacking) == f"the field {field!r} is missing"
-    assert problem_with(make(metric="accuracy", value=1.2)) == "an accuracy cannot be 1.2"
+    assert problem_with(make(metric="accuracy", value=1.2)) == "the value of accuracy cannot be 1.2"
 
 
 def test_an_edited_file_is_not_served(tmp_path: Path) -> None:

@@ -93,7 +93,7 @@ def test_names() -> None:
     for spec, said in (("ruler:niah_single_4", "niah_single_3"), ("ruler", "vt")):
         with pytest.raises(UsageError, match=said):
             tasks.parse(spec)
-    with pytest.raises(UsageError, match="samples is 0"):
+    with pytest.raises(UsageError, match="bad value 0"):
         ruler("vt", samples=0)
     for name in ruler.members():
         task: Any = tasks.parse(f"ruler:{name}")

@@ -184,8 +184,8 @@ def test_the_tails_end_where_their_spans_do_and_the_span_is_the_longest_length()
 @pytest.mark.parametrize(
     ("spec", "lengths", "message"),
     [
-        ("ppl-tail", [31, 64], "length 31: give lengths from the trained 32 to the span, 64"),
-        ("ppl-tail:span=48", [32, 64], "length 64: give lengths from the trained 32 to .*48"),
+        ("ppl-tail", [31, 64], "length 31: it scores the last 32 tokens"),
+        ("ppl-tail:span=48", [32, 64], "length 64, beyond its span: give a span of at least 64"),
         ("ppl-sliding:stride=32", [64, 32], "leaves out tokens at length 32: give a stride below"),
         ("ppl-sliding", [256], "stride=256 leaves out tokens"),
     ],

@@ -76,12 +76,16 @@ class Cutter:
 
     def _wrap(self, text: str) -> str:
         """The text as a user's one message, up to where the answer starts."""
+        message = [{"role": "user", "content": text}]
         try:
-            return str(
+            wrapped = str(
                 self.tokenizer.apply_chat_template(
-                    [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
+                    message, tokenize=False, add_generation_prompt=True
                 )
             )
+            if text.strip() not in wrapped:
+                raise ValueError("it leaves the prompt out, or changes it")
+            return wrapped
         except Exception as error:
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             raise UsageError(

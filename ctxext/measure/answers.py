@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
@@ -57,10 +58,20 @@ def answers(
         for answered in found:
             took, start = time.perf_counter() - start, time.perf_counter()
             for sample, answer in answered:
-                row = {"name": sample.name, "pred": answer.text, "answers": list(sample.answers)}
-                facts = {"all_classes": None, "length": len(sample.ids), **sample.facts}
-                yield {**row, **facts, **answer.facts(), "seconds": took / len(answered)}
+                yield row_of(sample, answer.text, answer.margin, took / len(answered))
                 advance(len(sample.ids))
+
+
+def row_of(sample: Sample, pred: str, margin: float, seconds: float) -> Row:
+    """What is kept of a sample: the answer, what is right, and what tells its prompt from others.
+
+    Args:
+        margin: the least difference between the two best logits of a step.
+    """
+    said = {"name": sample.name, "pred": pred, "answers": list(sample.answers)}
+    facts = {"all_classes": None, "length": len(sample.ids), **sample.facts}
+    measured = {"margin": margin, "seconds": seconds}
+    return {**said, **facts, **measured, "prompt": sample.digest}
 
 
 def schedule(
@@ -86,9 +97,13 @@ def schedule(
 
 
 def share(samples: Sequence[Sample], rank: int, count: int) -> list[Sample]:
-    """The samples of one process among `count`: neighbours, since they may begin alike."""
+    """The samples of one process among `count`: about as many tokens for each, and neighbours,
+    since they may begin alike."""
     ordered = sorted(samples, key=lambda sample: list(sample.ids))
-    return ordered[rank * len(ordered) // count : (rank + 1) * len(ordered) // count]
+    sizes = [max(1, len(sample.ids)) for sample in ordered]
+    middles = [end - size / 2 for end, size in zip(accumulate(sizes), sizes, strict=True)]
+    place = [int(middle * count / sum(sizes)) for middle in middles]
+    return [sample for sample, at in zip(ordered, place, strict=True) if at == rank]
 
 
 def common(first: Sequence[int], second: Sequence[int]) -> int:
@@ -107,10 +122,6 @@ class Answer(NamedTuple):
 
     text: str
     margin: float
-
-    def facts(self) -> dict[str, float]:
-        """What its row keeps beside the text."""
-        return {"margin": self.margin}
 
 
 class _Margins(LogitsProcessor):  # type: ignore[misc]

@@ -17,8 +17,8 @@ from types import TracebackType
 from typing import IO, Any
 
 from ctxext.errors import CtxextError
-from ctxext.results import write_atomically
-from ctxext.tasks.base import Row
+from ctxext.results import safe_name, write_atomically
+from ctxext.tasks.base import Row, Sample
 
 
 class Predictions:
@@ -46,15 +46,16 @@ class Predictions:
         if self._file is not None:
             self._file.close()
 
-    def found(self, names: Iterable[str]) -> dict[str, Row]:
-        """The rows that earlier runs have left, of the samples with these names.
+    def found(self, samples: Iterable[Sample]) -> dict[str, Row]:
+        """The rows that earlier runs have left of these samples, by name.
 
-        A line that was cut off, or is no row, counts as not there.
+        A line that was cut off, is no row, or answers another prompt, counts as not there.
         """
-        wanted, rows = set(names), dict[str, Row]()
+        wanted, rows = {sample.name: sample.digest for sample in samples}, dict[str, Row]()
         for path in (self.path, *self._parts()):
             for row in _read(path):
-                if row["name"] in wanted and row.get("cell") == self._key:
+                ours = row.get("cell") == self._key and row.get("prompt") == wanted.get(row["name"])
+                if ours and row["name"] in wanted:
                     rows.setdefault(row["name"], row)
         return rows
 
@@ -69,12 +70,21 @@ class Predictions:
             raise CtxextError(f"cannot write {self._part}: {error.strerror or error}") from error
 
     def finish(self, rows: Sequence[Row]) -> None:
-        """All rows in one file, in place of the parts."""
+        """All rows in one file, in place of the parts; another cell's file is moved to `older/`."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._make_room()
         write_atomically(self.path, b"".join(_line({**row, "cell": self._key}) for row in rows))
         for path in self._parts():
             with contextlib.suppress(OSError):
                 path.unlink()
+
+    def _make_room(self) -> None:
+        """The same task on other data may have been here before."""
+        keys = {str(row.get("cell")) for row in _read(self.path)} - {self._key}
+        if keys:
+            older = self.path.with_name("older") / safe_name(min(keys)) / self.path.name
+            older.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(self.path, older)
 
     def discard(self) -> None:
         """Forget what earlier runs have left."""

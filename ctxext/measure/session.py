@@ -15,7 +15,7 @@ from ctxext.engine.patch import Handle, patched
 from ctxext.errors import CtxextError, UsageError
 from ctxext.machine import Meter, failure
 from ctxext.measure import tokens as reading
-from ctxext.measure.answers import Limits, answers, share
+from ctxext.measure.answers import Limits, answers, row_of, share
 from ctxext.measure.predictions import Predictions
 from ctxext.measure.workers import Workers
 from ctxext.models import loading
@@ -126,6 +126,8 @@ class Session:
             samples = cell.task.prompts(self._tokenizer, cell.length, cell.data, seed, limit)
             if not samples:
                 raise UsageError(f"{cell.asked}: no samples in data {cell.data.name!r}")
+            if len({sample.name for sample in samples}) < len(samples):
+                raise UsageError(f"{cell.asked}: two of its samples have the same name")
             longest = max(samples, key=lambda sample: len(sample.ids))
             if len(longest.ids) + most > cell.length:
                 raise UsageError(
@@ -218,7 +220,7 @@ class Session:
         kept = Predictions(path, key)
         if self._request.force and workers.first:
             kept.discard()
-        earlier = workers.gather(kept.found(names) if workers.first else {})[0]
+        earlier = workers.gather(kept.found(samples) if workers.first else {})[0]
         advance(_prompt_tokens([names[name] for name in earlier]))
         left = [sample for sample in samples if sample.name not in earlier]
         batch = self._request.batch(cell.length)
@@ -232,18 +234,16 @@ class Session:
 
         with kept:
             found, cost, handle = self._run(cell, work)
-        rows = dict(earlier)
-        for some in [] if isinstance(found, Exception) else found:
-            rows.update({row["name"]: row for row in some})
-        if not isinstance(found, Exception):
-            ordered = [_current(rows[sample.name], sample) for sample in samples]
-            seconds = sum(row["seconds"] for row in ordered) / workers.count
-            cost |= {"seconds": seconds, "tokens_per_second": _prompt_tokens(samples) / seconds}
-            cost["predictions"] = path.relative_to(self._request.out).as_posix()
-            if workers.first:
-                kept.finish(ordered)
-            return self._settle(cell, ordered, cost, handle, _of_rows)
-        return self._settle(cell, found, cost, handle, _of_rows)
+        if isinstance(found, Exception):
+            return self._settle(cell, found, cost, handle, _of_rows)
+        rows = {**earlier, **{row["name"]: row for some in found for row in some}}
+        ordered = [_current(rows[sample.name], sample) for sample in samples]
+        seconds = sum(row["seconds"] for row in ordered) / workers.count
+        cost |= {"seconds": seconds, "tokens_per_second": _prompt_tokens(samples) / seconds}
+        cost["predictions"] = path.relative_to(self._request.out).as_posix()
+        if workers.first:
+            kept.finish(ordered)
+        return self._settle(cell, ordered, cost, handle, _of_rows)
 
     def _harness(self, cell: Cell, task: HarnessTask) -> Measured:
         """What another library makes of the cell, its answers kept in a file of the cell's own."""
@@ -309,10 +309,7 @@ def _woven(shares: Sequence[TokenScores]) -> TokenScores:
 
 def _current(row: Row, sample: Sample) -> Row:
     """The row with what the sample says today; only the answer is what was kept."""
-    facts = {"all_classes": None, "length": len(sample.ids), **sample.facts}
-    kept = {"margin": row["margin"], "seconds": row["seconds"]}
-    said = {"name": sample.name, "pred": row["pred"], "answers": list(sample.answers)}
-    return {**said, **facts, **kept}
+    return row_of(sample, row["pred"], row["margin"], row["seconds"])
 
 
 def _of_score(score: Score) -> dict[str, Any]:

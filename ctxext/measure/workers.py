@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from datetime import timedelta
 from typing import Any
 
 from ctxext.errors import UsageError
@@ -36,7 +37,10 @@ class Workers:
         if self.count > 1:
             from accelerate import PartialState
 
-            self._state = PartialState(cpu=device == "cpu" or not _has_cuda())
+            # one process may have far more to read than another before they meet
+            self._state = PartialState(
+                cpu=device == "cpu" or not _has_cuda(), timeout=timedelta(days=7)
+            )
             self.count, self.rank = self._state.num_processes, self._state.process_index
 
     @property

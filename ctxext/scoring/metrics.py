@@ -13,6 +13,7 @@ import string
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from types import MappingProxyType
 from typing import Any
 
@@ -47,8 +48,18 @@ def rouge_score(prediction: str, answer: str, all_classes: Sequence[str] = ()) -
     """The F of ROUGE-L over words, sentences ending at ".", by the package `rouge`.
 
     0 where that package gives up: on a text without anything but full stops, and where it
-    recurses too deeply, once for each word, on a sentence of many hundred words.
+    recurses too deeply, once for each word, on a sentence of many hundred words. It is called in
+    a thread of its own, so that how deep the caller is makes no difference.
     """
+    return _shallow().submit(_rouge, prediction, answer).result()
+
+
+@functools.cache
+def _shallow() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(1)
+
+
+def _rouge(prediction: str, answer: str) -> float:
     from rouge import Rouge
 
     try:

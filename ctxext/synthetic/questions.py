@@ -164,7 +164,8 @@ class _Paragraph(NamedTuple):
     def _asked(entry: Any) -> Iterator[tuple[str, tuple[str, ...]]]:
         for asked in _take(entry, "qas", list):
             query = _take(asked, "question", str)
-            answers = tuple(_take(a, "text", str) for a in _take(asked, "answers", list))
+            given = [_take(a, "text", str) for a in _take(asked, "answers", list)]
+            answers = tuple(answer for answer in given if answer.strip())
             if answers and not asked.get("is_impossible", False):
                 yield query, answers
 

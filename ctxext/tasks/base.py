@@ -8,6 +8,7 @@ All end in a `Score`: one number, its standard error, and what it is made of.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import inspect
 import itertools
 from collections.abc import Mapping, Sequence
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 BUCKETS = 16
+MOST = 100_000  # samples of a task, or depths
 
 
 class Data(Protocol):
@@ -64,14 +66,24 @@ class Task:
         """
         return self
 
+    @property
+    def uses_data(self) -> bool:
+        """Whether what `--data` names makes a difference."""
+        return True
+
     def read(self, data: str | None) -> Data:
         """What it is measured on: what `--data` names, or the task's own default for None."""
         raise NotImplementedError
 
     @classmethod
     def members(cls) -> list[str]:
-        """The values of the positional field, for `name:all` and for messages."""
+        """The values of the positional field."""
         return []
+
+    @classmethod
+    def all_members(cls) -> list[str]:
+        """Those that `name:all` stands for."""
+        return cls.members()
 
     def __str__(self) -> str:
         """The spec that parses back to this task; what is at its default is left out."""
@@ -94,6 +106,14 @@ class Task:
         if named := [f for f in dataclasses.fields(cls) if f.name != cls.positional]:
             entry["parameters"] = ", ".join(f.metadata.get("help", f.name) for f in named)
         return entry
+
+
+def at_least_one(task: Task, *fields: str) -> None:
+    """UsageError where one of the fields is below 1, or beyond what fits into memory."""
+    for name in fields:
+        value = getattr(task, name)
+        if not 1 <= value <= MOST:
+            raise UsageError(f"bad value {value} for {name!r} of {task.name}: give 1 to {MOST}")
 
 
 def member(task: type[Task], value: str) -> str:
@@ -278,6 +298,11 @@ class Sample:
     ids: Sequence[int]
     answers: Sequence[str]
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def digest(self) -> str:
+        """Sixteen digits that tell its prompt from others."""
+        return hashlib.sha256(" ".join(map(str, self.ids)).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,11 @@ from typing import Any
 
 from ctxext.data import Synthetic
 from ctxext.errors import UsageError
+from ctxext.registry import Count
 from ctxext.synthetic.fit import Prompt, stream
 from ctxext.synthetic.niah import random_uuid
 from ctxext.tasks import register
-from ctxext.tasks.base import Data, Row, Sample, SampleTask, Score, mean_score
+from ctxext.tasks.base import Data, Row, Sample, SampleTask, Score, at_least_one, mean_score
 from ctxext.tasks.depths import by_depth, spread
 
 TEMPLATE = (
@@ -32,15 +33,13 @@ class KeyValue(SampleTask):
     """
 
     metric = "kv"
-    depths: int = field(default=5, metadata={"help": "depths (2 or more; default 5)"})
-    samples: int = field(default=20, metadata={"help": "samples (of each depth; default 20)"})
+    depths: Count = field(default=5, metadata={"help": "depths (2 or more; default 5)"})
+    samples: Count = field(default=20, metadata={"help": "samples (of each depth; default 20)"})
 
     def __post_init__(self) -> None:
-        if self.depths < 2 or self.samples < 1:
-            raise UsageError(
-                f"kv: depths is {self.depths} and samples {self.samples}: "
-                "give 2 or more depths and 1 or more samples"
-            )
+        at_least_one(self, "samples", "depths")
+        if self.depths < 2:
+            raise UsageError("bad value 1 for 'depths' of kv: give 2 or more")
 
     @property
     def generates(self) -> int:
@@ -48,6 +47,11 @@ class KeyValue(SampleTask):
         makes more than a token, and for a few words before them.
         """
         return TOKENS
+
+    @property
+    def uses_data(self) -> bool:
+        """No: the prompts are random."""
+        return False
 
     def read(self, data: str | None) -> Data:
         """What stands for data: the prompts are random."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-import logging
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,6 +47,11 @@ class LmEval(HarnessTask):
     include: str | None = field(
         default=None, metadata={"help": "include (a folder with YAML files of your own)"}
     )
+
+    @property
+    def uses_data(self) -> bool:
+        """No: the task names its own."""
+        return False
 
     def first_metric(self) -> str:
         """The metric that the task's config names first."""
@@ -122,7 +127,7 @@ class LmEval(HarnessTask):
         from ctxext.harness.quiet import quiet
 
         loaded = self._load()
-        mend(cache, logging.warning)
+        mend(cache, lambda line: print(line, file=sys.stderr))
         with quiet():
             from lm_eval.api.model import CachingLM
             from lm_eval.evaluator import evaluate

@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ctxext.data import Text, load_text
+from ctxext.registry import Count
 from ctxext.synthetic.fit import Prompt
 from ctxext.tasks import register
-from ctxext.tasks.base import Data, Row, Sample, SampleTask, Score, mean_score
+from ctxext.tasks.base import Data, Row, Sample, SampleTask, Score, at_least_one, mean_score
 from ctxext.tasks.depths import by_depth, spread
 
 HEADER = (
@@ -35,8 +36,12 @@ class PassKey(SampleTask):
     """
 
     metric = "passkey"
-    samples: int = field(default=20, metadata={"help": "samples (of each depth; default 20)"})
-    depths: int = field(default=11, metadata={"help": "depths (from 0 to 1; default 11)"})
+    samples: Count = field(default=20, metadata={"help": "samples (of each depth; default 20)"})
+    depths: Count = field(default=11, metadata={"help": "depths (from 0 to 1; default 11)"})
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        at_least_one(self, "samples", "depths")
 
     def read(self, data: str | None) -> Data:
         """The published filler, unless a text is named."""

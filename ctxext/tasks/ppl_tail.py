@@ -30,10 +30,15 @@ class PerplexityOfTails(TokenTask):
         """The span settled; UsageError for a length below T or above the span."""
         span = self.span or max(lengths)
         for length in lengths:
-            if not trained <= length <= span:
+            if length < trained:
                 raise UsageError(
-                    f"{self} cannot be measured at length {length}: give lengths from the trained "
-                    f"{trained} to the span, {format_length(span)}"
+                    f"{self} cannot be measured at length {length}: it scores the last "
+                    f"{trained} tokens, the trained length: give at least that"
+                )
+            if length > span:
+                raise UsageError(
+                    f"{self} cannot be measured at length {length}, beyond its span: give a span "
+                    f"of at least {format_length(length)}, or none"
                 )
         return replace(self, span=span)
 

@@ -9,12 +9,13 @@ from typing import Any, NamedTuple
 
 from ctxext.data import Synthetic, load_text
 from ctxext.errors import UsageError
+from ctxext.registry import Count
 from ctxext.scoring.ruler import METRICS
 from ctxext.synthetic import cache, niah, questions, tracking, words
 from ctxext.synthetic.fit import Maker, TooShort, fill, least_tokens
 from ctxext.synthetic.lexicon import Essay, lexicon
 from ctxext.tasks import register
-from ctxext.tasks.base import Data, Row, Sample, SampleTask, Score, mean_score, member
+from ctxext.tasks.base import Data, Row, Sample, SampleTask, Score, at_least_one, mean_score, member
 
 ALIASES = {"qa_squad": "qa_1", "qa_hotpot": "qa_2"}  # lm_eval's names
 
@@ -69,22 +70,31 @@ class Ruler(SampleTask):
     the length but for RULER's number of tokens to generate, answered greedily, and scored by the
     share of the answers that the output contains, for qa by whether it contains any. Haystacks of
     essays are the text of --data; qa_1 and qa_2 need --data with SQuAD's dev-v2.0.json or
-    HotpotQA's hotpot_dev_distractor_v1.json.
+    HotpotQA's hotpot_dev_distractor_v1.json, and are not among `ruler:all`.
     """
 
     positional = "task"
     task: str
-    samples: int = field(default=100, metadata={"help": "samples (default 100; RULER takes 500)"})
+    samples: Count = field(default=100, metadata={"help": "samples (default 100; RULER takes 500)"})
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "task", member(type(self), ALIASES.get(self.task, self.task)))
-        if self.samples < 1:
-            raise UsageError(f"ruler: samples is {self.samples}: give 1 or more")
+        at_least_one(self, "samples")
 
     @classmethod
     def members(cls) -> list[str]:
         """RULER's names."""
         return list(KINDS)
+
+    @classmethod
+    def all_members(cls) -> list[str]:
+        """All but those that need a file each."""
+        return [name for name in KINDS if name not in questions.SOURCES]
+
+    @property
+    def uses_data(self) -> bool:
+        """Whether there is an essay or a file of questions."""
+        return self._in_essay() or self.task in questions.SOURCES
 
     @classmethod
     def describe(cls) -> dict[str, str]:
