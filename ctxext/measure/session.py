@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -44,6 +44,12 @@ class Measured:
     cell: Cell
     fields: dict[str, Any]
     handle: Handle | None
+
+
+class _Failure(NamedTuple):
+    """Why there is nothing: status and reason, which every process can be told."""
+
+    fields: dict[str, Any]
 
 
 class Session:
@@ -164,20 +170,20 @@ class Session:
 
     def _run(
         self, cell: Cell, work: Callable[[], Any]
-    ) -> tuple[list[Any] | Exception, dict[str, Any], Handle | None]:
-        """What the work gives in every process on the patched model, or an exception of one."""
+    ) -> tuple[list[Any] | _Failure, dict[str, Any], Handle | None]:
+        """What the work gives in every process on the patched model, or the failure of one."""
         meter, handle, outcome = Meter(str(self.model.device)), None, None
         options = self._patch_options()
         try:
             with patched(self.model, cell.method, cell.length, **options) as handle:
                 outcome = work()
         except Exception as error:
-            outcome = error
+            outcome = _Failure(failure(error))
         cost: dict[str, Any] = {"tokens_per_second": None, **meter.read()}
         everyone = self._workers.gather((outcome, cost["peak_memory_bytes"]))
         peaks = [peak for _, peak in everyone if peak is not None]
         cost["peak_memory_bytes"] = max(peaks, default=None)
-        failed = next((one for one, _ in everyone if isinstance(one, Exception)), None)
+        failed = next((one for one, _ in everyone if isinstance(one, _Failure)), None)
         return failed or [one for one, _ in everyone], cost, handle
 
     def _settle(
@@ -189,9 +195,9 @@ class Session:
         summarise: Callable[[Any, Any], dict[str, Any]],
     ) -> Measured:
         """The fields of a cell's record: numbers and `ok`, or none and the reason."""
+        if isinstance(found, _Failure):
+            return Measured(cell, {**cost, **_NOTHING, **found.fields}, handle)
         try:
-            if isinstance(found, Exception):
-                raise found
             fields = {"status": "ok", "reason": None, **summarise(cell.task, found)}
         except Exception as error:
             fields = {**_NOTHING, **failure(error)}
@@ -199,7 +205,7 @@ class Session:
 
     def _score(
         self, cell: Cell, windows: Windows
-    ) -> tuple[TokenScores | Exception, dict[str, Any], Handle | None]:
+    ) -> tuple[TokenScores | _Failure, dict[str, Any], Handle | None]:
         """What the model says of the windows, each process reading its share."""
         mine = windows.share(self._workers.rank, self._workers.count)
         batch, advance = self._request.batch(cell.length), self._monitor.advance
@@ -207,7 +213,7 @@ class Session:
             cell, lambda: reading.score(self.model, mine, batch, advance)
         )
         cost["tokens_per_second"] = windows.tokens / cost["seconds"]
-        if isinstance(shares, Exception):
+        if isinstance(shares, _Failure):
             return shares, cost, handle
         return _woven(shares), cost, handle
 
@@ -234,7 +240,7 @@ class Session:
 
         with kept:
             found, cost, handle = self._run(cell, work)
-        if isinstance(found, Exception):
+        if isinstance(found, _Failure):
             return self._settle(cell, found, cost, handle, _of_rows)
         rows = {**earlier, **{row["name"]: row for some in found for row in some}}
         ordered = [_current(rows[sample.name], sample) for sample in samples]
