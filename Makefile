@@ -14,7 +14,7 @@ OLD := .venv-oldest
 
 demo: $(READY)
 	$(BIN)/ctxext eval --model tiny --len 512,2k,4k --tokens 64k \
-	  --task ppl,acc,passkey:samples=2 --method pi --method ntk --method beta-radix \
+	  --task ppl,acc,passkey:samples=1 --method pi --method ntk --method beta-radix \
 	  --method rerope --method leaky-rerope --method rerope+logn --out $(DEMO)
 
 # The committed comparison that README shows.
