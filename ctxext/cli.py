@@ -29,7 +29,7 @@ OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 Model = Annotated[
     str, typer.Option(help="tiny (shipped), an alias (see ctxext models), a Hub id or a folder.")
 ]
-Json = Annotated[bool, typer.Option("--json", help="JSON on stdout instead of a table.")]
+Json = Annotated[bool, typer.Option("--json", help="JSON, a record a line, instead of a table.")]
 Out = Annotated[Path, typer.Option(help="Folder of the record files.")]
 TrainLen = Annotated[
     str | None, typer.Option(help="Trained length, where the model's config is wrong.")
@@ -61,7 +61,8 @@ def evaluate(
     ] = None,
     limit: Annotated[int | None, typer.Option(help="At most so many windows or samples.")] = None,
     tokens: Annotated[
-        str | None, typer.Option(help="Only the first so many tokens of the data, such as 64k.")
+        str | None,
+        typer.Option(help="Only so many tokens of a text that is cut into windows."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the samples that are drawn.")] = 0,
     attn: Annotated[

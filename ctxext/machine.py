@@ -24,7 +24,8 @@ class Meter:
         if device.startswith("cuda"):
             import torch
 
-            torch.cuda.reset_peak_memory_stats(device)
+            for number in range(torch.cuda.device_count()):
+                torch.cuda.reset_peak_memory_stats(number)
         else:
             reset_resident_peak()
         self._start = time.perf_counter()
@@ -37,11 +38,13 @@ class Meter:
         }
 
     def _peak(self) -> int | None:
-        """The device's peak allocation, or the process's peak resident size; None if unknown."""
+        """The peak allocation on all GPUs, which a device map may use, or the process's peak
+        resident size; None if unknown."""
         if self._device.startswith("cuda"):
             import torch
 
-            return int(torch.cuda.max_memory_allocated(self._device))
+            devices = range(torch.cuda.device_count())
+            return sum(int(torch.cuda.max_memory_allocated(number)) for number in devices)
         return resident_peak()
 
 

@@ -139,7 +139,7 @@ def _convert(text: str, key: str, value: str, kind: str) -> int | float | bool |
         wanted = {
             "b": "true or false",
             "i": "a whole number of tokens such as 256 or 1k",
-            "C": "a whole number such as 0 or 5",
+            "C": "a whole number such as 5",
         }
         need = wanted.get(kind[0], "a finite number such as 8 or 0.625")
         raise UsageError(f"bad value {value!r} for {key!r} in {text!r}: give {need}") from None

@@ -15,6 +15,7 @@ from ctxext.monitor import Monitor
 from ctxext.plan import Cell
 from ctxext.request import Request
 from ctxext.results import Record, Store, sealed
+from ctxext.tasks.base import TokenTask
 
 if TYPE_CHECKING:
     from ctxext.measure.session import Measured, Session
@@ -48,6 +49,9 @@ class Evaluation:
         if request.data is not None:
             for task in (task for task in request.tasks if not task.uses_data):
                 self.monitor.note(f"{task} does not use --data {request.data}")
+        if request.tokens is not None:
+            for task in (task for task in request.tasks if not isinstance(task, TokenTask)):
+                self.monitor.note(f"{task} does not use --tokens {request.tokens}")
         kept = {k: None if request.force else store.get(k) for k in self.plan.keys}
         found: dict[str, Record | None] = workers.gather(kept)[0]
         session = self._session(found, workers)
@@ -58,7 +62,7 @@ class Evaluation:
                 if session is not None and cell in new:
                     found[self.plan.key(cell)] = self._record(next(measured), session)
                 if workers.first:
-                    self._emit(store, cell, found[self.plan.key(cell)] or {})
+                    self._emit(store, cell, found[self.plan.key(cell)])
         return self.records
 
     def _session(self, found: dict[str, Record | None], workers: Workers) -> Session | None:
@@ -75,12 +79,14 @@ class Evaluation:
         groups = itertools.groupby(self.plan.cells, key=lambda cell: (cell.requested, cell.length))
         return (list(cells) for _, cells in groups)
 
-    def _emit(self, store: Store, cell: Cell, record: Record) -> None:
+    def _emit(self, store: Store, cell: Cell, record: Record | None) -> None:
         """Report a cell's record, and keep it under the names of this request.
 
         A failure never takes the place of a finished record.
         """
         names = {"model": self.request.source.name, "requested": str(cell.requested)}
+        names["task"] = str(cell.asked)
+        assert record is not None
         data = {**record["data"], "name": cell.data.name}
         record = sealed({**record, **names, "data": data})
         self.records.append(record)

@@ -22,6 +22,7 @@ from ctxext.results import Record, Store
 
 ROOT = Path(__file__).parent.parent
 MARK = re.compile(r"(<!-- begin (\w+) -->\n).*?(<!-- end \2 -->)", re.DOTALL)
+LINK = re.compile(r"\]\(((?!http)[^)#]+)\)")
 ORDER = ["rope", "pi", "ntk-old", "ntk", "ntk-fixed", "beta-radix", "yarn"]
 
 
@@ -41,8 +42,7 @@ def tasks() -> str:
     for name in rooms_of_tasks.names():
         task = rooms_of_tasks.REGISTRY.get(name)
         entry, label = task.describe(), task.positional or ""
-        more = f" {label.capitalize()}s: {entry[label]}." if label in entry else ""
-        more += f" Parameters: {entry['parameters']}." if "parameters" in entry else ""
+        more = f" Parameters: {entry['parameters']}." if "parameters" in entry else ""
         start = f"`{name}:{label.upper()}`" if label else f"`{name}`"
         cells = [start, entry["summary"] + more, entry["metric"]]
         lines.append("| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |")
@@ -121,6 +121,9 @@ def main() -> None:
         "speed": speed,
     }
     new = MARK.sub(lambda m: f"{m[1]}{parts[m[2]]()}\n{m[3]}", old)
+    lost = [link for link in LINK.findall(new) if not (ROOT / link).exists()]
+    if lost and "--check" in sys.argv:
+        raise SystemExit(f"README.md shows what is not there: {', '.join(lost)}")
     if new == old:
         return
     if "--check" in sys.argv:

@@ -752,7 +752,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "plan": ("errors", "patches", "models", "engine", "tasks", "request"),
     "measure": ("errors", "data", "models", "engine", "results", "machine", "monitor", "tasks",
                 "plan"),
-    "run": ("results", "machine", "monitor", "request", "plan", "measure"),
+    "run": ("results", "machine", "monitor", "tasks", "request", "plan", "measure"),
     "bench": ("errors", "patches", "models", "engine", "request", "results", "machine", "monitor"),
     "progress": ("registry", "results", "monitor"),
     "cli": ("errors", "registry", "patches", "models", "scoring", "tasks", "request", "run",

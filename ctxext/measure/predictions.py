@@ -71,12 +71,13 @@ class Predictions:
 
     def finish(self, rows: Sequence[Row]) -> None:
         """All rows in one file, in place of the parts; another cell's file is moved to `older/`."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._make_room()
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._make_room()
+        except OSError as error:
+            raise CtxextError(f"cannot write {self.path}: {error.strerror or error}") from error
         write_atomically(self.path, b"".join(_line({**row, "cell": self._key}) for row in rows))
-        for path in self._parts():
-            with contextlib.suppress(OSError):
-                path.unlink()
+        self.discard_parts()
 
     def _make_room(self) -> None:
         """The same task on other data may have been here before."""
@@ -86,9 +87,9 @@ class Predictions:
             older.parent.mkdir(parents=True, exist_ok=True)
             os.replace(self.path, older)
 
-    def discard(self) -> None:
-        """Forget what earlier runs have left."""
-        for path in (self.path, *self._parts()):
+    def discard_parts(self) -> None:
+        """Forget what unfinished runs have left."""
+        for path in self._parts():
             with contextlib.suppress(OSError):
                 path.unlink()
 

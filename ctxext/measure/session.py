@@ -73,7 +73,8 @@ class Session:
                 cell.task.check(self._request.limit)
         self.model = loading.load_model(plan.source, monitor.note)
         self._try_patches()
-        monitor.plan(len({(c.method, c.length) for c in new}), self._total(new))
+        total = self._total(new) // workers.count
+        monitor.plan(len({(c.method, c.length) for c in new}), total)
 
     @property
     def processes(self) -> int:
@@ -212,9 +213,9 @@ class Session:
         shares, cost, handle = self._run(
             cell, lambda: reading.score(self.model, mine, batch, advance)
         )
-        cost["tokens_per_second"] = windows.tokens / cost["seconds"]
         if isinstance(shares, _Failure):
             return shares, cost, handle
+        cost["tokens_per_second"] = windows.tokens / cost["seconds"]
         return _woven(shares), cost, handle
 
     def _answer(self, cell: Cell, task: SampleTask) -> Measured:
@@ -225,9 +226,10 @@ class Session:
         limits = Limits(task.generates, task.at_least, tuple(task.stops(self._tokenizer)))
         kept = Predictions(path, key)
         if self._request.force and workers.first:
-            kept.discard()
-        earlier = workers.gather(kept.found(samples) if workers.first else {})[0]
-        advance(_prompt_tokens([names[name] for name in earlier]))
+            kept.discard_parts()
+        fresh = self._request.force or not workers.first
+        earlier = workers.gather({} if fresh else kept.found(samples))[0]
+        advance(_prompt_tokens([names[name] for name in earlier]) // workers.count)
         left = [sample for sample in samples if sample.name not in earlier]
         batch = self._request.batch(cell.length)
 

@@ -11,7 +11,7 @@ _TRIES = 16
 
 
 class Prompt(NamedTuple):
-    """A prompt's text with the answers that RULER's metric looks for.
+    """A prompt's text with its right answers.
 
     Attributes:
         depth: of the one place that answers it, from 0 (the context's start) to 1 (its end).
@@ -64,7 +64,8 @@ def least_tokens(maker: Maker, tokenizer: Any, count: int) -> int:
 
 
 def fill(maker: Maker, tokenizer: Any, count: int, budget: int) -> list[Fitted]:
-    """The first `count` samples, each of at most `budget` tokens and as close to it as units are.
+    """The first `count` samples, each of at most `budget` tokens, and within a unit or a thousandth
+    of it.
 
     The first sample's number of units is searched for; the others start from it.
 
@@ -136,8 +137,10 @@ def _near(
         if fits is not None and at_high:
             share = (budget - at_low) / (at_high - at_low) if turn % 3 else 0.5
             units = min(max(low + int(share * (high - low)), low + 1), high - 1)
-        elif at_high:
+        elif at_high and turn < _TRIES // 2:
             units = max(units - math.ceil((found - budget) / per_unit), least)
+        elif at_high:
+            units = (least + units) // 2
         else:
             units += max(1, int((budget - found) / per_unit))
     if fits is None:

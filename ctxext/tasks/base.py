@@ -49,7 +49,7 @@ class Task:
     """One task; a change of what it measures changes its `version`.
 
     Attributes:
-        metric: the name of its number; see `unit` for those from 0 to 1.
+        metric: the name of its number; `results.SHARES` has those from 0 to 1.
         positional: the field that is given without its name, as in `ruler:vt`.
     """
 

@@ -2,23 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, Protocol
 
 from ctxext.errors import UsageError
 from ctxext.synthetic.fit import Maker, TooShort, fill, least_tokens
-from ctxext.tasks.base import Sample, SampleTask
+from ctxext.tasks.base import Sample, Score, mean_score
+
+
+class Hiding(Protocol):
+    """A task with so many samples of each of so many depths."""
+
+    @property
+    def samples(self) -> int:
+        """Of each depth."""
+
+    @property
+    def depths(self) -> int:
+        """From 0 to 1."""
+
+    @property
+    def generates(self) -> int:
+        """Tokens of an answer."""
 
 
 def spread(
-    task: SampleTask, maker: Maker, tokenizer: Any, length: int, count: int, depths: int
+    task: Hiding, maker: Maker, tokenizer: Any, length: int, limit: int | None
 ) -> list[Sample]:
-    """So many prompts that fill the length less the answer, in tokens: one for each depth, then
-    another for each, and so on.
+    """The task's prompts, at most `limit`, which fill the length less the answer, in tokens: one
+    for each depth, then another for each, and so on.
 
     Raises:
         UsageError: not even the smallest prompt fits.
     """
+    whole = task.samples * task.depths
+    count = min(limit or whole, whole)
     try:
         fitted = fill(maker, tokenizer, count, length - task.generates)
     except TooShort:
@@ -28,18 +46,19 @@ def spread(
         ) from None
     samples = []
     for index, (prompt, ids) in enumerate(fitted):
-        name = f"{index // depths}-{prompt.depth:.6g}"
+        name = f"{index // task.depths}-{prompt.depth:.6g}"
         facts = {"depth": prompt.depth, "length": len(ids)}
         samples.append(Sample(name, ids, prompt.answers, facts))
     return samples
 
 
-def by_depth(hits: Sequence[tuple[float, bool]]) -> list[dict[str, Any]]:
-    """The share of hits at each depth, as the parts of a score."""
+def by_depth(hits: Iterable[tuple[float, bool]]) -> Score:
+    """The share of hits, given with their depths, in all and for each depth."""
     depths: dict[float, list[bool]] = {}
     for depth, hit in hits:
         depths.setdefault(depth, []).append(hit)
-    return [
+    parts = [
         {"name": f"depth {at:.3g}", "depth": at, "value": sum(some) / len(some), "n": len(some)}
         for at, some in sorted(depths.items())
     ]
+    return Score(*mean_score([hit for some in depths.values() for hit in some]), parts)

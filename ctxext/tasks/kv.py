@@ -12,7 +12,7 @@ from ctxext.registry import Count
 from ctxext.synthetic.fit import Prompt, stream
 from ctxext.synthetic.niah import random_uuid
 from ctxext.tasks import register
-from ctxext.tasks.base import Data, Row, Sample, SampleTask, Score, at_least_one, mean_score
+from ctxext.tasks.base import Data, Row, Sample, SampleTask, Score, at_least_one
 from ctxext.tasks.depths import by_depth, spread
 
 TEMPLATE = (
@@ -65,17 +65,14 @@ class KeyValue(SampleTask):
         Raises:
             UsageError: not even a pair for each depth fits into the length.
         """
-        count = min(limit or self.samples * self.depths, self.samples * self.depths)
-        maker = RecordsMaker(seed, self.depths)
-        return spread(self, maker, tokenizer, length, count, self.depths)
+        return spread(self, RecordsMaker(seed, self.depths), tokenizer, length, limit)
 
     def score(self, rows: Sequence[Row]) -> Score:
         """The share of rows whose answer contains the value, in all and for each depth."""
-        hits = [
+        return by_depth(
             (row["depth"], any(value.lower() in row["pred"].lower() for value in row["answers"]))
             for row in rows
-        ]
-        return Score(*mean_score([hit for _, hit in hits]), by_depth(hits))
+        )
 
 
 @dataclass(frozen=True)

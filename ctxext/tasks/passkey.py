@@ -12,7 +12,7 @@ from ctxext.data import Text, load_text
 from ctxext.registry import Count
 from ctxext.synthetic.fit import Prompt
 from ctxext.tasks import register
-from ctxext.tasks.base import Data, Row, Sample, SampleTask, Score, at_least_one, mean_score
+from ctxext.tasks.base import Data, Row, Sample, SampleTask, Score, at_least_one
 from ctxext.tasks.depths import by_depth, spread
 
 HEADER = (
@@ -31,8 +31,8 @@ class PassKey(SampleTask):
     """How often the model finds a pass key of five random digits in the published filler prompt
     (Landmark Attention, arXiv 2305.16300), or with --data in that text: `samples` prompts that fill
     the length for each of `depths` places from 0 (the beginning) to 1, answered greedily, right
-    where the first five digits of the answer are the key: the published rule, by which as many
-    tokens are generated as the key has.
+    where its first digits are the key; what follows them does not count, as in the published
+    script, which stops there.
     """
 
     metric = "passkey"
@@ -60,14 +60,12 @@ class PassKey(SampleTask):
         Raises:
             UsageError: the length is too small for the prompt without filler and its answer.
         """
-        count = min(limit or self.samples * self.depths, self.samples * self.depths)
         maker = KeyMaker(" ".join(data.documents), data is not _PUBLISHED, seed, self.depths)
-        return spread(self, maker, tokenizer, length, count, self.depths)
+        return spread(self, maker, tokenizer, length, limit)
 
     def score(self, rows: Sequence[Row]) -> Score:
         """The share of right answers, in all and for each depth."""
-        hits = [(row["depth"], right(row["pred"], row["answers"][0])) for row in rows]
-        return Score(*mean_score([hit for _, hit in hits]), by_depth(hits))
+        return by_depth((row["depth"], right(row["pred"], row["answers"][0])) for row in rows)
 
 
 def right(answer: str, key: str) -> bool:

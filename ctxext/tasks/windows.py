@@ -20,6 +20,7 @@ def cut(
     payload = length - (start is not None)
     count = _count(ids, payload, limit, length)
     begins = torch.arange(count) * payload
+    passage = None if passage is None or passage >= payload else passage
     return Windows(ids, begins, torch.ones_like(begins), length, start, passage)
 
 
