@@ -137,7 +137,10 @@ def _table(group: Group, groups: dict[Group, list[Record]], order: Sequence[str]
     for method in method_order(groups[group], order):
         found = [(cells.get((method, column)), best[column]) for column in columns]
         rows.append(Row(method, tuple(_cell(r, top) for r, top in found), taxes.get(method)))
-    title = " · ".join(describe(group, groups, ("model", "task", "metric", "data")))
+    words = describe(group, groups, ("model", "task", "metric", "data"))
+    if words[1].partition(":")[0] == words[2]:
+        del words[2]
+    title = " · ".join(words)
     caption = _caption(group.metric, cells["rope", taxed] if taxed else None)
     return Table(group, title, caption, tuple(columns), tuple(rows))
 
