@@ -11,7 +11,7 @@ from ctxext.report.groups import method_order, newest
 from ctxext.report.plots import save, set_text, wrapped
 from ctxext.results import Record
 
-_ACROSS = 4  # maps in a row
+_ACROSS = 6  # maps in a row, at most
 _DARK = 0.6  # from this share on, numbers are dark
 
 
@@ -45,8 +45,8 @@ def _figure(record: Record, maps: dict[str, dict[int, dict[float, float]]]) -> A
 
     lengths = sorted({length for shares in maps.values() for length in shares})
     depths = sorted({d for shares in maps.values() for column in shares.values() for d in column})
-    across = min(_ACROSS, len(maps))
-    down = -(-len(maps) // across)
+    down = -(-len(maps) // _ACROSS)
+    across = -(-len(maps) // down)
     width = max(2.2, 0.55 * len(lengths) + 1.0)
     titles = [wrapped(method, 24) for method in maps]
     about = f"trained length {format_length(record['trained_length'])}, {record['dtype']}"
