@@ -221,7 +221,7 @@ class Session:
     def _answer(self, cell: Cell, task: SampleTask) -> Measured:
         """The answers to the samples, each process giving its share of those that are missing."""
         samples, workers = self._samples[_place(cell)], self._workers
-        names, advance = {sample.name: sample for sample in samples}, self._monitor.advance
+        advance = self._monitor.advance
         key, path = self._plan.key(cell)[:12], self._predictions(cell)
         limits = Limits(task.generates, task.at_least, tuple(task.stops(self._tokenizer)))
         kept = Predictions(path, key)
@@ -229,8 +229,8 @@ class Session:
             kept.discard_parts()
         fresh = self._request.force or not workers.first
         earlier = workers.gather({} if fresh else kept.found(samples))[0]
-        advance(_prompt_tokens([names[name] for name in earlier]) // workers.count)
         left = [sample for sample in samples if sample.name not in earlier]
+        advance((_prompt_tokens(samples) - _prompt_tokens(left)) // workers.count)
         batch = self._request.batch(cell.length)
 
         def work() -> list[Row]:
