@@ -256,7 +256,7 @@ def patch(
     spec, tokens = patches.parse(method), parse_length(length)
     source = Source(model, revision, trust_remote_code)
     trained = None if train_len is None else parse_length(train_len)
-    from ctxext.export import export
+    from ctxext.export.write import export
     from ctxext.models.loading import local_folder
 
     _quieten()

@@ -14,10 +14,10 @@ from conftest import TRAINED, random_model, tokens
 from families import tiny_model
 
 import ctxext
-from ctxext import export as module
 from ctxext import patches
 from ctxext.errors import UnsupportedModelError, UsageError
-from ctxext.export import Exported, export
+from ctxext.export import native as module
+from ctxext.export.write import Exported, export
 
 LENGTH = 4 * TRAINED
 SPECS = {  # and how a config says them

@@ -1,41 +1,26 @@
-"""Write a model folder whose config carries a spec, so that stock transformers gives its logits."""
+"""Configs that carry a spec, so that stock transformers gives the patched model's logits."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ctxext import patches
-from ctxext.engine.patch import patch
-from ctxext.errors import UnsupportedModelError, UsageError
+from ctxext.errors import UnsupportedModelError
 from ctxext.models.layout import Source as Frequencies
 from ctxext.models.layout import find_sources, has_windows
-from ctxext.models.loading import Source, load_config
 from ctxext.patches import Spec
 from ctxext.patches.base import Rotary
 
 Rope = dict[str, Any]  # what stands in a config as `rope_parameters`
 
 ORIGINAL = "original_max_position_embeddings"
-MAX_CONFIG_BYTES = 2**24
-# What transformers looks for, in its order, and the files that belong to it.
-WEIGHTS = {"model.safetensors": "*.safetensors", "pytorch_model.bin": "pytorch_model*.bin"}
-SUPPORT = (
-    *("*.json", "*.txt", "*.jinja", "*.model", "*.model.v*", "*.tiktoken", "*.bpe", "*.md"),
-    *("licen[cs]e*", "notice*", "readme*", "use_policy*"),
-)
-TEMPLATES = "additional_chat_templates"
 # All that transformers' rope types read, so what an older scaling leaves behind.
 SCALING_KEYS = frozenset(
     "rope_type type factor attention_factor beta_fast beta_slow mscale mscale_all_dim truncate "
@@ -65,16 +50,7 @@ DIRECT: dict[str, Callable[[Any, Rotary], tuple[str, Rope]]] = {
 
 
 @dataclass(frozen=True)
-class Exported:
-    """What was written: the resolved spec, how the config says it, and the files' names."""
-
-    spec: str
-    expression: str
-    files: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class _Patched:
+class Patched:
     """The patched model without weights, which the written config must reproduce."""
 
     model: Any
@@ -84,59 +60,7 @@ class _Patched:
     trust_remote_code: bool
 
 
-def export(
-    source: Path,
-    spec: Spec,
-    length: int,
-    out: Path,
-    *,
-    train_len: int | None = None,
-    trust_remote_code: bool = False,
-) -> Exported:
-    """Write a copy of a model folder that stock transformers loads with the spec in force.
-
-    Args:
-        source: a local model folder.
-        spec: frequency methods only; a config can say nothing else.
-        length: L in tokens, which becomes the config's `max_position_embeddings`.
-        out: the new folder; it must not exist, or be empty. It appears complete or not at all.
-        train_len: T in tokens where the config's is not right.
-        trust_remote_code: whether code that comes with the model may run, and is copied.
-
-    Raises:
-        UsageError: a spec, folder or file that does not do; the message says what would.
-        UnsupportedModelError: transformers cannot express the spec for this model.
-    """
-    _check_spec(spec)
-    target = _check_paths(source, out)
-    raw, files = _read_config(source), _choose_files(source, trust_remote_code)
-    config = load_config(Source(os.path.realpath(source), trust_remote_code=trust_remote_code))
-    config.name_or_path = str(source)
-    model = _skeleton(config, trust_remote_code)
-    rotary = _only_source(model, train_len)
-    resolved = patch(model, spec, length, train_len=train_len).spec
-    if not trust_remote_code:
-        raw.pop("auto_map", None)
-    patched = _Patched(model, raw, rotary, max(length, rotary.trained), trust_remote_code)
-    try:
-        near = next(parent for parent in target.parents if parent.exists())
-        with tempfile.TemporaryDirectory(prefix=".ctxext-", dir=near) as box:
-            stage = Path(box) / "model"
-            stage.mkdir()
-            expression = _write_config(stage, patched, resolved)
-            for file in files:
-                copy = stage / file.relative_to(source)
-                copy.parent.mkdir(exist_ok=True)
-                shutil.copy2(file, copy)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            os.rename(stage, target)
-    except OSError as error:
-        raise UsageError(f"cannot write {str(out)!r}: {error}") from error
-    names = ["config.json", *(str(file.relative_to(source)) for file in files)]
-    return Exported(resolved.full(), expression, tuple(sorted(names)))
-
-
-def _only_source(model: Any, train_len: int | None) -> Frequencies:
+def only_source(model: Any, train_len: int | None) -> Frequencies:
     """The rotary frequencies of a model whose layers are all alike."""
     sources, kind = find_sources(model, train_len), model.config.model_type
     if len(sources) > 1 or has_windows(model.config, sources[0].trained):
@@ -147,78 +71,7 @@ def _only_source(model: Any, train_len: int | None) -> Frequencies:
     return sources[0]
 
 
-def _check_spec(spec: Spec) -> None:
-    others = [method.name for method in spec.methods if method.kind != "frequency"]
-    if others:
-        can = [n for n in patches.names() if patches.REGISTRY.get(n).kind == "frequency"]
-        raise UsageError(
-            f"{str(spec)!r} cannot be expressed in a config, since {' and '.join(others)} changes "
-            f"attention itself: use ctxext.patch at run time; a config can carry {', '.join(can)}"
-        )
-
-
-def _check_paths(source: Path, out: Path) -> Path:
-    """The folder to write, free of symbolic links."""
-    target, origin = Path(os.path.realpath(out)), Path(os.path.realpath(source))
-    if not source.is_dir():
-        raise UsageError(f"no model folder {str(source)!r}: give one that holds config.json")
-    if target.is_relative_to(origin):
-        raise UsageError(f"{str(out)!r} lies in the model folder {str(source)!r}: give another")
-    try:
-        if os.path.lexists(target) and not (target.is_dir() and not any(target.iterdir())):
-            raise UsageError(f"{str(out)!r} exists already: give a new or an empty folder")
-    except OSError as error:
-        raise UsageError(f"cannot write {str(out)!r}: {error}") from error
-    return target
-
-
-def _read_config(source: Path) -> dict[str, Any]:
-    path = source / "config.json"
-    try:
-        if not path.is_file():
-            raise UsageError(f"no config.json in {str(source)!r}: give a model folder")
-        if path.stat().st_size > MAX_CONFIG_BYTES:
-            raise UsageError(f"{str(path)!r} is too large for a config: is it the right file?")
-        raw = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise UsageError(f"{str(path)!r} is no readable JSON ({error})") from error
-    if not isinstance(raw, dict):
-        raise UsageError(f"{str(path)!r} holds a {type(raw).__name__}, not an object of settings")
-    return raw
-
-
-def _choose_files(source: Path, code: bool) -> list[Path]:
-    """The files to copy as they are: weights in one format, tokenizer, texts, code if wanted."""
-    files = [p for p in sorted(source.iterdir()) if p.is_file() and not p.name.startswith(".")]
-    names = {p.name for p in files}
-    weights = next((w for w in WEIGHTS if names & {w, f"{w}.index.json"}), None)
-    if weights is None:
-        raise UsageError(
-            f"no weights in {str(source)!r}: it needs {' or '.join(WEIGHTS)}, or an index of shards"
-        )
-    if weights not in names:
-        _check_shards(source / f"{weights}.index.json", names)
-    patterns = (*SUPPORT, WEIGHTS[weights], *(["*.py"] if code else []))
-    others = {"config.json", "trainer_state.json"}
-    others |= {f"{w}.index.json" for w in WEIGHTS if w != weights}
-    wanted = [p for p in files if any(fnmatch(p.name.lower(), x) for x in patterns)]
-    templates = sorted((source / TEMPLATES).glob("*.jinja"))
-    return [p for p in [*wanted, *templates] if p.name not in others and p.is_file()]
-
-
-def _check_shards(index: Path, names: set[str]) -> None:
-    try:
-        shards = set(json.loads(index.read_bytes())["weight_map"].values())
-    except (OSError, ValueError, RecursionError, LookupError, AttributeError, TypeError):
-        raise UsageError(f"{str(index)!r} is no index of weights: download it anew") from None
-    if missing := sorted(str(shard) for shard in shards - names):
-        raise UsageError(
-            f"{len(missing)} of {len(shards)} weight files are missing in {str(index.parent)!r}, "
-            f"such as {missing[0]!r}: download them"
-        )
-
-
-def _skeleton(config: Any, trust_remote_code: bool) -> Any:
+def skeleton(config: Any, trust_remote_code: bool) -> Any:
     """The model without weights: all on the meta device but the rotary module, which is real."""
     from transformers import AutoModelForCausalLM
 
@@ -265,7 +118,7 @@ def _expressions(spec: Spec, own: Rotary, length: int) -> Iterator[tuple[str, Ro
     )
 
 
-def _write_config(stage: Path, patched: _Patched, spec: Spec) -> str:
+def write_config(stage: Path, patched: Patched, spec: Spec) -> str:
     """Write the first expression of the spec that proves right; its name."""
     why = ""
     for expression, rope in _expressions(spec, patched.rotary.facts, patched.longest):
@@ -282,7 +135,7 @@ def _write_config(stage: Path, patched: _Patched, spec: Spec) -> str:
     )
 
 
-def _edit(patched: _Patched, rope: Rope | None) -> dict[str, Any]:
+def _edit(patched: Patched, rope: Rope | None) -> dict[str, Any]:
     """The config's JSON with this scaling; keys of transformers 4, where there, say the same."""
     config, raw, longest = patched.model.config, patched.raw, patched.longest
     if config.get_text_config() is not config:
@@ -313,7 +166,7 @@ def _edit(patched: _Patched, rope: Rope | None) -> dict[str, Any]:
     return edited
 
 
-def _check_written(stage: Path, patched: _Patched, scaled: bool) -> None:
+def _check_written(stage: Path, patched: Patched, scaled: bool) -> None:
     """Any exception, unless a model of the written config rotates as the patched one does."""
     from transformers import AutoConfig
 
@@ -321,7 +174,7 @@ def _check_written(stage: Path, patched: _Patched, scaled: bool) -> None:
     reader = type(config) if patched.trust_remote_code else AutoConfig  # no code runs from `stage`
     written = reader.from_pretrained(stage)
     written.name_or_path = config.name_or_path
-    other = _skeleton(written, patched.trust_remote_code)
+    other = skeleton(written, patched.trust_remote_code)
     if _constants(other) != _constants(patched.model):
         raise ValueError("it would change more than the rotary module")
     if scaled and written.max_position_embeddings != patched.longest:

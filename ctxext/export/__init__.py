@@ -1,0 +1,1 @@
+"""A patched model as a folder that other tools load."""
