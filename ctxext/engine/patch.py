@@ -15,6 +15,7 @@ from ctxext.engine.anatomy import Anatomy, examine
 from ctxext.engine.paths import Choice, choose
 from ctxext.engine.probe import check_module, check_outputs, forward, outputs
 from ctxext.engine.seams import STATE, Feed, State
+from ctxext.engine.stock import ways
 from ctxext.engine.switch import replace, use_attention
 from ctxext.errors import UnsupportedModelError, UsageError
 from ctxext.models.layout import UNSCALED, Source, find_sources, head_dim
@@ -105,7 +106,9 @@ def patch(
     attention = _choose(model, anatomy, resolved, attn)
     with contextlib.ExitStack() as undo:
         feeds = [_feed(source, anatomy) for source in anatomy.sources]
-        notes = [note for s in anatomy.sources for note in _apply_frequencies(s, resolved, undo)]
+        notes = [
+            note for s in anatomy.sources for note in _apply_frequencies(s, resolved, length, undo)
+        ]
         for source in anatomy.sources:
             check_module(source, anatomy.axes[source])
         _apply_seams(model, anatomy, feeds, trained, resolved, attention.name, undo)
@@ -152,7 +155,9 @@ def _feed(source: Source, anatomy: Anatomy) -> Feed:
     return Feed(source, source.module.forward, axes, before=before if shared else None)
 
 
-def _apply_frequencies(source: Source, spec: Spec, undo: contextlib.ExitStack) -> list[str]:
+def _apply_frequencies(
+    source: Source, spec: Spec, length: int | None, undo: contextlib.ExitStack
+) -> list[str]:
     """Replace inv_freq and the attention factor; what a user should know of it, a line each."""
     if not spec.frequencies:
         return []
@@ -163,12 +168,9 @@ def _apply_frequencies(source: Source, spec: Spec, undo: contextlib.ExitStack) -
     own = source.inv_freq
     if own.shape != (len(facts.theta),):
         raise UnsupportedModelError(f"{type(module).__name__}: inv_freq is no buffer of [d/2]")
-    scales = torch.tensor(spec.scales(facts), dtype=torch.float64)
-    theta = torch.tensor(facts.theta, dtype=torch.float64) / scales
-    if not torch.isfinite(theta).all():
-        raise UsageError(f"{spec} gives frequencies that are not finite")
+    inv_freq, factor = _new_frequencies(source, spec, length)
     undo.callback(module._buffers.__setitem__, source.named("inv_freq"), own)
-    module._buffers[source.named("inv_freq")] = theta.to(own.device, torch.float32)
+    module._buffers[source.named("inv_freq")] = inv_freq.to(own.device, torch.float32)
     replace(undo, module, attribute, factor)
     if scaling in UNSCALED:
         return []
@@ -176,6 +178,17 @@ def _apply_frequencies(source: Source, spec: Spec, undo: contextlib.ExitStack) -
     plain = {**kinds, source.layer_type: "default"} if isinstance(kinds, dict) else "default"
     replace(undo, module, "rope_type", plain)
     return [f"the model's own {scaling} rope scaling is replaced by {spec}"]
+
+
+def _new_frequencies(source: Source, spec: Spec, length: int | None) -> tuple[Tensor, float]:
+    """inv_freq [d/2] and the attention factor; as transformers computes them where it can."""
+    scales = torch.tensor(spec.scales(source.facts), dtype=torch.float64)
+    theta = torch.tensor(source.facts.theta, dtype=torch.float64) / scales
+    if not torch.isfinite(theta).all():
+        raise UsageError(f"{spec} gives frequencies that are not finite")
+    for way in ways(source, spec, length):
+        return way.inv_freq, way.factor
+    return theta, spec.attention_factor()
 
 
 def _apply_seams(

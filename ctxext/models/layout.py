@@ -53,15 +53,17 @@ class Source:
     @property
     def scaling(self) -> str:
         """Transformers' rope type, "default" for none."""
-        return str(self._rope().get("rope_type", "default"))
+        return str(self.rope.get("rope_type", "default"))
 
     @functools.cached_property
     def facts(self) -> Rotary:
         """θ before any scaling, its base, and T; UnsupportedModelError where θ is not known."""
         theta = self._theta()
-        return Rotary(theta, float(self._rope().get("rope_theta") or _base_of(theta)), self.trained)
+        return Rotary(theta, float(self.rope.get("rope_theta") or _base_of(theta)), self.trained)
 
-    def _rope(self) -> dict[str, Any]:
+    @property
+    def rope(self) -> dict[str, Any]:
+        """The rope parameters in the config."""
         rope = getattr(self.config, "rope_parameters", None) or {}
         return rope if self.layer_type is None else rope.get(self.layer_type) or {}
 

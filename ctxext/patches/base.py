@@ -12,7 +12,7 @@ import dataclasses
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ctxext.errors import UsageError
 from ctxext.registry import format_entry
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from typing_extensions import Self
 
-SECTIONS = ("Formula", "Source", "Parameters", "Inside T")
+SECTIONS = ("Formula", "Source", "Parameters", "Inside T", "Beyond T")
 
 
 @dataclass(frozen=True)
@@ -100,6 +100,13 @@ class Frequency(Method):
     def scales(self, rotary: Rotary) -> list[float]:
         """λ_i for each pair [d/2], so that θ_i becomes θ_i/λ_i; called on a resolved method."""
         raise NotImplementedError
+
+    def stock(self, rotary: Rotary) -> dict[str, Any] | None:
+        """The rope parameters by which transformers computes the method; None where it cannot.
+
+        Called on a resolved method. A changed base is a `rope_theta` alone.
+        """
+        return None
 
     def attention_factor(self) -> float:
         """What rotated queries and keys are each multiplied by; called on a resolved method."""

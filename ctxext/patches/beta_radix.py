@@ -22,6 +22,8 @@ class BetaRadix(Stretch):
     default 0.625; 1 is ntk-fixed, 0 is pi)
 
     Inside T: identity at k = 1; above, a small loss.
+
+    Beyond T: more room for the pairs in the middle than ntk, paid for by the fast ones.
     """
 
     b: float = 0.625

@@ -24,6 +24,8 @@ class LeakyReRoPE(Distance):
     max(1, ⌈(L−1−w)/(T/2−w)⌉), which keeps every relative position within T/2)
 
     Inside T: keys more than w back are seen nearer than they are, which costs little.
+
+    Beyond T: relative positions reach w + (L−1−w)/leak, with the default leak at most T/2.
     """
 
     window: int | None = None

@@ -25,6 +25,8 @@ class LogN(QueryScale):
     Parameters: clip (default true; false for models that were trained with log-n)
 
     Inside T: exactly the identity with clip=true.
+
+    Beyond T: queries grow by ln n/ln T, so that attention spreads over more keys no more than at T.
     """
 
     clip: bool = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from ctxext.patches import register
 from ctxext.patches.base import Rotary, Stretch
@@ -20,9 +21,16 @@ class NTK(Stretch):
     Parameters: factor (k, at least 1; default L/T, at least 1)
 
     Inside T: identity at k = 1; above, a small loss, since fast pairs keep their resolution.
+
+    Beyond T: the slowest pair stays within the angles of training up to k·T; those in the
+    middle leave them before, so that loss grows before k·T is reached.
     """
 
     def scales(self, rotary: Rotary) -> list[float]:
         """λ_i = k^(2i/(d−2)); the only pair of d = 2 stays as it is."""
         last = max(1, len(rotary.theta) - 1)
         return [self.k ** (i / last) for i in range(len(rotary.theta))]
+
+    def stock(self, rotary: Rotary) -> dict[str, Any]:
+        """base·k^(d/(d−2)); with one pair, d = 2, any base gives θ_0 = 1."""
+        return {"rope_theta": rotary.base * self.k ** (rotary.dim / max(1, rotary.dim - 2))}

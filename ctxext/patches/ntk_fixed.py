@@ -20,6 +20,8 @@ class NTKFixed(Stretch):
     Parameters: factor (k, at least 1; default L/T, at least 1)
 
     Inside T: identity at k = 1; above, a small loss.
+
+    Beyond T: as for ntk, with a little more room for the pairs in the middle.
     """
 
     def scales(self, rotary: Rotary) -> list[float]:

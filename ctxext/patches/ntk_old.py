@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from ctxext.patches import register
 from ctxext.patches.base import Rotary, Stretch
@@ -21,8 +22,14 @@ class NTKOld(Stretch):
 
     Inside T: identity at k = 1; above, a small loss. The slowest pair is stretched by a little
     less than k.
+
+    Beyond T: as for ntk, but the slowest pair leaves the angles of training shortly before k·T.
     """
 
     def scales(self, rotary: Rotary) -> list[float]:
         """λ_i = k^(2i/d)."""
         return [self.k ** (2 * i / rotary.dim) for i in range(len(rotary.theta))]
+
+    def stock(self, rotary: Rotary) -> dict[str, Any]:
+        """base·k."""
+        return {"rope_theta": rotary.base * self.k}

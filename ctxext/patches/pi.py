@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from ctxext.patches import register
 from ctxext.patches.base import Rotary, Stretch
@@ -21,8 +22,14 @@ class PositionInterpolation(Stretch):
 
     Inside T: identity at k = 1; above, neighbouring tokens blur, and an untrained model pays
     for it everywhere.
+
+    Beyond T: no angle leaves what training saw, up to k·T.
     """
 
     def scales(self, rotary: Rotary) -> list[float]:
         """λ_i = k."""
         return [self.k] * len(rotary.theta)
+
+    def stock(self, rotary: Rotary) -> dict[str, Any]:
+        """Transformers' `linear`."""
+        return {"rope_type": "linear", "factor": self.k}

@@ -21,6 +21,8 @@ class ReRoPE(Distance):
     Parameters: window (w, tokens, at least 1; default T/2)
 
     Inside T: keys more than w back are seen at distance w, which costs little; identity up to w.
+
+    Beyond T: no relative position is above w, at any length.
     """
 
     window: int | None = None

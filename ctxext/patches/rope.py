@@ -17,8 +17,9 @@ class Rope(Frequency):
 
     Source: RoFormer, arXiv 2104.09864
 
-    Inside T: what the model was trained to do. Beyond T, angles of the slow pairs that it never
-    saw make the loss explode.
+    Inside T: what the model was trained to do.
+
+    Beyond T: angles of the slow pairs that it never saw make the loss explode.
     """
 
     def scales(self, rotary: Rotary) -> list[float]:

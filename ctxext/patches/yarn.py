@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from ctxext.patches import register
 from ctxext.patches.base import Rotary, Stretch, require
@@ -23,6 +24,9 @@ class Yarn(Stretch):
     beta_slow (turns; default 1)
 
     Inside T: identity at k = 1; above, a small loss.
+
+    Beyond T: slow pairs stay within the angles of training up to k·T; fast ones saw all of
+    theirs within T, and stay as they are.
     """
 
     beta_fast: float = 32.0
@@ -47,6 +51,16 @@ class Yarn(Stretch):
     def attention_factor(self) -> float:
         """0.1 ln k + 1."""
         return 0.1 * math.log(self.k) + 1
+
+    def stock(self, rotary: Rotary) -> dict[str, Any]:
+        """Transformers' `yarn`."""
+        return {
+            "rope_type": "yarn",
+            "factor": self.k,
+            "beta_fast": self.beta_fast,
+            "beta_slow": self.beta_slow,
+            "original_max_position_embeddings": rotary.trained,
+        }
 
     @staticmethod
     def _pair_turning(turns: float, rotary: Rotary) -> float:
