@@ -72,7 +72,8 @@ def _ropes(source: Source, spec: Spec, longest: int) -> Iterator[Rope]:
     kept = {k: v for k, v in source.rope.items() if k not in SCALING_KEYS}
     plain = {"rope_type": "default", "rope_theta": own.base, **kept}
     single = spec.frequencies[0].stock(own) if len(spec.frequencies) == 1 else None
-    if single is not None:
+    reach = single.get(ORIGINAL, longest) * single.get("factor", 1) if single is not None else 0
+    if single is not None and reach >= longest:  # vLLM's tables end at the reach
         yield {**plain, **single}
     factor = spec.attention_factor()
     scales = spec.scales(own)
