@@ -606,7 +606,7 @@ def test_model_types_have_a_line_each(run: Run) -> None:
 
 def test_every_method_says_what_it_is(run: Run) -> None:
     for entry in run("methods", "--json").records:
-        assert entry.keys() >= {"name", "kind", "summary", "formula", "source", "inside_t"}
+        assert entry.keys() >= {"name", "kind", "summary", "formula", "source", "inside_t", "beyond_t"}
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,13 @@
-"""An exported folder, loaded by stock transformers, is the patched model."""
+"""An exported folder, loaded by stock transformers, is the patched model.
+
+The proof of an export, in a process of its own, is left out here but in the tests that say so:
+`test_proof.py` has its tests, and what it would find is found in this process.
+"""
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from pathlib import Path
@@ -17,9 +22,12 @@ import ctxext
 from ctxext import patches
 from ctxext.errors import UnsupportedModelError, UsageError
 from ctxext.export import native as module
-from ctxext.export.write import Exported, export
+from ctxext.export import write
+from ctxext.export.proof import Figure, Proof
+from ctxext.export.write import CARRIED, Exported, Order, export
 
 LENGTH = 4 * TRAINED
+PROOF = Proof((Figure("logits", 0.0, 1e-5),), 0.5, "a model", "torch", 1.0, None, ())
 SPECS = {  # and how a config says them
     "rope": "unchanged",
     "pi": "linear",
@@ -65,23 +73,30 @@ def load(folder: Path, **options: object) -> transformers.PreTrainedModel:
 
 
 def run(source: Path, spec: str, out: Path, length: int = LENGTH, **options: object) -> Exported:
-    return export(source, patches.parse(spec), length, out, **options)
+    return export(Order(source, patches.parse(spec), length, out, **options))
 
 
 @torch.no_grad()
-def assert_same(source: Path, spec: str, out: Path, **options: object) -> None:
-    """Stock transformers on `out` gives the logits of the patched source.
+def assert_same(
+    source: Path, spec: str, out: Path, length: int = LENGTH, **options: object
+) -> None:
+    """Transformers on `out` gives the logits of the patched source, bit for bit.
 
-    The tolerance is 1e-5 of the largest logit (5 to 10 here): a frequency may differ in its last
-    bit, which is an angle of 1e-5 at position 128.
+    Both run the same operators on the same numbers, frequencies included.
     """
     theirs, ours = load(out, **options), load(source, **options)
-    ctxext.patch(ours, spec, LENGTH)
-    for n in (TRAINED, TRAINED + 1, LENGTH):
+    ctxext.patch(ours, spec, length)
+    trained = length // 4
+    for n in (trained, trained + 1, length):
         ids = tokens(n)
         want = ours(ids).logits
-        top = float(want.abs().max())
-        torch.testing.assert_close(theirs(ids).logits, want, rtol=0, atol=1e-5 * max(1, top))
+        torch.testing.assert_close(theirs(ids).logits, want, rtol=0, atol=0)
+
+
+@pytest.fixture(autouse=True)
+def without_proof(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "proof" not in request.keywords:
+        monkeypatch.setattr(write, "prove", lambda *_, **__: PROOF)
 
 
 @pytest.fixture(scope="module")
@@ -254,12 +269,52 @@ def small(name: str, **settings: object) -> transformers.PreTrainedModel:
     return getattr(transformers, f"{name}ForCausalLM")(config).eval()
 
 
-def test_phi3_takes_no_linear_or_yarn(tmp_path: Path) -> None:
-    model = small("Phi3", original_max_position_embeddings=TRAINED, partial_rotary_factor=0.5)
-    source = around(model, tmp_path / "source")
-    for spec, how in (("pi", "longrope"), ("yarn", "longrope"), ("ntk", "rope_theta")):
-        assert run(source, spec, tmp_path / spec).expression == how
-        assert_same(source, spec, tmp_path / spec)
+KINDS = {  # and what a config says for pi, ntk, yarn and beta-radix
+    "phi3": ("longrope", "rope_theta", "longrope", "longrope"),
+    "gemma2": ("linear", "rope_theta", "yarn", "longrope"),
+    "gemma3_text": ("linear", "rope_theta", "yarn", "longrope"),
+    "qwen3": ("linear", "rope_theta", "yarn", "longrope"),
+}
+WIDE = {
+    "phi3": {"original_max_position_embeddings": 64, "partial_rotary_factor": 0.5},
+    "gemma2": {"sliding_window": 4096},
+    "gemma3_text": {"sliding_window": 16},  # these layers have frequencies of their own
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_families(kind: str, tmp_path: Path) -> None:
+    source = around(tiny_model(kind, **WIDE.get(kind, {})), tmp_path / "source")
+    for spec, how in zip(("pi", "ntk", "yarn", "beta-radix"), KINDS[kind], strict=True):
+        assert run(source, spec, tmp_path / spec, length=256).expression == how
+        assert_same(source, spec, tmp_path / spec, length=256)
+
+
+def test_only_the_layers_that_see_far_are_changed(tmp_path: Path) -> None:
+    source = around(tiny_model("gemma3_text", sliding_window=16), tmp_path / "source")
+    before = json.loads((source / "config.json").read_text())["rope_parameters"]
+    run(source, "pi", tmp_path / "out")
+    after = json.loads((tmp_path / "out" / "config.json").read_text())["rope_parameters"]
+    assert after["sliding_attention"] == before["sliding_attention"]
+    assert after["full_attention"]["rope_type"] == "linear"
+
+
+def test_engines_on_transformers_4_read_the_same(llama: Path, tmp_path: Path) -> None:
+    for spec, scaled in (("yarn", True), ("ntk", False), ("beta-radix+yarn", True)):
+        run(llama, spec, tmp_path / spec)
+        raw = json.loads((tmp_path / spec / "config.json").read_text())
+        assert raw["rope_theta"] == raw["rope_parameters"]["rope_theta"]
+        assert raw["rope_scaling"] == (raw["rope_parameters"] if scaled else None)
+    factor = 0.1 * math.log(4) + 1
+    assert raw["rope_scaling"]["short_mscale"] == raw["rope_scaling"]["long_mscale"]
+    assert raw["rope_scaling"]["long_mscale"] == pytest.approx(factor, rel=1e-12)  # in vLLM
+    assert raw["rope_scaling"]["original_max_position_embeddings"] == LENGTH
+
+
+def test_yarn_that_does_not_reach_the_length(llama: Path, tmp_path: Path) -> None:
+    """vLLM's table for it would end at factor · T."""
+    assert run(llama, "yarn:factor=2", tmp_path / "a").expression == "longrope"
+    assert_same(llama, "yarn:factor=2", tmp_path / "a")
 
 
 def test_mixtral_has_no_head_dim_in_its_config(tmp_path: Path) -> None:
@@ -278,44 +333,51 @@ def test_one_pair_of_dimensions(tmp_path: Path) -> None:
 
 def test_what_a_config_cannot_express(llama: Path, tmp_path: Path) -> None:
     for spec in ("rerope:window=8", "logn", "ntk+logn"):
-        with pytest.raises(
-            UsageError, match=r"ctxext\.patch at run time.*beta-radix, ntk"
-        ) as error:
-            run(llama, spec, tmp_path / "out")
-        assert "rerope" not in str(error.value).partition("can carry")[2]
+        with pytest.raises(UsageError, match=r"leave out --native-only.*beta-radix, ntk") as error:
+            run(llama, spec, tmp_path / "out", native_only=True)
+        assert "rerope" not in str(error.value).partition("take of")[2]
     deepseek = {"rope_type": "yarn", "factor": 2.0, "mscale": 1.0, "mscale_all_dim": 1.0}
     sizes = {"qk_rope_head_dim": 8, "n_routed_experts": 4, "n_group": 1, "topk_group": 1}
     own = {"rope_theta": 10000.0, **deepseek}
     source = around(small("DeepseekV3", rope_parameters=own, **sizes), tmp_path / "deepseek")
     with pytest.raises(UnsupportedModelError, match="more than the rotary module"):
-        run(source, "pi", tmp_path / "out")
+        run(source, "pi", tmp_path / "out", native_only=True)
     for name, reads in (("Ministral3", "llama_4_scaling_beta"), ("Bloom", "no rotary embeddings")):
         source = around(small(name, head_dim=16), tmp_path / name)
         with pytest.raises(UnsupportedModelError, match=reads):
-            run(source, "pi", tmp_path / "out")
+            run(source, "pi", tmp_path / "out", native_only=True)
     assert not (tmp_path / "out").exists()
 
 
-def test_a_wrong_expression_is_found(
+def test_a_wrong_expression_is_passed_over(
     llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    pi = patches.REGISTRY.get("pi")
     for wrong in ({"rope_theta": 10001.0}, {"rope_type": "dynamic", "factor": 4.0}):
-        monkeypatch.setitem(module.DIRECT, "pi", lambda *_, wrong=wrong: ("wrong", wrong))
+        monkeypatch.setattr(pi, "stock", lambda *_, wrong=wrong: wrong)
         assert run(llama, "pi", tmp_path / str(len(wrong))).expression == "longrope"
-    monkeypatch.setattr(module, "_expressions", lambda *_: [("wrong", {"rope_theta": 9.0})])
+    monkeypatch.setattr(module, "ways", lambda *_: iter(()))
     with pytest.raises(UnsupportedModelError, match="cannot express"):
-        run(llama, "pi", tmp_path / "out")
+        run(llama, "pi", tmp_path / "out", native_only=True)
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(("kind", "window"), [("gemma3_text", 16), ("mistral", 16), ("gemma2", 16)])
-def test_layers_that_a_config_cannot_change_alone(kind: str, window: int, tmp_path: Path) -> None:
-    tiny_model(kind, sliding_window=window).save_pretrained(tmp_path / "source")
-    with pytest.raises(
-        UnsupportedModelError, match="several kinds of rotation, or layers that see"
-    ):
-        run(tmp_path / "source", "pi", tmp_path / "out")
+def test_layers_that_a_config_cannot_change_alone(tmp_path: Path) -> None:
+    source = around(tiny_model("gemma2", sliding_window=16), tmp_path / "source")
+    with pytest.raises(UnsupportedModelError, match=r"layers that see.*--native-only"):
+        run(source, "pi", tmp_path / "out", native_only=True)
     assert not (tmp_path / "out").exists()
+    for spec in ("pi", "beta-radix"):
+        assert run(source, spec, tmp_path / spec, length=256).expression == CARRIED
+        assert_same(source, spec, tmp_path / spec, length=256, trust_remote_code=True)
+
+
+def test_layers_that_all_see_no_further(tmp_path: Path) -> None:
+    source = around(tiny_model("mistral", sliding_window=16), tmp_path / "source")
+    done = run(source, "pi", tmp_path / "out", length=256)
+    assert done.expression == "unchanged"
+    assert "changes nothing" in done.notes[0]
+    assert done.notes[0] in (tmp_path / "out" / "README.md").read_text()
 
 
 BAD = {
