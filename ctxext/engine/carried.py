@@ -1,7 +1,7 @@
 """What a model class needs to be patched whenever its models run, as in folders that carry this.
 
-    class CtxextLlamaForCausalLM(Carried, LlamaForCausalLM):
-        config_class = CtxextLlamaConfig    # with an object `ctxext`: spec, length, trained
+class CtxextLlamaForCausalLM(Carried, LlamaForCausalLM):
+    config_class = CtxextLlamaConfig    # with an object `ctxext`: spec, length, trained
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Carried:
         self._ctxext_settle()
         for key, hook in list(module._forward_pre_hooks.items()):
             if key not in known:
-                args, kwargs = hook(module, args, kwargs)  # type: ignore[misc,call-arg]
+                args, kwargs = hook(module, args, kwargs)
         return args, kwargs
 
     def _ctxext_settle(self) -> None:

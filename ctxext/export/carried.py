@@ -8,6 +8,7 @@ their imports made relative.
 from __future__ import annotations
 
 import ast
+import copy
 import hashlib
 import importlib.util
 import json
@@ -28,7 +29,7 @@ LENGTH = "max_position_embeddings"
 BY_LENGTH = {"dynamic", "yarn", "longrope"}
 
 HEADER = """\
-# {path} of ctxext {version}, carried with this model; its imports are made relative.
+# {module} of ctxext {version}, carried with this model: its imports are made relative.
 # SPDX-License-Identifier: Apache-2.0
 """
 CONFIG_FILE = '''\
@@ -65,7 +66,7 @@ class {own}(Carried, {stock}):
     """{stock}, patched when it is loaded."""
 
     config_class = {config}
-    methods = ({methods},)  # imported, they are known by name
+    methods = ({methods})  # imported, they are known by name
 '''
 
 
@@ -174,8 +175,7 @@ def _carried(module: str, source: str) -> str:
     for node in _own_imports(source):
         name, at = node.module or "", node.lineno - 1
         lines[at] = lines[at].replace(f"from {name} import", f"from .{_flat(name)} import", 1)
-    path = f"{module.replace('.', '/')}.py"
-    return HEADER.format(path=path, version=__version__) + "".join(lines)
+    return HEADER.format(module=module, version=__version__) + "".join(lines)
 
 
 def _model_files(model_class: type, config_class: type, spec: Spec) -> dict[str, str]:
@@ -190,7 +190,7 @@ def _model_files(model_class: type, config_class: type, spec: Spec) -> dict[str,
         config=_own(config_class),
         root=_flat(ROOT),
         imports="\n".join(f"from .{_flat(module)} import {name}" for module, name in methods),
-        methods=", ".join(name for _, name in methods),
+        methods=", ".join(name for _, name in methods) + "," * (len(methods) == 1),
     )
     return {f"{MODEL}.py": text}
 
@@ -207,7 +207,7 @@ def _config(
     trained: int,
 ) -> dict[str, Any]:
     """The config's JSON under the new type, with what its model is patched with."""
-    own = config_class.from_dict(dict(raw))
+    own = config_class.from_dict(copy.deepcopy(raw))
     if own.get_text_config() is not own:
         raise UnsupportedModelError(
             f"{raw.get('model_type')} nests the config of its language model, which a folder with "
@@ -230,11 +230,11 @@ def _config(
 
 def _longest(raw: dict[str, Any], config_class: Any, longest: int) -> dict[str, int]:
     """The key that holds the longest length, or nothing where the model computes with that."""
-    own = config_class.from_dict(dict(raw))
+    own = config_class.from_dict(copy.deepcopy(raw))
     rope = getattr(own, "rope_parameters", None) or {}
     parts = [rope, *(part for part in rope.values() if isinstance(part, dict))]
     key = (own.attribute_map or {}).get(LENGTH, LENGTH)
-    changed = config_class.from_dict({**raw, key: longest})
+    changed = config_class.from_dict({**copy.deepcopy(raw), key: longest})
     others = [{**config.to_dict(), key: None} for config in (own, changed)]
     if others[0] != others[1] or any(part.get("rope_type") in BY_LENGTH for part in parts):
         return {}
@@ -262,7 +262,7 @@ def pin_tokenizer(folder: Path, raw: dict[str, Any], config_class: Any) -> str |
     path = folder / TOKENIZER_CONFIG
     try:
         given = json.loads(path.read_bytes()) if path.is_file() else {}
-        config = config_class.from_dict(dict(raw))
+        config = config_class.from_dict(copy.deepcopy(raw))
         tokenizer = AutoTokenizer.from_pretrained(folder, config=config, trust_remote_code=False)
     except Exception:  # the model's own may not load either
         return None
