@@ -1,0 +1,425 @@
+"""The proof of an export: a fresh process without ctxext finds the patched model in it."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ctxext.engine.patch import patched
+from ctxext.engine.probe import learn
+from ctxext.errors import UnsupportedModelError, UsageError
+from ctxext.export import check
+from ctxext.export.fresh import Fresh, fresh
+from ctxext.export.small import Changes, flat, merge, old_values, small_model
+from ctxext.models.layout import Source as Frequencies
+from ctxext.models.layout import find_sources
+from ctxext.models.loading import Source, load_config, load_model
+from ctxext.patches import Spec
+
+Job = dict[str, Any]  # what `check.measure` is told
+
+ULP = 2.0**-23  # of float32, relative
+ULPS = 4  # by how many a frequency may be off
+TABLE = 1e-6  # by how much cos and sin may be off
+EXACT = 1e-5  # of the largest logit
+FAR = 100  # times what is allowed: a method that moves logits less is hardly seen
+POSITIONS = 2**17  # of a table, at most
+PLAIN = 1024  # tokens of a native export's plain probe, at most
+JUMP = 256  # tokens of the probe that jumps from the first positions to the last
+ROWS = 256  # logits that are compared, in tokens
+FULL_ROWS = 64  # … with the real weights, whose vocabulary is large
+LONGEST = 2**16  # tokens through a small model, at most
+PROMPT, NEW = 2048, 8  # tokens of a prompt, at most; tokens generated after it
+PATIENCE = 1800.0  # seconds for a small model
+
+
+@dataclass(frozen=True)
+class Figure:
+    """How far the export is from the patched model in one respect, and how far it may be."""
+
+    what: str
+    value: float
+    allowed: float
+
+    @property
+    def holds(self) -> bool:
+        """Whether it is near enough, which what is no number never is."""
+        return self.value <= self.allowed
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What a fresh process found in an export, against the patched model.
+
+    Attributes:
+        figures: all of them hold.
+        moved: how far the method takes the small model's logits at L, of the largest: what would
+            be found if the export left the method out. None where it changes nothing.
+        loaded: what was loaded, in words.
+        versions: those of torch and transformers.
+        seconds: it took.
+        notes: what a reader should know, a line each.
+    """
+
+    figures: tuple[Figure, ...]
+    moved: float | None
+    loaded: str
+    versions: str
+    seconds: float
+    notes: tuple[str, ...] = ()
+
+    def rows(self) -> list[tuple[str, str, str]]:
+        """For a model card's table: what was compared, how far off it is, how far it may be."""
+        return [(f.what, f"{f.value:.2g}", f"{f.allowed:.2g}") for f in self.figures]
+
+
+def prove(
+    source: Path,
+    stage: Path,
+    spec: Spec,
+    length: int,
+    *,
+    train_len: int | None,
+    trust_remote_code: bool,
+    carried: bool,
+    full: bool,
+) -> Proof:
+    """Load what was written in a fresh process without ctxext, and compare it.
+
+    Both sides are small random models of the configs, with the same weights (`small_model`), so
+    that neither process needs memory for the real ones. They run the same operators on one
+    machine, so that equal bits are expected. Allowed are
+
+    - frequencies: ULPS units in the last place of float32, in which transformers computes them;
+    - cos and sin: TABLE, and what the difference of the frequencies comes to at L;
+    - logits: EXACT of the largest; where frequencies differ by a rounding, ULPS times what the
+      patched model's own logits move when all its frequencies go up by one unit;
+    - generated tokens: no difference.
+
+    Args:
+        source: the model folder, unpatched.
+        stage: the export: config.json, and *.py where code is needed. For `full` its weights
+            too, or none, where those of `source` are meant.
+        spec: what the export carries, resolved or not.
+        length: L in tokens.
+        train_len: T in tokens where the config's is not right.
+        trust_remote_code: whether the model brings code of its own, which may run.
+        carried: whether the export carries code of ours; its tables are not those of the model,
+            but its logits are compared over all of T and of L tokens, and what it generates.
+        full: whether the real weights are loaded too, on both sides, one after the other.
+
+    Raises:
+        UnsupportedModelError: what was written is not the patched model, or does not load.
+        UsageError: the disk has no room for it.
+    """
+    begin = time.perf_counter()
+    config = load_config(Source(os.path.realpath(source), trust_remote_code=trust_remote_code))
+    model, changes = small_model(config, trust_remote_code=trust_remote_code)
+    job = _job(model, length, train_len, carried) | {
+        "trust_remote_code": trust_remote_code or carried,
+        "kept": old_values(config, changes),
+        "options": {"dtype": "float32"} | ({} if carried else _attention(model)),
+    }
+    with _box() as box:
+        job |= _write_small(box, stage, model, changes)
+        on = patched(model, spec, length, train_len=train_len)
+        with fresh(box, job, PATIENCE) as other, on as handle:
+            found = _Found(job)
+            found.compare(check.measure(model, job), other)
+            about = other.end()
+            figures = [*found.figures.values(), *_judge(found, model, job)]
+            identity = handle.spec.unpatched
+    _require(figures, config.model_type)
+    ours = found.logits[-1][0]
+    moved = None if identity else _distance(check.logits(model, job["probes"][-1]), ours)
+    notes = tuple(_notes(moved, figures))
+    if full:
+        del model
+        given = Source(str(source), trust_remote_code=trust_remote_code, train_len=train_len)
+        figures += _prove_weights(given, stage, spec, length, carried)
+        _require(figures, config.model_type)
+    return Proof(
+        tuple(figures),
+        moved,
+        _loaded(changes) + (", and the weights themselves" if full else ""),
+        f"torch {about['torch']}, transformers {about['transformers']}",
+        time.perf_counter() - begin,
+        notes,
+    )
+
+
+@contextlib.contextmanager
+def _box() -> Iterator[Path]:
+    """A temporary folder; UsageError where it cannot be filled."""
+    try:
+        with tempfile.TemporaryDirectory(prefix="proof-") as name:
+            yield Path(name)
+    except OSError as error:
+        raise UsageError(
+            f"no room for a proof in {tempfile.gettempdir()!r}: {error}; free some, or set TMPDIR"
+        ) from error
+
+
+# What is asked -----------------------------------------------------------------------------------
+
+
+def _job(
+    model: Any,
+    length: int,
+    train_len: int | None,
+    carried: bool,
+    longest: int = LONGEST,
+    rows: int = ROWS,
+) -> Job:
+    """What both sides measure on the model, which is not patched yet."""
+    sources = find_sources(model, train_len)
+    trained = sources[0].trained
+    probe = {"vocabulary": model.config.get_text_config().vocab_size, "rows": rows, "jump": 0}
+    job: Job = {"threads": torch.get_num_threads(), "tables": [], "generate": None}
+    if carried:
+        ends = sorted({min(trained, longest), min(length, longest)})
+        prompt = max(4, min(trained + 32, length - NEW, PROMPT))
+        return job | {
+            "probes": [{**probe, "length": n} for n in ends],
+            "generate": {**probe, "length": prompt, "new": NEW},
+        }
+    plain = min(trained + 64, length, PLAIN)
+    job["probes"] = [{**probe, "length": plain}]
+    if length > max(JUMP, plain):
+        job["probes"].append({**probe, "length": JUMP, "jump": length})
+    job["tables"] = [
+        {**table, "length": n, "count": POSITIONS}
+        for table in _sets(model, sources)
+        for n in sorted({min(trained, length), length})
+    ]
+    return job
+
+
+def _sets(model: Any, sources: list[Frequencies]) -> list[dict[str, Any]]:
+    """Every set of frequencies that a text uses: its module, layer type and axes of positions."""
+    try:
+        axes = learn(model, sources)[1]
+    except UnsupportedModelError:
+        axes = {}
+    names = {module: name for name, module in model.named_modules()}
+    return [
+        {"module": names[s.module], "kind": s.layer_type, "axes": list(axes.get(s, ()))}
+        for s in axes or sources
+    ]
+
+
+def _attention(model: Any) -> dict[str, Any]:
+    return {"attn_implementation": model.config.get_text_config()._attn_implementation}
+
+
+def _write_small(box: Path, stage: Path, model: Any, changes: Changes) -> Job:
+    """The export's config and code as written, and made small with the model's weights."""
+    written, small = box / "written", box / "model"
+    with _no_bars():
+        model.save_pretrained(box / "saved")
+    written.mkdir()
+    for path in [stage / "config.json", *sorted(stage.glob("*.py"))]:
+        shutil.copyfile(path, written / path.name)
+    shutil.copytree(written, small)
+    for path in (box / "saved").glob("*.safetensors*"):
+        path.rename(small / path.name)
+    try:
+        settings = json.loads((written / "config.json").read_bytes())
+        settings.pop("quantization_config", None)
+        for alias, own in (model.config.attribute_map or {}).items():
+            if own in changes:
+                settings.pop(alias, None)
+        (small / "config.json").write_text(json.dumps(merge(settings, changes)))
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise UnsupportedModelError(
+            f"the export's config.json is no config: {check.one_line(error)}"
+        ) from error
+    return {"folder": str(small), "written": str(written)}
+
+
+@contextlib.contextmanager
+def _no_bars() -> Iterator[None]:
+    """Without transformers' progress bars."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+# What is found -----------------------------------------------------------------------------------
+
+
+@dataclass
+class _Found:
+    """What two sides measured, as far as it came in."""
+
+    job: Job
+    figures: dict[str, Figure] = field(default_factory=dict)  # the worst by what it is of
+    logits: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # ours, theirs
+    exact: bool = True  # whether all frequencies are equal, bit for bit
+
+    def compare(self, ours: Iterable[check.Measured], other: Fresh) -> None:
+        """Take both sides' measurements one by one; UnsupportedModelError where one lacks."""
+        tables, table, slack = iter(self.job["tables"]), {}, 0.0
+        for what, mine in ours:
+            theirs = other.receive(what)
+            if mine.shape != theirs.shape:
+                sizes = f"{list(theirs.shape)} and not {list(mine.shape)}"
+                raise UnsupportedModelError(f"the export's {what} have the shape {sizes}")
+            if what == "frequencies":
+                table = next(tables)
+                slack = self._frequencies(table, mine, theirs)
+            elif what == "table":
+                scale = max(1.0, float(mine.abs().max()))
+                self._add(_name(table), float((mine - theirs).abs().max()), slack * scale)
+            elif what == "logits":
+                self.logits.append((mine, theirs))
+            else:
+                prompt = self.job["generate"]["length"]
+                off = float((mine != theirs).sum())
+                self._add(f"of {mine.numel()} tokens generated after {prompt}, differ", off, 0.0)
+
+    def _frequencies(self, table: dict[str, Any], mine: Tensor, theirs: Tensor) -> float:
+        """Enter them; by how much cos and sin may then differ at the table's end."""
+        off = (mine.double() - theirs.double()).abs()
+        relative = torch.where(mine == 0, off, off / mine.double().abs())
+        kind = f" ({table['kind']})" if table["kind"] else ""
+        name = f"rotary frequencies{kind}, relative"
+        self._add(name, float(relative.max()), ULPS * ULP)
+        self.exact &= bool((off == 0).all())
+        angle = torch.where(off == 0, off, off + mine.double().abs() * ULP)
+        return TABLE + float(angle.max()) * table["length"]
+
+    def _add(self, what: str, value: float, allowed: float) -> None:
+        new, old = Figure(what, value, allowed), self.figures.get(what)
+        if old is None or (old.holds and (not new.holds or new.value > old.value)):
+            self.figures[what] = new
+
+
+def _name(table: dict[str, Any]) -> str:
+    kind = f" ({table['kind']})" if table["kind"] else ""
+    length, count = table["length"], table["count"]
+    where = f"at {length} tokens" if length <= count else f"at {count} of {length} positions"
+    return f"cos and sin{kind} {where}"
+
+
+def _judge(found: _Found, model: Any, job: Job, exact: float = EXACT) -> Iterator[Figure]:
+    """The logits' figures; the model is still patched."""
+    allowed = [exact] * len(found.logits)
+    if not found.exact:
+        with _one_up(model):
+            moved = [check.logits(model, probe) for probe in job["probes"]]
+        ours = (mine for mine, _ in found.logits)
+        allowed = [max(exact, ULPS * _distance(*pair)) for pair in zip(ours, moved, strict=True)]
+    for probe, (mine, theirs), most in zip(job["probes"], found.logits, allowed, strict=True):
+        last, length = probe["jump"], probe["length"]
+        where = f"positions up to {last}" if last else f"{length} tokens"
+        yield Figure(f"logits at {where}, of the largest", _distance(theirs, mine), most)
+
+
+@contextlib.contextmanager
+def _one_up(model: Any) -> Iterator[None]:
+    """All rotary frequencies one unit in the last place up."""
+    with contextlib.ExitStack() as undo:
+        for source in find_sources(model):
+            buffers, name, own = source.module._buffers, source.named("inv_freq"), source.inv_freq
+            undo.callback(buffers.__setitem__, name, own)
+            buffers[name] = torch.nextafter(own, torch.full_like(own, torch.inf))
+        yield
+
+
+def _distance(theirs: Tensor, mine: Tensor) -> float:
+    """How far logits are apart, of the largest."""
+    return float((theirs - mine).abs().max()) / float(mine.abs().max())
+
+
+def _require(figures: list[Figure], kind: str) -> None:
+    """UnsupportedModelError that names the worst figure, unless all hold."""
+    wrong = [figure for figure in figures if not figure.holds]
+    if wrong:
+        worst = max(wrong, key=lambda f: f.value / (f.allowed or 1))
+        more = f" (so are {len(wrong) - 1} more figures)" if len(wrong) > 1 else ""
+        raise UnsupportedModelError(
+            f"the export is not the patched {kind} model: {worst.what}, are off by "
+            f"{worst.value:.2g} where {worst.allowed:.2g} is allowed{more}: use ctxext.patch at "
+            "run time"
+        )
+
+
+def _notes(moved: float | None, figures: list[Figure]) -> Iterator[str]:
+    last = next(f for f in reversed(figures) if f.what.startswith("logits"))
+    if moved is not None and moved < FAR * last.allowed:
+        yield (
+            f"the method moves the small model's logits by {moved:.1g} alone, so that their "
+            "agreement says little"
+        )
+    if last.allowed > EXACT:
+        yield (
+            "transformers computes the frequencies from the config with another rounding: what "
+            "that does to logits is allowed"
+        )
+
+
+def _loaded(changes: Changes) -> str:
+    sizes = ", ".join(f"{key} {value}" for key, value in flat(changes) if isinstance(value, int))
+    return f"a random model of the same config{f' with {sizes}' if sizes else ''}"
+
+
+# The real weights --------------------------------------------------------------------------------
+
+
+def _prove_weights(
+    given: Source, stage: Path, spec: Spec, length: int, carried: bool
+) -> list[Figure]:
+    """The logits and tokens of the real weights: of the patched model, then of the export."""
+    model, train_len = load_model(given), given.train_len
+    job = _job(model, length, train_len, carried, longest=length, rows=FULL_ROWS)
+    job |= {"tables": [], "trust_remote_code": given.trust_remote_code or carried, "kept": {}}
+    dtype = str(model.dtype).removeprefix("torch.")
+    job["options"] = {"dtype": dtype} | ({} if carried else _attention(model))
+    if model.device.type != "cpu":
+        job["options"]["device_map"] = str(model.device)
+    with patched(model, spec, length, train_len=train_len):
+        ours = list(check.measure(model, job))
+    exact = max(EXACT, torch.finfo(model.dtype).eps if model.dtype != torch.float32 else 0.0)
+    del model
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+    found = _Found(job)
+    with _box() as box:
+        job["folder"] = str(_linked(box, Path(given.name), stage))
+        with fresh(box, job, None) as other:
+            found.compare(ours, other)
+            other.end()
+    figures = [*found.figures.values(), *_judge(found, None, job, exact)]
+    return [replace(figure, what=f"the weights: {figure.what}") for figure in figures]
+
+
+def _linked(box: Path, source: Path, stage: Path) -> Path:
+    """The export, with the weights of the source where it has none."""
+    folder = box / "model"
+    folder.mkdir()
+    weights = ("*.safetensors*", "pytorch_model*.bin*")
+    own = any(any(stage.glob(pattern)) for pattern in weights)
+    theirs = () if own else (path for pattern in weights for path in source.glob(pattern))
+    for path in (*stage.iterdir(), *theirs):
+        (folder / path.name).symlink_to(path.resolve())
+    return folder
