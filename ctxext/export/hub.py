@@ -28,7 +28,7 @@ _LONGEST = 250  # characters of what the Hub or the network had to say
 def check_repository(name: str) -> str:
     """The name of a repository to push to; UsageError where the Hub knows no such names."""
     from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
     try:
         validate_repo_id(name)
@@ -85,19 +85,24 @@ def push(folder: Path, repository: str, *, private: bool, message: str) -> str:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Errors of the Hub's client are told in one line, and progress only to who can watch it."""
-    from huggingface_hub import utils
+    from huggingface_hub.utils import (  # type: ignore[attr-defined]
+        are_progress_bars_disabled,
+        disable_progress_bars,
+        enable_progress_bars,
+        logging,
+    )
 
-    bars = not utils.are_progress_bars_disabled() and not sys.stderr.isatty()
-    level = utils.logging.get_verbosity()
+    bars = not are_progress_bars_disabled() and not sys.stderr.isatty()
+    level = logging.get_verbosity()
     if bars:
-        utils.disable_progress_bars()
-    utils.logging.set_verbosity_error()
+        disable_progress_bars()
+    logging.set_verbosity_error()
     try:
         yield
     finally:
-        utils.logging.set_verbosity(level)
+        logging.set_verbosity(level)
         if bars:
-            utils.enable_progress_bars()
+            enable_progress_bars()
 
 
 def _reason(error: Exception, repository: str) -> str:
