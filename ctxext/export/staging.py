@@ -62,8 +62,9 @@ def staged(source: Path, out: Path, *, force: bool) -> Iterator[Path]:
 
 
 def _why(error: OSError) -> str:
-    text, name = " ".join((error.strerror or str(error)).split()), str(error.filename or "")
-    return f"{text} ({name!r})" if name and PREFIX not in name else text
+    text = " ".join((error.strerror or str(error)).split())[:300]
+    apart = error.filename and not error.filename2 and PREFIX not in str(error.filename)
+    return f"{text} ({str(error.filename)!r})" if apart else text
 
 
 def _identity(path: Path) -> Identity:
