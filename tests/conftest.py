@@ -7,6 +7,7 @@ import tempfile
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach the Hub
 os.environ.setdefault("CTXEXT_CACHE", tempfile.mkdtemp(prefix="ctxext-"))
+os.environ.setdefault("HF_MODULES_CACHE", tempfile.mkdtemp(prefix="ctxext-"))
 
 import numpy as np
 import pytest

@@ -26,7 +26,7 @@ from ctxext.export.proof import Figure, Proof
 from ctxext.export.write import CARRIED, Exported, Order, export
 
 LENGTH = 4 * TRAINED
-PROOF = Proof((Figure("logits", 0.0, 1e-5),), 0.5, "a model", "torch", 1.0, None, ())
+PROOF = Proof((Figure("logits", 0.0, 1e-5),), 0.5, "a model", "torch", 1.0, ())
 SPECS = {  # and how a config says them
     "rope": "unchanged",
     "pi": "linear",
@@ -133,7 +133,7 @@ def test_snapshot_of_the_hubs_cache(tmp_path: Path) -> None:
         (snapshot / file.name).symlink_to(Path("../../blobs") / file.name)
     done = run(snapshot, "beta-radix", tmp_path / "out")
     assert sum(name.endswith(".safetensors") for name in done.files) > 1
-    written = [p for p in (tmp_path / "out").iterdir() if p.suffix != ".md"]
+    written = list((tmp_path / "out").iterdir())
     assert {p.name for p in written} == set(done.files)
     assert not any(p.is_symlink() for p in written)
     assert_same(blobs, "beta-radix", tmp_path / "out")
@@ -146,6 +146,7 @@ def test_nothing_of_the_config_is_lost(llama: Path, tmp_path: Path) -> None:
     run(source, "beta-radix", tmp_path / "out")
     after = json.loads((tmp_path / "out" / "config.json").read_text())
     changed = {"rope_parameters", "max_position_embeddings", "auto_map"}
+    changed |= {"rope_theta", "rope_scaling"}  # for engines on transformers 4
     assert {k: v for k, v in after.items() if k not in changed} == {
         k: v for k, v in before.items() if k not in changed
     }
@@ -153,7 +154,7 @@ def test_nothing_of_the_config_is_lost(llama: Path, tmp_path: Path) -> None:
     assert load(tmp_path / "out").config.dtype == torch.float32
 
 
-def test_code_of_the_model(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_code_of_the_model(llama: Path, tmp_path: Path) -> None:
     source = shutil.copytree(llama, tmp_path / "source")
     ran = f"open({str(tmp_path / 'ran')!r}, 'a').write(__file__ + chr(10))\n"
     config = "from transformers import LlamaConfig\nclass X(LlamaConfig):\n    model_type = 'x'\n"
@@ -168,14 +169,11 @@ def test_code_of_the_model(llama: Path, tmp_path: Path, monkeypatch: pytest.Monk
         run(source, "pi", tmp_path / "out")
     assert not (tmp_path / "ran").exists()
 
-    cache = tmp_path / "cache"
-    monkeypatch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(cache))
-    monkeypatch.syspath_prepend(cache)
     for spec in ("pi", "beta-radix"):
         done = run(source, spec, tmp_path / spec, trust_remote_code=True)
         assert {"configuration_x.py", "modeling_x.py"} < set(done.files)
         assert_same(source, spec, tmp_path / spec, trust_remote_code=True)
-    assert "ctxext-" not in (tmp_path / "ran").read_text()
+    assert "/.ctxext-" not in (tmp_path / "ran").read_text()
 
 
 @pytest.mark.parametrize("scaling", [None, {"type": "linear", "factor": 2.0}])
@@ -301,9 +299,8 @@ def test_what_a_config_cannot_express(llama: Path, tmp_path: Path) -> None:
             run(llama, spec, tmp_path / "out", native_only=True)
         assert "rerope" not in str(error.value).partition("take of")[2]
     deepseek = {"rope_type": "yarn", "factor": 2.0, "mscale": 1.0, "mscale_all_dim": 1.0}
-    sizes = {"qk_rope_head_dim": 8, "n_routed_experts": 4, "n_group": 1, "topk_group": 1}
     own = {"rope_theta": 10000.0, **deepseek}
-    source = around(small("DeepseekV3", rope_parameters=own, **sizes), tmp_path / "deepseek")
+    source = around(tiny_model("deepseek_v3", rope_parameters=own), tmp_path / "deepseek")
     with pytest.raises(UnsupportedModelError, match="more than the rotary module"):
         run(source, "pi", tmp_path / "out", native_only=True)
     for name, reads in (("Ministral3", "llama_4_scaling_beta"), ("Bloom", "no rotary embeddings")):

@@ -13,6 +13,7 @@ from ctxext.patches import Spec
 
 CARD = "README.md"
 KEPT = ("license", "license_name", "license_link", "language")  # of the source's own metadata
+MOVED = " The method itself moves these logits by {:.2g} of the largest."
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -162,7 +163,11 @@ def _proof(facts: Facts) -> list[str]:
     if proof is None:
         return []
     rows = "\n".join(f"| {' | '.join(map(plain, row))} |" for row in proof.rows())
-    moved = "" if proof.moved is None else f" The method itself moves these logits by {proof.moved:.2g} of the largest."
+    moved = (
+        ""
+        if proof.moved is None
+        else f" The method itself moves these logits by {proof.moved:.2g} of the largest."
+    )
     return [
         "## Checked\n",
         "When this was written, a process that could not import ctxext loaded it, with "

@@ -62,7 +62,7 @@ def write_native(
                 model = skeleton(written, trust_remote_code)
                 if _constants(model) != before:
                     raise ValueError("it would change more than the rotary module")
-                _check_frequencies(model, expected, longest)
+                _check_frequencies(model, expected, longest if ropes else 0)
                 return name
             except Exception as error:
                 why = _one_line(error)
@@ -151,7 +151,7 @@ def _check_frequencies(
     """ValueError, unless a model has these frequencies and factors, bit for bit."""
     if model.config.get_text_config().max_position_embeddings < longest:
         raise ValueError("its max_position_embeddings is not read")
-    found = {source.layer_type: source for source in find_sources(model, longest)}
+    found = {source.layer_type: source for source in find_sources(model)}
     for kind, inv_freq, factor in expected:
         source = found[kind]
         if not torch.equal(source.inv_freq, inv_freq) or source.factor != factor:

@@ -14,10 +14,10 @@ from ctxext.errors import UnsupportedModelError, UsageError
 from ctxext.export.card import Facts, write_card
 from ctxext.export.carried import pin_tokenizer, write_carried
 from ctxext.export.files import choose, put, read_config
-from ctxext.export.staging import staged
 from ctxext.export.native import write_native
 from ctxext.export.proof import Proof, prove
 from ctxext.export.small import small_model
+from ctxext.export.staging import staged
 from ctxext.models.layout import find_sources
 from ctxext.models.loading import Source, load_config
 from ctxext.patches import Spec
