@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from ctxext import patches
 from ctxext.engine.patch import patch
 from ctxext.errors import UsageError
-from ctxext.export.files import check_paths, choose_files, read_config
+from ctxext.export.files import choose, put, read_config
 from ctxext.export.native import Patched, only_source, skeleton, write_config
+from ctxext.export.staging import staged
 from ctxext.models.loading import Source, load_config
 from ctxext.patches import Spec
 
@@ -50,31 +49,19 @@ def export(
         UnsupportedModelError: transformers cannot express the spec for this model.
     """
     _check_spec(spec)
-    target = check_paths(source, out)
-    raw, files = read_config(source), choose_files(source, trust_remote_code)
-    config = load_config(Source(os.path.realpath(source), trust_remote_code=trust_remote_code))
-    config.name_or_path = str(source)
-    model = skeleton(config, trust_remote_code)
-    rotary = only_source(model, train_len)
-    resolved = patch(model, spec, length, train_len=train_len).spec
-    if not trust_remote_code:
-        raw.pop("auto_map", None)
-    patched = Patched(model, raw, rotary, max(length, rotary.trained), trust_remote_code)
-    try:
-        near = next(parent for parent in target.parents if parent.exists())
-        with tempfile.TemporaryDirectory(prefix=".ctxext-", dir=near) as box:
-            stage = Path(box) / "model"
-            stage.mkdir()
-            expression = write_config(stage, patched, resolved)
-            for file in files:
-                copy = stage / file.relative_to(source)
-                copy.parent.mkdir(exist_ok=True)
-                shutil.copy2(file, copy)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            os.rename(stage, target)
-    except OSError as error:
-        raise UsageError(f"cannot write {str(out)!r}: {error}") from error
-    names = ["config.json", *(str(file.relative_to(source)) for file in files)]
+    with staged(source, out, force=False) as stage:
+        raw = read_config(source)
+        files = choose(source, code=trust_remote_code, allow_pickle=False)
+        config = load_config(Source(os.path.realpath(source), trust_remote_code=trust_remote_code))
+        config.name_or_path = str(source)
+        model = skeleton(config, trust_remote_code)
+        rotary = only_source(model, train_len)
+        resolved = patch(model, spec, length, train_len=train_len).spec
+        if not trust_remote_code:
+            raw.pop("auto_map", None)
+        patched = Patched(model, raw, rotary, max(length, rotary.trained), trust_remote_code)
+        expression = write_config(stage, patched, resolved)
+        names = ["config.json", *put(files, source, stage, link=False)]
     return Exported(resolved.full(), expression, tuple(sorted(names)))
 
 
