@@ -6,16 +6,13 @@ quote of it is struck out.
 
 from __future__ import annotations
 
-import contextlib
 import re
 import shlex
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 from ctxext import __version__
 from ctxext.errors import CtxextError, UsageError
-from ctxext.models.loading import causes
+from ctxext.models.loading import causes, quiet_client
 
 # Tokens, what follows "Bearer", the password in an address, and the signature of a signed one.
 _SECRET = re.compile(
@@ -65,7 +62,7 @@ def push(folder: Path, repository: str, *, private: bool, message: str) -> str:
     api = HfApi(library_name="ctxext", library_version=__version__)
     check_repository(repository)
     try:
-        with _quiet():
+        with quiet_client():
             url = api.create_repo(repository, private=private or None, exist_ok=True)
             if private and not api.repo_info(repository).private:
                 raise CtxextError(
@@ -80,29 +77,6 @@ def push(folder: Path, repository: str, *, private: bool, message: str) -> str:
             f"{_reason(error, repository)}; then send it with: {again}"
         ) from None  # the error may quote the token
     return _clean(str(url))
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Errors of the Hub's client are told in one line, and progress only to who can watch it."""
-    from huggingface_hub.utils import (  # type: ignore[attr-defined]
-        are_progress_bars_disabled,
-        disable_progress_bars,
-        enable_progress_bars,
-        logging,
-    )
-
-    bars = not are_progress_bars_disabled() and not sys.stderr.isatty()
-    level = logging.get_verbosity()
-    if bars:
-        disable_progress_bars()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            enable_progress_bars()
 
 
 def _reason(error: Exception, repository: str) -> str:

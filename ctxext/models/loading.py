@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import hashlib
 import importlib.util
 import logging
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -284,4 +286,28 @@ def _fetch(source: Source, wanted: list[str], unwanted: list[str]) -> Path:
             )
         )
 
-    return Path(_explained(source, fetch))
+    with quiet_client():
+        return Path(_explained(source, fetch))
+
+
+@contextlib.contextmanager
+def quiet_client() -> Iterator[None]:
+    """huggingface_hub leaves its errors to us, and shows progress only to who can watch it."""
+    from huggingface_hub.utils import (  # type: ignore[attr-defined]
+        are_progress_bars_disabled,
+        disable_progress_bars,
+        enable_progress_bars,
+        logging,
+    )
+
+    bars = not are_progress_bars_disabled() and not sys.stderr.isatty()
+    level = logging.get_verbosity()
+    if bars:
+        disable_progress_bars()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            enable_progress_bars()
