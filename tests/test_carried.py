@@ -203,7 +203,7 @@ def test_transformers_finds_all_that_each_file_needs(llama: Path, tmp_path: Path
         needed = {f"{x}.py" for x in dynamic_module_utils.check_imports(path)}
         assert needed <= code, name
         lines = path.read_text().splitlines()
-        assert "ctxext 0.1.0" in lines[0]
+        assert f"ctxext {ctxext.__version__}" in lines[0]
         assert lines[1] == "# SPDX-License-Identifier: Apache-2.0"
     start = tmp_path / "out" / "modeling_ctxext.py"
     reached = {Path(x).name for x in dynamic_module_utils.get_relative_import_files(start)}
