@@ -467,7 +467,7 @@ def test_an_export_that_is_another_model_is_removed(
     monkeypatch.setattr(native, "_check_frequencies", lambda *_: None)
     monkeypatch.setattr(native, "_edits", lambda raw, *_: iter([{**raw, "rope_theta": 9999.0}]))
     ran = run(*PATCH, "--method", "pi", "--len", "96", "--out", "new")
-    assert (ran.code, ran.out) == (1, "")
+    assert (ran.code, ran.out) == (2, "")
     assert "llama" in ran.err
     assert len(ran.err.splitlines()) == 1
     assert sorted(path.name for path in here.iterdir()) == ["plain", "t.txt"]
