@@ -152,7 +152,7 @@ def test_wrong_rotations_are_found(
 @pytest.mark.parametrize(
     ("kind", "changes"),
     [
-        ("gemma2", {"attn_logit_softcapping": 49.0}),
+        ("gemma2", {"attn_logit_softcapping": 30.0}),
         ("gemma2", {"final_logit_softcapping": 31.0}),
         ("gemma2", {"query_pre_attn_scalar": 255}),
         ("gemma2", {"sliding_window": 16}),
@@ -173,3 +173,218 @@ def test_other_settings_are_found(kind: str, changes: dict[str, Any], tmp_path: 
     with pytest.raises(UnsupportedModelError) as found:
         run(source, tmp_path / "stage", "pi:factor=4", 256)
     assert "\n" not in str(found.value)
+
+
+@pytest.mark.usefixtures("here")
+def test_frequencies_may_be_off_by_a_rounding(llama: Path, tmp_path: Path) -> None:
+    """Base 10000·4^(16/14) is NTK's, to float32's rounding; 2⁻²⁰ off it is another."""
+    base = 10000.0 * 4 ** (16 / 14)
+    stage = edited(llama, tmp_path / "stage", rope_parameters=PLAIN | {"rope_theta": base})
+    found = run(llama, stage, "ntk:factor=4")
+    frequencies, logits = found.figures[0], found.figures[-1]
+    assert 0 < frequencies.value <= 2**-21 == frequencies.allowed
+    assert logits.value > 0
+    assert "another rounding" in found.notes[-1]
+    assert logits.allowed < 0.01 * (found.moved or 0)
+    edited(llama, stage, rope_parameters=PLAIN | {"rope_theta": base * (1 + 2**-20)})
+    with pytest.raises(UnsupportedModelError, match="frequencies"):
+        run(llama, stage, "ntk:factor=4")
+
+
+@pytest.mark.usefixtures("here")
+def test_scalings_that_go_by_the_length_are_asked_as_for_the_whole(tmp_path: Path) -> None:
+    for kind in ("dynamic", "longrope"):
+        rope = PLAIN | {"rope_type": kind, "factor": 4.0}
+        if kind == "longrope":
+            rope |= LONG | {"short_factor": [1.5] * 8, "long_factor": [4.0] * 8}
+            rope |= {"original_max_position_embeddings": TRAINED, "partial_rotary_factor": 1.0}
+        source = folder(tmp_path / kind, random_model(rope_parameters=rope))
+        found = run(source, edited(source, tmp_path / "stage"), "rope")
+        assert all(figure.value == 0 for figure in found.figures)
+        assert found.moved is None
+        other = "factor" if kind == "dynamic" else "long_factor"
+        wrong = rope | {other: 5.0 if kind == "dynamic" else [5.0] * 8}
+        with pytest.raises(UnsupportedModelError, match="frequencies|128 tokens"):
+            run(source, edited(source, tmp_path / "stage", rope_parameters=wrong), "rope")
+
+
+@pytest.mark.usefixtures("here")
+def test_a_method_that_moves_nothing_is_said_to(llama: Path, tmp_path: Path) -> None:
+    stage = edited(llama, tmp_path / "stage")
+    found = run(llama, stage, "pi:factor=1")
+    assert found.moved == 0
+    assert "says little" in found.notes[0]
+
+
+@pytest.mark.usefixtures("here")
+def test_long_tables_are_read_in_part(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(proof, "POSITIONS", 100)
+    stage = edited(llama, tmp_path / "stage", rope_parameters=LINEAR)
+    names = [figure.what for figure in run(llama, stage, "pi:factor=4", 2**20).figures]
+    assert "cos and sin at 100 of 1048576 positions" in names
+    assert "logits at positions up to 1048576, of the largest" in names
+
+
+def test_spread_has_the_ends() -> None:
+    for length, count in ((5, 9), (9, 9), (10, 9), (2**21, 2**17)):
+        some = check.spread(length, count)
+        assert len(some.unique()) == len(some) == min(length, count)
+        assert (some[0], some[-1]) == (0, length - 1)
+
+
+def test_rows_are_for_a_table() -> None:
+    found = Proof((Figure("logits", 0.0, 1e-5), Figure("x", 1.234e-7, 4e-7)), 1.0, "", "", 1.0)
+    assert found.rows() == [("logits", "0", "1e-05"), ("x", "1.2e-07", "4e-07")]
+    assert not Figure("logits", float("nan"), 1.0).holds
+
+
+# The fresh process -------------------------------------------------------------------------------
+
+
+def test_a_fresh_process_has_no_ctxext(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Code in the folder that imports ctxext fails, though this process and its path have it."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(ctxext.__file__).parents[1]))
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "lm_eval"))  # which ctxext's start-up looks for
+    (tmp_path / "lm_eval").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", None)
+    stage = carry(llama, tmp_path / "stage", "import ctxext")
+    with pytest.raises(UnsupportedModelError, match="cannot load or run it: .*ctxext is not there"):
+        run(llama, stage, "rope", carried=True)
+    stage = edited(llama, tmp_path / "plain", rope_parameters=LINEAR)
+    found = run(llama, stage, "pi:factor=4")
+    assert all(figure.value <= 1e-6 for figure in found.figures)
+    assert f"transformers {transformers.__version__}" in found.versions
+    assert list((tmp_path / "lm_eval").iterdir()) == []
+
+
+def test_deaths_are_told(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ends = {
+        "import os, signal; os.kill(os.getpid(), signal.SIGKILL)": "killed by SIGKILL .*memory",
+        "import os; os._exit(3)": "exit code 3",
+        "import time; time.sleep(60)": "did not finish in 8 seconds",
+    }
+    for code, said in ends.items():
+        stage = carry(llama, tmp_path / "stage", code)
+        monkeypatch.setattr(proof, "PATIENCE", 8 if "time" in code else 600)
+        with pytest.raises(UnsupportedModelError, match=said) as found:
+            run(llama, stage, "rope", carried=True)
+        assert "\n" not in str(found.value)
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("text", ["", "[]", "[" * 100_000, '{"model_type": "none"}', "{}"])
+def test_configs_that_do_not_load(text: str, llama: Path, tmp_path: Path) -> None:
+    stage = edited(llama, tmp_path / "stage")
+    (stage / "config.json").write_text(text)
+    with pytest.raises(UnsupportedModelError) as found:
+        run(llama, stage, "rope")
+    assert "\n" not in str(found.value)
+
+
+def test_an_interrupt_leaves_nothing(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[subprocess.Popen[bytes]] = []
+    real = subprocess.Popen
+
+    def start(*args: Any, **options: Any) -> Any:
+        started.append(real(*args, **options))
+        return started[0]
+
+    def interrupt(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(subprocess, "Popen", start)
+    monkeypatch.setattr(check, "measure", interrupt)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "box"))
+    (tmp_path / "box").mkdir()
+    with pytest.raises(KeyboardInterrupt):
+        run(llama, edited(llama, tmp_path / "stage"), "rope")
+    assert started[0].poll() == -signal.SIGKILL
+    assert list((tmp_path / "box").iterdir()) == []
+
+
+def test_a_process_ends_with_its_parent(tmp_path: Path) -> None:
+    """One whose input is closed ends, whatever it is at."""
+    stage = carry(
+        folder(tmp_path / "source", random_model()), tmp_path, "import time; time.sleep(60)"
+    )
+    job = {"trust_remote_code": True, "kept": {}, "folder": str(stage), "threads": 1, "options": {}}
+    with fresh.fresh(tmp_path, job, 50) as other:
+        other._process.stdin.close()
+        with pytest.raises(UnsupportedModelError, match="exit code 1"):
+            other.end()
+
+
+# Carried code ------------------------------------------------------------------------------------
+
+CODE = """
+import transformers
+{0}
+
+class Carried(transformers.LlamaForCausalLM):
+    def __init__(self, config):
+        super().__init__(config)
+        rotary = self.model.rotary_emb
+        rotary.register_buffer("inv_freq", rotary.inv_freq / config.divisor, persistent=False)
+
+    def _init_weights(self, module):
+        if module is not self.model.rotary_emb:
+            super()._init_weights(module)
+"""
+
+
+def carry(source: Path, stage: Path, code: str = "", divisor: float = 1.0) -> Path:
+    """A folder whose code divides all frequencies."""
+    stage.mkdir(exist_ok=True)
+    (stage / "modeling_carried.py").write_text(CODE.format(code))
+    auto = {"AutoModelForCausalLM": "modeling_carried.Carried"}
+    return edited(source, stage, auto_map=auto, divisor=divisor)
+
+
+def test_carried_code_is_run(llama: Path, tmp_path: Path) -> None:
+    stage = carry(llama, tmp_path / "stage", divisor=4.0)
+    found = run(llama, stage, "pi:factor=4", carried=True)
+    assert [figure.what for figure in found.figures] == [
+        "of 16 tokens generated after 64, differ",
+        "logits at 32 tokens, of the largest",
+        "logits at 128 tokens, of the largest",
+    ]
+    assert all(figure.value <= 1e-6 for figure in found.figures)
+    assert (found.moved or 0) > 0.01
+    with pytest.raises(UnsupportedModelError, match="is not the patched llama model: .*differ"):
+        run(llama, carry(llama, stage, divisor=3.0), "pi:factor=4", carried=True)
+
+
+@pytest.mark.usefixtures("here")
+def test_long_reading_in_eager_attention_goes_by_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = random_model()
+    probe = {"length": 100, "rows": 7, "jump": 0, "vocabulary": 97}
+    whole = check.logits(model, probe)
+    model.set_attn_implementation("eager")
+    monkeypatch.setattr(check, "LONG", 50)
+    monkeypatch.setattr(check, "PART", 16)
+    torch.testing.assert_close(check.logits(model, probe), whole, rtol=0, atol=1e-5)
+
+
+# The real weights --------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("here")
+def test_full_proofs_load_the_weights(llama: Path, tmp_path: Path) -> None:
+    """Weights of the export are taken; where it has none, those of the source."""
+    stage = edited(llama, tmp_path / "stage", rope_parameters=LINEAR)
+    found = run(llama, stage, "pi:factor=4", full=True)
+    mine = [figure for figure in found.figures if figure.what.startswith("the weights: ")]
+    assert [figure.value for figure in mine] == [0, 0]
+    assert "the weights" in found.loaded
+    random_model(seed=1).save_pretrained(stage)
+    edited(llama, stage, rope_parameters=LINEAR)
+    with pytest.raises(UnsupportedModelError, match="the weights: logits"):
+        run(llama, stage, "pi:factor=4", full=True)

@@ -358,15 +358,14 @@ def _distance(theirs: Tensor, mine: Tensor) -> float:
 
 
 def _require(figures: list[Figure], kind: str) -> None:
-    """UnsupportedModelError that names the worst figure, unless all hold."""
+    """UnsupportedModelError that names the first figure that does not hold, if there is one."""
     wrong = [figure for figure in figures if not figure.holds]
     if wrong:
-        worst = max(wrong, key=lambda f: f.value / (f.allowed or 1))
-        more = f" (so are {len(wrong) - 1} more figures)" if len(wrong) > 1 else ""
+        first = wrong[0]
+        more = f" (and {len(wrong) - 1} more figures are off)" if len(wrong) > 1 else ""
         raise UnsupportedModelError(
-            f"the export is not the patched {kind} model: {worst.what}, are off by "
-            f"{worst.value:.2g} where {worst.allowed:.2g} is allowed{more}: use ctxext.patch at "
-            "run time"
+            f"the export is not the patched {kind} model: {first.what}: off by {first.value:.2g}, "
+            f"where {first.allowed:.2g} is allowed{more}: use ctxext.patch at run time"
         )
 
 
