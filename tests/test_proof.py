@@ -180,7 +180,7 @@ def test_frequencies_may_be_off_by_a_rounding(llama: Path, tmp_path: Path) -> No
     """Base 10000·4^(16/14) is NTK's, to float32's rounding; 2⁻²⁰ off it is another."""
     base = 10000.0 * 4 ** (16 / 14)
     stage = edited(llama, tmp_path / "stage", rope_parameters=PLAIN | {"rope_theta": base})
-    found = run(llama, stage, "ntk:factor=4")
+    found = run(llama, stage, "ntk:factor=4", 2**14)
     frequencies, logits = found.figures[0], found.figures[-1]
     assert 0 < frequencies.value <= 2**-21 == frequencies.allowed
     assert logits.value > 0
@@ -188,7 +188,7 @@ def test_frequencies_may_be_off_by_a_rounding(llama: Path, tmp_path: Path) -> No
     assert logits.allowed < 0.01 * (found.moved or 0)
     edited(llama, stage, rope_parameters=PLAIN | {"rope_theta": base * (1 + 2**-20)})
     with pytest.raises(UnsupportedModelError, match="frequencies"):
-        run(llama, stage, "ntk:factor=4")
+        run(llama, stage, "ntk:factor=4", 2**14)
 
 
 @pytest.mark.usefixtures("here")
@@ -261,18 +261,28 @@ def test_a_fresh_process_has_no_ctxext(
     assert list((tmp_path / "lm_eval").iterdir()) == []
 
 
-def test_deaths_are_told(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ends = {
-        "import os, signal; os.kill(os.getpid(), signal.SIGKILL)": "killed by SIGKILL .*memory",
-        "import os; os._exit(3)": "exit code 3",
-        "import time; time.sleep(60)": "did not finish in 8 seconds",
-    }
-    for code, said in ends.items():
-        stage = carry(llama, tmp_path / "stage", code)
-        monkeypatch.setattr(proof, "PATIENCE", 8 if "time" in code else 600)
-        with pytest.raises(UnsupportedModelError, match=said) as found:
-            run(llama, stage, "rope", carried=True)
-        assert "\n" not in str(found.value)
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "killed by SIGKILL .*memory"),
+        ("import os; print('no'); os._exit(3)", "sent what is no result"),
+        ("import sys; sys.exit('one\\ntwo\\n')", "exit code 1: two"),
+        ("print('[]')", "sent what is no result"),
+        ("print('{}')", "sent no frequencies"),
+        ('print(\'{"what": "frequencies", "of": "float32", "shape": [-1]}\')', "no result"),
+        ('print(\'{"what": "frequencies", "of": "float32", "shape": [9]}\')', "exit code 0"),
+        ("import time; time.sleep(60)", "did not finish in 1 seconds"),
+    ],
+)
+def test_deaths_are_told(
+    code: str, said: str, llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "script.py").write_text(code)
+    monkeypatch.setattr(check, "__file__", str(tmp_path / "script.py"))
+    monkeypatch.setattr(proof, "PATIENCE", 1.0 if "time" in code else 60.0)
+    with pytest.raises(UnsupportedModelError, match=said) as found:
+        run(llama, edited(llama, tmp_path / "stage"), "rope")
+    assert "\n" not in str(found.value)
 
 
 @pytest.mark.usefixtures("here")
@@ -324,22 +334,22 @@ def test_a_process_ends_with_its_parent(tmp_path: Path) -> None:
 
 CODE = """
 import transformers
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 {0}
+
+class DividedRotaryEmbedding(LlamaRotaryEmbedding):
+    def forward(self, x, position_ids):
+        return super().forward(x, position_ids / self.config.divisor)
 
 class Carried(transformers.LlamaForCausalLM):
     def __init__(self, config):
         super().__init__(config)
-        rotary = self.model.rotary_emb
-        rotary.register_buffer("inv_freq", rotary.inv_freq / config.divisor, persistent=False)
-
-    def _init_weights(self, module):
-        if module is not self.model.rotary_emb:
-            super()._init_weights(module)
+        self.model.rotary_emb = DividedRotaryEmbedding(config)
 """
 
 
 def carry(source: Path, stage: Path, code: str = "", divisor: float = 1.0) -> Path:
-    """A folder whose code divides all frequencies."""
+    """A folder whose code divides all positions."""
     stage.mkdir(exist_ok=True)
     (stage / "modeling_carried.py").write_text(CODE.format(code))
     auto = {"AutoModelForCausalLM": "modeling_carried.Carried"}
@@ -380,11 +390,125 @@ def test_long_reading_in_eager_attention_goes_by_parts(
 def test_full_proofs_load_the_weights(llama: Path, tmp_path: Path) -> None:
     """Weights of the export are taken; where it has none, those of the source."""
     stage = edited(llama, tmp_path / "stage", rope_parameters=LINEAR)
-    found = run(llama, stage, "pi:factor=4", full=True)
+    found = run(llama, stage, "pi:factor=4", 1024, full=True)
     mine = [figure for figure in found.figures if figure.what.startswith("the weights: ")]
     assert [figure.value for figure in mine] == [0, 0]
     assert "the weights" in found.loaded
     random_model(seed=1).save_pretrained(stage)
     edited(llama, stage, rope_parameters=LINEAR)
     with pytest.raises(UnsupportedModelError, match="the weights: logits"):
-        run(llama, stage, "pi:factor=4", full=True)
+        run(llama, stage, "pi:factor=4", 1024, full=True)
+
+
+# Small models ------------------------------------------------------------------------------------
+
+LARGE: dict[str, Any] = {
+    "llama": {
+        **{"hidden_size": 8192, "num_hidden_layers": 80, "num_attention_heads": 64},
+        **{"num_key_value_heads": 8, "intermediate_size": 28672, "vocab_size": 128256},
+        **{"max_position_embeddings": 131072, "eos_token_id": [128001, 128009]},
+        "rope_parameters": {
+            **{"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0},
+            **{"high_freq_factor": 4.0, "original_max_position_embeddings": 8192},
+        },
+    },
+    "mixtral": {
+        **{"hidden_size": 6144, "num_hidden_layers": 56, "num_attention_heads": 48},
+        **{"intermediate_size": 16384, "max_position_embeddings": 65536},
+    },
+    "deepseek_v3": {"max_position_embeddings": 163840},
+    "gemma2": {
+        **{"hidden_size": 4608, "num_hidden_layers": 46, "num_attention_heads": 32},
+        **{"num_key_value_heads": 16, "head_dim": 128, "query_pre_attn_scalar": 144},
+    },
+    "gemma3": {},
+    "gpt_neox": {},
+    "qwen2": {"max_window_layers": 28, "use_sliding_window": True, "sliding_window": 4096},
+    "qwen3_moe": {"head_dim": 128},
+    "cohere2": {"num_hidden_layers": 40},
+}
+
+
+@pytest.mark.parametrize("kind", LARGE)
+def test_large_models_are_made_small(kind: str) -> None:
+    config = AutoConfig.for_model(kind, **LARGE[kind])
+    model, changes = small_model(config)
+    assert sum(weight.numel() for weight in model.parameters()) < 3e7
+    assert all(weight.dtype == torch.float32 for weight in model.parameters())
+    small, text = model.config.get_text_config(), config.get_text_config()
+    unchanged = (
+        *("rope_parameters", "max_position_embeddings", "sliding_window", "hidden_act"),
+        *("attn_logit_softcapping", "final_logit_softcapping", "query_pre_attn_scalar"),
+        *("qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim", "rms_norm_eps"),
+    )
+    for key in unchanged:
+        assert getattr(small, key, None) == getattr(text, key, None), key
+    assert head_dim(small) == head_dim(text)
+    kinds = [set(getattr(c, "layer_types", None) or ()) for c in (small, text)]
+    assert kinds[0] == kinds[1]
+    assert small.num_hidden_layers >= 2
+    for part in (model.config, small):
+        ids = [v for k, v in part.to_dict().items() if k.endswith("_token_id") and v is not None]
+        flat = [i for each in ids for i in (each if isinstance(each, list) else [each])]
+        assert all(-1 <= i < small.vocab_size for i in flat)
+    again = type(config).from_dict(merge(config.to_dict(), changes))
+    assert again.to_dict() == type(config).from_dict(model.config.to_dict()).to_dict()
+    assert set(old_values(config, changes)) == set(changes)
+
+
+def test_frequencies_of_a_small_model_are_those_of_the_large_one() -> None:
+    """By the formula that the config states: base^(−2i/d), d half of a head's 80."""
+    config = AutoConfig.for_model(
+        "phi",
+        **{"hidden_size": 2560, "num_attention_heads": 32, "num_hidden_layers": 32},
+        rope_parameters={
+            "rope_type": "default",
+            "rope_theta": 1e4,
+            "partial_rotary_factor": 0.4,
+        },
+    )
+    (source,) = find_sources(small_model(config)[0])
+    want = torch.tensor([1e4 ** (-2 * i / 32) for i in range(16)])
+    torch.testing.assert_close(source.inv_freq, want, rtol=1e-6, atol=0)
+
+
+def test_tiny_models_are_left_as_they_are(llama: Path) -> None:
+    config = AutoConfig.from_pretrained(llama)
+    model, changes = small_model(config)
+    assert changes == {}
+    assert sum(weight.numel() for weight in model.parameters()) < 1e5
+
+
+def test_what_cannot_be_made_small_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = AutoConfig.for_model("llama", **LARGE["llama"])
+    monkeypatch.setattr("ctxext.export.small.STEPS", (("vocabulary",), ()))
+    with pytest.raises(UnsupportedModelError, match="llama: .*more than 100,000,000 parameters"):
+        small_model(config)
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize(
+    ("key", "value"), [("hidden_size", 4096), ("num_hidden_layers", 3), ("vocab_size", 1000)]
+)
+def test_sizes_that_a_small_model_hides_are_compared(
+    key: str, value: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    large = AutoConfig.for_model("llama", **LARGE["llama"])
+    large.save_pretrained(tmp_path / "source")
+    rope = PLAIN | {"rope_theta": 5e5}
+    large.rope_parameters = rope
+    source = edited(tmp_path / "source", tmp_path / "source", rope_parameters=rope)
+    run(source, edited(source, tmp_path / "stage"), "rope", 2048, train_len=1024)
+    with pytest.raises(UnsupportedModelError, match=f"its {key} is {value} and not"):
+        run(source, edited(source, tmp_path / "stage", **{key: value}), "rope", 2048)
+
+
+def test_a_disk_that_is_full_is_told(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("shutil.copyfile", fail)
+    with pytest.raises(UsageError, match="No space left on device; make room"):
+        run(llama, edited(llama, tmp_path / "stage"), "rope")
