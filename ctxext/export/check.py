@@ -166,13 +166,15 @@ def send(stream: IO[bytes], what: str, numbers: Tensor | None = None, **more: An
 
 
 def receive(stream: IO[bytes]) -> tuple[dict[str, Any], Tensor | None]:
-    """What was sent; EOFError at the end, ValueError where it is something else."""
+    """What was sent; EOFError at the end, another exception where it is something else."""
     import torch
 
     line = stream.readline(HEADER)
     if not line:
         raise EOFError
     header = json.loads(line)
+    if not isinstance(header, dict):
+        raise ValueError(f"a {type(header).__name__}")
     if "shape" not in header:
         return header, None
     if header["of"] not in NUMBERS:
