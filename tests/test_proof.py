@@ -324,7 +324,7 @@ def test_a_process_ends_with_its_parent(tmp_path: Path) -> None:
     job = {"trust_remote_code": True, "kept": {}, "folder": str(stage), "threads": 1, "options": {}}
     with fresh.fresh(tmp_path, job, 50) as other:
         other._process.stdin.close()
-        with pytest.raises(UnsupportedModelError, match="exit code 1"):
+        with pytest.raises(UnsupportedModelError, match="exit code 1: it said nothing"):
             other.end()
 
 

@@ -215,8 +215,9 @@ def _main() -> None:
 
 
 def _end_with_parent() -> None:
-    with contextlib.suppress(Exception):
-        sys.stdin.read()
+    with contextlib.suppress(OSError):
+        while os.read(0, 1):
+            pass
     os._exit(1)
 
 

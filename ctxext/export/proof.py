@@ -307,7 +307,7 @@ class _Found:
         if not worst <= ULPS * ULP:
             return TABLE
         angle = torch.where(off == 0, off, off + mine.double().abs() * ULP)
-        return TABLE + float(angle.max()) * table["length"]
+        return TABLE + float(angle.max()) * int(table["length"])
 
     def _add(self, what: str, value: float, allowed: float) -> None:
         new, old = Figure(what, value, allowed), self.figures.get(what)
