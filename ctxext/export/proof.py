@@ -132,7 +132,7 @@ def prove(
     model, changes = small_model(config, trust_remote_code=trust_remote_code)
     job = _job(model, length, train_len, carried) | {
         "trust_remote_code": trust_remote_code or carried,
-        "kept": old_values(config, changes),
+        "kept": old_values(config.to_dict(), changes),
         "options": {"dtype": "float32"} | ({} if carried else _attention(model)),
     }
     with _box() as box:
