@@ -166,13 +166,15 @@ def send(stream: IO[bytes], what: str, numbers: Tensor | None = None, **more: An
 
 
 def receive(stream: IO[bytes]) -> tuple[dict[str, Any], Tensor | None]:
-    """What was sent; EOFError at the end, ValueError where it is something else."""
+    """What was sent; EOFError at the end, another exception where it is something else."""
     import torch
 
     line = stream.readline(HEADER)
     if not line:
         raise EOFError
     header = json.loads(line)
+    if not isinstance(header, dict):
+        raise ValueError(f"a {type(header).__name__}")
     if "shape" not in header:
         return header, None
     if header["of"] not in NUMBERS:
@@ -213,8 +215,9 @@ def _main() -> None:
 
 
 def _end_with_parent() -> None:
-    with contextlib.suppress(Exception):
-        sys.stdin.read()
+    with contextlib.suppress(OSError):
+        while os.read(0, 1):
+            pass
     os._exit(1)
 
 
@@ -226,7 +229,7 @@ def _answer(stream: IO[bytes], job: dict[str, Any]) -> None:
     trust = job["trust_remote_code"]
     if job["kept"]:
         written = AutoConfig.from_pretrained(job["written"], trust_remote_code=trust)
-        _compare(written, job["kept"])
+        _compare(written.to_dict(), job["kept"])
     model, found = AutoModelForCausalLM.from_pretrained(
         job["folder"], trust_remote_code=trust, output_loading_info=True, **job["options"]
     )
@@ -237,12 +240,12 @@ def _answer(stream: IO[bytes], job: dict[str, Any]) -> None:
         send(stream, what, numbers)
 
 
-def _compare(config: Any, kept: dict[str, Any]) -> None:
-    """ValueError unless the written config has the model's own sizes."""
+def _compare(written: dict[str, Any], kept: dict[str, Any]) -> None:
+    """ValueError unless the written settings have the model's own sizes."""
     for key, want in kept.items():
-        got = getattr(config, key, None)
+        got = written.get(key)
         if isinstance(want, dict):
-            _compare(got, want)
+            _compare(got or {}, want)
         elif json.dumps(got) != json.dumps(want):
             raise ValueError(f"its {key} is {str(got)[:80]} and not {str(want)[:80]}")
 

@@ -38,7 +38,10 @@ class Fresh:
 
     def end(self) -> dict[str, Any]:
         """What the process says of itself when all is sent; errors as for `receive`."""
-        return self._next()[0]
+        header = self._next()[0]
+        if header.get("what") != "end":
+            raise UnsupportedModelError(f"{FAILED} sent more than was asked for")
+        return header
 
     def _next(self) -> tuple[dict[str, Any], Tensor | None]:
         assert self._process.stdout is not None

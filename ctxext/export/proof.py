@@ -125,11 +125,14 @@ def prove(
         UsageError: the disk has no room for it.
     """
     begin = time.perf_counter()
-    config = load_config(Source(os.path.realpath(source), trust_remote_code=trust_remote_code))
+    given = Source(
+        os.path.realpath(source), trust_remote_code=trust_remote_code, train_len=train_len
+    )
+    config = load_config(given)
     model, changes = small_model(config, trust_remote_code=trust_remote_code)
     job = _job(model, length, train_len, carried) | {
         "trust_remote_code": trust_remote_code or carried,
-        "kept": old_values(config, changes),
+        "kept": old_values(config.to_dict(), changes),
         "options": {"dtype": "float32"} | ({} if carried else _attention(model)),
     }
     with _box() as box:
@@ -139,25 +142,21 @@ def prove(
             found = _Found(job)
             found.compare(check.measure(model, job), other)
             about = other.end()
-            figures = [*found.figures.values(), *_judge(found, model, job)]
-            identity = handle.spec.unpatched
+            allowed = _allowed(model, found, EXACT)
+    figures = [*found.figures.values(), *_judge(found, allowed)]
     _require(figures, config.model_type)
-    ours = found.logits[-1][0]
-    moved = None if identity else _distance(check.logits(model, job["probes"][-1]), ours)
-    notes = tuple(_notes(moved, figures))
+    moved = None
+    if not handle.spec.unpatched:
+        moved = _distance(check.logits(model, job["probes"][-1]), found.logits[-1][0])
+    loaded, notes = _loaded(changes), tuple(_notes(moved, allowed[-1]))
     if full:
         del model
-        given = Source(str(source), trust_remote_code=trust_remote_code, train_len=train_len)
-        figures += _prove_weights(given, stage, spec, length, carried)
+        figures += _prove_weights(given, stage, spec, length, carried, found.exact)
         _require(figures, config.model_type)
-    return Proof(
-        tuple(figures),
-        moved,
-        _loaded(changes) + (", and the weights themselves" if full else ""),
-        f"torch {about['torch']}, transformers {about['transformers']}",
-        time.perf_counter() - begin,
-        notes,
-    )
+        loaded += ", and the weights themselves"
+    versions = f"torch {about['torch']}, transformers {about['transformers']}"
+    seconds = time.perf_counter() - begin
+    return Proof(tuple(figures), moved, loaded, versions, seconds, notes)
 
 
 @contextlib.contextmanager
@@ -168,7 +167,7 @@ def _box() -> Iterator[Path]:
             yield Path(name)
     except OSError as error:
         raise UsageError(
-            f"no room for a proof in {tempfile.gettempdir()!r}: {error}; free some, or set TMPDIR"
+            f"no proof can be made in {tempfile.gettempdir()!r}: {error}; make room, or set TMPDIR"
         ) from error
 
 
@@ -302,10 +301,13 @@ class _Found:
         relative = torch.where(mine == 0, off, off / mine.double().abs())
         kind = f" ({table['kind']})" if table["kind"] else ""
         name = f"rotary frequencies{kind}, relative"
-        self._add(name, float(relative.max()), ULPS * ULP)
-        self.exact &= bool((off == 0).all())
+        worst = float(relative.max())
+        self._add(name, worst, ULPS * ULP)
+        self.exact &= worst == 0
+        if not worst <= ULPS * ULP:
+            return TABLE
         angle = torch.where(off == 0, off, off + mine.double().abs() * ULP)
-        return TABLE + float(angle.max()) * table["length"]
+        return TABLE + float(angle.max()) * int(table["length"])
 
     def _add(self, what: str, value: float, allowed: float) -> None:
         new, old = Figure(what, value, allowed), self.figures.get(what)
@@ -320,15 +322,19 @@ def _name(table: dict[str, Any]) -> str:
     return f"cos and sin{kind} {where}"
 
 
-def _judge(found: _Found, model: Any, job: Job, exact: float = EXACT) -> Iterator[Figure]:
-    """The logits' figures; the model is still patched."""
-    allowed = [exact] * len(found.logits)
-    if not found.exact:
-        with _one_up(model):
-            moved = [check.logits(model, probe) for probe in job["probes"]]
-        ours = (mine for mine, _ in found.logits)
-        allowed = [max(exact, ULPS * _distance(*pair)) for pair in zip(ours, moved, strict=True)]
-    for probe, (mine, theirs), most in zip(job["probes"], found.logits, allowed, strict=True):
+def _allowed(model: Any, found: _Found, exact: float) -> list[float]:
+    """How far each probe's logits may be off; the model is patched."""
+    if found.exact:
+        return [exact] * len(found.logits)
+    with _one_up(model):
+        moved = [check.logits(model, probe) for probe in found.job["probes"]]
+    pairs = zip(moved, found.logits, strict=True)
+    return [max(exact, ULPS * _distance(up, mine)) for up, (mine, _) in pairs]
+
+
+def _judge(found: _Found, allowed: list[float]) -> Iterator[Figure]:
+    """The logits' figures."""
+    for probe, (mine, theirs), most in zip(found.job["probes"], found.logits, allowed, strict=True):
         last, length = probe["jump"], probe["length"]
         where = f"positions up to {last}" if last else f"{length} tokens"
         yield Figure(f"logits at {where}, of the largest", _distance(theirs, mine), most)
@@ -347,30 +353,30 @@ def _one_up(model: Any) -> Iterator[None]:
 
 def _distance(theirs: Tensor, mine: Tensor) -> float:
     """How far logits are apart, of the largest."""
-    return float((theirs - mine).abs().max()) / float(mine.abs().max())
+    off, largest = float((theirs - mine).abs().max()), float(mine.abs().max())
+    return off / largest
 
 
 def _require(figures: list[Figure], kind: str) -> None:
-    """UnsupportedModelError that names the worst figure, unless all hold."""
+    """UnsupportedModelError that names the first figure that does not hold, if there is one."""
     wrong = [figure for figure in figures if not figure.holds]
     if wrong:
-        worst = max(wrong, key=lambda f: f.value / (f.allowed or 1))
-        more = f" (so are {len(wrong) - 1} more figures)" if len(wrong) > 1 else ""
+        first = wrong[0]
+        more = f" (and {len(wrong) - 1} more figures are off)" if len(wrong) > 1 else ""
         raise UnsupportedModelError(
-            f"the export is not the patched {kind} model: {worst.what}, are off by "
-            f"{worst.value:.2g} where {worst.allowed:.2g} is allowed{more}: use ctxext.patch at "
-            "run time"
+            f"the export is not the patched {kind} model: {first.what}: off by {first.value:.2g}, "
+            f"where {first.allowed:.2g} is allowed{more}: use ctxext.patch at run time"
         )
 
 
-def _notes(moved: float | None, figures: list[Figure]) -> Iterator[str]:
-    last = next(f for f in reversed(figures) if f.what.startswith("logits"))
-    if moved is not None and moved < FAR * last.allowed:
+def _notes(moved: float | None, allowed: float) -> Iterator[str]:
+    """Of the logits at L: how far the method moves them, and how far they may be off."""
+    if moved is not None and moved < FAR * allowed:
         yield (
-            f"the method moves the small model's logits by {moved:.1g} alone, so that their "
-            "agreement says little"
+            f"the method moves the small model's logits by {moved:.1g}, where {allowed:.1g} is "
+            "allowed, so that their agreement says little"
         )
-    if last.allowed > EXACT:
+    if allowed > EXACT:
         yield (
             "transformers computes the frequencies from the config with another rounding: what "
             "that does to logits is allowed"
@@ -386,30 +392,37 @@ def _loaded(changes: Changes) -> str:
 
 
 def _prove_weights(
-    given: Source, stage: Path, spec: Spec, length: int, carried: bool
+    given: Source, stage: Path, spec: Spec, length: int, carried: bool, exact: bool
 ) -> list[Figure]:
-    """The logits and tokens of the real weights: of the patched model, then of the export."""
-    model, train_len = load_model(given), given.train_len
-    job = _job(model, length, train_len, carried, longest=length, rows=FULL_ROWS)
+    """The logits and tokens of the real weights: of the patched model, then of the export.
+
+    Args:
+        exact: whether both have the same frequencies, bit for bit.
+    """
+    model = load_model(given)
+    job = _job(model, length, given.train_len, carried, longest=length, rows=FULL_ROWS)
     job |= {"tables": [], "trust_remote_code": given.trust_remote_code or carried, "kept": {}}
-    dtype = str(model.dtype).removeprefix("torch.")
-    job["options"] = {"dtype": dtype} | ({} if carried else _attention(model))
+    job["options"] = {"dtype": str(model.dtype).removeprefix("torch.")}
+    job["options"] |= {} if carried else _attention(model)
     if model.device.type != "cpu":
         job["options"]["device_map"] = str(model.device)
-    with patched(model, spec, length, train_len=train_len):
+    found = _Found(job, exact=exact)
+    with patched(model, spec, length, train_len=given.train_len):
         ours = list(check.measure(model, job))
-    exact = max(EXACT, torch.finfo(model.dtype).eps if model.dtype != torch.float32 else 0.0)
+        found.logits = [(mine, mine) for what, mine in ours if what == "logits"]
+        rounding = 0.0 if model.dtype == torch.float32 else torch.finfo(model.dtype).eps
+        allowed = _allowed(model, found, max(EXACT, rounding))
+    found.logits.clear()
     del model
     gc.collect()
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
-    found = _Found(job)
     with _box() as box:
         job["folder"] = str(_linked(box, Path(given.name), stage))
         with fresh(box, job, None) as other:
             found.compare(ours, other)
             other.end()
-    figures = [*found.figures.values(), *_judge(found, None, job, exact)]
+    figures = [*found.figures.values(), *_judge(found, allowed)]
     return [replace(figure, what=f"the weights: {figure.what}") for figure in figures]
 
 

@@ -44,6 +44,7 @@ SIZES: dict[str, dict[str, int]] = {
     },
     "latent": dict.fromkeys(("q_lora_rank", "kv_lora_rank"), 64),
 }
+ONE_LAYER = dict.fromkeys(("num_hidden_layers", "depth"), 1)  # of parts beside the text's
 STEPS: tuple[tuple[str, ...], ...] = (
     ("layers", "vocabulary", "mlp", "experts", "heads", "latent"),
     ("layers", "vocabulary", "mlp", "experts", "heads"),
@@ -75,8 +76,8 @@ def small_model(config: Any, *, trust_remote_code: bool = False) -> tuple[Any, C
     rotation, why = _rotation(whole), f"it has more than {LARGEST:,} parameters"
     steps = ((),) if _size(whole) <= TINY else STEPS
     for groups in steps:
-        changes = _changes(config, groups)
         try:
+            changes = _changes(config, groups)
             small = _with(config, changes)
             if _size(outline := _outline(small, trust_remote_code)) > LARGEST:
                 continue
@@ -107,12 +108,12 @@ def flat(changes: Changes) -> Iterator[tuple[str, Any]]:
         yield from flat(value) if isinstance(value, dict) else [(key, value)]
 
 
-def old_values(config: Any, changes: Changes) -> Changes:
-    """What the config has for each key that is changed."""
+def old_values(settings: dict[str, Any], changes: Changes) -> Changes:
+    """What a config's settings have for each key that is changed; None for nothing."""
     return {
-        key: old_values(getattr(config, key), value)
+        key: old_values(settings.get(key) or {}, value)
         if isinstance(value, dict)
-        else getattr(config, key)
+        else settings.get(key)
         for key, value in changes.items()
     }
 
@@ -200,7 +201,7 @@ def _changes(config: Any, groups: tuple[str, ...]) -> Changes:
         elif group == "heads":
             changes |= _fewer_heads(text)
         else:
-            changes |= _smaller(text, SIZES[group])
+            changes |= _smaller(text.to_dict() | changes, text, SIZES[group])
     if text is not config and changes:
         changes = _in_place(config, text, changes)
     if "vocabulary" in groups:
@@ -216,7 +217,7 @@ def _in_place(config: Any, text: Any, changes: Changes) -> Changes:
         if part is text:
             nested[name] = changes
         elif hasattr(part, "to_dict"):
-            nested[name] = _smaller(part, dict.fromkeys(("num_hidden_layers", "depth"), 1))
+            nested[name] = _smaller(part.to_dict(), part, ONE_LAYER)
     return {name: part for name, part in nested.items() if part}
 
 
@@ -225,12 +226,12 @@ def _own(text: Any, name: str) -> str:
     return str((text.attribute_map or {}).get(name, name))
 
 
-def _smaller(text: Any, sizes: dict[str, int]) -> Changes:
-    """The sizes that are larger than these; of lists, one size for each layer, all at once."""
-    known, changes = text.to_dict(), Changes()
+def _smaller(known: dict[str, Any], text: Any, sizes: dict[str, int]) -> Changes:
+    """Of the known settings the sizes that are larger than these; of lists all in them."""
+    changes = Changes()
     for name, size in sizes.items():
         own = _own(text, name)
-        value = changes.get(own, known.get(own))
+        value = known.get(own)
         if _is_size(value) and value > size:
             changes[own] = size
         elif isinstance(value, list) and value and all(map(_is_size, value)):
