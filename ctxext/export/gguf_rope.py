@@ -143,9 +143,8 @@ def _candidates(architecture: str, rotation: Rotation, own: Rotary) -> Iterator[
     yield Expression(name, own.base, k)
     if pairs > 1 and (log := math.log(first / last) * pairs / (pairs - 1)) < math.log(LARGEST):
         yield Expression(name, math.exp(log), k)
-    if ramp := rotation.ramp:
-        if architecture not in PER_PAIR:
-            yield Expression("yarn", own.base, ramp.k, ramp=ramp)
+    if (ramp := rotation.ramp) and architecture not in PER_PAIR:
+        yield Expression("yarn", own.base, ramp.k, ramp=ramp)
     if architecture in PER_PAIR:
         factors = (own.base ** (-i / pairs) / t for i, t in enumerate(rotation.theta))
         yield Expression("rope_freqs", own.base, factors=tuple(factors))

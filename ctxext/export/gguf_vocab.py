@@ -5,9 +5,10 @@ merging has a name, and only structures that are known to be that cut are taken.
 SentencePiece: of all adjacent pieces whose concatenation is a piece, the best scored merges first;
 this equals BPE with merges where every way to build a piece is a merge and a piece's merges stand
 together, which is checked. llama.cpp normalizes no text: a tokenizer that brings text into NFC is
-taken all the same, as everyone does, and gives the same tokens for text that is in NFC already.
-Nor does it look whether text starts with a space before it puts one in front, which `Metaspace`
-does.
+taken all the same, and gives the same tokens for text that is in NFC already. `llama` puts a space
+before any text, as SentencePiece does; `Metaspace`, by which transformers 5 reads SentencePiece
+models, leaves it out before text that starts with a space and, where it is told so, after special
+tokens: there llama.cpp gives what the model was trained with.
 """
 
 from __future__ import annotations
@@ -214,7 +215,8 @@ def _scores(model: dict[str, Any], tokens: list[str], types: list[int]) -> list[
     vocab, merges = model["vocab"], [tuple(pair) for pair in model["merges"]]
     if model["ignore_merges"]:
         raise _refused("it takes whole words that are tokens as they are")
-    known, ranks, last = set(merges), {}, ""
+    known, last = set(merges), ""
+    ranks: dict[str, float] = {}
     for left, right in merges:
         piece = left + right
         if piece != last and piece in ranks:
