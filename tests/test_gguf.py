@@ -21,8 +21,8 @@ from torch import Tensor
 import ctxext
 from ctxext import patches
 from ctxext.errors import UnsupportedModelError, UsageError
-from ctxext.export import gguf_rope, gguf_vocab
 from ctxext.export import gguf as module
+from ctxext.export import gguf_rope, gguf_vocab
 from ctxext.export.gguf import write_gguf
 from ctxext.models.aliases import locate
 from ctxext.models.layout import find_sources
@@ -33,7 +33,7 @@ gguf = pytest.importorskip("gguf", reason="needs the gguf package: pip install '
 
 TINY = Path(locate("tiny"))
 LENGTH = 2048
-VOCABULARY = 400
+VOCABULARY = 700
 SPECS = {  # and how tiny's file says them
     "rope": "rope.freq_base",
     "pi": "linear",
@@ -102,7 +102,7 @@ def sentencepiece(prefix: str = "prepend") -> Tokenizer:
     learner = Tokenizer(models.BPE())
     learner.pre_tokenizer = pre_tokenizers.Metaspace()
     learner.train_from_iterator(
-        TEXT.splitlines(), trainers.BpeTrainer(vocab_size=300, show_progress=False)
+        TEXT.splitlines(), trainers.BpeTrainer(vocab_size=600, show_progress=False)
     )
     learnt = sorted(learner.get_vocab().items(), key=lambda item: item[1])
     tokens = ["<unk>", "<s>", "</s>", *(f"<0x{b:02X}>" for b in range(256))]
@@ -279,7 +279,7 @@ def test_a_scaling_by_the_length_at_hand_is_refused(llama: Path, tmp_path: Path)
     folder = edit(
         llama, "config.json", tmp_path / "m", lambda raw: raw["rope_parameters"].update(rope)
     )
-    with pytest.raises(UnsupportedModelError, match="dynamic rope scaling.*frequency method"):
+    with pytest.raises(UnsupportedModelError, match=r"dynamic rope scaling.*frequency method"):
         run(folder, "rope", tmp_path / "m.gguf", 128)
 
 
@@ -293,10 +293,8 @@ def source_weights(folder: Path) -> dict[str, Tensor]:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 def test_weights(dtype: torch.dtype, tied: bool, tmp_path: Path) -> None:
     options: dict[str, Any] = {"attention_bias": True, "mlp_bias": True, "head_dim": 8}
-    folder = saved(
-        tmp_path / "m", dtype=dtype, shard="100KB", tie_word_embeddings=tied, **options
-    )
-    assert len(list(folder.glob("*.safetensors"))) > 2
+    folder = saved(tmp_path / "m", dtype=dtype, shard="100KB", tie_word_embeddings=tied, **options)
+    assert len(list(folder.glob("*.safetensors"))) > 1
     run(folder, "beta-radix", tmp_path / "m.gguf", 128)
     fields, tensors = read(tmp_path / "m.gguf")
     weights = source_weights(folder)
@@ -391,7 +389,7 @@ def test_byte_level_tokenizers_by_their_cut(name: str, tmp_path: Path) -> None:
     fields, _ = read(tmp_path / "m.gguf")
     assert fields["tokenizer.ggml.pre"] == name
     assert fields["tokenizer.ggml.token_type"][-3:] == [4, 5, 5]
-    assert fields["tokenizer.ggml.tokens"][-3:] == ["<tool>", "[PAD398]", "[PAD399]"]
+    assert fields["tokenizer.ggml.tokens"][-3:] == ["<tool>", "[PAD698]", "[PAD699]"]
     merges = json.loads(tokenizer.to_str())["model"]["merges"]
     assert fields["tokenizer.ggml.merges"] == [" ".join(pair) for pair in merges]
     assert (fields["tokenizer.ggml.bos_token_id"], fields["tokenizer.ggml.eos_token_id"]) == (0, 1)
@@ -449,7 +447,6 @@ REFUSED: dict[str, tuple[Callable[[Any], None], str]] = {
     "nul": (add("a\0b", LAST), "cannot hold"),
     "empty": (rename("Ġt", ""), "cannot hold|cannot be loaded"),
     "pad": (add(f"[PAD{VOCABULARY - 1}]", LAST), "stands there 2 times"),
-    "same id": (rename("!", "<s>"), "cannot be loaded|same id|stands there"),
     "shared id": (
         lambda raw: raw["model"]["vocab"].update({"zzz": raw["model"]["vocab"]["!"]}), "same id",
     ),
@@ -478,6 +475,12 @@ def test_tokenizers_that_cannot_be_expressed(name: str, llama: Path, tmp_path: P
     assert not (tmp_path / "m.gguf").exists()
 
 
+def two_ways(raw: Any) -> int:
+    """The index of a late merge into a piece that another one builds too."""
+    pieces = ["".join(way) for way in raw["model"]["merges"]]
+    return next(i for i, p in enumerate(pieces) if i > 9 and pieces.count(p) > 1)
+
+
 SPM_REFUSED: dict[str, tuple[Callable[[Any], None], str]] = {
     "whole words": (change_model(ignore_merges=True), "whole words"),
     "a way missing": (
@@ -485,7 +488,7 @@ SPM_REFUSED: dict[str, tuple[Callable[[Any], None], str]] = {
         "do not merge, but",
     ),
     "apart": (
-        lambda raw: raw["model"]["merges"].sort(key=lambda way: len(way[0])),
+        lambda raw: raw["model"]["merges"].insert(0, raw["model"]["merges"].pop(two_ways(raw))),
         "stand apart",
     ),
     "front": (change(normalizer={"type": "Prepend", "prepend": "▁"}), "treats text by"),
@@ -555,7 +558,7 @@ def test_hostile_weights(llama: Path, tmp_path: Path) -> None:
         assert_one_line(error.value)
     for content in (b"", b"\xff" * 64, b"\x08\0\0\0\0\0\0\0{}      "):
         (folder / "model.safetensors").write_bytes(content)
-        with pytest.raises(UsageError, match="readable weights|too few"):
+        with pytest.raises(UsageError, match=r"readable weights|too few"):
             run(folder, "pi", tmp_path / "m.gguf", 128)
     (folder / "model.safetensors").unlink()
     index = folder / "model.safetensors.index.json"
@@ -603,7 +606,7 @@ def test_mistral_without_a_window_is_a_llama(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("spec", ["rerope:window=16", "logn", "pi:factor=2+logn"])
 def test_what_changes_attention_is_refused(spec: str, llama: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="(rerope|logn) changes attention itself.*frequency"):
+    with pytest.raises(UsageError, match=r"(rerope|logn) changes attention itself.*frequency"):
         run(llama, spec, tmp_path / "m.gguf", 128)
 
 
@@ -735,7 +738,8 @@ def test_logits_in_llama_cpp(
 
 TEXTS = (
     TEXT[:3000], "don't I'LL 'S ''s We'Ve", " a  b   c\n\n \t\n  d \r\n e  ", "1234567 3.14 ²³½ ٣٤",
-    "naïve Ångström 日本語 한국어 हिन्दी 🧑‍💻👍🏽", "a\u00a0b\u2003c\u3000d", "<s>x</s> <tool>y", "\t", "...!!", "▁x",
+    "naïve Ångström 日本語 한국어 हिन्दी 🧑‍💻👍🏽", "a\u00a0b\u2003c\u3000d", "<s>x</s> <tool>y",
+    "\t", "...!!", "▁x",
 )  # fmt: skip
 
 

@@ -229,7 +229,7 @@ def _shards(source: Path) -> list[str]:
         shards = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
     except (OSError, ValueError, RecursionError, LookupError, AttributeError, TypeError):
         shards = []
-    if not shards or not all(_SHARD.fullmatch(shard) for shard in shards):
+    if not shards or not all(_SHARD.fullmatch(str(shard)) for shard in shards):
         raise UsageError(f"{str(index)!r} is no index of weights: download it anew")
     return shards
 

@@ -84,6 +84,7 @@ def read_vocabulary(source: Path, config: Any) -> Vocabulary:
         raise _refused(f"{type(tokenizer).__name__} is written in Python, not in `tokenizers`")
     parts = json.loads(backend.to_str())
     model = parts["model"]
+    model["vocab"] = backend.get_vocab(with_added_tokens=False)  # ids twice too
     if model["type"] != "BPE":
         raise _refused(f"its model is {model['type']}, not BPE")
     for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
