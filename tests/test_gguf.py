@@ -432,6 +432,7 @@ LAST = VOCABULARY - 3
 REFUSED: dict[str, tuple[Callable[[Any], None], str]] = {
     "dropout": (change_model(dropout=0.5), "dropout 0.5"),
     "prefix": (change_model(continuing_subword_prefix="##", merges=[]), "continuing_subword"),
+    "panic in Rust": (change_model(continuing_subword_prefix="###"), "cannot load.*Panic"),
     "merges": (change_model(merges=[]), "no merges"),
     "lower": (change(normalizer={"type": "Lowercase"}), "normalized by Lowercase"),
     "whitespace": (change(pre_tokenizer={"type": "Whitespace"}), "cuts text by.*Whitespace"),
@@ -527,8 +528,17 @@ def test_hostile_tokenizer_files(text: bytes, llama: Path, tmp_path: Path) -> No
 
 def test_a_model_smaller_than_its_tokenizer(tmp_path: Path) -> None:
     folder = saved(tmp_path / "m", vocab_size=300)
-    with pytest.raises(UnsupportedModelError, match="has id 300, and the model 300 embeddings"):
+    with pytest.raises(UnsupportedModelError, match="has id 300, and the model has 300 embeddings"):
         run(folder, "pi", tmp_path / "m.gguf", 128)
+
+
+def test_a_config_of_which_no_model_is_built(llama: Path, tmp_path: Path) -> None:
+    config = load_config(Source(str(llama)))
+    config.intermediate_size = -1
+    own = Rotary(tuple(10000.0 ** (-i / 8) for i in range(8)), 10000.0, 64)
+    with pytest.raises(UnsupportedModelError, match="builds no llama model") as error:
+        write_gguf(llama, tmp_path / "m.gguf", config, patches.parse("rope"), own, 128)
+    assert_one_line(error.value)
 
 
 def test_a_tokenizer_without_an_end(tmp_path: Path) -> None:

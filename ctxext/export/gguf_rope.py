@@ -4,7 +4,7 @@ llama.cpp turns pair i of the token at position p by p · base^(−2i/d) / λ_i 
 the tensor `rope_freqs.weight`, which only its llama architecture reads, and k is
 `rope.scaling.factor`; under YaRN, 1/k is ramped in over the pairs. Rotated queries and keys carry
 `rope.scaling.attn_factor`, and 0.1 ln k + 1 on top under YaRN. (`rope_yarn` in ggml,
-`llama-context.cpp`, `llama-model.cpp`, as of llama.cpp in September 2026.)
+`llama-context.cpp` and `llama-model.cpp`, as in llama-cpp-python 0.3.36.)
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ tokens: there llama.cpp gives what the model was trained with.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections import Counter
@@ -21,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ctxext.errors import UnsupportedModelError
+from ctxext.errors import UnsupportedModelError, UsageError
 from ctxext.models.loading import Source, load_tokenizer
 
 SPACE = "▁"
@@ -78,7 +79,8 @@ def read_vocabulary(source: Path, config: Any) -> Vocabulary:
         UsageError: no tokenizer, or one that transformers cannot load.
         UnsupportedModelError: llama.cpp has nothing that tokenizes alike; the message says what.
     """
-    tokenizer = load_tokenizer(Source(os.path.realpath(source)))
+    with _refusing("load"):
+        tokenizer = load_tokenizer(Source(os.path.realpath(source)))
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise _refused(f"{type(tokenizer).__name__} is written in Python, not in `tokenizers`")
@@ -110,6 +112,19 @@ def _refused(why: str) -> UnsupportedModelError:
     )
 
 
+@contextlib.contextmanager
+def _refusing(what: str) -> Iterator[None]:
+    """A refusal for any failure in there, of the library's Rust too, which is no Exception."""
+    try:
+        yield
+    except UsageError:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise _refused(f"it cannot {what} ({type(error).__name__}: {error})") from error
+
+
 def _tokens(parts: dict[str, Any], size: int) -> tuple[list[str], list[int]]:
     """The text and type of every token; ids that have none are named and marked unused."""
     model = parts["model"]
@@ -128,7 +143,7 @@ def _tokens(parts: dict[str, Any], size: int) -> tuple[list[str], list[int]]:
         entries.append((added["content"], added["id"], kind))
     for token, i, kind in entries:
         if i >= size:
-            raise _refused(f"token {token!r} has id {i}, and the model {size} embeddings")
+            raise _refused(f"token {token!r} has id {i}, and the model has {size} embeddings")
         if not token or "\0" in token:
             raise _refused(f"token {i} is {token!r}, which llama.cpp cannot hold")
         if types[i] != UNUSED and tokens[i] != token:
@@ -248,9 +263,9 @@ def _add_special(found: Vocabulary, tokenizer: Any, config: Any) -> None:
     found.ids = {name: i for name, i in ids.items() if i is not None}
     for name, i in found.ids.items():
         if not 0 <= i < len(found.tokens):
-            raise _refused(f"its {name} token has id {i}, and the model {len(found.tokens)}")
-    bare = tokenizer.encode("a", add_special_tokens=False)
-    full = tokenizer.encode("a")
+            raise _refused(f"its {name} token has id {i}, and the model has {len(found.tokens)}")
+    with _refusing("encode a text"):
+        bare, full = tokenizer.encode("a", add_special_tokens=False), tokenizer.encode("a")
     around = [(bos, eos) for bos in (False, True) for eos in (False, True)]
     fits = [p for p in around if full == [ids["bos"]] * p[0] + bare + [ids["eos"]] * p[1]]
     if not fits:
