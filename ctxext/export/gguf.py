@@ -97,9 +97,9 @@ def write_gguf(
     rotation = gguf_rope.wanted(config, spec, own)
     said = f"{spec} for a {config.model_type} model"
     expression = gguf_rope.express(architecture, rotation, own, said)
-    vocabulary = gguf_vocab.read_vocabulary(source, config)
     with contextlib.ExitStack() as stack:
         weights = _find_weights(source, config, architecture, stack)
+        vocabulary = gguf_vocab.read_vocabulary(source, config)
         try:
             writer = _describe(source, config, architecture, context, spec)
             gguf_rope.add_to(writer, expression)
@@ -168,8 +168,8 @@ def _find_weights(
         gguf.MODEL_ARCH[architecture.upper()], config.num_hidden_layers
     )
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
-    weights = []
-    for key, shape in _shapes(config).items():
+    weights, shapes = [], _shapes(config)
+    for key, shape in shapes.items():
         name = names.get_name(key, try_suffixes=(".weight", ".bias"))
         if name is None:
             raise UnsupportedModelError(f"llama.cpp's {architecture} has no tensor for {key!r}")
@@ -184,7 +184,7 @@ def _find_weights(
         kind = TYPES[view.get_dtype()] if len(shape) > 1 else "F32"
         rows = heads.get(key.split(".")[-2], 0) if architecture in TURNED else 0
         weights.append(Weight(name, key, files[key], shape, kind, rows))
-    left = sorted(k for k in files.keys() - _shapes(config).keys() if not _is_spare(k, config))
+    left = sorted(k for k in files.keys() - shapes.keys() if not _is_spare(k, config))
     if left:
         raise UsageError(f"tensor {left[0]!r} in {str(source)!r} has no place in the model")
     return weights
@@ -200,8 +200,14 @@ def _shapes(config: Any) -> dict[str, tuple[int, ...]]:
     """The model's tensors and their shapes, without the tied ones."""
     from transformers import AutoModelForCausalLM
 
-    with torch.device("meta"):
-        state = AutoModelForCausalLM.from_config(config).state_dict()
+    try:
+        with torch.device("meta"):
+            state = AutoModelForCausalLM.from_config(config).state_dict()
+    except Exception as error:
+        raise UnsupportedModelError(
+            f"transformers builds no {config.model_type} model of this config: "
+            f"{type(error).__name__} {' '.join(str(error).split())[:200]}"
+        ) from error
     return {k: tuple(w.shape) for k, w in state.items() if not _is_spare(k, config)}
 
 
@@ -229,7 +235,7 @@ def _shards(source: Path) -> list[str]:
         shards = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
     except (OSError, ValueError, RecursionError, LookupError, AttributeError, TypeError):
         shards = []
-    if not shards or not all(_SHARD.fullmatch(shard) for shard in shards):
+    if not shards or not all(_SHARD.fullmatch(str(shard)) for shard in shards):
         raise UsageError(f"{str(index)!r} is no index of weights: download it anew")
     return shards
 

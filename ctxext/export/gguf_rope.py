@@ -4,7 +4,7 @@ llama.cpp turns pair i of the token at position p by p · base^(−2i/d) / λ_i 
 the tensor `rope_freqs.weight`, which only its llama architecture reads, and k is
 `rope.scaling.factor`; under YaRN, 1/k is ramped in over the pairs. Rotated queries and keys carry
 `rope.scaling.attn_factor`, and 0.1 ln k + 1 on top under YaRN. (`rope_yarn` in ggml,
-`llama-context.cpp`, `llama-model.cpp`, as of llama.cpp in September 2026.)
+`llama-context.cpp` and `llama-model.cpp`, as in llama-cpp-python 0.3.36.)
 """
 
 from __future__ import annotations
@@ -143,9 +143,8 @@ def _candidates(architecture: str, rotation: Rotation, own: Rotary) -> Iterator[
     yield Expression(name, own.base, k)
     if pairs > 1 and (log := math.log(first / last) * pairs / (pairs - 1)) < math.log(LARGEST):
         yield Expression(name, math.exp(log), k)
-    if ramp := rotation.ramp:
-        if architecture not in PER_PAIR:
-            yield Expression("yarn", own.base, ramp.k, ramp=ramp)
+    if (ramp := rotation.ramp) and architecture not in PER_PAIR:
+        yield Expression("yarn", own.base, ramp.k, ramp=ramp)
     if architecture in PER_PAIR:
         factors = (own.base ** (-i / pairs) / t for i, t in enumerate(rotation.theta))
         yield Expression("rope_freqs", own.base, factors=tuple(factors))

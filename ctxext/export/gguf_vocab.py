@@ -5,13 +5,15 @@ merging has a name, and only structures that are known to be that cut are taken.
 SentencePiece: of all adjacent pieces whose concatenation is a piece, the best scored merges first;
 this equals BPE with merges where every way to build a piece is a merge and a piece's merges stand
 together, which is checked. llama.cpp normalizes no text: a tokenizer that brings text into NFC is
-taken all the same, as everyone does, and gives the same tokens for text that is in NFC already.
-Nor does it look whether text starts with a space before it puts one in front, which `Metaspace`
-does.
+taken all the same, and gives the same tokens for text that is in NFC already. `llama` puts a space
+before any text, as SentencePiece does; `Metaspace`, by which transformers 5 reads SentencePiece
+models, leaves it out before text that starts with a space and, where it is told so, after special
+tokens: there llama.cpp gives what the model was trained with.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections import Counter
@@ -20,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ctxext.errors import UnsupportedModelError
+from ctxext.errors import UnsupportedModelError, UsageError
 from ctxext.models.loading import Source, load_tokenizer
 
 SPACE = "▁"
@@ -77,12 +79,14 @@ def read_vocabulary(source: Path, config: Any) -> Vocabulary:
         UsageError: no tokenizer, or one that transformers cannot load.
         UnsupportedModelError: llama.cpp has nothing that tokenizes alike; the message says what.
     """
-    tokenizer = load_tokenizer(Source(os.path.realpath(source)))
+    with _refusing("load"):
+        tokenizer = load_tokenizer(Source(os.path.realpath(source)))
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise _refused(f"{type(tokenizer).__name__} is written in Python, not in `tokenizers`")
     parts = json.loads(backend.to_str())
     model = parts["model"]
+    model["vocab"] = backend.get_vocab(with_added_tokens=False)  # ids twice too
     if model["type"] != "BPE":
         raise _refused(f"its model is {model['type']}, not BPE")
     for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
@@ -108,6 +112,19 @@ def _refused(why: str) -> UnsupportedModelError:
     )
 
 
+@contextlib.contextmanager
+def _refusing(what: str) -> Iterator[None]:
+    """A refusal for any failure in there, of the library's Rust too, which is no Exception."""
+    try:
+        yield
+    except UsageError:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise _refused(f"it cannot {what} ({type(error).__name__}: {error})") from error
+
+
 def _tokens(parts: dict[str, Any], size: int) -> tuple[list[str], list[int]]:
     """The text and type of every token; ids that have none are named and marked unused."""
     model = parts["model"]
@@ -126,7 +143,7 @@ def _tokens(parts: dict[str, Any], size: int) -> tuple[list[str], list[int]]:
         entries.append((added["content"], added["id"], kind))
     for token, i, kind in entries:
         if i >= size:
-            raise _refused(f"token {token!r} has id {i}, and the model {size} embeddings")
+            raise _refused(f"token {token!r} has id {i}, and the model has {size} embeddings")
         if not token or "\0" in token:
             raise _refused(f"token {i} is {token!r}, which llama.cpp cannot hold")
         if types[i] != UNUSED and tokens[i] != token:
@@ -214,7 +231,8 @@ def _scores(model: dict[str, Any], tokens: list[str], types: list[int]) -> list[
     vocab, merges = model["vocab"], [tuple(pair) for pair in model["merges"]]
     if model["ignore_merges"]:
         raise _refused("it takes whole words that are tokens as they are")
-    known, ranks, last = set(merges), {}, ""
+    known, last = set(merges), ""
+    ranks: dict[str, float] = {}
     for left, right in merges:
         piece = left + right
         if piece != last and piece in ranks:
@@ -245,9 +263,9 @@ def _add_special(found: Vocabulary, tokenizer: Any, config: Any) -> None:
     found.ids = {name: i for name, i in ids.items() if i is not None}
     for name, i in found.ids.items():
         if not 0 <= i < len(found.tokens):
-            raise _refused(f"its {name} token has id {i}, and the model {len(found.tokens)}")
-    bare = tokenizer.encode("a", add_special_tokens=False)
-    full = tokenizer.encode("a")
+            raise _refused(f"its {name} token has id {i}, and the model has {len(found.tokens)}")
+    with _refusing("encode a text"):
+        bare, full = tokenizer.encode("a", add_special_tokens=False), tokenizer.encode("a")
     around = [(bos, eos) for bos in (False, True) for eos in (False, True)]
     fits = [p for p in around if full == [ids["bos"]] * p[0] + bare + [ids["eos"]] * p[1]]
     if not fits:
