@@ -30,6 +30,7 @@ class Facts:
         expression: how the export says the spec.
         carried: whether the folder has its own code.
         weights: whether the weights are in it.
+        gguf: the name of the GGUF file, where it is one.
         proof: what a fresh process found; None for GGUF.
         notes: what a user should know about this model with this method, a line each.
     """
@@ -42,6 +43,7 @@ class Facts:
     expression: str
     carried: bool
     weights: bool
+    gguf: str | None
     proof: Proof | None
     notes: tuple[str, ...]
 
@@ -59,7 +61,7 @@ def _front(facts: Facts) -> str:
     names = [method.name for method in facts.spec.methods]
     data = ModelCardData(
         base_model=_hub_id(facts.name),
-        library_name="gguf" if facts.proof is None else "transformers",
+        library_name="transformers" if facts.gguf is None else "gguf",
         pipeline_tag="text-generation",
         tags=["ctxext", "long-context", *dict.fromkeys(names)],
         **_source_metadata(facts.source),
@@ -123,8 +125,8 @@ def _method(about: dict[str, str], spec: str) -> str:
 
 def _loading(facts: Facts) -> list[str]:
     """How to load the folder in each engine that can."""
-    if facts.proof is None:
-        return [f"```\nllama-cli -m FILE.gguf -c {facts.length}\n```\n"]
+    if facts.gguf is not None:
+        return [f"```\nllama-cli -m {facts.gguf} -c {facts.length}\n```\n"]
     trust = ", trust_remote_code=True" if facts.carried else ""
     where = plain(_hub_id(facts.name) or "BASE_MODEL")
     lines = ["from transformers import AutoModelForCausalLM, AutoTokenizer", ""]

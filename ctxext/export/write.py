@@ -152,6 +152,7 @@ def export(order: Order) -> Exported:
             expression,
             carried=expression == CARRIED,
             weights=not order.config_only,
+            gguf=names[0] if order.gguf else None,
             proof=proof,
             notes=notes,
         )
