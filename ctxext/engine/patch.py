@@ -113,13 +113,13 @@ def patch(
     attention = _choose(model, anatomy, resolved, attn)
     with contextlib.ExitStack() as undo:
         feeds = [_feed(source, anatomy) for source in anatomy.sources]
-        notes = [
-            note for s in anatomy.sources for note in _apply_frequencies(s, resolved, length, undo)
-        ]
+        notes = anatomy.notes(resolved)
+        for source in anatomy.sources:
+            _apply_frequencies(source, resolved, length, undo)
         for source in anatomy.sources:
             check_module(source, anatomy.axes[source])
         _apply_seams(model, anatomy, feeds, trained, resolved, attention.name, undo)
-        handle = Handle(resolved, attention, [*notes, *anatomy.notes(resolved)], undo)
+        handle = Handle(resolved, attention, notes, undo)
         replace(undo, holder, HANDLE, handle)
         handle._undo = undo.pop_all()
     return handle
@@ -179,10 +179,10 @@ def _feed(source: Source, anatomy: Anatomy) -> Feed:
 
 def _apply_frequencies(
     source: Source, spec: Spec, length: int | None, undo: contextlib.ExitStack
-) -> list[str]:
-    """Replace inv_freq and the attention factor; what a user should know of it, a line each."""
+) -> None:
+    """Replace inv_freq and the attention factor."""
     if not spec.frequencies:
-        return []
+        return
     module, facts, scaling = source.module, source.facts, source.scaling
     attribute, factor = source.named("attention_scaling"), spec.attention_factor()
     if not hasattr(module, attribute) and factor != 1:
@@ -195,11 +195,10 @@ def _apply_frequencies(
     module._buffers[source.named("inv_freq")] = inv_freq.to(own.device, torch.float32)
     replace(undo, module, attribute, factor)
     if scaling in UNSCALED:
-        return []
+        return
     kinds = module.__dict__.get("rope_type")
     plain = {**kinds, source.layer_type: "default"} if isinstance(kinds, dict) else "default"
     replace(undo, module, "rope_type", plain)
-    return [f"the model's own {scaling} rope scaling is replaced by {spec}"]
 
 
 def _new_frequencies(source: Source, spec: Spec, length: int | None) -> tuple[Tensor, float]:

@@ -48,10 +48,9 @@ class Facts:
     notes: tuple[str, ...]
 
 
-def write_card(stage: Path, facts: Facts) -> str:
-    """Write README.md into the stage; its name."""
+def write_card(stage: Path, facts: Facts) -> None:
+    """Write README.md into the stage."""
     (stage / CARD).write_text(_front(facts) + _body(facts), encoding="utf-8")
-    return CARD
 
 
 def _front(facts: Facts) -> str:

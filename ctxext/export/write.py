@@ -127,10 +127,10 @@ def export(order: Order) -> Exported:
     with staged(source, order.out, force=order.force) as stage:
         proof = None
         if order.gguf:
-            expression, names = _gguf(stage, order, config, anatomy, spec)
+            expression = _gguf(stage, order, config, anatomy, spec)
         else:
-            expression, names = _config(stage, order, raw, config, model, anatomy, spec, trained)
-            names += put(chosen, source, stage, link=order.link)
+            expression = _config(stage, order, raw, config, model, anatomy, spec, trained)
+            put(chosen, source, stage, link=order.link)
             if expression == CARRIED:
                 pin_tokenizer(stage, raw, type(config))
             proof = prove(
@@ -152,12 +152,13 @@ def export(order: Order) -> Exported:
             expression,
             carried=expression == CARRIED,
             weights=not order.config_only,
-            gguf=names[0] if order.gguf else None,
+            gguf=next((path.name for path in stage.glob("*.gguf")), None),
             proof=proof,
             notes=notes,
         )
-        names.append(write_card(stage, facts))
-    return Exported(spec.full(), expression, tuple(sorted(names)), proof, notes)
+        write_card(stage, facts)
+        files = sorted(p.relative_to(stage).as_posix() for p in stage.rglob("*") if p.is_file())
+    return Exported(spec.full(), expression, tuple(files), proof, notes)
 
 
 def check(order: Order) -> None:
@@ -208,10 +209,10 @@ def _config(
     anatomy: Anatomy,
     spec: Spec,
     trained: int,
-) -> tuple[str, list[str]]:
-    """Write the config, and code where no stock config does; how, and the names."""
+) -> str:
+    """Write the config, and code where no stock config does; how."""
     try:
-        expression = write_native(
+        return write_native(
             stage,
             raw,
             config,
@@ -220,21 +221,18 @@ def _config(
             order.length,
             trust_remote_code=order.trust_remote_code,
         )
-        return expression, ["config.json"]
     except UnsupportedModelError as error:
         if order.native_only or order.config_only:
             option = "--native-only" if order.native_only else "--config-only"
             raise UnsupportedModelError(
                 f"{error}: leave out {option} for a folder that carries its own code"
             ) from error
-    names = write_carried(stage, raw, type(model), type(config), spec, order.length, trained)
-    return CARRIED, names
+    write_carried(stage, raw, type(model), type(config), spec, order.length, trained)
+    return CARRIED
 
 
-def _gguf(
-    stage: Path, order: Order, config: Any, anatomy: Anatomy, spec: Spec
-) -> tuple[str, list[str]]:
-    """Write the GGUF file; how it says the spec, and its name."""
+def _gguf(stage: Path, order: Order, config: Any, anatomy: Anatomy, spec: Spec) -> str:
+    """Write the GGUF file; how it says the spec."""
     from ctxext.export.gguf import write_gguf
 
     if len(anatomy.axes) != 1 or anatomy.alone:
@@ -245,5 +243,4 @@ def _gguf(
     title = f"{order.name or order.source.resolve().name}-{spec}"
     name = f"{re.sub('[^A-Za-z0-9._=-]+', '-', title).strip('-.')[:120]}.gguf"
     longest = max(order.length, source.trained)
-    expression = write_gguf(order.source, stage / name, config, spec, source.facts, longest)
-    return expression, [name]
+    return write_gguf(order.source, stage / name, config, spec, source.facts, longest)
