@@ -94,11 +94,14 @@ def small_model(config: Any, *, trust_remote_code: bool = False) -> tuple[Any, C
 
 
 def merge(settings: dict[str, Any], changes: Changes) -> dict[str, Any]:
-    """A config's settings with the changes in them, nested ones too."""
+    """A config's settings with the changes in them, nested ones too; None takes a key out."""
     merged = dict(settings)
     for key, value in changes.items():
-        nested = isinstance(value, dict)
-        merged[key] = merge(merged.get(key) or {}, value) if nested else value
+        if value is None:
+            merged.pop(key, None)
+        else:
+            nested = isinstance(value, dict)
+            merged[key] = merge(merged.get(key) or {}, value) if nested else value
     return merged
 
 
@@ -216,7 +219,7 @@ def _in_place(config: Any, text: Any, changes: Changes) -> Changes:
         part = getattr(config, name, None)
         if part is text:
             nested[name] = changes
-        elif hasattr(part, "to_dict"):
+        elif part is not None and hasattr(part, "to_dict"):
             nested[name] = _smaller(part.to_dict(), part, ONE_LAYER)
     return {name: part for name, part in nested.items() if part}
 
@@ -272,6 +275,8 @@ def _fewer_layers(text: Any) -> Changes:
     if len(taken) >= count:
         return {}
     changes: Changes = {key: [value[i] for i in taken] for key, value in lists.items()}
+    if own := known.get("per_layer_config"):  # such as {"05": {"head_dim": 512}, …}
+        changes["per_layer_config"] = {i: None for i in own if int(i) >= len(taken)}
     if known.get("num_kv_shared_layers"):
         changes["num_kv_shared_layers"] = 0
     return changes | {_own(text, "num_hidden_layers"): len(taken)}
