@@ -460,6 +460,12 @@ REFUSED: dict[str, tuple[Callable[[Any], None], str]] = {
                "special_tokens": {"</s>": {"id": "</s>", "ids": [1], "tokens": ["</s>"]}}}),
         "adds its bos and eos",
     ),
+    "nothing": (
+        change(post_processor={"type": "TemplateProcessing", "single": [], "special_tokens": {},
+               "pair": [{"Sequence": {"id": "A", "type_id": 0}},
+                        {"Sequence": {"id": "B", "type_id": 0}}]}),
+        "adds its bos and eos",
+    ),
     "unigram": (
         change(model={"type": "Unigram", "unk_id": 0, "vocab": [["<s>", 0.0], ["</s>", -1.0]]}),
         "Unigram",

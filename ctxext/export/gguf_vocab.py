@@ -268,7 +268,7 @@ def _add_special(found: Vocabulary, tokenizer: Any, config: Any) -> None:
         bare, full = tokenizer.encode("a", add_special_tokens=False), tokenizer.encode("a")
     around = [(bos, eos) for bos in (False, True) for eos in (False, True)]
     fits = [p for p in around if full == [ids["bos"]] * p[0] + bare + [ids["eos"]] * p[1]]
-    if not fits:
+    if not (bare and fits):
         raise _refused(f"it makes {full} of {bare}: llama.cpp adds its bos and eos tokens only")
     found.add_bos, found.add_eos = fits[0]
     template = getattr(tokenizer, "chat_template", None)
