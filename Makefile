@@ -37,10 +37,11 @@ test-families: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/test_families.py
 	$(BIN)/ctxext models --families
 
-# The engine, its paths, answers and the model types on the oldest transformers.
+# The engine, its paths, answers, exports and the model types on the oldest transformers.
 test-oldest: $(OLD)/.ready
 	OMP_NUM_THREADS=1 $(OLD)/bin/python -m pytest -n 2 tests/test_engine.py tests/test_paths.py \
-	  tests/test_answers.py tests/test_families.py -k "not cohere_compass and not qwen4_exp"
+	  tests/test_answers.py tests/test_export.py tests/test_carried.py tests/test_families.py \
+	  -k "not cohere_compass and not qwen4_exp"
 
 # The fused kernel under Triton's interpreter, on a CPU.
 test-triton: $(READY)

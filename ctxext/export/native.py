@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from ctxext.engine.anatomy import Anatomy
 from ctxext.engine.stock import ORIGINAL, Rope, Stock, ways
 from ctxext.errors import UnsupportedModelError
+from ctxext.export.check import one_line
+from ctxext.export.small import outline
 from ctxext.models.layout import Source, find_sources, head_dim
 from ctxext.patches import Spec
 
@@ -51,7 +53,7 @@ def write_native(
             "by the same frequencies as the others, and a config cannot change these apart"
         )
     longest = max(length, *(source.trained for source in anatomy.axes), 0)
-    before = _constants(skeleton(config, trust_remote_code))
+    before = _constants(outline(config, trust_remote_code))
     why = "transformers has no rope parameters for it"
     for name, ropes, expected in _choices(anatomy, spec, longest):
         for edited in _edits(raw, config, ropes, longest):
@@ -59,13 +61,13 @@ def write_native(
             try:
                 written = type(config).from_pretrained(stage)  # no code runs from `stage`
                 written.name_or_path = config.name_or_path
-                model = skeleton(written, trust_remote_code)
+                model = outline(written, trust_remote_code)
                 if _constants(model) != before:
                     raise ValueError("it would change more than the rotary module")
                 _check_frequencies(model, expected, longest if ropes else 0)
                 return name
             except Exception as error:
-                why = _one_line(error)
+                why = one_line(error)
     raise UnsupportedModelError(f"the config of a {kind} model cannot express {spec}: {why}")
 
 
@@ -158,41 +160,16 @@ def _check_frequencies(
             raise ValueError("its frequencies are not those of the patched model")
 
 
-def skeleton(config: Any, trust_remote_code: bool = False) -> Any:
-    """The model without weights: all on the meta device but the rotary modules, which are real."""
-    from transformers import AutoModelForCausalLM
-
-    try:
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(
-                config, attn_implementation="eager", trust_remote_code=trust_remote_code
-            )
-        for module in [m for m in model.modules() if _is_rotary(m) and hasattr(m, "config")]:
-            module.__init__(module.config)
-    except Exception as error:
-        raise UnsupportedModelError(
-            f"transformers builds no causal language model of type {config.model_type}: "
-            f"{_one_line(error)}"
-        ) from error
-    if any(b.is_meta for m in model.modules() if _is_rotary(m) for b in m.buffers(recurse=False)):
-        raise UnsupportedModelError(f"{config.model_type}: its rotary module is not understood")
-    return model
-
-
-def _is_rotary(module: nn.Module) -> bool:
-    return any(name.endswith("inv_freq") for name in module._buffers)
-
-
 def _constants(model: Any) -> dict[str, Any]:
     """The shapes of all weights, and the numbers by which modules scale."""
     scales = {
         f"{name}.{key}": value
         for name, module in model.named_modules()
         for key, value in vars(module).items()
-        if "scal" in key and isinstance(value, int | float) and not _is_rotary(module)
+        if "scal" in key and isinstance(value, int | float) and not _rotates(module)
     }
     return {**{name: tuple(w.shape) for name, w in model.state_dict().items()}, **scales}
 
 
-def _one_line(error: Exception) -> str:
-    return (" ".join(str(error).split()) or type(error).__name__)[:200]
+def _rotates(module: nn.Module) -> bool:
+    return any(name.endswith("inv_freq") for name in module._buffers)

@@ -72,16 +72,16 @@ def small_model(config: Any, *, trust_remote_code: bool = False) -> tuple[Any, C
     Raises:
         UnsupportedModelError: no smaller model is built, and this one is too large to be tried.
     """
-    whole = _outline(config, trust_remote_code)
+    whole = outline(config, trust_remote_code)
     rotation, why = _rotation(whole), f"it has more than {LARGEST:,} parameters"
     steps = ((),) if _size(whole) <= TINY else STEPS
     for groups in steps:
         try:
             changes = _changes(config, groups)
             small = _with(config, changes)
-            if _size(outline := _outline(small, trust_remote_code)) > LARGEST:
+            if _size(drawn := outline(small, trust_remote_code)) > LARGEST:
                 continue
-            if _rotation(outline) != rotation:
+            if _rotation(drawn) != rotation:
                 why = "its rotation depends on its sizes"
                 continue
             return _build(small, trust_remote_code), changes
@@ -146,8 +146,12 @@ def _build(config: Any, trust_remote_code: bool) -> Any:
     return model
 
 
-def _outline(config: Any, trust_remote_code: bool) -> Any:
-    """The model without weights, but with rotary frequencies; UnsupportedModelError for none."""
+def outline(config: Any, trust_remote_code: bool = False) -> Any:
+    """The model on the meta device, but with real rotary frequencies.
+
+    Raises:
+        UnsupportedModelError: transformers builds no such model, or it has no such frequencies.
+    """
     from transformers import AutoModelForCausalLM
 
     try:
