@@ -24,16 +24,16 @@ from ctxext.patches.base import Rotary
 CLOSE = 1e-6  # relative: a few float32 roundings
 LARGEST = 3e38  # what float32 metadata can hold
 PER_PAIR = frozenset({"llama"})  # the architectures that read rope_freqs.weight
+TURNS = (32.0, 1.0)  # YaRN's beta_fast and beta_slow: from a file, these two hold for every model
 
 
 @dataclass(frozen=True)
 class Ramp:
-    """YaRN's parameters: the factor k, the turns between which it sets in, and T in tokens."""
+    """YaRN's parameters: the factor k, T in tokens, and the turns between which it sets in."""
 
     k: float
-    beta_fast: float
-    beta_slow: float
     trained: int
+    turns: tuple[float, float] = TURNS
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def wanted(config: Any, spec: Spec, own: Rotary) -> Rotation:
         ramp = None
         if len(spec.frequencies) == 1 and spec.frequencies[0].name == "yarn":
             yarn: Any = spec.frequencies[0]
-            ramp = Ramp(yarn.k, yarn.beta_fast, yarn.beta_slow, own.trained)
+            ramp = Ramp(yarn.k, own.trained, (yarn.beta_fast, yarn.beta_slow))
         return Rotation(tuple(theta), spec.attention_factor(), ramp)
     rope = config.rope_parameters or {}
     kind = rope.get("rope_type", "default")
@@ -104,8 +104,8 @@ def _own_scaling(config: Any, rope: dict[str, Any], kind: str) -> Rotation:
     ramp = None
     if kind == "yarn":
         trained = rope.get("original_max_position_embeddings") or config.max_position_embeddings
-        fast, slow = rope.get("beta_fast") or 32.0, rope.get("beta_slow") or 1.0
-        ramp = Ramp(float(rope["factor"]), float(fast), float(slow), int(trained))
+        turns = (float(rope.get("beta_fast") or 32), float(rope.get("beta_slow") or 1))
+        ramp = Ramp(float(rope["factor"]), int(trained), turns)
     return Rotation(tuple(theta.double().tolist()), float(factor), ramp)
 
 
@@ -129,8 +129,8 @@ def express(architecture: str, rotation: Rotation, own: Rotary, what: str) -> Ex
             return full
     raise UnsupportedModelError(
         f"llama.cpp cannot express {what}: its {architecture} architecture reads a base, one "
-        "linear factor or YaRN's parameters (ntk, ntk-old, pi or yarn), and λ for each pair only "
-        f"in {', '.join(sorted(PER_PAIR))} models"
+        "linear factor, or YaRN with its usual betas (ntk, ntk-old, pi or yarn), and λ for each "
+        f"pair only in {', '.join(sorted(PER_PAIR))} models"
     )
 
 
@@ -143,7 +143,7 @@ def _candidates(architecture: str, rotation: Rotation, own: Rotary) -> Iterator[
     yield Expression(name, own.base, k)
     if pairs > 1 and (log := math.log(first / last) * pairs / (pairs - 1)) < math.log(LARGEST):
         yield Expression(name, math.exp(log), k)
-    if (ramp := rotation.ramp) and architecture not in PER_PAIR:
+    if (ramp := rotation.ramp) and ramp.turns == TURNS and architecture not in PER_PAIR:
         yield Expression("yarn", own.base, ramp.k, ramp=ramp)
     if architecture in PER_PAIR:
         factors = (own.base ** (-i / pairs) / t for i, t in enumerate(rotation.theta))
@@ -157,7 +157,7 @@ def _fits(expression: Expression) -> bool:
 
 def _kept(ramp: Ramp, base: float, pairs: int) -> list[float]:
     """How much of each pair YaRN leaves unscaled, 1 to 0; in float32, as ggml computes it."""
-    turns = torch.tensor([ramp.beta_fast, ramp.beta_slow], dtype=torch.float32)
+    turns = torch.tensor(ramp.turns, dtype=torch.float32)
     per_turn = torch.log(ramp.trained / (turns * 2 * math.pi))
     turning = 2 * pairs * per_turn / (2 * torch.log(torch.tensor(base, dtype=torch.float32)))
     low = max(0.0, float(torch.floor(turning[0])))
@@ -175,8 +175,6 @@ def add_to(writer: Any, expression: Expression) -> None:
     if ramp := expression.ramp:
         kind = RopeScalingType.YARN
         writer.add_rope_scaling_orig_ctx_len(ramp.trained)
-        writer.add_rope_scaling_yarn_beta_fast(ramp.beta_fast)
-        writer.add_rope_scaling_yarn_beta_slow(ramp.beta_slow)
     writer.add_rope_scaling_type(kind)
     if kind is not RopeScalingType.NONE:
         writer.add_rope_scaling_factor(expression.k)
@@ -188,9 +186,7 @@ def read_back(field: Any, factors: tuple[float, ...]) -> Expression:
     """The expression in a file: `field(key)` is the metadata under `<arch>.rope.<key>` or None."""
     kind, ramp = field("scaling.type"), None
     if kind == "yarn":
-        fast, slow = field("scaling.yarn_beta_fast"), field("scaling.yarn_beta_slow")
-        original = int(field("scaling.original_context_length"))
-        ramp = Ramp(field("scaling.factor"), fast, slow, original)
+        ramp = Ramp(field("scaling.factor"), int(field("scaling.original_context_length")))
     k = 1.0 if kind == "none" else float(field("scaling.factor"))
     attention = field("scaling.attn_factor")
     attention = 1.0 if attention is None else float(attention)
