@@ -457,6 +457,9 @@ def test_an_export_tells_what_a_fresh_process_found(
     ran = run(*PATCH, "--method", method, "--len", "96", "--out", "new", "--force", "--verify=full")
     assert (ran.code, ran.err) == (0, "")
     assert ran.out.startswith(f"new: plain with {record['method']}, written ")
+    if how == "carried code":
+        on = ("--model", "new", "--len", "32", "--trust-remote-code")
+        refused(run("eval", *on), "'new' carries its own patch", record["method"])
 
 
 def test_an_export_that_is_another_model_is_removed(

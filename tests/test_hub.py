@@ -245,6 +245,18 @@ def test_a_folder_is_one_commit(private: bool, hub: Hub, folder: Path, tmp_path:
     assert contents_of(folder) == FILES
 
 
+def test_the_command_exports_and_pushes(hub: Hub, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    command = "import sys; from ctxext.cli import main; main()"
+    asked = ("patch", "--model", "tiny", "--method", "ntk", "--len", "1k", "--out", str(out))
+    done = python(hub, tmp_path / "home", command, *asked, "--push-to-hub", NAME, "--config-only")
+    assert done.returncode == 0
+    assert done.stdout.startswith(f"{out}: tiny with ntk:factor=2, ")
+    assert done.stderr == f"pushed to {hub.url}/{NAME}\n"
+    assert hub.commits == [("tiny with ntk:factor=2", contents_of(out))]
+    assert "model.safetensors" not in contents_of(out)
+
+
 def test_weights_may_be_links(hub: Hub, folder: Path, tmp_path: Path) -> None:
     (folder / "model.safetensors").rename(tmp_path / "blob")
     (folder / "model.safetensors").symlink_to(tmp_path / "blob")

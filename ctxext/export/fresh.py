@@ -98,11 +98,7 @@ def fresh(box: Path, job: dict[str, Any], patience: float | None) -> Iterator[Fr
     with (box / "errors.txt").open("wb") as errors:
         try:
             process = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-S",
-                    str(script),
-                ],  # without what is run at an interpreter's start
+                [sys.executable, "-S", str(script)],  # -S: nothing installed runs before it
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,

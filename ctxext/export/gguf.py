@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import json
 import os
 import re
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from ctxext.errors import UnsupportedModelError, UsageError
 from ctxext.export import gguf_rope, gguf_vocab
 from ctxext.export.gguf_rope import Expression, Rotation
 from ctxext.export.gguf_vocab import Vocabulary
+from ctxext.models.contents import SAFETENSORS, index_name, shard_names
 from ctxext.models.layout import head_dim
 from ctxext.patches import Spec
 from ctxext.patches.base import Rotary
@@ -28,7 +28,6 @@ ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3"
 TURNED = frozenset({"llama"})  # the architectures that rotate neighbours, not halves of a head
 TYPES = {"F32": "F32", "F16": "F16", "BF16": "BF16"}  # safetensors' names, and GGUF's
 FACTORS = "rope_freqs.weight"
-_SHARD = re.compile(r"[\w.-]+\.safetensors")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -226,18 +225,12 @@ def _open(source: Path, stack: contextlib.ExitStack) -> list[Any]:
 
 
 def _shards(source: Path) -> list[str]:
-    if (source / "model.safetensors").is_file():
-        return ["model.safetensors"]
-    index = source / "model.safetensors.index.json"
+    if (source / SAFETENSORS).is_file():
+        return [SAFETENSORS]
+    index = source / index_name(SAFETENSORS)
     if not index.is_file():
-        raise UsageError(f"no model.safetensors in {str(source)!r}, nor an index of shards")
-    try:
-        shards = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
-    except (OSError, ValueError, RecursionError, LookupError, AttributeError, TypeError):
-        shards = []
-    if not shards or not all(_SHARD.fullmatch(str(shard)) for shard in shards):
-        raise UsageError(f"{str(index)!r} is no index of weights: download it anew")
-    return shards
+        raise UsageError(f"no {SAFETENSORS} in {str(source)!r}, nor an index of shards")
+    return shard_names(index)
 
 
 def _describe(source: Path, config: Any, architecture: str, context: int, spec: Spec) -> Any:

@@ -105,10 +105,18 @@ def _takes_sdpa(config: Any) -> bool:
 
 
 def load_config(source: Source) -> Any:
-    """The model's transformers config; errors as for `load`."""
+    """The model's transformers config; errors as for `load`, and for an exported model."""
     from transformers import AutoConfig
 
-    return _explained(source, AutoConfig.from_pretrained)
+    config = _explained(source, AutoConfig.from_pretrained)
+    carried = getattr(config, "ctxext", None)
+    if isinstance(carried, dict):
+        raise UsageError(
+            f"model {source.name!r} carries its own patch ({str(carried.get('spec'))[:100]}): give "
+            "the model that it was made of, with --method; or measure it as it is, with `lm_eval "
+            "--model hf --model_args pretrained=…,trust_remote_code=True`"
+        )
+    return config
 
 
 def load_tokenizer(source: Source) -> Any:
