@@ -291,7 +291,7 @@ def patch(
     if private and push_to_hub is None:
         raise UsageError("--private is for --push-to-hub: give that too, or leave it out")
     from ctxext.export import hub
-    from ctxext.export.write import Order, check, export
+    from ctxext.export.write import Order, check, export, public_name
     from ctxext.models.loading import local_folder
 
     _quieten()
@@ -323,7 +323,8 @@ def patch(
     else:
         typer.echo(f"{out}: {model} with {done.spec}, {done.line()}")
     if repository is not None:
-        url = hub.push(out, repository, private=private, message=f"{model} with {done.spec}")
+        message = f"{public_name(model, folder)} with {done.spec}"
+        url = hub.push(out, repository, private=private, message=message)
         typer.echo(f"pushed to {url}", err=True)
 
 

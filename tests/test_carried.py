@@ -349,6 +349,23 @@ def test_the_tokenizer_is_the_sources(kind: str, tmp_path: Path, capsys: Any) ->
         assert (type(ours), ours.encode(text)) == (type(theirs), theirs.encode(text))
 
 
+@pytest.mark.parametrize("code", [False, True])
+def test_who_trusts_our_code_runs_no_other_tokenizer_code(code: bool, tmp_path: Path) -> None:
+    """The folder needs trust_remote_code, which must not fetch what its tokenizer names."""
+    source = tmp_path / "in"
+    shutil.copytree(TINY, source)
+    settings = json.loads((source / "tokenizer_config.json").read_text())
+    settings["auto_map"] = {"AutoTokenizer": ["other/repo--code.Tokenizer", None]}
+    (source / "tokenizer_config.json").write_text(json.dumps(settings))
+    carry(source, tmp_path / "out", "rerope", length=1024)
+    raw = json.loads((source / "config.json").read_text())
+    pin_tokenizer(tmp_path / "out", raw, transformers.LlamaConfig, code=code)
+    left = json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())
+    assert ("auto_map" in left) is code
+    if not code:
+        transformers.AutoTokenizer.from_pretrained(tmp_path / "out", trust_remote_code=True)
+
+
 def test_a_folder_without_a_tokenizer_is_left_alone(llama: Path) -> None:
     raw = json.loads((llama / "config.json").read_text())
     before = sorted(llama.iterdir())

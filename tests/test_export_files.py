@@ -812,3 +812,18 @@ def test_memory_stays_small(source: Path, tmp_path: Path) -> None:
     run = python(code, source, tmp_path / "stage", stdout=subprocess.PIPE)
     assert int(run.communicate(timeout=60)[0]) < 30e6
     assert (tmp_path / "stage" / "model.safetensors").stat().st_size == 2**27
+
+
+def test_a_relative_place_in_a_folder_that_is_gone_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = fill(tmp_path / "in")
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with (
+        pytest.raises(UsageError, match="cannot write 'out'"),
+        staged(source, Path("out"), force=False),
+    ):
+        pass
+    monkeypatch.chdir(tmp_path)

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import safetensors
 import torch
 import transformers
 from conftest import TRAINED, random_model
@@ -547,5 +548,19 @@ def test_a_disk_that_is_full_is_told(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("shutil.copyfile", fail)
-    with pytest.raises(UsageError, match="No space left on device; make room"):
+    with pytest.raises(UsageError, match="No space left on device: make room"):
         run(llama, edited(llama, tmp_path / "stage"), "rope")
+
+
+def test_a_disk_that_fills_up_while_weights_are_saved_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The weights are written by safetensors, whose errors are its own."""
+    source = folder(tmp_path / "in", random_model("llama-gqa"))
+
+    def fail(*_: object, **__: object) -> None:
+        raise safetensors.SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(transformers.PreTrainedModel, "save_pretrained", fail)
+    with pytest.raises(UsageError, match=r"no proof can be made in .*: make room, or set TMPDIR$"):
+        run(source, edited(source, tmp_path / "out"), "rope")

@@ -12,8 +12,10 @@ from ctxext.export.proof import Proof
 from ctxext.patches import Spec
 
 CARD = "README.md"
+LONGEST_FRONT = 2**18  # characters of the source's card that are read
+LONGEST = 200  # characters of a value in it, and values in a list
 KEPT = ("license", "license_name", "license_link", "language")  # of the source's own metadata
-MOVED = " The method itself moves these logits by {:.2g} of the largest."
+_FRONT = re.compile(r"\s*---\n(.*?)\n---[ \t]*(?:\n|$)", re.DOTALL)
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -63,7 +65,7 @@ def _front(facts: Facts) -> str:
         library_name="transformers" if facts.gguf is None else "gguf",
         pipeline_tag="text-generation",
         tags=["ctxext", "long-context", *dict.fromkeys(names)],
-        **_source_metadata(facts.source),
+        **source_metadata(facts.source),
     )
     return f"---\n{data.to_yaml()}\n---\n"
 
@@ -76,15 +78,26 @@ def _hub_id(name: str) -> str | None:
     return name if _HUB_ID.fullmatch(name) and not Path(name).exists() else None
 
 
-def _source_metadata(source: Path) -> dict[str, Any]:
-    """Licence and languages that the source's own card names."""
-    from huggingface_hub import ModelCard
+def source_metadata(source: Path) -> dict[str, Any]:
+    """Licence and languages that the source's own card names, as far as they are short and plain.
+
+    The card is not trusted: it may be of any size and of any content.
+    """
+    import yaml
 
     try:
-        data = ModelCard.load(source / CARD, ignore_metadata_errors=True).data.to_dict()
+        with (source / CARD).open(encoding="utf-8") as file:
+            front = _FRONT.match(file.read(LONGEST_FRONT))
+        given = dict(yaml.safe_load(front[1])) if front else {}
     except Exception:  # no card, or none that can be read: nothing is known
         return {}
-    return {key: data[key] for key in KEPT if isinstance(data.get(key), str | list)}
+    found = {key: given.get(key) for key in KEPT}
+    lists = {k: list(filter(_is_short, v[:LONGEST])) for k, v in found.items() if type(v) is list}
+    return {k: v for k, v in (found | lists).items() if _is_short(v) or lists.get(k)}
+
+
+def _is_short(value: object) -> bool:
+    return isinstance(value, str) and 0 < len(value) <= LONGEST and value.isprintable()
 
 
 def _body(facts: Facts) -> str:
@@ -127,7 +140,7 @@ def _loading(facts: Facts) -> list[str]:
     if facts.gguf is not None:
         return [f"```\nllama-cli -m {facts.gguf} -c {facts.length}\n```\n"]
     trust = ", trust_remote_code=True" if facts.carried else ""
-    where = plain(_hub_id(facts.name) or "BASE_MODEL")
+    where = _hub_id(facts.name) or "BASE_MODEL"
     lines = ["from transformers import AutoModelForCausalLM, AutoTokenizer", ""]
     if facts.weights:
         lines += [f'model = AutoModelForCausalLM.from_pretrained("THIS_FOLDER"{trust})']
@@ -182,4 +195,4 @@ def _proof(facts: Facts) -> list[str]:
 def plain(text: str) -> str:
     """One line of text that Markdown and HTML show as it is."""
     line = "".join(c if c.isprintable() else " " for c in " ".join(text.split()))
-    return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", line)
+    return re.sub(r"([\\`*_\[\]<>|#&~$])", r"\\\1", line)

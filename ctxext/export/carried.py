@@ -244,15 +244,19 @@ def _longest(raw: dict[str, Any], config_class: Any, longest: int) -> dict[str, 
 # The tokenizer -----------------------------------------------------------------------------------
 
 
-def pin_tokenizer(folder: Path, raw: dict[str, Any], config_class: Any) -> str | None:
+def pin_tokenizer(
+    folder: Path, raw: dict[str, Any], config_class: Any, *, code: bool = False
+) -> str | None:
     """Name in tokenizer_config.json the class that transformers takes for the model's own type.
 
     It overrules that file for some types (phi3, qwen2, …), which the new type is not, so that the
-    folder might otherwise have another tokenizer than the model it is made of.
+    folder might otherwise have another tokenizer than the model it is made of. What it says of
+    code of its own is taken out: who lets our code run must not let that run too.
 
     Args:
         folder: has the tokenizer's files; the one that is changed may be a link.
         raw, config_class: as for `write_carried`.
+        code: leave in what it says of code of its own.
 
     Returns:
         The class's name; None where the folder has no tokenizer that transformers can load.
@@ -262,13 +266,23 @@ def pin_tokenizer(folder: Path, raw: dict[str, Any], config_class: Any) -> str |
     path = folder / TOKENIZER_CONFIG
     try:
         given = json.loads(path.read_bytes()) if path.is_file() else {}
+    except (ValueError, RecursionError):  # the model's own does not load either
+        return None
+    if not code and isinstance(given, dict) and given.pop("auto_map", None) is not None:
+        _replace(path, given)
+    try:
         config = config_class.from_dict(copy.deepcopy(raw))
         tokenizer = AutoTokenizer.from_pretrained(folder, config=config, trust_remote_code=False)
     except Exception:  # the model's own may not load either
         return None
     name = type(tokenizer).__name__
     if isinstance(given, dict) and given.get("tokenizer_class") != name:
-        fresh = folder / f".{TOKENIZER_CONFIG}"
-        fresh.write_text(json.dumps({**given, "tokenizer_class": name}, indent=2) + "\n")
-        os.replace(fresh, path)
+        _replace(path, {**given, "tokenizer_class": name})
     return name
+
+
+def _replace(path: Path, settings: dict[str, Any]) -> None:
+    """Write a file anew; what it is linked to stays as it is."""
+    fresh = path.with_name(f".{path.name}")
+    fresh.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    os.replace(fresh, path)

@@ -194,14 +194,15 @@ def put(chosen: Chosen, source: Path, stage: Path, *, link: bool) -> list[str]:
         for path in (*copied, *linked)
         if not os.path.lexists(target := stage / path.relative_to(root))
     }
-    _check_room(stage, sum(real.stat().st_size for real, linked in files.values() if not linked))
+    check_room(stage, sum(real.stat().st_size for real, linked in files.values() if not linked))
     for target, (real, is_linked) in files.items():
         target.parent.mkdir(exist_ok=True)
         (_link if is_linked else _copy)(real, target)
     return sorted(target.relative_to(stage).as_posix() for target in files)
 
 
-def _check_room(stage: Path, needed: int) -> None:
+def check_room(stage: Path, needed: int) -> None:
+    """OSError unless the folder's disk has room for so many bytes."""
     disk = shutil.disk_usage(stage)
     if disk.total and needed > disk.free:
         raise OSError(

@@ -16,6 +16,8 @@ from torch import Tensor
 
 from ctxext.errors import UnsupportedModelError, UsageError
 from ctxext.export import gguf_rope, gguf_vocab
+from ctxext.export.card import source_metadata
+from ctxext.export.files import check_room
 from ctxext.export.gguf_rope import Expression, Rotation
 from ctxext.export.gguf_vocab import Vocabulary
 from ctxext.models.contents import SAFETENSORS, index_name, shard_names
@@ -264,18 +266,13 @@ def _describe(source: Path, config: Any, architecture: str, context: int, spec: 
 
 def _provenance(source: Path, config: Any) -> tuple[str, str, str]:
     """The model's name, its Hub id and its licence, the latter two empty where not known."""
-    from huggingface_hub import metadata_load
-
     folder = Path(os.path.realpath(source))
     cached = (p for p in folder.parts if p.startswith("models--"))
     hub_id = next(cached, "").removeprefix("models--").replace("--", "/")
     given = str(getattr(config, "name_or_path", ""))
     if not hub_id and _HUB_ID.fullmatch(given) and not Path(given).exists():
         hub_id = given
-    card: Any = None
-    with contextlib.suppress(Exception):  # a card of any content is no reason to stop
-        card = metadata_load(folder / "README.md")
-    licence = card.get("license") if isinstance(card, dict) else None
+    licence = source_metadata(folder).get("license")
     name = (hub_id.split("/")[-1] or folder.name).encode(errors="replace").decode()
     return name, hub_id, licence if isinstance(licence, str) else ""
 
@@ -292,8 +289,9 @@ def _write(writer: Any, target: Path, weights: list[Weight], expression: Express
     factors = torch.tensor(expression.factors, dtype=torch.float32)
     shapes = [(FACTORS, tuple(factors.shape), "F32")] if len(factors) else []
     shapes += [(weight.name, weight.shape, weight.kind) for weight in weights]
-    for name, shape, kind in shapes:
-        size = torch.Size(shape).numel() * (4 if kind == "F32" else 2)
+    sizes = [torch.Size(shape).numel() * (4 if kind == "F32" else 2) for _, shape, kind in shapes]
+    check_room(target.parent, sum(sizes))
+    for (name, shape, kind), size in zip(shapes, sizes, strict=True):
         kind_number = gguf.GGMLQuantizationType[kind]
         writer.add_tensor_info(name, shape, torch.empty(0).numpy().dtype, size, kind_number)
     try:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from ctxext.engine.patch import patched
@@ -158,9 +159,10 @@ def _box() -> Iterator[Path]:
     try:
         with tempfile.TemporaryDirectory(prefix="proof-") as name:
             yield Path(name)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise UsageError(
-            f"no proof can be made in {tempfile.gettempdir()!r}: {error}; make room, or set TMPDIR"
+            f"no proof can be made in {tempfile.gettempdir()!r}: {check.one_line(error)}: make "
+            "room, or set TMPDIR"
         ) from error
 
 

@@ -47,7 +47,7 @@ def staged(source: Path, out: Path, *, force: bool) -> Iterator[Path]:
     """
     try:
         target = Path(os.path.realpath(out))
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise UsageError(f"cannot write {str(out)!r}: {error}") from error
     try:
         standing = _check(source, out, target, force)

@@ -132,7 +132,7 @@ def export(order: Order) -> Exported:
             expression = _config(stage, order, raw, config, model, anatomy, spec, trained)
             put(chosen, source, stage, link=order.link)
             if expression == CARRIED:
-                pin_tokenizer(stage, raw, type(config))
+                pin_tokenizer(stage, raw, type(config), code=trust)
             proof = prove(
                 source,
                 stage,
@@ -144,7 +144,7 @@ def export(order: Order) -> Exported:
                 full=order.full,
             )
         facts = Facts(
-            order.name or source.resolve().name,
+            public_name(order.name, source),
             source,
             spec,
             order.length,
@@ -159,6 +159,11 @@ def export(order: Order) -> Exported:
         write_card(stage, facts)
         files = sorted(p.relative_to(stage).as_posix() for p in stage.rglob("*") if p.is_file())
     return Exported(spec.full(), expression, tuple(files), proof, notes)
+
+
+def public_name(name: str, folder: Path) -> str:
+    """What to call the model in public: of a folder, its name, and not where it is."""
+    return folder.resolve().name if not name or os.path.isdir(name) else name
 
 
 def check(order: Order) -> None:
@@ -240,7 +245,7 @@ def _gguf(stage: Path, order: Order, config: Any, anatomy: Anatomy, spec: Spec) 
             f"{config.model_type} has layers of several kinds, which GGUF export does not serve"
         )
     (source,) = anatomy.axes
-    title = f"{order.name or order.source.resolve().name}-{spec}"
+    title = f"{public_name(order.name, order.source).split('/')[-1]}-{spec}"
     name = f"{re.sub('[^A-Za-z0-9._=-]+', '-', title).strip('-.')[:120]}.gguf"
     longest = max(order.length, source.trained)
     return write_gguf(order.source, stage / name, config, spec, source.facts, longest)
