@@ -130,7 +130,7 @@ def prove(
         "kept": old_values(config.to_dict(), changes),
         "options": {"dtype": "float32"} | ({} if carried else _attention(model)),
     }
-    with _box() as box:
+    with _box(stage) as box:
         job |= _write_small(box, stage, model, changes)
         on = patched(model, spec, length, train_len=train_len)
         with fresh(box, job, PATIENCE) as other, on as handle:
@@ -154,15 +154,14 @@ def prove(
 
 
 @contextlib.contextmanager
-def _box() -> Iterator[Path]:
-    """A temporary folder; UsageError where it cannot be filled."""
+def _box(stage: Path) -> Iterator[Path]:
+    """A temporary folder beside the stage; UsageError where it cannot be filled."""
     try:
-        with tempfile.TemporaryDirectory(prefix="proof-") as name:
+        with tempfile.TemporaryDirectory(prefix="proof-", dir=stage.parent) as name:
             yield Path(name)
     except (OSError, SafetensorError) as error:
         raise UsageError(
-            f"no proof can be made in {tempfile.gettempdir()!r}: {check.one_line(error)}: make "
-            "room, or set TMPDIR"
+            f"no proof can be made beside the export: {check.one_line(error)}: make room there"
         ) from error
 
 
@@ -369,7 +368,7 @@ def _prove_weights(
     gc.collect()
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
-    with _box() as box:
+    with _box(stage) as box:
         job["folder"] = str(_linked(box, Path(given.name), stage))
         with fresh(box, job, None) as other:
             found.compare(ours, other)

@@ -21,6 +21,7 @@ GAIN = 1.0  # weights have the standard deviation GAIN / √(inputs)
 TOKENS = 512  # vocabulary
 SPECIAL = 8  # special tokens are made to lie below
 PREFIX = 8  # layers: up to so many, the first ones are taken
+MANY = 2000  # layers: a config that names more is not a model's
 
 HEADS = 2
 # Sizes by name, and what each is made at most; by groups, which are left alone one after another.
@@ -154,6 +155,11 @@ def outline(config: Any, trust_remote_code: bool = False) -> Any:
     """
     from transformers import AutoModelForCausalLM
 
+    layers = getattr(config.get_text_config(), "num_hidden_layers", None)
+    if _is_size(layers) and layers > MANY:  # type: ignore[operator]
+        raise UnsupportedModelError(
+            f"bad num_hidden_layers {layers} in the config: at most {MANY} are served"
+        )
     try:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(

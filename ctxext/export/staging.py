@@ -113,8 +113,9 @@ def _untouchable(source: Path, target: Path, full: bool) -> str:
         if _identity(target) in _line(Path(os.path.realpath(folder))):
             return f"is or holds {what}"
     for parent, folders, files in os.walk(target) if full else ():
-        if ".git" in (*folders, *files):
-            return "holds a .git folder"
+        names = {*folders, *files}
+        if ".git" in names or {"HEAD", "objects", "refs"} <= names:
+            return "holds a git repository"
         if mounts := [f for f in folders if os.path.ismount(os.path.join(parent, f))]:
             return f"holds {mounts[0]!r}, a file system of its own"
     return ""

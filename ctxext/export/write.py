@@ -103,6 +103,18 @@ class Exported:
         }
 
 
+@dataclass(frozen=True)
+class _Patched:
+    """The model that an order is for, made small, and what the spec meets in it."""
+
+    raw: dict[str, Any]  # its config.json
+    config: Any
+    small: Any
+    anatomy: Anatomy
+    spec: Spec  # resolved
+    trained: int  # T in tokens
+
+
 def export(order: Order) -> Exported:
     """Write a folder that other tools load as the patched model.
 
@@ -112,53 +124,40 @@ def export(order: Order) -> Exported:
             was written is not the patched model.
     """
     check(order)
-    trust, source = order.trust_remote_code, order.source
-    raw = read_config(source)
+    patched = _examine(order)
     chosen = choose(
-        source, code=trust, allow_pickle=order.allow_pickle, weights=not order.config_only
+        order.source,
+        code=order.trust_remote_code,
+        allow_pickle=order.allow_pickle,
+        weights=not order.config_only,
     )
-    config = load_config(Source(os.path.realpath(source), trust_remote_code=trust))
-    config.name_or_path = str(source)
-    model, _ = small_model(config, trust_remote_code=trust)
-    anatomy, spec, trained = _examine(model, order)
-    notes = tuple(anatomy.notes(spec))
-    if not trust:
-        raw.pop("auto_map", None)
-    with staged(source, order.out, force=order.force) as stage:
+    with staged(order.source, order.out, force=order.force) as stage:
         proof = None
         if order.gguf:
-            expression = _gguf(stage, order, config, anatomy, spec)
+            expression = _write_gguf(stage, order, patched)
         else:
-            expression = _config(stage, order, raw, config, model, anatomy, spec, trained)
-            put(chosen, source, stage, link=order.link)
+            expression = _write_config(stage, order, patched)
+            put(chosen, order.source, stage, link=order.link)
             if expression == CARRIED:
-                pin_tokenizer(stage, raw, type(config), code=trust)
-            proof = prove(
-                source,
-                stage,
-                spec,
-                order.length,
-                train_len=order.train_len,
-                trust_remote_code=trust,
-                carried=expression == CARRIED,
-                full=order.full,
-            )
+                code = order.trust_remote_code
+                pin_tokenizer(stage, patched.raw, type(patched.config), code=code)
+            proof = _prove(stage, order, patched.spec, expression == CARRIED)
         facts = Facts(
-            public_name(order.name, source),
-            source,
-            spec,
+            public_name(order.name, order.source),
+            order.source,
+            patched.spec,
             order.length,
-            trained,
+            patched.trained,
             expression,
             carried=expression == CARRIED,
             weights=not order.config_only,
             gguf=next((path.name for path in stage.glob("*.gguf")), None),
             proof=proof,
-            notes=notes,
+            notes=tuple(patched.anatomy.notes(patched.spec)),
         )
         write_card(stage, facts)
         files = sorted(p.relative_to(stage).as_posix() for p in stage.rglob("*") if p.is_file())
-    return Exported(spec.full(), expression, tuple(files), proof, notes)
+    return Exported(patched.spec.full(), expression, tuple(files), proof, facts.notes)
 
 
 def public_name(name: str, folder: Path) -> str:
@@ -194,37 +193,31 @@ def check(order: Order) -> None:
             raise UsageError(message)
 
 
-def _examine(model: Any, order: Order) -> tuple[Anatomy, Spec, int]:
-    """What the spec meets in a model, the resolved spec, and T in tokens."""
-    sources = find_sources(model, order.train_len)
+def _examine(order: Order) -> _Patched:
+    """Read the config, and learn from a small model of it what the spec meets."""
+    trust = order.trust_remote_code
+    raw = read_config(order.source)
+    if not trust:
+        raw.pop("auto_map", None)
+    config = load_config(Source(os.path.realpath(order.source), trust_remote_code=trust))
+    config.name_or_path = str(order.source)
+    small, _ = small_model(config, trust_remote_code=trust)
+    sources = find_sources(small, order.train_len)
     trained = sources[0].trained
     spec = order.spec.resolve(Span(trained, order.length))
-    anatomy = examine(model, sources, spec)
+    anatomy = examine(small, sources, spec)
     if spec.unpatched:
         anatomy = Anatomy([], dict.fromkeys(sources, ()), [])
-    return anatomy, spec, trained
+    return _Patched(raw, config, small, anatomy, spec, trained)
 
 
-def _config(
-    stage: Path,
-    order: Order,
-    raw: dict[str, Any],
-    config: Any,
-    model: Any,
-    anatomy: Anatomy,
-    spec: Spec,
-    trained: int,
-) -> str:
+def _write_config(stage: Path, order: Order, patched: _Patched) -> str:
     """Write the config, and code where no stock config does; how."""
+    trust, spec, length = order.trust_remote_code, patched.spec, order.length
+    raw, config = patched.raw, patched.config
     try:
         return write_native(
-            stage,
-            raw,
-            config,
-            anatomy,
-            spec,
-            order.length,
-            trust_remote_code=order.trust_remote_code,
+            stage, raw, config, patched.anatomy, spec, length, trust_remote_code=trust
         )
     except UnsupportedModelError as error:
         if order.native_only or order.config_only:
@@ -232,20 +225,34 @@ def _config(
             raise UnsupportedModelError(
                 f"{error}: leave out {option} for a folder that carries its own code"
             ) from error
-    write_carried(stage, raw, type(model), type(config), spec, order.length, trained)
+    write_carried(stage, raw, type(patched.small), type(config), spec, length, patched.trained)
     return CARRIED
 
 
-def _gguf(stage: Path, order: Order, config: Any, anatomy: Anatomy, spec: Spec) -> str:
+def _write_gguf(stage: Path, order: Order, patched: _Patched) -> str:
     """Write the GGUF file; how it says the spec."""
     from ctxext.export.gguf import write_gguf
 
+    anatomy, config, spec = patched.anatomy, patched.config, patched.spec
     if len(anatomy.axes) != 1 or anatomy.alone:
         raise UnsupportedModelError(
             f"{config.model_type} has layers of several kinds, which GGUF export does not serve"
         )
     (source,) = anatomy.axes
-    title = f"{public_name(order.name, order.source).split('/')[-1]}-{spec}"
+    title = f"{public_name(order.name, order.source)}-{spec}"
     name = f"{re.sub('[^A-Za-z0-9._=-]+', '-', title).strip('-.')[:120]}.gguf"
-    longest = max(order.length, source.trained)
+    longest = max(order.length, patched.trained)
     return write_gguf(order.source, stage / name, config, spec, source.facts, longest)
+
+
+def _prove(stage: Path, order: Order, spec: Spec, carried: bool) -> Proof:
+    return prove(
+        order.source,
+        stage,
+        spec,
+        order.length,
+        train_len=order.train_len,
+        trust_remote_code=order.trust_remote_code,
+        carried=carried,
+        full=order.full,
+    )

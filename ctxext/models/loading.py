@@ -194,6 +194,8 @@ def _explained(source: Source, call: Any, **options: Any) -> Any:
         return call(**arguments, **options)
     except Exception as error:
         text = " ".join(str(error).split()) or type(error).__name__
+        if "weights_only" in text:
+            text = "its weights are a pickle of more than tensors, which is not loaded"
         if "trust_remote_code" in text:
             raise UsageError(
                 f"model {source.name!r} brings its own code: give --trust-remote-code if you "
@@ -268,6 +270,11 @@ def local_folder(source: Source, *, weights: bool = True, allow_pickle: bool = F
     """
     where = locate(source.name)
     if Path(where).is_dir():
+        if source.revision is not None:
+            raise UsageError(
+                f"--revision {source.revision} is for models on the Hub, and {source.name!r} is a "
+                "folder: leave it out"
+            )
         return Path(where)
     folder = _fetch(source, *support_patterns(source.trust_remote_code))
     pinned = replace(source, revision=folder.name)  # the commit, whatever is pushed meanwhile
