@@ -159,8 +159,10 @@ def llama(tmp_path: Path) -> Path:
     return tmp_path / "llama"
 
 
-def load(folder: Path) -> Any:
-    return transformers.AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+def load(folder: Path, **options: Any) -> Any:
+    return transformers.AutoModelForCausalLM.from_pretrained(
+        folder, trust_remote_code=True, **options
+    )
 
 
 @torch.no_grad()
@@ -304,6 +306,22 @@ def test_a_broken_config_is_named(
     with pytest.raises(Exception, match=words) as raised:
         load(tmp_path / "out")
     assert type(raised.value).__module__.endswith("ctxext_errors")
+
+
+@torch.no_grad()
+def test_offloaded_weights_never_run_unpatched(llama: Path, tmp_path: Path) -> None:
+    """Accelerate leaves offloaded weights on the meta device, where no patch can be tried."""
+    pytest.importorskip("accelerate")
+    carry(llama, tmp_path / "out", "rerope")
+    names = ("embed_tokens", "layers", "norm", "rotary_emb")
+    places = {**{f"model.{name}": "cpu" for name in names}, "lm_head": "cpu"}
+    for offloaded in ({"model.embed_tokens": "disk"}, dict.fromkeys(places, "disk")):
+        model = load(
+            tmp_path / "out", device_map=places | offloaded, offload_folder=tmp_path / "disk"
+        )
+        with pytest.raises(Exception, match="first weights are offloaded") as raised:
+            model(tokens(LENGTH))
+        assert type(raised.value).__module__.endswith("ctxext_errors")
 
 
 @torch.no_grad()

@@ -33,7 +33,8 @@ class Carried:
     """Before a transformers model class: its models are patched as their config says.
 
     They are so when their weights are loaded; made in another way, at their first forward. Moved
-    to another device or dtype, they choose their attention path anew.
+    to another device or dtype, they choose their attention path anew. A model whose weights are
+    offloaded so that it cannot be patched does not run.
     """
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -66,6 +67,12 @@ class Carried:
         """A pre-hook of the base model: hooks that the patch adds are run for this forward too."""
         known = set(module._forward_pre_hooks)
         self._ctxext_settle()
+        given = (*args, *kwargs.values())
+        if self._ctxext_place is None and not any(getattr(x, "is_meta", False) for x in given):
+            raise UnsupportedModelError(
+                "the model's first weights are offloaded, so that it cannot be patched: load it "
+                "without offloading, or with its embedding in memory"
+            )
         for key, hook in list(module._forward_pre_hooks.items()):
             if key not in known:
                 args, kwargs = hook(module, args, kwargs)
