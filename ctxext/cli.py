@@ -6,11 +6,14 @@ cell failed (the rest are written), 2 usage, 130 interrupted.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
+import signal
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -172,6 +175,16 @@ def _print_tables(records: list[dict[str, Any]], order: list[str]) -> None:
         console.print(table, crop=False)
 
 
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM ends the block as Ctrl-C does, so that nothing half-written is left."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def _quieten() -> None:
     """Keep libraries' chatter off stderr; errors still come through as ours."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -180,7 +193,7 @@ def _quieten() -> None:
     import transformers
 
     huggingface_hub.utils.logging.set_verbosity_error()
-    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.set_verbosity(transformers.utils.logging.CRITICAL)
     transformers.utils.logging.disable_progress_bar()
 
 
@@ -252,7 +265,7 @@ def patch(
         bool, typer.Option("--native-only", help="Refuse a folder that needs code of its own.")
     ] = False,
     link: Annotated[
-        bool, typer.Option("--link", help="Link the weight files instead of copying them.")
+        bool, typer.Option("--link", help="Hard-link the weight files instead of copying them.")
     ] = False,
     config_only: Annotated[
         bool, typer.Option("--config-only", help="Leave the weights where they are.")
@@ -282,6 +295,7 @@ def patch(
     from ctxext.errors import UsageError
     from ctxext.models.loading import Source
     from ctxext.registry import did_you_mean, parse_length
+    from ctxext.results import printable
 
     for option, value, valid in (("format", style, FORMATS), ("verify", verify, VERIFICATIONS)):
         if value not in valid:
@@ -315,13 +329,14 @@ def patch(
     check(order)
     source = Source(model, revision, trust_remote_code)
     folder = local_folder(source, weights=not config_only, allow_pickle=allow_pickle)
-    done = export(replace(order, source=folder))
+    with _terminable():
+        done = export(replace(order, source=folder))
     for note in done.notes:
         typer.echo(f"note: {note}", err=True)
     if as_json:
         typer.echo(json.dumps(done.to_record(out), ensure_ascii=False))
     else:
-        typer.echo(f"{out}: {model} with {done.spec}, {done.line()}")
+        typer.echo(printable(f"{out}: {model} with {done.spec}, {done.line()}"))
     if repository is not None:
         message = f"{public_name(model, folder)} with {done.spec}"
         url = hub.push(out, repository, private=private, message=message)

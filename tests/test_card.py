@@ -14,7 +14,7 @@ from ctxext.export.write import public_name
 from ctxext.patches.base import Span
 
 SPEC = patches.parse("pi").resolve(Span(512, 2048))
-FACTS = Facts("m", Path("m"), SPEC, 2048, 512, "linear", False, True, None, None, ())
+FACTS = Facts("m", Path("m"), SPEC, 2048, 512, "linear", False, True, False, None, None, ())
 BOMB = "".join(f"x{i}: &x{i} [{f'*x{i - 1},' * 9 if i else 'mit'}]\n" for i in range(12))
 
 
@@ -65,3 +65,11 @@ def test_where_a_folder_lies_is_not_told(tmp_path: Path) -> None:
     assert public_name(str(tmp_path / "mine"), tmp_path / "mine") == "mine"
     assert public_name("", tmp_path / "mine") == "mine"
     assert public_name("org/name", tmp_path) == "org/name"
+
+
+def test_engines_that_read_the_config_otherwise_are_not_named(tmp_path: Path) -> None:
+    for latent, said in ((False, "vllm serve"), (True, "vLLM and SGLang read `linear` otherwise")):
+        write_card(tmp_path, replace(FACTS, latent=latent))
+        card = (tmp_path / "README.md").read_text()
+        assert said in card
+        assert ("vllm serve" in card) is not latent

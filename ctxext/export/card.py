@@ -32,6 +32,7 @@ class Facts:
         expression: how the export says the spec.
         carried: whether the folder has its own code.
         weights: whether the weights are in it.
+        latent: whether attention is latent (MLA), whose rotation vLLM and SGLang read otherwise.
         gguf: the name of the GGUF file, where it is one.
         proof: what a fresh process found; None for GGUF.
         notes: what a user should know about this model with this method, a line each.
@@ -45,6 +46,7 @@ class Facts:
     expression: str
     carried: bool
     weights: bool
+    latent: bool
     gguf: str | None
     proof: Proof | None
     notes: tuple[str, ...]
@@ -154,8 +156,15 @@ def _loading(facts: Facts) -> list[str]:
     blocks = ["```python\n" + "\n".join(lines) + "\n```\n"]
     if facts.carried:
         blocks.append(
-            "It needs `trust_remote_code=True`, transformers 5.17 or newer and torch, and nothing "
-            "else. vLLM, SGLang and llama.cpp run attention of their own and cannot load it.\n"
+            "It needs `AutoModelForCausalLM` with `trust_remote_code=True`, transformers 5.17 or "
+            "newer, torch 2.11 or newer, and nothing else; choose a `dtype` in that call. A stock "
+            "class, such as `LlamaForCausalLM`, would load the model without the method. "
+            "vLLM, SGLang and llama.cpp run attention of their own and cannot load it.\n"
+        )
+    elif facts.latent and facts.expression in ("linear", "longrope"):
+        blocks.append(
+            f"vLLM and SGLang read `{facts.expression}` otherwise in models with latent attention: "
+            "load it with transformers.\n"
         )
     elif facts.weights:
         blocks.append(

@@ -41,7 +41,7 @@ from {module} import {stock}
 
 
 class {own}({stock}):
-    """A type of its own, so that nothing loads the model unpatched."""
+    """A type of its own, so that no Auto class loads the model unpatched."""
 
     model_type = "{model_type}"
 '''

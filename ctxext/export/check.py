@@ -89,6 +89,11 @@ def spread(length: int, count: int) -> Tensor:
     return torch.linspace(0, length - 1, count, dtype=torch.float64).round().long()
 
 
+def settings(config: Any) -> dict[str, Any]:
+    """All settings of a config, as JSON has them."""
+    return json.loads(config.to_json_string(use_diff=False))  # type: ignore[no-any-return]
+
+
 def one_line(error: BaseException) -> str:
     """What an error says, or its type where it says nothing."""
     return (" ".join(str(error).split()) or type(error).__name__)[:300]
@@ -229,7 +234,7 @@ def _answer(stream: IO[bytes], job: dict[str, Any]) -> None:
     trust = job["trust_remote_code"]
     if job["kept"]:
         written = AutoConfig.from_pretrained(job["written"], trust_remote_code=trust)
-        _compare(written.to_dict(), job["kept"])
+        _compare(settings(written), job["kept"])
     model, found = AutoModelForCausalLM.from_pretrained(
         job["folder"], trust_remote_code=trust, output_loading_info=True, **job["options"]
     )
@@ -241,7 +246,7 @@ def _answer(stream: IO[bytes], job: dict[str, Any]) -> None:
 
 
 def _compare(written: dict[str, Any], kept: dict[str, Any]) -> None:
-    """ValueError unless the written settings have the model's own sizes."""
+    """ValueError unless the written settings have all of the model's own that are to stay."""
     for key, want in kept.items():
         got = written.get(key)
         if isinstance(want, dict):

@@ -64,7 +64,8 @@ def write_native(
                 model = outline(written, trust_remote_code)
                 if _constants(model) != before:
                     raise ValueError("it would change more than the rotary module")
-                _check_frequencies(model, expected, longest if ropes else 0)
+                for some in (model, _without_old_keys(edited, config, trust_remote_code)):
+                    _check_frequencies(some, expected, longest if ropes else 0)
                 return name
             except Exception as error:
                 why = one_line(error)
@@ -145,6 +146,20 @@ def _refuse_readers(text: Any) -> None:
             f"{text.model_type} reads {', '.join(sorted(special))} of its rope parameters outside "
             "the rotary module"
         )
+
+
+def _without_old_keys(edited: dict[str, Any], config: Any, trust_remote_code: bool) -> Any:
+    """The model by `rope_parameters` alone: transformers 5 reads older keys first."""
+    parts = {k: _plain(v) for k, v in edited.items() if k == "text_config"}
+    written = type(config).from_dict({**_plain(edited), **parts})
+    written.name_or_path = config.name_or_path
+    return outline(written, trust_remote_code)
+
+
+def _plain(part: dict[str, Any]) -> dict[str, Any]:
+    if "rope_parameters" not in part:
+        return part
+    return {k: v for k, v in part.items() if k not in OLD_KEYS}
 
 
 def _check_frequencies(

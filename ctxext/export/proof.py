@@ -23,7 +23,7 @@ from ctxext.engine.probe import learn
 from ctxext.errors import UnsupportedModelError, UsageError
 from ctxext.export import check
 from ctxext.export.fresh import Fresh, fresh
-from ctxext.export.small import Changes, flat, merge, old_values, small_model
+from ctxext.export.small import Changes, flat, merge, small_model
 from ctxext.models.layout import Source as Frequencies
 from ctxext.models.layout import find_sources
 from ctxext.models.loading import Source, load_config, load_model
@@ -41,6 +41,16 @@ FULL_ROWS = 64  # … with the real weights, whose vocabulary is large
 LONGEST = 2**16  # tokens through a small model, at most
 PROMPT, NEW = 2048, 8  # tokens of a prompt, at most; tokens generated after it
 PATIENCE = 1800.0  # seconds for a small model
+# What an export may change in a config: its rotation, its length and its code …
+FREE = frozenset(
+    {
+        *("rope_parameters", "rope_scaling", "rope_theta", "rope_local_base_freq"),
+        *("rotary_emb_base", "head_dim", "max_position_embeddings"),
+        *("original_max_position_embeddings", "auto_map", "transformers_version"),
+        "_name_or_path",
+    }
+)
+CARRIED_FREE = frozenset({"architectures", "model_type", "ctxext"})  # … and whose code it is
 
 
 @dataclass(frozen=True)
@@ -127,7 +137,7 @@ def prove(
     model, changes = small_model(config, trust_remote_code=trust_remote_code)
     job = _job(model, length, train_len, carried) | {
         "trust_remote_code": trust_remote_code or carried,
-        "kept": old_values(config.to_dict(), changes),
+        "kept": _kept(config, carried),
         "options": {"dtype": "float32"} | ({} if carried else _attention(model)),
     }
     with _box(stage) as box:
@@ -198,6 +208,18 @@ def _job(
         for n in sorted({min(trained, length), length})
     ]
     return job
+
+
+def _kept(config: Any, carried: bool) -> dict[str, Any]:
+    """The settings that must be the export's too."""
+    own = (config.get_text_config().attribute_map or {}).get("max_position_embeddings")
+    free = FREE | {own}
+
+    def rest(part: dict[str, Any]) -> dict[str, Any]:
+        return {k: rest(v) if isinstance(v, dict) else v for k, v in part.items() if k not in free}
+
+    kept = rest(check.settings(config))
+    return {k: v for k, v in kept.items() if not (carried and k in CARRIED_FREE)}
 
 
 def _sets(model: Any, sources: list[Frequencies]) -> list[dict[str, Any]]:

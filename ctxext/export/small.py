@@ -112,16 +112,6 @@ def flat(changes: Changes) -> Iterator[tuple[str, Any]]:
         yield from flat(value) if isinstance(value, dict) else [(key, value)]
 
 
-def old_values(settings: dict[str, Any], changes: Changes) -> Changes:
-    """What a config's settings have for each key that is changed; None for nothing."""
-    return {
-        key: old_values(settings.get(key) or {}, value)
-        if isinstance(value, dict)
-        else settings.get(key)
-        for key, value in changes.items()
-    }
-
-
 def _with(config: Any, changes: Changes) -> Any:
     settings = merge(config.to_dict(), changes)
     settings.pop("quantization_config", None)
@@ -156,7 +146,7 @@ def outline(config: Any, trust_remote_code: bool = False) -> Any:
     from transformers import AutoModelForCausalLM
 
     layers = getattr(config.get_text_config(), "num_hidden_layers", None)
-    if _is_size(layers) and layers > MANY:  # type: ignore[operator]
+    if _is_size(layers) and layers > MANY:
         raise UnsupportedModelError(
             f"bad num_hidden_layers {layers} in the config: at most {MANY} are served"
         )

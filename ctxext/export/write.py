@@ -151,6 +151,7 @@ def export(order: Order) -> Exported:
             expression,
             carried=expression == CARRIED,
             weights=not order.config_only,
+            latent=hasattr(patched.config.get_text_config(), "kv_lora_rank"),
             gguf=next((path.name for path in stage.glob("*.gguf")), None),
             proof=proof,
             notes=tuple(patched.anatomy.notes(patched.spec)),
