@@ -114,7 +114,7 @@ def test_stock_transformers_gives_the_patched_logits(family: str, tmp_path: Path
 
 
 def test_parameters_and_trained_length_are_carried(llama: Path, tmp_path: Path) -> None:
-    spec = "yarn:factor=6,beta_fast=8,beta_slow=2"
+    spec = "yarn:factor=4,beta_fast=8,beta_slow=2"
     done = run(llama, spec, tmp_path / "a")
     assert (done.spec, done.expression) == (spec, "yarn")
     assert_same(llama, spec, tmp_path / "a")
@@ -273,10 +273,11 @@ def test_engines_on_transformers_4_read_the_same(llama: Path, tmp_path: Path) ->
     assert raw["rope_scaling"]["original_max_position_embeddings"] == LENGTH
 
 
-def test_yarn_that_does_not_reach_the_length(llama: Path, tmp_path: Path) -> None:
-    """vLLM's table for it would end at factor · T."""
-    assert run(llama, "yarn:factor=2", tmp_path / "a").expression == "longrope"
-    assert_same(llama, "yarn:factor=2", tmp_path / "a")
+def test_yarn_of_another_factor(llama: Path, tmp_path: Path) -> None:
+    """vLLM's table would end at factor · T, and transformers 4 would take another factor."""
+    for spec in ("yarn:factor=2", "yarn:factor=8"):
+        assert run(llama, spec, tmp_path / spec).expression == "longrope"
+        assert_same(llama, spec, tmp_path / spec)
 
 
 def test_mixtral_has_no_head_dim_in_its_config(tmp_path: Path) -> None:

@@ -583,7 +583,7 @@ def test_hostile_weights(llama: Path, tmp_path: Path) -> None:
     for content in ("", "[]", '{"weight_map": {"a": "../m/x.safetensors"}}', "[" * 10**5,
                     '{"weight_map": {"a": 1}}', '{"weight_map": {}}'):  # fmt: skip
         index.write_text(content)
-        with pytest.raises(UsageError, match="no index of weights"):
+        with pytest.raises(UsageError, match=r"no index of|JSON|holds a|names the"):
             run(folder, "pi", tmp_path / "m.gguf", 128)
     index.write_text('{"weight_map": {"a": "model-1.safetensors"}}')
     with pytest.raises(UsageError, match="no readable weights"):

@@ -563,5 +563,7 @@ def test_a_disk_that_fills_up_while_weights_are_saved_is_told(
         raise safetensors.SafetensorError("I/O error: No space left on device (os error 28)")
 
     monkeypatch.setattr(transformers.PreTrainedModel, "save_pretrained", fail)
-    with pytest.raises(UsageError, match=r"no proof can be made in .*: make room, or set TMPDIR$"):
+    with pytest.raises(
+        UsageError, match=r"no proof can be made beside the export: .*: make room there$"
+    ):
         run(source, edited(source, tmp_path / "out"), "rope")

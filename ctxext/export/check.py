@@ -89,9 +89,13 @@ def spread(length: int, count: int) -> Tensor:
     return torch.linspace(0, length - 1, count, dtype=torch.float64).round().long()
 
 
-def settings(config: Any) -> dict[str, Any]:
-    """All settings of a config, as JSON has them."""
-    return json.loads(config.to_json_string(use_diff=False))  # type: ignore[no-any-return]
+def kept(config: Any, free: list[str]) -> dict[str, Any]:
+    """All settings of a config but the free ones, as JSON has them."""
+
+    def rest(part: dict[str, Any]) -> dict[str, Any]:
+        return {k: rest(v) if isinstance(v, dict) else v for k, v in part.items() if k not in free}
+
+    return rest(json.loads(config.to_json_string(use_diff=False)))
 
 
 def one_line(error: BaseException) -> str:
@@ -107,6 +111,7 @@ def _tables(model: Any, table: dict[str, Any]) -> Iterator[Measured]:
     positions = spread(length, table["count"])
     device = next(model.parameters()).device
 
+    @torch.no_grad()  # not around a yield, where it would hold for the caller too
     def ask(some: Tensor) -> Tensor:
         seen = torch.cat((some, positions[-1:])).to(device)  # scalings may go by the longest
         seen = seen.expand(*table["axes"], 1, len(seen))
@@ -115,12 +120,11 @@ def _tables(model: Any, table: dict[str, Any]) -> Iterator[Measured]:
         parts = found if isinstance(found, tuple) else (found.real, found.imag)
         return torch.stack(parts)[..., : len(some), :].float().cpu()
 
-    with torch.no_grad():
-        ask(positions[:1])
-        name = "inv_freq" if kind is None else f"{kind}_inv_freq"
-        yield "frequencies", module._buffers[name].detach().float().cpu().clone()
-        for some in positions.split(CHUNK):
-            yield "table", ask(some)
+    ask(positions[:1])
+    name = "inv_freq" if kind is None else f"{kind}_inv_freq"
+    yield "frequencies", module._buffers[name].detach().float().cpu().clone()
+    for some in positions.split(CHUNK):
+        yield "table", ask(some)
 
 
 def _in_parts(model: Any, ids: Tensor, rows: Tensor) -> Tensor:
@@ -234,7 +238,9 @@ def _answer(stream: IO[bytes], job: dict[str, Any]) -> None:
     trust = job["trust_remote_code"]
     if job["kept"]:
         written = AutoConfig.from_pretrained(job["written"], trust_remote_code=trust)
-        _compare(settings(written), job["kept"])
+        ours = kept(written, job["free"])
+        new = ours.keys() - job["kept"].keys() if job["carried"] else set()
+        _compare({k: v for k, v in ours.items() if k not in new}, job["kept"])
     model, found = AutoModelForCausalLM.from_pretrained(
         job["folder"], trust_remote_code=trust, output_loading_info=True, **job["options"]
     )
@@ -245,12 +251,12 @@ def _answer(stream: IO[bytes], job: dict[str, Any]) -> None:
         send(stream, what, numbers)
 
 
-def _compare(written: dict[str, Any], kept: dict[str, Any]) -> None:
-    """ValueError unless the written settings have all of the model's own that are to stay."""
-    for key, want in kept.items():
-        got = written.get(key)
-        if isinstance(want, dict):
-            _compare(got or {}, want)
+def _compare(written: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """ValueError unless both settings are the same."""
+    for key in wanted | written:
+        got, want = written.get(key), wanted.get(key)
+        if isinstance(want, dict) and isinstance(got, dict):
+            _compare(got, want)
         elif json.dumps(got) != json.dumps(want):
             raise ValueError(f"its {key} is {str(got)[:80]} and not {str(want)[:80]}")
 

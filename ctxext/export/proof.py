@@ -137,7 +137,9 @@ def prove(
     model, changes = small_model(config, trust_remote_code=trust_remote_code)
     job = _job(model, length, train_len, carried) | {
         "trust_remote_code": trust_remote_code or carried,
-        "kept": _kept(config, carried),
+        "kept": check.kept(config, free := _free(config, carried)),
+        "free": free,
+        "carried": carried,
         "options": {"dtype": "float32"} | ({} if carried else _attention(model)),
     }
     with _box(stage) as box:
@@ -210,16 +212,10 @@ def _job(
     return job
 
 
-def _kept(config: Any, carried: bool) -> dict[str, Any]:
-    """The settings that must be the export's too."""
+def _free(config: Any, carried: bool) -> list[str]:
+    """The settings that an export may change."""
     own = (config.get_text_config().attribute_map or {}).get("max_position_embeddings")
-    free = FREE | {own}
-
-    def rest(part: dict[str, Any]) -> dict[str, Any]:
-        return {k: rest(v) if isinstance(v, dict) else v for k, v in part.items() if k not in free}
-
-    kept = rest(check.settings(config))
-    return {k: v for k, v in kept.items() if not (carried and k in CARRIED_FREE)}
+    return sorted(FREE | {own or "n_positions"} | (CARRIED_FREE if carried else set()))
 
 
 def _sets(model: Any, sources: list[Frequencies]) -> list[dict[str, Any]]:
