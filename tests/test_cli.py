@@ -575,7 +575,7 @@ BROKEN: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
     "truncated weights": (cut("model.safetensors", 0.9), ()),
     "truncated header": (cut("model.safetensors", 0.001), ()),
     "no weights": (remove("model.safetensors"), ("model.safetensors",)),
-    "weights that are code": (pickled, ("Weights only",)),
+    "weights that are code": (pickled, ("pickle of more than tensors",)),
     "own code": (own_code, ("--trust-remote-code",)),
     "own tokenizer": (own_tokenizer, ("--trust-remote-code",)),
     "no tokenizer": (remove("tokenizer.json", "tokenizer_config.json"), ("tokenizer",)),
