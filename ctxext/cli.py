@@ -128,7 +128,7 @@ def _run(work: Any, as_json: bool, again: str) -> int:
         again: what the same command would do after an interrupt.
     """
     from ctxext.errors import CtxextError
-    from ctxext.measure.workers import launched_alone, speaks
+    from ctxext.measure.workers import launched_alone, leave, speaks
     from ctxext.progress import Progress
 
     _quieten()
@@ -162,6 +162,7 @@ def _run(work: Any, as_json: bool, again: str) -> int:
     for r in failed:
         line = f"{r['requested']} at {r['length']}, {r['task']}: {r['status']}: {r['reason']}"
         typer.echo(line, err=True)
+    leave()
     return FAILED if failed else OK
 
 

@@ -23,6 +23,15 @@ def launched_alone() -> bool:
     return several and "WORLD_SIZE" not in os.environ
 
 
+def leave() -> None:
+    """Part from the other processes: the threads between them must not outlive the interpreter."""
+    if _number("WORLD_SIZE", 1) > 1:
+        from torch import distributed
+
+        if distributed.is_available() and distributed.is_initialized():
+            distributed.destroy_process_group()
+
+
 class Workers:
     """This process among those of one launch.
 
