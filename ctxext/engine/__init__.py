@@ -4,5 +4,6 @@ patch.py      put a spec on a model, and take it off again, bit for bit
 probe.py      a few tokens that prove the model is rotated as it is thought to be
 seams.py      the registered attention functions, and what they know of their model
 chunked.py    distance attention by query chunks, memory linear in length
+watch.py      what each attention layer scores while a model runs, patched or not
 reference.py  the same, dense, in a few lines: what every path is tested against
 """
