@@ -10,7 +10,7 @@ DEMO := build/demo
 OLDEST := $(shell sed -n 's/.*"transformers>=\([0-9.]*\).*/\1/p' pyproject.toml)
 OLD := .venv-oldest
 
-.PHONY: demo test test-families test-oldest test-triton check format results bench test-gpu bench-gpu clean
+.PHONY: demo test test-families test-oldest test-triton test-gguf check format results bench test-gpu bench-gpu clean
 
 demo: $(READY)
 	$(BIN)/ctxext eval --model tiny --len 512,2k,4k --tokens 64k \
@@ -39,15 +39,21 @@ test-families: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/test_families.py
 	$(BIN)/ctxext models --families
 
-# The engine, its paths, answers and the model types on the oldest transformers.
+# The engine, its paths, answers, exports and the model types on the oldest transformers.
 test-oldest: $(OLD)/.ready
 	OMP_NUM_THREADS=1 $(OLD)/bin/python -m pytest -n 2 tests/test_engine.py tests/test_paths.py \
-	  tests/test_answers.py tests/test_families.py -k "not cohere_compass and not qwen4_exp"
+	  tests/test_answers.py tests/test_export.py tests/test_carried.py tests/test_families.py \
+	  -k "not cohere_compass and not qwen4_exp"
 
 # The fused kernel under Triton's interpreter, on a CPU.
 test-triton: $(READY)
 	$(BIN)/python -m pip install --quiet --editable '.[triton]'
 	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/test_triton.py
+
+# What is written as GGUF, run by llama.cpp, which is compiled here: some minutes.
+test-gguf: $(READY)
+	$(BIN)/python -m pip install --quiet --editable '.[gguf]' llama-cpp-python
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/test_gguf.py
 
 # Speed and memory on a CPU; on a quiet machine.
 bench: $(READY)

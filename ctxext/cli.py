@@ -6,11 +6,14 @@ cell failed (the rest are written), 2 usage, 130 interrupted.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
+import signal
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,6 +28,7 @@ app = typer.Typer(
 )
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+FORMATS, VERIFICATIONS = ("hf", "gguf"), ("quick", "full")
 
 Model = Annotated[
     str, typer.Option(help="tiny (shipped), an alias (see ctxext models), a Hub id or a folder.")
@@ -171,6 +175,16 @@ def _print_tables(records: list[dict[str, Any]], order: list[str]) -> None:
         console.print(table, crop=False)
 
 
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM ends the block as Ctrl-C does, so that nothing half-written is left."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def _quieten() -> None:
     """Keep libraries' chatter off stderr; errors still come through as ours."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -179,7 +193,7 @@ def _quieten() -> None:
     import transformers
 
     huggingface_hub.utils.logging.set_verbosity_error()
-    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.set_verbosity(transformers.utils.logging.CRITICAL)
     transformers.utils.logging.disable_progress_bar()
 
 
@@ -240,35 +254,93 @@ def bench(
 
 @app.command()
 def patch(
-    method: Annotated[str, typer.Option(help="A frequency method, or several with +.")],
+    method: Annotated[str, typer.Option(help="name:key=value,…+name… (see ctxext methods).")],
     length: Annotated[str, typer.Option("--len", help="The length to stretch to, in tokens.")],
     out: Annotated[Path, typer.Option(help="The new folder to write.")],
     model: Model = "tiny",
+    style: Annotated[
+        str, typer.Option("--format", help="hf, a folder for transformers, or gguf, for llama.cpp.")
+    ] = "hf",
+    native_only: Annotated[
+        bool, typer.Option("--native-only", help="Refuse a folder that needs code of its own.")
+    ] = False,
+    link: Annotated[
+        bool, typer.Option("--link", help="Hard-link the weight files instead of copying them.")
+    ] = False,
+    config_only: Annotated[
+        bool, typer.Option("--config-only", help="Leave the weights where they are.")
+    ] = False,
+    verify: Annotated[
+        str, typer.Option(help="quick: with small random weights; full: with the model's own.")
+    ] = "quick",
+    push_to_hub: Annotated[
+        str | None, typer.Option(metavar="ORG/NAME", help="Upload the folder as this repository.")
+    ] = None,
+    private: Annotated[
+        bool, typer.Option("--private", help="Make the new repository private.")
+    ] = False,
+    allow_pickle: Annotated[
+        bool, typer.Option("--allow-pickle", help="Take .bin weights, which may hold code.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace the folder.")] = False,
+    as_json: Json = False,
     revision: Revision = None,
     trust_remote_code: Trust = False,
     train_len: TrainLen = None,
 ) -> None:
-    """Write a model folder whose config carries the method, for stock transformers."""
-    from ctxext import patches
-    from ctxext.models.loading import Source
-    from ctxext.registry import parse_length
+    """Export the patched model: a folder, or a GGUF file, that other tools load."""
+    from dataclasses import replace
 
+    from ctxext import patches
+    from ctxext.errors import UsageError
+    from ctxext.models.loading import Source
+    from ctxext.registry import did_you_mean, parse_length
+    from ctxext.results import printable
+
+    for option, value, valid in (("format", style, FORMATS), ("verify", verify, VERIFICATIONS)):
+        if value not in valid:
+            raise UsageError(f"unknown --{option} {value!r}: {did_you_mean(value, valid)}")
     spec, tokens = patches.parse(method), parse_length(length)
-    source = Source(model, revision, trust_remote_code)
     trained = None if train_len is None else parse_length(train_len)
-    from ctxext.export.write import export
+    if private and push_to_hub is None:
+        raise UsageError("--private is for --push-to-hub: give that too, or leave it out")
+    from ctxext.export import hub
+    from ctxext.export.write import Order, check, export, public_name
     from ctxext.models.loading import local_folder
 
     _quieten()
-    done = export(
-        local_folder(source),
+    repository = None if push_to_hub is None else hub.check_repository(push_to_hub)
+    order = Order(
+        Path(),
         spec,
         tokens,
         out,
+        name=model,
         train_len=trained,
         trust_remote_code=trust_remote_code,
+        native_only=native_only,
+        link=link,
+        config_only=config_only,
+        allow_pickle=allow_pickle,
+        force=force,
+        full=verify == "full",
+        gguf=style == "gguf",
     )
-    typer.echo(f"{out}: {model} with {done.spec}, written as {done.expression}")
+    check(order)
+    source = Source(model, revision, trust_remote_code)
+    folder = local_folder(source, weights=not config_only, allow_pickle=allow_pickle)
+    with _terminable():
+        done = export(replace(order, source=folder))
+    for note in done.notes:
+        typer.echo(f"note: {note}", err=True)
+    if as_json:
+        typer.echo(json.dumps(done.to_record(out), ensure_ascii=False))
+    else:
+        typer.echo(printable(f"{out}: {model} with {done.spec}, {done.line()}"))
+    if repository is not None:
+        message = f"{public_name(model, folder)} with {done.spec}"
+        url = hub.push(out, repository, private=private, message=message)
+        typer.echo(f"pushed to {url}", err=True)
 
 
 @app.command()

@@ -61,9 +61,9 @@ class Registry(Generic[T]):
         return sorted(self._files() | set(self._found))
 
     def _files(self) -> set[str]:
-        """The names of the package's own entries."""
-        package = importlib.import_module(self._package)
-        files = {m.name for m in pkgutil.iter_modules(package.__path__)} - self._private
+        """The names of the package's own entries; none where it is a lone file, as when carried."""
+        folders = getattr(importlib.import_module(self._package), "__path__", ())
+        files = {m.name for m in pkgutil.iter_modules(folders)} - self._private
         return {file.replace("_", "-") for file in files}
 
     def get(self, name: str) -> type[T]:

@@ -115,6 +115,7 @@ def main() -> None:
         "tasks": tasks,
         "options": lambda: options(cli.evaluate),
         "bench_options": lambda: options(cli.bench),
+        "patch_options": lambda: options(cli.patch),
         "models": models,
         "families": families,
         "results": results,

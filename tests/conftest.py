@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach the Hub
 os.environ.setdefault("CTXEXT_CACHE", tempfile.mkdtemp(prefix="ctxext-"))
+os.environ.setdefault("HF_MODULES_CACHE", tempfile.mkdtemp(prefix="ctxext-"))
 
 import numpy as np
 import pytest
@@ -80,3 +82,11 @@ def whole(ids: torch.Tensor) -> Windows:
 def by_window(values: np.ndarray, windows: int) -> np.ndarray:
     """What was found of the tokens of equal windows [windows, length − 1]."""
     return values.reshape(windows, -1)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Remove the caches, in the process that made them."""
+    for name in ("CTXEXT_CACHE", "HF_MODULES_CACHE"):
+        ours = os.path.join(tempfile.gettempdir(), "ctxext-")
+        if not hasattr(config, "workerinput") and os.environ[name].startswith(ours):
+            shutil.rmtree(os.environ[name], ignore_errors=True)

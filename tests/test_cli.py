@@ -393,6 +393,21 @@ def test_half_a_character_in_the_data_is_one_line(run: Run, here: Path) -> None:
     refused(evaluate(run, "--data", "d.jsonl"), "'d.jsonl'")
 
 
+PATCH = ("patch", "--model", "plain")
+PATCH_BAD = (
+    ("--format", "onnx"),
+    ("--verify", "never"),
+    ("--private",),
+    ("--config-only", "--link"),
+    ("--config-only", "--verify", "full"),
+    ("--format", "gguf", "--link"),
+    ("--format", "gguf", "--verify", "full"),
+    ("--push-to-hub", "a/b/c"),
+    ("--push-to-hub", "../x"),
+    ("--train-len", "0"),
+)
+
+
 @pytest.mark.parametrize(
     "argv",
     [
@@ -404,9 +419,14 @@ def test_half_a_character_in_the_data_is_one_line(run: Run, here: Path) -> None:
         ("report", "--out", "t.txt"),
         ("report", "--out", "plain"),
         ("models", "--jsonn"),
-        ("patch", "--method", "rerope", "--len", "64", "--out", "new", "--model", "plain"),
-        ("patch", "--method", "ntk", "--len", "64", "--out", "t.txt/new", "--model", "plain"),
-        ("patch", "--method", "ntk", "--len", "1", "--out", "new", "--model", "plain"),
+        (*PATCH, "--method", "ntk", "--len", "64", "--out", "t.txt/new"),
+        (*PATCH, "--method", "ntk", "--len", "1", "--out", "new"),
+        (*PATCH, "--method", "ntk", "--len", "64", "--out", "plain"),
+        *((*PATCH, "--method", "ntk", "--len", "64", "--out", "new", *rest) for rest in PATCH_BAD),
+        *(
+            (*PATCH, "--method", "rerope", "--len", "64", "--out", "new", option)
+            for option in ("--native-only", "--config-only", "--format=gguf")
+        ),
     ],
     ids=" ".join,
 )
@@ -419,6 +439,41 @@ def test_other_commands_refuse_alike(run: Run, here: Path, argv: tuple[str, ...]
     if argv[:3] != ("report", "--out", "plain"):  # where each file that is no record is told
         assert len(lines) == 1
     assert sorted(path.name for path in here.rglob("*")) == before
+
+
+@pytest.mark.parametrize(("method", "how"), [("yarn", "yarn"), ("rerope+logn", "carried code")])
+def test_an_export_tells_what_a_fresh_process_found(
+    run: Run, here: Path, method: str, how: str
+) -> None:
+    ran = run(*PATCH, "--method", method, "--len", "96", "--out", "new", "--json")
+    (record,) = ran.records
+    assert ran.code == 0
+    assert (record["expression"], record["out"]) == (how, "new")
+    assert record["files"] == sorted(path.name for path in Path("new").iterdir())
+    assert all(figure["value"] == 0 for figure in record["proof"])
+    card = Path("new/README.md").read_text()
+    for figure in record["proof"]:
+        assert f"| {figure['what']} | 0 |" in card
+    ran = run(*PATCH, "--method", method, "--len", "96", "--out", "new", "--force", "--verify=full")
+    assert (ran.code, ran.err) == (0, "")
+    assert ran.out.startswith(f"new: plain with {record['method']}, written ")
+    if how == "carried code":
+        on = ("--model", "new", "--len", "32", "--trust-remote-code")
+        refused(run("eval", *on), "'new' carries its own patch", record["method"])
+
+
+def test_an_export_that_is_another_model_is_removed(
+    run: Run, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ctxext.export import native
+
+    monkeypatch.setattr(native, "_check_frequencies", lambda *_: None)
+    monkeypatch.setattr(native, "_edits", lambda raw, *_: iter([{**raw, "rope_theta": 9999.0}]))
+    ran = run(*PATCH, "--method", "pi", "--len", "96", "--out", "new")
+    assert (ran.code, ran.out) == (2, "")
+    assert "llama" in ran.err
+    assert len(ran.err.splitlines()) == 1
+    assert sorted(path.name for path in here.iterdir()) == ["plain", "t.txt"]
 
 
 def test_no_command_at_all_shows_the_help(run: Run) -> None:
@@ -520,7 +575,7 @@ BROKEN: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
     "truncated weights": (cut("model.safetensors", 0.9), ()),
     "truncated header": (cut("model.safetensors", 0.001), ()),
     "no weights": (remove("model.safetensors"), ("model.safetensors",)),
-    "weights that are code": (pickled, ("Weights only",)),
+    "weights that are code": (pickled, ("pickle of more than tensors",)),
     "own code": (own_code, ("--trust-remote-code",)),
     "own tokenizer": (own_tokenizer, ("--trust-remote-code",)),
     "no tokenizer": (remove("tokenizer.json", "tokenizer_config.json"), ("tokenizer",)),
@@ -606,7 +661,15 @@ def test_model_types_have_a_line_each(run: Run) -> None:
 
 def test_every_method_says_what_it_is(run: Run) -> None:
     for entry in run("methods", "--json").records:
-        assert entry.keys() >= {"name", "kind", "summary", "formula", "source", "inside_t"}
+        assert entry.keys() >= {
+            "name",
+            "kind",
+            "summary",
+            "formula",
+            "source",
+            "inside_t",
+            "beyond_t",
+        }
 
 
 @pytest.mark.parametrize(

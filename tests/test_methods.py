@@ -620,7 +620,7 @@ def test_described(name: str) -> None:
     kinds = {Frequency: "frequency", Distance: "distance", QueryScale: "query scale"}
     assert text["kind"] == next(kind for base, kind in kinds.items() if issubclass(cls, base))
     assert text["name"] == cls.name == name
-    for section in ("summary", "formula", "source", "inside_t"):
+    for section in ("summary", "formula", "source", "inside_t", "beyond_t"):
         assert len(text[section]) > 5, section
         assert "\n" not in text[section]
     known = {"name", "kind", "summary", *(s.lower().replace(" ", "_") for s in SECTIONS)}

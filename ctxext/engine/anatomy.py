@@ -9,7 +9,7 @@ from torch import nn
 
 from ctxext.engine.probe import Layer, learn
 from ctxext.errors import CtxextError, UnsupportedModelError
-from ctxext.models.layout import Source, has_windows
+from ctxext.models.layout import UNSCALED, Source, has_windows
 from ctxext.patches import Spec
 
 
@@ -40,6 +40,12 @@ class Anatomy:
 
     def notes(self, spec: Spec) -> list[str]:
         """What a user should know of it, a line each."""
+        scalings = [s.scaling for s in self.sources if spec.frequencies]
+        replaced = [name for name in dict.fromkeys(scalings) if name not in UNSCALED]
+        lines = [f"the model's own {name} rope scaling is replaced by {spec}" for name in replaced]
+        return lines + self._left_alone(spec)
+
+    def _left_alone(self, spec: Spec) -> list[str]:
         inside, count = sum(layer.inside for layer in self.layers), len(self.layers)
         if not inside:
             return []

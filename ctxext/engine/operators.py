@@ -7,6 +7,7 @@ takes the output and log-sum-exp of the merged whole in place of its own.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 from typing import Any, NamedTuple, Protocol
 
@@ -139,9 +140,8 @@ class CudaFlash:
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
         left = self._left(pattern)
         if self._package:
-            from flash_attn import flash_attn_func
-
-            out, lse, _ = flash_attn_func(
+            flash = importlib.import_module("flash_attn")
+            out, lse, _ = flash.flash_attn_func(
                 q,
                 k,
                 v,

@@ -10,11 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ctxext.engine import seams
 from ctxext.engine.anatomy import Anatomy, examine
 from ctxext.engine.paths import Choice, choose
-from ctxext.engine.probe import check_module, check_outputs, forward, outputs
-from ctxext.engine.seams import STATE, Feed, State
+from ctxext.engine.probe import Layer, check_module, check_outputs, forward, outputs
+from ctxext.engine.seams import (
+    STATE,
+    Feed,
+    State,
+    has_holes,
+    register_distance,
+    register_scaled,
+    uncompiled,
+)
 from ctxext.engine.stock import ways
 from ctxext.engine.switch import replace, use_attention
 from ctxext.errors import UnsupportedModelError, UsageError
@@ -106,13 +113,13 @@ def patch(
     attention = _choose(model, anatomy, resolved, attn)
     with contextlib.ExitStack() as undo:
         feeds = [_feed(source, anatomy) for source in anatomy.sources]
-        notes = [
-            note for s in anatomy.sources for note in _apply_frequencies(s, resolved, length, undo)
-        ]
+        notes = anatomy.notes(resolved)
+        for source in anatomy.sources:
+            _apply_frequencies(source, resolved, length, undo)
         for source in anatomy.sources:
             check_module(source, anatomy.axes[source])
         _apply_seams(model, anatomy, feeds, trained, resolved, attention.name, undo)
-        handle = Handle(resolved, attention, [*notes, *anatomy.notes(resolved)], undo)
+        handle = Handle(resolved, attention, notes, undo)
         replace(undo, holder, HANDLE, handle)
         handle._undo = undo.pop_all()
     return handle
@@ -130,12 +137,27 @@ def patched(
         handle.remove()
 
 
+def refit(model: Any, handle: Handle) -> None:
+    """Choose the attention path anew for a patched model that has moved, in place."""
+    states = (m.__dict__[STATE] for m in model.modules() if STATE in m.__dict__)
+    state = next(states, None)
+    if state is not None and state.parts:
+        taking = [layer for layer in state.layers.values() if not layer.inside]
+        handle.choice = _fitting(model, taking, "auto")
+        state.path = handle.choice.name
+
+
 def _choose(model: Any, anatomy: Anatomy, spec: Spec, attn: str) -> Choice:
     """The attention path; errors as for `paths.choose`, whatever the spec."""
-    wide = max((layer.head_dim for layer in anatomy.taking), default=None)
-    needs = [name for name in ("softcap", "sinks") if any(getattr(x, name) for x in anatomy.taking)]
-    choice = choose(attn, str(model.device), model.dtype, wide or head_dim(model.config), needs)
+    choice = _fitting(model, anatomy.taking, attn)
     return choice if spec.distance and anatomy.sources else Choice(_own(model), ())
+
+
+def _fitting(model: Any, layers: list[Layer], attn: str) -> Choice:
+    """The path for these layers where the model is."""
+    wide = max((layer.head_dim for layer in layers), default=None)
+    needs = [name for name in ("softcap", "sinks") if any(getattr(x, name) for x in layers)]
+    return choose(attn, str(model.device), model.dtype, wide or head_dim(model.config), needs)
 
 
 def _own(model: Any) -> str:
@@ -157,10 +179,10 @@ def _feed(source: Source, anatomy: Anatomy) -> Feed:
 
 def _apply_frequencies(
     source: Source, spec: Spec, length: int | None, undo: contextlib.ExitStack
-) -> list[str]:
-    """Replace inv_freq and the attention factor; what a user should know of it, a line each."""
+) -> None:
+    """Replace inv_freq and the attention factor."""
     if not spec.frequencies:
-        return []
+        return
     module, facts, scaling = source.module, source.facts, source.scaling
     attribute, factor = source.named("attention_scaling"), spec.attention_factor()
     if not hasattr(module, attribute) and factor != 1:
@@ -173,11 +195,10 @@ def _apply_frequencies(
     module._buffers[source.named("inv_freq")] = inv_freq.to(own.device, torch.float32)
     replace(undo, module, attribute, factor)
     if scaling in UNSCALED:
-        return []
+        return
     kinds = module.__dict__.get("rope_type")
     plain = {**kinds, source.layer_type: "default"} if isinstance(kinds, dict) else "default"
     replace(undo, module, "rope_type", plain)
-    return [f"the model's own {scaling} rope scaling is replaced by {spec}"]
 
 
 def _new_frequencies(source: Source, spec: Spec, length: int | None) -> tuple[Tensor, float]:
@@ -230,7 +251,7 @@ def _apply_seams(
         feed.factor = feed.source.factor
         replace(undo, feed.source.module, feed.source.named("attention_scaling"), 1.0)
     if deep:
-        name = seams.register_distance(own) if parts else seams.register_scaled(own)
+        name = register_distance(own) if parts else register_scaled(own)
         state.name = name
         use_attention(model, name, undo)
         for module in model.modules():
@@ -247,7 +268,7 @@ def _implementation(layer: nn.Module) -> str | None:
     return getattr(layer.__dict__.get("config"), "_attn_implementation", None)
 
 
-@seams.uncompiled
+@uncompiled
 def _check_inputs(state: State, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
     """A pre-hook of the base model: refuses what we cannot serve, and finds true positions."""
     named = dict(zip(("input_ids", "attention_mask", "position_ids"), args, strict=False))
@@ -263,7 +284,7 @@ def _check_inputs(state: State, module: nn.Module, args: Any, kwargs: dict[str, 
         raise UnsupportedModelError(
             f"distance methods do not support {type(cache).__name__}: use the default cache"
         )
-    if state.parts and flat is not None and seams.has_holes(flat):
+    if state.parts and flat is not None and has_holes(flat):
         raise UnsupportedModelError(
             "distance methods do not support padding between the tokens of a row: pad on one "
             "side only"

@@ -19,9 +19,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ctxext.engine import fused
 from ctxext.engine.chunked import chunked_attention, single_attention
 from ctxext.engine.flex import flex_part_attention
+from ctxext.engine.fused import fused_attention
+from ctxext.engine.fused import why_not as why_not_fused
 from ctxext.engine.merged import merged_attention
 from ctxext.engine.operators import TORCH, CudaFlash
 from ctxext.engine.reference import dense_attention
@@ -82,7 +83,7 @@ def choose(
 def _why_not(name: str, device: str, dtype: torch.dtype, head_dim: int) -> str | None:
     """What keeps a path from running, as a phrase; None where nothing does."""
     if name == "triton":
-        return fused.why_not(device, dtype, head_dim)
+        return why_not_fused(device, dtype, head_dim)
     if name == "sdpa" and device not in TORCH:
         return f"torch has no such operator for {device}"
     if name in ("flash", "flex") and device != "cuda":
@@ -135,12 +136,12 @@ def attend(
         mask = mask if mask is None else mask.expand(-1, -1, n, -1)
         return plain(query, key, value, parts, turn, scaling, mask, dropout, softcap, sinks)
     function = _function(path, query, key, value)
-    if thin and function is not fused.fused_attention:
+    if thin and function is not fused_attention:
         wide = pad(value, (0, d - width))
         return attend(path, query, key, wide, parts, turn, scaling, mask, first=first)[..., :width]
     if first is None or not any(first):
         return function(query, key, value, parts, turn, scaling)
-    if function is fused.fused_attention:
+    if function is fused_attention:
         return function(query, key, value, parts, turn, scaling, torch.tensor(first))
     rows, past = [], key.shape[2] - n
     for i, start in enumerate(first):
@@ -155,7 +156,7 @@ def _function(path: str, *inputs: Tensor) -> Callable[..., Tensor]:
     graded = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
     (n, head_dim), device, dtype = inputs[0].shape[2:], inputs[0].device.type, inputs[0].dtype
     if path == "triton" and n >= FEW and not graded:
-        return fused.fused_attention
+        return fused_attention
     if path == "flex" and n >= FEW:
         return flex_part_attention
     flash = path != "sdpa" and _why_not("flash", device, dtype, head_dim) is None

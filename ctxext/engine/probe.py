@@ -19,7 +19,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 from ctxext.engine.rotation import Rotation, as_index
-from ctxext.engine.switch import replaced, use_attention
+from ctxext.engine.switch import registered, replaced, use_attention
 from ctxext.errors import CtxextError, UnsupportedModelError
 from ctxext.models.layout import Source
 from ctxext.patches import Spec
@@ -28,6 +28,7 @@ from ctxext.patches.base import Part, identity
 if TYPE_CHECKING:
     from ctxext.engine.seams import State
 
+PROBE = registered("probe")
 TOKENS = 8  # at least
 ROWS = 4  # of different tokens: in one head of one, a quarter turn may change next to nothing
 ODD = (
@@ -173,9 +174,9 @@ def _run(model: Any, sources: list[Source], turning: list[Source] | None) -> _Ru
             own = {s.layer_type: s for s in sources if s.module is module}
             undo.enter_context(_kept(module))
             undo.enter_context(replaced(module, "forward", _stand_in(run, module, own, turning)))
-        AttentionInterface.register("ctxext_probe", _attention)
-        AttentionMaskInterface.register("ctxext_probe", _mask)
-        use_attention(model, "ctxext_probe", undo)
+        AttentionInterface.register(PROBE, _attention)
+        AttentionMaskInterface.register(PROBE, _mask)
+        use_attention(model, PROBE, undo)
         undo.callback(_RUNNING.reset, _RUNNING.set(run))
         for module in model.modules():
             weight = module._parameters.get("weight")

@@ -20,6 +20,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ctxext.engine.paths import attend
 from ctxext.engine.probe import Layer, call_rotary, plain_type
+from ctxext.engine.switch import registered
 from ctxext.errors import UnsupportedModelError
 from ctxext.models.layout import LENGTH_DEPENDENT, Source
 from ctxext.patches.base import Part, QueryScale, identity
@@ -411,7 +412,7 @@ def padding_mask(own: str) -> Callable[..., Tensor | None]:
 
 def register_distance(own: str) -> str:
     """Register `attention` and its mask, with `own` for what is left alone; its name."""
-    name = f"ctxext_distance_{own}"
+    name = registered(f"distance_{own}")
     AttentionInterface.register(name, attention)
     AttentionMaskInterface.register(name, padding_mask(own))
     return name
@@ -421,7 +422,7 @@ def register_scaled(own: str) -> str:
     """Register `attention` over the implementation `own`, with its mask; its new name."""
     if own not in ALL_MASK_ATTENTION_FUNCTIONS:  # without one the model would not be causal
         raise UnsupportedModelError(f"query scales do not run on {own!r} attention: load with sdpa")
-    name = f"ctxext_{own}"
+    name = registered(own)
     AttentionInterface.register(name, attention)
     AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[own])
     return name

@@ -55,7 +55,7 @@ def ways(source: Source, spec: Spec, length: int | None) -> Iterator[Stock]:
     own = source.facts
     theta = torch.tensor(own.theta, dtype=torch.float64)
     wanted = theta / torch.tensor(spec.scales(own), dtype=torch.float64)
-    for rope in _ropes(source, spec, max(length or 0, own.trained)):
+    for rope in _ropes(source, spec, length):
         try:
             inv_freq, factor = _compute(source, rope)
             torch.testing.assert_close(inv_freq.double(), wanted, rtol=CLOSE, atol=0)
@@ -66,14 +66,14 @@ def ways(source: Source, spec: Spec, length: int | None) -> Iterator[Stock]:
         yield Stock(changed, rope, inv_freq, factor)
 
 
-def _ropes(source: Source, spec: Spec, longest: int) -> Iterator[Rope]:
+def _ropes(source: Source, spec: Spec, length: int | None) -> Iterator[Rope]:
     """The rope parameters that may say it; whether they do is seen when they are computed."""
     own = source.facts
+    longest = max(length or 0, own.trained)
     kept = {k: v for k, v in source.rope.items() if k not in SCALING_KEYS}
     plain = {"rope_type": "default", "rope_theta": own.base, **kept}
     single = spec.frequencies[0].stock(own) if len(spec.frequencies) == 1 else None
-    reach = single.get(ORIGINAL, longest) * single.get("factor", 1) if single is not None else 0
-    if single is not None and reach >= longest:  # vLLM's tables end at the reach
+    if single is not None and (length is None or _reaches(single, longest)):
         yield {**plain, **single}
     factor = spec.attention_factor()
     scales = spec.scales(own)
@@ -87,6 +87,14 @@ def _ropes(source: Source, spec: Spec, longest: int) -> Iterator[Rope]:
         ORIGINAL: longest,
         **({} if factor == 1 else {"short_mscale": factor, "long_mscale": factor}),  # vLLM, SGLang
     }
+
+
+def _reaches(rope: Rope, longest: int) -> bool:
+    """Whether its own length times its factor is the longest, as others take for granted.
+
+    vLLM's tables end there, and transformers 4 takes the quotient of both lengths for the factor.
+    """
+    return ORIGINAL not in rope or rope[ORIGINAL] * rope["factor"] == longest
 
 
 def _compute(source: Source, rope: Rope) -> tuple[Tensor, float]:

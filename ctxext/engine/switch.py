@@ -4,8 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import zlib
 from collections.abc import Iterator
 from typing import Any
+
+# A copy of this code that a model folder carries has names of its own in transformers' registries.
+_COPY = "" if __name__ == "ctxext.engine.switch" else f"_{zlib.crc32(__name__.encode()):08x}"
+
+
+def registered(name: str) -> str:
+    """What an attention of ours is registered as, in a table that all of a process shares."""
+    return f"ctxext{_COPY}_{name}"
 
 
 def replace(undo: contextlib.ExitStack, target: Any, name: str, value: Any) -> None:

@@ -1,193 +1,178 @@
-"""Configs that carry a spec, so that stock transformers gives the patched model's logits."""
+"""Configs of stock transformers that carry a spec, to the last bit of every frequency."""
 
 from __future__ import annotations
 
-import contextlib
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ctxext.engine.anatomy import Anatomy
+from ctxext.engine.stock import ORIGINAL, Rope, Stock, ways
 from ctxext.errors import UnsupportedModelError
-from ctxext.models.layout import Source as Frequencies
-from ctxext.models.layout import find_sources, has_windows
+from ctxext.export.check import one_line
+from ctxext.export.small import outline
+from ctxext.models.layout import Source, find_sources, head_dim
 from ctxext.patches import Spec
-from ctxext.patches.base import Rotary
 
-Rope = dict[str, Any]  # what stands in a config as `rope_parameters`
-
-ORIGINAL = "original_max_position_embeddings"
-# All that transformers' rope types read, so what an older scaling leaves behind.
-SCALING_KEYS = frozenset(
-    "rope_type type factor attention_factor beta_fast beta_slow mscale mscale_all_dim truncate "
-    "short_factor long_factor short_mscale long_mscale low_freq_factor high_freq_factor "
-    f"{ORIGINAL}".split()
-)
-
-# The methods that transformers computes itself. What one of them gives is checked like the rest.
-DIRECT: dict[str, Callable[[Any, Rotary], tuple[str, Rope]]] = {
-    "pi": lambda method, _: ("linear", {"rope_type": "linear", "factor": method.k}),
-    "ntk-old": lambda method, own: ("rope_theta", {"rope_theta": own.base * method.k}),
-    "ntk": lambda method, own: (
-        "rope_theta",  # with one pair, d = 2, any base gives θ_0 = 1
-        {"rope_theta": own.base * method.k ** (own.dim / max(1, own.dim - 2))},
-    ),
-    "yarn": lambda method, own: (
-        "yarn",
-        {
-            "rope_type": "yarn",
-            "factor": method.k,
-            "beta_fast": method.beta_fast,
-            "beta_slow": method.beta_slow,
-            ORIGINAL: own.trained,
-        },
-    ),
-}
+OLD_KEYS = ("rope_theta", "rotary_emb_base", "rope_scaling")  # of transformers 4
+Ropes = dict[str | None, Rope]  # by layer type, None where a model has but one
 
 
-@dataclass(frozen=True)
-class Patched:
-    """The patched model without weights, which the written config must reproduce."""
+def write_native(
+    stage: Path,
+    raw: dict[str, Any],
+    config: Any,
+    anatomy: Anatomy,
+    spec: Spec,
+    length: int,
+    *,
+    trust_remote_code: bool = False,
+) -> str:
+    """Write the first config.json that gives the patched model's frequencies; what it changes.
 
-    model: Any
-    raw: dict[str, Any]  # its config.json
-    rotary: Frequencies
-    longest: int  # tokens
-    trust_remote_code: bool
+    Args:
+        raw: the source's config.json, of which nothing else is changed.
+        config: what transformers made of it.
+        anatomy: of a model of this config under the resolved spec.
+        length: L in tokens, the new `max_position_embeddings` unless T is longer.
+        trust_remote_code: whether code that comes with the model may run.
 
-
-def only_source(model: Any, train_len: int | None) -> Frequencies:
-    """The rotary frequencies of a model whose layers are all alike."""
-    sources, kind = find_sources(model, train_len), model.config.model_type
-    if len(sources) > 1 or has_windows(model.config, sources[0].trained):
+    Raises:
+        UnsupportedModelError: no stock config does, or the spec changes attention itself.
+    """
+    kind = config.model_type
+    if spec.distance or spec.query_scales:
+        raise UnsupportedModelError(f"{spec} changes attention itself, which no config can say")
+    if anatomy.alone:
         raise UnsupportedModelError(
-            f"{kind} has several kinds of rotation, or layers that see no further back than its "
-            "trained length, and a config cannot change these apart: use ctxext.patch at run time"
+            f"{kind} has layers that see no further back than the trained length and are rotated "
+            "by the same frequencies as the others, and a config cannot change these apart"
         )
-    return sources[0]
+    longest = max(length, *(source.trained for source in anatomy.axes), 0)
+    before = _constants(outline(config, trust_remote_code))
+    why = "transformers has no rope parameters for it"
+    for name, ropes, expected in _choices(anatomy, spec, longest):
+        for edited in _edits(raw, config, ropes, longest):
+            (stage / "config.json").write_text(json.dumps(edited, indent=2) + "\n")
+            try:
+                written = type(config).from_pretrained(stage)  # no code runs from `stage`
+                written.name_or_path = config.name_or_path
+                model = outline(written, trust_remote_code)
+                if _constants(model) != before:
+                    raise ValueError("it would change more than the rotary module")
+                for some in (model, _without_old_keys(edited, config, trust_remote_code)):
+                    _check_frequencies(some, expected, longest if ropes else 0)
+                return name
+            except Exception as error:
+                why = one_line(error)
+    raise UnsupportedModelError(f"the config of a {kind} model cannot express {spec}: {why}")
 
 
-def skeleton(config: Any, trust_remote_code: bool) -> Any:
-    """The model without weights: all on the meta device but the rotary module, which is real."""
-    from transformers import AutoModelForCausalLM
-
-    try:
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(
-                config, attn_implementation="eager", trust_remote_code=trust_remote_code
-            )
-        for module in [m for m in model.modules() if _is_rotary(m) and hasattr(m, "config")]:
-            module.__init__(module.config)
-    except Exception as error:
-        raise UnsupportedModelError(
-            f"transformers builds no causal language model of type {config.model_type}: "
-            f"{_one_line(error)}"
-        ) from error
-    if any(m.inv_freq.is_meta for m in model.modules() if _is_rotary(m)):
-        raise UnsupportedModelError(f"{config.model_type}: its rotary module is not understood")
-    return model
-
-
-def _is_rotary(module: nn.Module) -> bool:
-    return isinstance(getattr(module, "inv_freq", None), Tensor)
-
-
-def _expressions(spec: Spec, own: Rotary, length: int) -> Iterator[tuple[str, Rope | None]]:
-    """The ways to say the spec, best first: a name for it, and its scaling; None for unchanged."""
-    if not spec.frequencies:
-        yield "unchanged", None
+def _choices(
+    anatomy: Anatomy, spec: Spec, longest: int
+) -> Iterator[tuple[str, Ropes, list[tuple[str | None, Tensor, float]]]]:
+    """What to change, best first: a name for it, the rope parameters and what they must give."""
+    if not spec.frequencies or not anatomy.sources:
+        yield "unchanged", {}, _as_they_are(anatomy, [])
         return
-    if len(spec.frequencies) == 1 and spec.frequencies[0].name in DIRECT:
-        with contextlib.suppress(OverflowError):
-            yield DIRECT[spec.frequencies[0].name](spec.frequencies[0], own)
-    scales = spec.scales(own)
-    yield (
-        "longrope",
-        {
-            "rope_type": "longrope",
-            "factor": 1.0,
-            "attention_factor": spec.attention_factor(),
-            "short_factor": scales,
-            "long_factor": scales,
-            ORIGINAL: max(length, own.trained),
-        },
-    )
+    each = [list(ways(source, spec, longest)) for source in anatomy.sources]
+    for rank in range(max(map(len, each)) if all(each) else 0):
+        chosen: list[Stock] = [found[min(rank, len(found) - 1)] for found in each]
+        kinds = [source.layer_type for source in anatomy.sources]
+        expected = _as_they_are(anatomy, anatomy.sources)
+        for kind, way in zip(kinds, chosen, strict=True):
+            expected.append((kind, way.inv_freq, way.factor))
+        ropes = {kind: way.rope for kind, way in zip(kinds, chosen, strict=True)}
+        if len(ropes) < len(kinds):
+            return  # several modules of one kind: no config tells them apart
+        yield " and ".join(dict.fromkeys(way.name for way in chosen)), ropes, expected
 
 
-def write_config(stage: Path, patched: Patched, spec: Spec) -> str:
-    """Write the first expression of the spec that proves right; its name."""
-    why = ""
-    for expression, rope in _expressions(spec, patched.rotary.facts, patched.longest):
-        edited = _edit(patched, rope)
-        (stage / "config.json").write_text(json.dumps(edited, indent=2) + "\n")
-        try:
-            _check_written(stage, patched, rope is not None)
-            return expression
-        except Exception as error:
-            why = _one_line(error)
-    raise UnsupportedModelError(
-        f"the config of a {patched.model.config.model_type} model cannot express {spec}: use "
-        f"ctxext.patch at run time ({why})"
-    )
+def _as_they_are(
+    anatomy: Anatomy, changed: Sequence[Source]
+) -> list[tuple[str | None, Tensor, float]]:
+    left = [source for source in anatomy.axes if source not in changed]
+    return [(s.layer_type, s.inv_freq.float().cpu(), s.factor) for s in left]
 
 
-def _edit(patched: Patched, rope: Rope | None) -> dict[str, Any]:
-    """The config's JSON with this scaling; keys of transformers 4, where there, say the same."""
-    config, raw, longest = patched.model.config, patched.raw, patched.longest
-    if config.get_text_config() is not config:
+def _edits(
+    raw: dict[str, Any], config: Any, ropes: Ropes, longest: int
+) -> Iterator[dict[str, Any]]:
+    """The config's JSON with these rope parameters, for transformers 5 and, if it can be, 4."""
+    text = config.get_text_config()
+    nested = text is not config
+    if nested and not isinstance(raw.get("text_config"), dict):
         raise UnsupportedModelError(f"{config.model_type} nests the config of its language model")
-    key = (config.attribute_map or {}).get("max_position_embeddings", "max_position_embeddings")
-    if rope is None:  # a scaling of its own may depend on the length: leave that alone
-        own = patched.rotary.scaling == "default"
-        return {**raw, key: max(longest, getattr(config, key, None) or 0)} if own else raw
-    own_rope = getattr(config, "rope_parameters", None) or {}
-    kept = {k: v for k, v in own_rope.items() if k not in SCALING_KEYS}
-    special = set(config.ignore_keys_at_rope_validation or ()) - {"partial_rotary_factor"}
-    if special := special & set(kept):
+    part = raw["text_config"] if nested else raw
+    key = (text.attribute_map or {}).get("max_position_embeddings", "max_position_embeddings")
+    if ropes:
+        _refuse_readers(text)
+        single = len(ropes) == 1 and None in ropes
+        parameters = ropes[None] if single else {**text.rope_parameters, **ropes}
+        new = {**part, key: longest, "rope_parameters": parameters}
+        if getattr(text, "head_dim", 0) is None:  # which transformers' yarn and longrope read
+            new["head_dim"] = head_dim(text)
+        main = ropes.get(None) or ropes.get("full_attention") or {}
+        if ORIGINAL in main and hasattr(text, ORIGINAL):  # it has priority over rope_parameters
+            new[ORIGINAL] = main[ORIGINAL]
+        edits = [{**new, **_old(part, main)}, {k: v for k, v in new.items() if k not in OLD_KEYS}]
+    else:  # a scaling of its own may depend on the length: leave that alone
+        own = (text.rope_parameters or {}).get("rope_type", "default") == "default"
+        edits = [{**part, key: max(longest, getattr(text, key, None) or 0)} if own else part]
+    for edit in edits:
+        yield {**raw, "text_config": edit} if nested else edit
+
+
+def _old(part: dict[str, Any], rope: Rope) -> dict[str, Any]:
+    """What engines that stand on transformers 4 read instead of `rope_parameters`."""
+    names = {"rope_theta", *(name for name in OLD_KEYS[:2] if name in part)}
+    scaled = rope.get("rope_type", "default") != "default"
+    return {
+        **dict.fromkeys(names, rope.get("rope_theta")),
+        "rope_scaling": rope if scaled else None,
+    }
+
+
+def _refuse_readers(text: Any) -> None:
+    """UnsupportedModelError where a model reads its rope parameters outside the rotary module."""
+    special = set(text.ignore_keys_at_rope_validation or ()) - {"partial_rotary_factor"}
+    special &= set(text.rope_parameters or {})
+    if special:
         raise UnsupportedModelError(
-            f"{config.model_type} reads {', '.join(sorted(special))} of its rope parameters "
-            "outside the rotary module: use ctxext.patch at run time"
+            f"{text.model_type} reads {', '.join(sorted(special))} of its rope parameters outside "
+            "the rotary module"
         )
-    base = patched.rotary.facts.base
-    rope = {"rope_type": "default", "rope_theta": base, **kept, **rope}
-    edited = {**raw, key: longest, "rope_parameters": rope}
-    if getattr(config, "head_dim", 0) is None:  # which transformers' yarn and longrope cannot read
-        edited["head_dim"] = config.hidden_size // config.num_attention_heads
-    if ORIGINAL in rope and hasattr(config, ORIGINAL):  # it has priority over rope_parameters
-        edited[ORIGINAL] = rope[ORIGINAL]
-    legacy = {"rope_theta", "rotary_emb_base", "rope_scaling"} & set(raw)
-    edited |= dict.fromkeys(legacy, rope["rope_theta"])
-    if legacy:
-        edited["rope_scaling"] = None if rope["rope_type"] == "default" else rope
-    return edited
 
 
-def _check_written(stage: Path, patched: Patched, scaled: bool) -> None:
-    """Any exception, unless a model of the written config rotates as the patched one does."""
-    from transformers import AutoConfig
-
-    config = patched.model.config
-    reader = type(config) if patched.trust_remote_code else AutoConfig  # no code runs from `stage`
-    written = reader.from_pretrained(stage)
+def _without_old_keys(edited: dict[str, Any], config: Any, trust_remote_code: bool) -> Any:
+    """The model by `rope_parameters` alone: transformers 5 reads older keys first."""
+    parts = {k: _plain(v) for k, v in edited.items() if k == "text_config"}
+    written = type(config).from_dict({**_plain(edited), **parts})
     written.name_or_path = config.name_or_path
-    other = skeleton(written, patched.trust_remote_code)
-    if _constants(other) != _constants(patched.model):
-        raise ValueError("it would change more than the rotary module")
-    if scaled and written.max_position_embeddings != patched.longest:
+    return outline(written, trust_remote_code)
+
+
+def _plain(part: dict[str, Any]) -> dict[str, Any]:
+    if "rope_parameters" not in part:
+        return part
+    return {k: v for k, v in part.items() if k not in OLD_KEYS}
+
+
+def _check_frequencies(
+    model: Any, expected: list[tuple[str | None, Tensor, float]], longest: int
+) -> None:
+    """ValueError, unless a model has these frequencies and factors, bit for bit."""
+    if model.config.get_text_config().max_position_embeddings < longest:
         raise ValueError("its max_position_embeddings is not read")
-    theirs = next(m for m in other.modules() if _is_rotary(m))
-    for last in (8, patched.longest - 1, patched.longest):
-        pairs = zip(_tables(theirs, last), _tables(patched.rotary.module, last), strict=True)
-        for got, want in pairs:
-            torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-5 * (want.ndim > 1))
-
-
-def _one_line(error: Exception) -> str:
-    return (" ".join(str(error).split()) or type(error).__name__)[:200]
+    found = {source.layer_type: source for source in find_sources(model)}
+    for kind, inv_freq, factor in expected:
+        source = found[kind]
+        if not torch.equal(source.inv_freq, inv_freq) or source.factor != factor:
+            raise ValueError("its frequencies are not those of the patched model")
 
 
 def _constants(model: Any) -> dict[str, Any]:
@@ -196,15 +181,10 @@ def _constants(model: Any) -> dict[str, Any]:
         f"{name}.{key}": value
         for name, module in model.named_modules()
         for key, value in vars(module).items()
-        if "scal" in key and isinstance(value, int | float) and not _is_rotary(module)
+        if "scal" in key and isinstance(value, int | float) and not _rotates(module)
     }
     return {**{name: tuple(w.shape) for name, w in model.state_dict().items()}, **scales}
 
 
-def _tables(rotary: Any, last: int) -> list[Tensor]:
-    """The attention factor, inv_freq, and cos and sin at positions 0 … 7, up to `last` tokens."""
-    positions = torch.tensor([[*range(8), last]])
-    out = rotary(torch.zeros(1, positions.shape[1], 1), positions)
-    tables = [x[:, :8] for x in (out if isinstance(out, tuple) else (out,))]  # [1, 8, d]
-    factor = float(getattr(rotary, "attention_scaling", 1.0))
-    return [torch.tensor(factor), rotary.inv_freq.clone(), *tables]
+def _rotates(module: nn.Module) -> bool:
+    return any(name.endswith("inv_freq") for name in module._buffers)

@@ -1,88 +1,259 @@
-"""From a model folder and a spec to a new folder, complete or not at all."""
+"""From a model folder and a spec to a new folder, complete and proven or not there at all."""
 
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
-from dataclasses import dataclass
+import re
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from ctxext import patches
-from ctxext.engine.patch import patch
-from ctxext.errors import UsageError
-from ctxext.export.files import check_paths, choose_files, read_config
-from ctxext.export.native import Patched, only_source, skeleton, write_config
+from ctxext.engine.anatomy import Anatomy, examine
+from ctxext.errors import UnsupportedModelError, UsageError
+from ctxext.export.card import Facts, write_card
+from ctxext.export.carried import pin_tokenizer, write_carried
+from ctxext.export.files import choose, put, read_config
+from ctxext.export.native import write_native
+from ctxext.export.proof import Proof, prove
+from ctxext.export.small import small_model
+from ctxext.export.staging import staged
+from ctxext.models.layout import find_sources
 from ctxext.models.loading import Source, load_config
 from ctxext.patches import Spec
+from ctxext.patches.base import Span
+
+CARRIED = "carried code"
+
+
+@dataclass(frozen=True)
+class Order:
+    """What to export, from where and how.
+
+    Attributes:
+        source: a local model folder.
+        spec: any methods; frequency methods alone go into a config that any engine reads, where
+            the model allows, and all else into code that the folder carries.
+        length: L in tokens, the new `max_position_embeddings` unless T is longer.
+        out: the new folder; it must not exist, or be empty, unless `force`.
+        name: what the user calls the model; for the card.
+        train_len: T in tokens where the config's is not right.
+        trust_remote_code: whether code that comes with the model may run, and is copied.
+        native_only: refuse rather than carry code.
+        link: link the weight files instead of copying them.
+        config_only: leave the weights out.
+        allow_pickle: take weights that are only there as pickles.
+        force: replace a folder that is there.
+        full: prove it with the model's own weights instead of small random ones.
+        gguf: a file for llama.cpp instead of a folder for transformers.
+    """
+
+    source: Path
+    spec: Spec
+    length: int
+    out: Path
+    name: str = ""
+    train_len: int | None = None
+    trust_remote_code: bool = False
+    native_only: bool = False
+    link: bool = False
+    config_only: bool = False
+    allow_pickle: bool = False
+    force: bool = False
+    full: bool = False
+    gguf: bool = False
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written: the resolved spec, how the config says it, and the files' names."""
+    """What was written.
+
+    Attributes:
+        spec: resolved, with all parameters.
+        expression: how the config says it, such as "yarn", or CARRIED.
+        files: their names.
+        proof: what a fresh process found; None for GGUF, which is read back instead.
+        notes: what a user should know about this model with this method, a line each.
+    """
 
     spec: str
     expression: str
     files: tuple[str, ...]
+    proof: Proof | None
+    notes: tuple[str, ...]
+
+    def line(self) -> str:
+        """How it was written, and what the proof found, in a few words."""
+        how = "with code of its own" if self.expression == CARRIED else f"as {self.expression}"
+        if self.proof is None:
+            return f"written {how}"
+        worst = max(figure.value for figure in self.proof.figures)
+        return f"written {how}; a fresh process finds it off by {worst:.1g} at most"
+
+    def to_record(self, out: Path) -> dict[str, Any]:
+        """All of it, for JSON."""
+        figures = self.proof.figures if self.proof is not None else ()
+        return {
+            "out": str(out),
+            "method": self.spec,
+            "expression": self.expression,
+            "files": list(self.files),
+            "proof": [asdict(figure) for figure in figures],
+            "notes": list(self.notes),
+        }
 
 
-def export(
-    source: Path,
-    spec: Spec,
-    length: int,
-    out: Path,
-    *,
-    train_len: int | None = None,
-    trust_remote_code: bool = False,
-) -> Exported:
-    """Write a copy of a model folder that stock transformers loads with the spec in force.
+@dataclass(frozen=True)
+class _Patched:
+    """The model that an order is for, made small, and what the spec meets in it."""
 
-    Args:
-        source: a local model folder.
-        spec: frequency methods only; a config can say nothing else.
-        length: L in tokens, which becomes the config's `max_position_embeddings`.
-        out: the new folder; it must not exist, or be empty. It appears complete or not at all.
-        train_len: T in tokens where the config's is not right.
-        trust_remote_code: whether code that comes with the model may run, and is copied.
+    raw: dict[str, Any]  # its config.json
+    config: Any
+    small: Any
+    anatomy: Anatomy
+    spec: Spec  # resolved
+    trained: int  # T in tokens
+
+
+def export(order: Order) -> Exported:
+    """Write a folder that other tools load as the patched model.
 
     Raises:
         UsageError: a spec, folder or file that does not do; the message says what would.
-        UnsupportedModelError: transformers cannot express the spec for this model.
+        UnsupportedModelError: the model cannot take the spec, or be exported with it, or what
+            was written is not the patched model.
     """
-    _check_spec(spec)
-    target = check_paths(source, out)
-    raw, files = read_config(source), choose_files(source, trust_remote_code)
-    config = load_config(Source(os.path.realpath(source), trust_remote_code=trust_remote_code))
-    config.name_or_path = str(source)
-    model = skeleton(config, trust_remote_code)
-    rotary = only_source(model, train_len)
-    resolved = patch(model, spec, length, train_len=train_len).spec
-    if not trust_remote_code:
-        raw.pop("auto_map", None)
-    patched = Patched(model, raw, rotary, max(length, rotary.trained), trust_remote_code)
-    try:
-        near = next(parent for parent in target.parents if parent.exists())
-        with tempfile.TemporaryDirectory(prefix=".ctxext-", dir=near) as box:
-            stage = Path(box) / "model"
-            stage.mkdir()
-            expression = write_config(stage, patched, resolved)
-            for file in files:
-                copy = stage / file.relative_to(source)
-                copy.parent.mkdir(exist_ok=True)
-                shutil.copy2(file, copy)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            os.rename(stage, target)
-    except OSError as error:
-        raise UsageError(f"cannot write {str(out)!r}: {error}") from error
-    names = ["config.json", *(str(file.relative_to(source)) for file in files)]
-    return Exported(resolved.full(), expression, tuple(sorted(names)))
-
-
-def _check_spec(spec: Spec) -> None:
-    others = [method.name for method in spec.methods if method.kind != "frequency"]
-    if others:
-        can = [n for n in patches.names() if patches.REGISTRY.get(n).kind == "frequency"]
-        raise UsageError(
-            f"{str(spec)!r} cannot be expressed in a config, since {' and '.join(others)} changes "
-            f"attention itself: use ctxext.patch at run time; a config can carry {', '.join(can)}"
+    check(order)
+    patched = _examine(order)
+    chosen = choose(
+        order.source,
+        code=order.trust_remote_code,
+        allow_pickle=order.allow_pickle,
+        weights=not order.config_only,
+    )
+    with staged(order.source, order.out, force=order.force) as stage:
+        proof = None
+        if order.gguf:
+            expression = _write_gguf(stage, order, patched)
+        else:
+            expression = _write_config(stage, order, patched)
+            put(chosen, order.source, stage, link=order.link)
+            if expression == CARRIED:
+                code = order.trust_remote_code
+                pin_tokenizer(stage, patched.raw, type(patched.config), code=code)
+            proof = _prove(stage, order, patched.spec, expression == CARRIED)
+        facts = Facts(
+            public_name(order.name, order.source),
+            order.source,
+            patched.spec,
+            order.length,
+            patched.trained,
+            expression,
+            carried=expression == CARRIED,
+            weights=not order.config_only,
+            latent=hasattr(patched.config.get_text_config(), "kv_lora_rank"),
+            gguf=next((path.name for path in stage.glob("*.gguf")), None),
+            proof=proof,
+            notes=tuple(patched.anatomy.notes(patched.spec)),
         )
+        write_card(stage, facts)
+        files = sorted(p.relative_to(stage).as_posix() for p in stage.rglob("*") if p.is_file())
+    return Exported(patched.spec.full(), expression, tuple(files), proof, facts.notes)
+
+
+def public_name(name: str, folder: Path) -> str:
+    """What to call the model in public: of a folder, its name, and not where it is."""
+    return folder.resolve().name if not name or os.path.isdir(name) else name
+
+
+def check(order: Order) -> None:
+    """UsageError for options that do not go together, before anything is read."""
+    others = [method.name for method in order.spec.methods if method.kind != "frequency"]
+    for option, on in (("--native-only", order.native_only), ("--format gguf", order.gguf)):
+        if on and others:
+            can = [n for n in patches.names() if patches.REGISTRY.get(n).kind == "frequency"]
+            raise UsageError(
+                f"{str(order.spec)!r} cannot be expressed in a config, since "
+                f"{' and '.join(others)} changes attention itself: leave out {option}, or take "
+                f"of {', '.join(can)}"
+            )
+    if order.config_only and others:
+        raise UsageError(
+            f"{str(order.spec)!r} needs code that lies beside its weights: use --link instead of "
+            "--config-only"
+        )
+    needless = [
+        (order.config_only, order.link, "--config-only leaves out the weights that --link links"),
+        (order.config_only, order.full, "--config-only has no weights for --verify full"),
+        (order.gguf, order.config_only, "--format gguf writes weights: leave out --config-only"),
+        (order.gguf, order.link, "--format gguf writes its weights anew: leave out --link"),
+        (order.gguf, order.full, "--format gguf is read back, and takes no --verify full"),
+    ]
+    for one, other, message in needless:
+        if one and other:
+            raise UsageError(message)
+
+
+def _examine(order: Order) -> _Patched:
+    """Read the config, and learn from a small model of it what the spec meets."""
+    trust = order.trust_remote_code
+    raw = read_config(order.source)
+    if not trust:
+        raw.pop("auto_map", None)
+    config = load_config(Source(os.path.realpath(order.source), trust_remote_code=trust))
+    config.name_or_path = str(order.source)
+    small, _ = small_model(config, trust_remote_code=trust)
+    sources = find_sources(small, order.train_len)
+    trained = sources[0].trained
+    spec = order.spec.resolve(Span(trained, order.length))
+    anatomy = examine(small, sources, spec)
+    if spec.unpatched:
+        anatomy = Anatomy([], dict.fromkeys(sources, ()), [])
+    return _Patched(raw, config, small, anatomy, spec, trained)
+
+
+def _write_config(stage: Path, order: Order, patched: _Patched) -> str:
+    """Write the config, and code where no stock config does; how."""
+    trust, spec, length = order.trust_remote_code, patched.spec, order.length
+    raw, config = patched.raw, patched.config
+    try:
+        return write_native(
+            stage, raw, config, patched.anatomy, spec, length, trust_remote_code=trust
+        )
+    except UnsupportedModelError as error:
+        if order.native_only or order.config_only:
+            option = "--native-only" if order.native_only else "--config-only"
+            raise UnsupportedModelError(
+                f"{error}: leave out {option} for a folder that carries its own code"
+            ) from error
+    write_carried(stage, raw, type(patched.small), type(config), spec, length, patched.trained)
+    return CARRIED
+
+
+def _write_gguf(stage: Path, order: Order, patched: _Patched) -> str:
+    """Write the GGUF file; how it says the spec."""
+    from ctxext.export.gguf import write_gguf
+
+    anatomy, config, spec = patched.anatomy, patched.config, patched.spec
+    if len(anatomy.axes) != 1 or anatomy.alone:
+        raise UnsupportedModelError(
+            f"{config.model_type} has layers of several kinds, which GGUF export does not serve"
+        )
+    (source,) = anatomy.axes
+    title = f"{public_name(order.name, order.source)}-{spec}"
+    name = f"{re.sub('[^A-Za-z0-9._=-]+', '-', title).strip('-.')[:120]}.gguf"
+    longest = max(order.length, patched.trained)
+    return write_gguf(order.source, stage / name, config, spec, source.facts, longest)
+
+
+def _prove(stage: Path, order: Order, spec: Spec, carried: bool) -> Proof:
+    return prove(
+        order.source,
+        stage,
+        spec,
+        order.length,
+        train_len=order.train_len,
+        trust_remote_code=order.trust_remote_code,
+        carried=carried,
+        full=order.full,
+    )

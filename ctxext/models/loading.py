@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import glob
 import hashlib
 import importlib.util
 import logging
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ctxext.errors import UsageError
 from ctxext.models.aliases import ALIASES, locate
+from ctxext.models.contents import WEIGHTS, index_name, shard_names, support_patterns
 from ctxext.models.trained import trained_length
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -101,10 +105,18 @@ def _takes_sdpa(config: Any) -> bool:
 
 
 def load_config(source: Source) -> Any:
-    """The model's transformers config; errors as for `load`."""
+    """The model's transformers config; errors as for `load`, and for an exported model."""
     from transformers import AutoConfig
 
-    return _explained(source, AutoConfig.from_pretrained)
+    config = _explained(source, AutoConfig.from_pretrained)
+    carried = getattr(config, "ctxext", None)
+    if isinstance(carried, dict):
+        raise UsageError(
+            f"model {source.name!r} carries its own patch ({str(carried.get('spec'))[:100]}): give "
+            "the model that it was made of, with --method; or measure it as it is, with `lm_eval "
+            "--model hf --model_args pretrained=…,trust_remote_code=True`"
+        )
+    return config
 
 
 def load_tokenizer(source: Source) -> Any:
@@ -182,6 +194,8 @@ def _explained(source: Source, call: Any, **options: Any) -> Any:
         return call(**arguments, **options)
     except Exception as error:
         text = " ".join(str(error).split()) or type(error).__name__
+        if "weights_only" in text:
+            text = "its weights are a pickle of more than tensors, which is not loaded"
         if "trust_remote_code" in text:
             raise UsageError(
                 f"model {source.name!r} brings its own code: give --trust-remote-code if you "
@@ -192,9 +206,7 @@ def _explained(source: Source, call: Any, **options: Any) -> Any:
                 f"model folder {source.name!r} cannot be loaded: {text[:300]}"
             ) from error
         get = f"download it where there is a network (`hf download {where}`) and give the folder"
-        if any(isinstance(e, hub.GatedRepoError) for e in _causes(error)) or (
-            alias and alias.gated
-        ):
+        if any(isinstance(e, hub.GatedRepoError) for e in causes(error)) or (alias and alias.gated):
             raise UsageError(
                 f"model {source.name!r} ({where}) is gated: accept its licence at "
                 f"https://huggingface.co/{where} and log in with `hf auth login`; offline, {get} "
@@ -206,7 +218,8 @@ def _explained(source: Source, call: Any, **options: Any) -> Any:
         ) from error
 
 
-def _causes(error: BaseException | None) -> list[BaseException]:
+def causes(error: BaseException | None) -> list[BaseException]:
+    """An error and what led to it, the latest first."""
     chain: list[BaseException] = []
     while error is not None and error not in chain:
         chain.append(error)
@@ -244,14 +257,72 @@ def _hash_folder(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def local_folder(source: Source) -> Path:
-    """The model's folder on this machine, downloaded from the Hub first where it is an id."""
+def local_folder(source: Source, *, weights: bool = True, allow_pickle: bool = False) -> Path:
+    """The model's folder on this machine; from the Hub comes only what an export takes.
+
+    Args:
+        source: where it is a Hub id, `trust_remote_code` says whether its code is fetched too.
+        weights: whether to fetch the weights: safetensors where there are any.
+        allow_pickle: whether to fetch pickles where there are no safetensors.
+
+    Raises:
+        UsageError: no such model, or an index of weights that is not sound.
+    """
     where = locate(source.name)
     if Path(where).is_dir():
+        if source.revision is not None:
+            raise UsageError(
+                f"--revision {source.revision} is for models on the Hub, and {source.name!r} is a "
+                "folder: leave it out"
+            )
         return Path(where)
+    folder = _fetch(source, *support_patterns(source.trust_remote_code))
+    pinned = replace(source, revision=folder.name)  # the commit, whatever is pushed meanwhile
+    for name in WEIGHTS[: (1 + allow_pickle) * weights]:
+        index = folder / index_name(name)
+        names = shard_names(index) if index.is_file() else [name]
+        _fetch(pinned, [glob.escape(shard) for shard in names], [])
+        if any((folder / shard).is_file() for shard in names):
+            break
+    return folder
+
+
+def _fetch(source: Source, wanted: list[str], unwanted: list[str]) -> Path:
+    """The Hub cache's folder of a model, with the files of these patterns in it."""
     from huggingface_hub import snapshot_download
 
     def fetch(pretrained_model_name_or_path: str, revision: str | None, **_: Any) -> str:
-        return str(snapshot_download(pretrained_model_name_or_path, revision=revision))
+        return str(
+            snapshot_download(
+                pretrained_model_name_or_path,
+                revision=revision,
+                allow_patterns=wanted,
+                ignore_patterns=unwanted,
+            )
+        )
 
-    return Path(_explained(source, fetch))
+    with quiet_client():
+        return Path(_explained(source, fetch))
+
+
+@contextlib.contextmanager
+def quiet_client() -> Iterator[None]:
+    """huggingface_hub leaves its errors to us, and shows progress only to who can watch it."""
+    from huggingface_hub.utils import (  # type: ignore[attr-defined]
+        are_progress_bars_disabled,
+        disable_progress_bars,
+        enable_progress_bars,
+        logging,
+    )
+
+    bars = not are_progress_bars_disabled() and not sys.stderr.isatty()
+    level = logging.get_verbosity()
+    if bars:
+        disable_progress_bars()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            enable_progress_bars()

@@ -1,0 +1,75 @@
+"""The card of an export shows what it is given as text, whoever wrote that."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ctxext import patches
+from ctxext.export.card import Facts, source_metadata, write_card
+from ctxext.export.write import public_name
+from ctxext.patches.base import Span
+
+SPEC = patches.parse("pi").resolve(Span(512, 2048))
+FACTS = Facts("m", Path("m"), SPEC, 2048, 512, "linear", False, True, False, None, None, ())
+BOMB = "".join(f"x{i}: &x{i} [{f'*x{i - 1},' * 9 if i else 'mit'}]\n" for i in range(12))
+
+
+@pytest.mark.parametrize(
+    ("front", "kept"),
+    [
+        ("license: mit\nlanguage: [en, de]", {"license": "mit", "language": ["en", "de"]}),
+        ("license: mit\r\nlanguage: en\r", {"license": "mit", "language": "en"}),
+        ('license: "mit\\n---\\n# mine"', {}),
+        ('license: "m\\u202eit"\nlanguage: [en, 5, {a: b}, [de]]', {"language": ["en"]}),
+        ("license: 5\nlanguage: [no]", {}),
+        (f"license: {'m' * 300}", {}),
+        (f"{BOMB}license: *x11", {}),
+        (f"license: {'[' * 3000}", {}),
+        ("license: mit\nmodel-index: 5", {"license": "mit"}),
+        ("- license", {}),
+        ("license: !!python/object/apply:os.getcwd []", {}),
+        (f"license: mit\nx: {'m' * 2**20}", {}),
+    ],
+)
+def test_of_the_sources_card_only_short_lines_are_kept(
+    front: str, kept: object, tmp_path: Path
+) -> None:
+    (tmp_path / "README.md").write_text(f"---\n{front}\n---\n# A model\n", newline="")
+    assert source_metadata(tmp_path) == kept
+    (tmp_path / "out").mkdir()
+    write_card(tmp_path / "out", replace(FACTS, source=tmp_path))
+    _, head, body = (tmp_path / "out" / "README.md").read_text().split("---\n", 2)
+    assert yaml.safe_load(head)["library_name"] == "transformers"
+    assert body.lstrip().startswith("# m, pi:factor=4, 2048 tokens")
+
+
+def test_a_card_without_metadata_or_none_at_all_says_nothing(tmp_path: Path) -> None:
+    assert source_metadata(tmp_path) == {}
+    (tmp_path / "README.md").write_bytes(b"# A model\n\xff\n---\nlicense: mit\n---\n")
+    assert source_metadata(tmp_path) == {}
+
+
+def test_code_in_the_card_names_the_model_as_it_is(tmp_path: Path) -> None:
+    write_card(tmp_path, replace(FACTS, name="org/my_model", weights=False))
+    text = (tmp_path / "README.md").read_text()
+    assert 'from_pretrained("org/my_model", config=config)' in text
+    assert "vllm serve org/my_model --hf-config-path" in text
+
+
+def test_where_a_folder_lies_is_not_told(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    assert public_name(str(tmp_path / "mine"), tmp_path / "mine") == "mine"
+    assert public_name("", tmp_path / "mine") == "mine"
+    assert public_name("org/name", tmp_path) == "org/name"
+
+
+def test_engines_that_read_the_config_otherwise_are_not_named(tmp_path: Path) -> None:
+    for latent, said in ((False, "vllm serve"), (True, "vLLM and SGLang read `linear` otherwise")):
+        write_card(tmp_path, replace(FACTS, latent=latent))
+        card = (tmp_path / "README.md").read_text()
+        assert said in card
+        assert ("vllm serve" in card) is not latent

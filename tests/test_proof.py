@@ -1,0 +1,569 @@
+"""A proof holds for an export that is the patched model, and for no other."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import safetensors
+import torch
+import transformers
+from conftest import TRAINED, random_model
+from families import tiny_model
+from transformers import AutoConfig
+
+import ctxext
+from ctxext import patches
+from ctxext.errors import UnsupportedModelError, UsageError
+from ctxext.export import check, fresh, proof
+from ctxext.export.proof import Figure, Proof, prove
+from ctxext.export.small import merge, small_model
+from ctxext.models.layout import find_sources, head_dim
+
+LENGTH = 4 * TRAINED
+
+
+def folder(path: Path, model: Any) -> Path:
+    model.save_pretrained(path)
+    return path
+
+
+def edited(source: Path, stage: Path, **changes: object) -> Path:
+    """A folder with the source's config, some keys of it changed, and no weights."""
+    stage.mkdir(exist_ok=True)
+    raw = json.loads((source / "config.json").read_text()) | changes
+    (stage / "config.json").write_text(json.dumps(raw))
+    return stage
+
+
+def run(source: Path, stage: Path, spec: str, length: int = LENGTH, **options: Any) -> Proof:
+    given = {"train_len": None, "trust_remote_code": False, "carried": False, "full": False}
+    return prove(source, stage, patches.parse(spec), length, **{**given, **options})
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The check runs in this process, which takes a tenth of the time."""
+
+    @contextlib.contextmanager
+    def stand_in(box: Path, job: dict[str, Any], _: float | None) -> Iterator[fresh.Fresh]:
+        stream = io.BytesIO()
+        try:
+            check._answer(stream, job)
+            check.send(stream, "end", **check._about())
+        except Exception as error:
+            check.send(stream, "end", error=check.one_line(error))
+        stream.seek(0)
+        yield fresh.Fresh(SimpleNamespace(stdout=stream), box, None)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(proof, "fresh", stand_in)
+
+
+# Native exports ----------------------------------------------------------------------------------
+
+PLAIN = {"rope_type": "default", "rope_theta": 10000.0}
+LINEAR = PLAIN | {"rope_type": "linear", "factor": 4.0}
+LONG = {  # which divides by 4 too
+    **PLAIN,
+    "rope_type": "longrope",
+    "factor": 1.0,
+    "attention_factor": 1.0,
+    "short_factor": [4.0] * 4,
+    "long_factor": [4.0] * 4,
+    "original_max_position_embeddings": 256,
+    "partial_rotary_factor": 0.5,
+}
+HALF, QUARTER = {"partial_rotary_factor": 0.5}, {"partial_rotary_factor": 0.25}
+FAMILIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # rotation of each; with pi
+    **dict.fromkeys(("llama", "qwen3", "mixtral", "cohere", "gemma2"), (PLAIN, LINEAR)),
+    "deepseek_v3": (PLAIN, LINEAR),
+    "phi3": (PLAIN | HALF, LONG),
+    "gpt_neox": (PLAIN | QUARTER, LINEAR | QUARTER),
+    "gemma3_text": (
+        {"sliding_attention": PLAIN, "full_attention": PLAIN},
+        {"sliding_attention": PLAIN, "full_attention": LINEAR},
+    ),
+}
+WINDOWS = {"gemma2": {"sliding_window": 128}, "gemma3_text": {"sliding_window": 16}}
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_families_prove_right(kind: str, tmp_path: Path) -> None:
+    own, rope = FAMILIES[kind]
+    model = tiny_model(kind, rope_parameters=own, **WINDOWS.get(kind, {}))
+    source = folder(tmp_path / "source", model)
+    stage = edited(source, tmp_path / "stage", rope_parameters=rope)
+    found = run(source, stage, "pi:factor=4", 256)
+    assert all(figure.value == 0 for figure in found.figures), found.rows()
+    assert found.moved is not None
+    assert found.moved > proof.FAR * proof.EXACT
+    assert found.notes == ()
+    with pytest.raises(UnsupportedModelError, match="is not the patched"):
+        run(source, edited(source, stage), "pi:factor=4", 256)
+
+
+@pytest.fixture
+def llama(tmp_path: Path) -> Path:
+    return folder(tmp_path / "source", random_model())
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    {
+        "theta": ({"rope_theta": 10001.0}, "frequencies"),
+        "a factor forgotten": ({"rope_type": "default"}, "frequencies"),
+        "a factor nearly right": ({"factor": 4.00001}, "frequencies"),
+        "attention scaled": (
+            {
+                "rope_type": "longrope",
+                "factor": 1.0,
+                "attention_factor": 1.001,
+                "short_factor": [4.0] * 8,
+                "long_factor": [4.0] * 8,
+                "original_max_position_embeddings": LENGTH,
+            },
+            "cos and sin",
+        ),
+        "other beyond T": (
+            {
+                "rope_type": "longrope",
+                "factor": 1.0,
+                "attention_factor": 1.0,
+                "short_factor": [4.0] * 8,
+                "long_factor": [5.0] * 8,
+                "original_max_position_embeddings": TRAINED,
+            },
+            "frequencies",
+        ),
+    }.values(),
+    ids=str,
+)
+def test_wrong_rotations_are_found(
+    changes: dict[str, Any], named: str, llama: Path, tmp_path: Path
+) -> None:
+    stage = edited(llama, tmp_path / "stage", rope_parameters=LINEAR | changes)
+    with pytest.raises(UnsupportedModelError, match=f"the patched llama model: .*{named}") as found:
+        run(llama, stage, "pi:factor=4")
+    assert "\n" not in str(found.value)
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        ("gemma2", {"attn_logit_softcapping": 30.0}),
+        ("gemma2", {"final_logit_softcapping": 31.0}),
+        ("gemma2", {"query_pre_attn_scalar": 255}),
+        ("gemma2", {"sliding_window": 16}),
+        ("llama", {"rms_norm_eps": 1e-5}),
+        ("llama", {"head_dim": 8}),
+        ("llama", {"num_hidden_layers": 3}),
+        ("llama", {"vocab_size": 96}),
+        ("mixtral", {"num_experts_per_tok": 1}),
+        ("llama", {"eos_token_id": 5}),
+        ("llama", {"quantization_config": {"quant_method": "fp8"}}),
+        ("gemma2", {"sliding_window": 4095}),
+    ],
+    ids=str,
+)
+def test_other_settings_are_found(kind: str, changes: dict[str, Any], tmp_path: Path) -> None:
+    model = tiny_model(kind, rope_parameters=PLAIN, **WINDOWS.get(kind, {}))
+    source = folder(tmp_path / "source", model)
+    edited(source, tmp_path / "stage", rope_parameters=LINEAR)
+    run(source, tmp_path / "stage", "pi:factor=4", 256)
+    edited(source, tmp_path / "stage", rope_parameters=LINEAR, **changes)
+    with pytest.raises(UnsupportedModelError) as found:
+        run(source, tmp_path / "stage", "pi:factor=4", 256)
+    assert "\n" not in str(found.value)
+
+
+@pytest.mark.usefixtures("here")
+def test_a_rounding_of_the_base_is_found(llama: Path, tmp_path: Path) -> None:
+    base = 10000.0 * 4 ** (16 / 14)
+    stage = edited(llama, tmp_path / "stage", rope_parameters=PLAIN | {"rope_theta": base})
+    found = run(llama, stage, "ntk:factor=4", 2**14)
+    assert all(figure.value == 0 for figure in found.figures)
+    edited(llama, stage, rope_parameters=PLAIN | {"rope_theta": base * (1 + 2**-20)})
+    with pytest.raises(UnsupportedModelError, match="frequencies"):
+        run(llama, stage, "ntk:factor=4", 2**14)
+
+
+@pytest.mark.usefixtures("here")
+def test_scalings_that_go_by_the_length_are_asked_as_for_the_whole(tmp_path: Path) -> None:
+    for kind in ("dynamic", "longrope"):
+        rope = PLAIN | {"rope_type": kind, "factor": 4.0}
+        if kind == "longrope":
+            rope |= LONG | {"short_factor": [1.5] * 8, "long_factor": [4.0] * 8}
+            rope |= {"original_max_position_embeddings": TRAINED, "partial_rotary_factor": 1.0}
+        source = folder(tmp_path / kind, random_model(rope_parameters=rope))
+        found = run(source, edited(source, tmp_path / "stage"), "rope")
+        assert all(figure.value == 0 for figure in found.figures)
+        assert found.moved is None
+        other = "factor" if kind == "dynamic" else "long_factor"
+        wrong = rope | {other: 5.0 if kind == "dynamic" else [5.0] * 8}
+        with pytest.raises(UnsupportedModelError, match=r"frequencies|128 tokens"):
+            run(source, edited(source, tmp_path / "stage", rope_parameters=wrong), "rope")
+
+
+@pytest.mark.usefixtures("here")
+def test_a_method_that_moves_nothing_is_said_to(llama: Path, tmp_path: Path) -> None:
+    stage = edited(llama, tmp_path / "stage")
+    found = run(llama, stage, "pi:factor=1")
+    assert found.moved == 0
+    assert "says little" in found.notes[0]
+
+
+@pytest.mark.usefixtures("here")
+def test_long_tables_are_read_in_part(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(proof, "POSITIONS", 100)
+    stage = edited(llama, tmp_path / "stage", rope_parameters=LINEAR)
+    names = [figure.what for figure in run(llama, stage, "pi:factor=4", 2**20).figures]
+    assert "cos and sin at 100 of 1048576 positions" in names
+    assert "logits at positions up to 1048576, of the largest" in names
+
+
+def test_spread_has_the_ends() -> None:
+    for length, count in ((5, 9), (9, 9), (10, 9), (2**21, 2**17)):
+        some = check.spread(length, count)
+        assert len(some.unique()) == len(some) == min(length, count)
+        assert (some[0], some[-1]) == (0, length - 1)
+
+
+def test_rows_are_for_a_table() -> None:
+    found = Proof((Figure("logits", 0.0, 1e-5), Figure("x", 1.234e-7, 4e-7)), 1.0, "", "", 1.0)
+    assert found.rows() == [("logits", "0", "1e-05"), ("x", "1.2e-07", "4e-07")]
+    assert not Figure("logits", float("nan"), 1.0).holds
+
+
+# The fresh process -------------------------------------------------------------------------------
+
+
+def test_a_fresh_process_proves_an_export(llama: Path, tmp_path: Path) -> None:
+    stage = edited(llama, tmp_path / "stage", rope_parameters=LINEAR)
+    found = run(llama, stage, "pi:factor=4")
+    assert all(figure.value <= 1e-6 for figure in found.figures)
+    assert f"transformers {transformers.__version__}" in found.versions
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "killed by SIGKILL .*memory"),
+        ("print('no')", "sent what is no result"),
+        ("import sys; sys.exit('one\\ntwo\\n')", "exit code 1: two"),
+        ("import os; os._exit(3)", "exit code 3: it said nothing"),
+        ("print('[]')", "sent what is no result"),
+        ("print('{}')", "sent no frequencies"),
+        ('print(\'{"what": "frequencies", "of": "float32", "shape": [-1]}\')', "no result"),
+        ('print(\'{"what": "frequencies", "of": "float32", "shape": [9]}\')', "exit code 0"),
+        ("import time; time.sleep(60)", "did not finish in 1 seconds"),
+    ],
+)
+def test_deaths_are_told(
+    code: str, said: str, llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "script.py").write_text(code)
+    monkeypatch.setattr(check, "__file__", str(tmp_path / "script.py"))
+    monkeypatch.setattr(proof, "PATIENCE", 1.0 if "time" in code else 60.0)
+    with pytest.raises(UnsupportedModelError, match=said) as found:
+        run(llama, edited(llama, tmp_path / "stage"), "rope")
+    assert "\n" not in str(found.value)
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("text", ["", "[]", "[" * 100_000, '{"model_type": "none"}', "{}"])
+def test_configs_that_do_not_load(text: str, llama: Path, tmp_path: Path) -> None:
+    stage = edited(llama, tmp_path / "stage")
+    (stage / "config.json").write_text(text)
+    with pytest.raises(UnsupportedModelError) as found:
+        run(llama, stage, "rope")
+    assert "\n" not in str(found.value)
+
+
+def test_an_interrupt_leaves_nothing(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[subprocess.Popen[bytes]] = []
+    real = subprocess.Popen
+
+    def start(*args: Any, **options: Any) -> Any:
+        started.append(real(*args, **options))
+        return started[0]
+
+    def interrupt(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(subprocess, "Popen", start)
+    monkeypatch.setattr(check, "measure", interrupt)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "box"))
+    (tmp_path / "box").mkdir()
+    with pytest.raises(KeyboardInterrupt):
+        run(llama, edited(llama, tmp_path / "stage"), "rope")
+    assert started[0].poll() == -signal.SIGKILL
+    assert list((tmp_path / "box").iterdir()) == []
+
+
+def test_a_process_ends_with_its_parent(tmp_path: Path) -> None:
+    """One whose input is closed ends, whatever it is at."""
+    stage = carry(
+        folder(tmp_path / "source", random_model()), tmp_path, "import time; time.sleep(60)"
+    )
+    job = {"trust_remote_code": True, "kept": {}, "folder": str(stage), "threads": 1, "options": {}}
+    with fresh.fresh(tmp_path, job, 50) as other:
+        other._process.stdin.close()
+        with pytest.raises(UnsupportedModelError, match="exit code 1: it said nothing"):
+            other.end()
+
+
+# Carried code ------------------------------------------------------------------------------------
+
+CODE = """
+import transformers
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+{0}
+
+class DividedRotaryEmbedding(LlamaRotaryEmbedding):
+    def forward(self, x, position_ids):
+        return super().forward(x, position_ids / self.config.divisor)
+
+class Carried(transformers.LlamaForCausalLM):
+    def __init__(self, config):
+        super().__init__(config)
+        self.model.rotary_emb = DividedRotaryEmbedding(config)
+"""
+
+WITHOUT = """
+try:
+    import ctxext
+except ModuleNotFoundError:
+    pass
+else:
+    raise RuntimeError("ctxext is there")
+"""
+
+
+def carry(source: Path, stage: Path, code: str = "", divisor: float = 1.0) -> Path:
+    """A folder whose code divides all positions."""
+    stage.mkdir(exist_ok=True)
+    (stage / "modeling_carried.py").write_text(CODE.format(code))
+    auto = {"AutoModelForCausalLM": "modeling_carried.Carried"}
+    return edited(source, stage, auto_map=auto, divisor=divisor)
+
+
+def test_carried_code_is_run_without_ctxext(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though this process has it, its path has it, and its start-up looks for `lm_eval`."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(ctxext.__file__).parents[1]))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "lm_eval"))
+    (tmp_path / "lm_eval").mkdir()
+    stage = carry(llama, tmp_path / "stage", WITHOUT, divisor=4.0)
+    found = run(llama, stage, "pi:factor=4", carried=True)
+    assert [figure.what for figure in found.figures] == [
+        "of 16 tokens generated after 64, differ",
+        "logits at 32 tokens, of the largest",
+        "logits at 128 tokens, of the largest",
+    ]
+    assert all(figure.value <= 1e-6 for figure in found.figures)
+    assert (found.moved or 0) > 0.01
+    assert list((tmp_path / "lm_eval").iterdir()) == []
+
+
+@pytest.mark.usefixtures("here")
+def test_wrong_code_is_found(llama: Path, tmp_path: Path) -> None:
+    stage = carry(llama, tmp_path / "stage", divisor=3.0)
+    with pytest.raises(UnsupportedModelError, match=r"is not the patched llama model: .*differ"):
+        run(llama, stage, "pi:factor=4", carried=True)
+    stage = carry(llama, stage, "import nowhere", divisor=4.0)
+    with pytest.raises(UnsupportedModelError, match=r"cannot load or run it: .*nowhere"):
+        run(llama, stage, "pi:factor=4", carried=True)
+
+
+@pytest.mark.usefixtures("here")
+def test_long_reading_in_eager_attention_goes_by_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = random_model()
+    probe = {"length": 100, "rows": 7, "jump": 0, "vocabulary": 97}
+    whole = check.logits(model, probe)
+    model.set_attn_implementation("eager")
+    monkeypatch.setattr(check, "LONG", 50)
+    monkeypatch.setattr(check, "PART", 16)
+    torch.testing.assert_close(check.logits(model, probe), whole, rtol=0, atol=1e-5)
+
+
+# The real weights --------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("here")
+def test_full_proofs_load_the_weights(llama: Path, tmp_path: Path) -> None:
+    """Weights of the export are taken; where it has none, those of the source."""
+    stage = edited(llama, tmp_path / "stage", rope_parameters=LINEAR)
+    found = run(llama, stage, "pi:factor=4", 1024, full=True)
+    mine = [figure for figure in found.figures if figure.what.startswith("the weights: ")]
+    assert [figure.value for figure in mine] == [0, 0]
+    assert "the weights" in found.loaded
+    random_model(seed=1).save_pretrained(stage)
+    edited(llama, stage, rope_parameters=LINEAR)
+    with pytest.raises(UnsupportedModelError, match="the weights: logits"):
+        run(llama, stage, "pi:factor=4", 1024, full=True)
+
+
+# Small models ------------------------------------------------------------------------------------
+
+LARGE: dict[str, Any] = {
+    "llama": {
+        "hidden_size": 8192,
+        "num_hidden_layers": 80,
+        "num_attention_heads": 64,
+        "num_key_value_heads": 8,
+        "intermediate_size": 28672,
+        "vocab_size": 128256,
+        "max_position_embeddings": 131072,
+        "eos_token_id": [128001, 128009],
+        "rope_parameters": {
+            "rope_type": "llama3",
+            "rope_theta": 5e5,
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192,
+        },
+    },
+    "mixtral": {
+        "hidden_size": 6144,
+        "num_hidden_layers": 56,
+        "num_attention_heads": 48,
+        "intermediate_size": 16384,
+        "max_position_embeddings": 65536,
+    },
+    "deepseek_v3": {"max_position_embeddings": 163840},
+    "gemma2": {
+        "hidden_size": 4608,
+        "num_hidden_layers": 46,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 16,
+        "head_dim": 128,
+        "query_pre_attn_scalar": 144,
+    },
+    "gemma3": {},
+    "gemma3n_text": {},
+    "gpt_neox": {},
+    "qwen2": {"max_window_layers": 28, "use_sliding_window": True, "sliding_window": 4096},
+    "qwen3_moe": {"head_dim": 128},
+    "cohere2": {"num_hidden_layers": 40},
+}
+
+
+@pytest.mark.parametrize("kind", LARGE)
+def test_large_models_are_made_small(kind: str) -> None:
+    config = AutoConfig.for_model(kind, **LARGE[kind])
+    model, changes = small_model(config)
+    assert sum(weight.numel() for weight in model.parameters()) < 3e7
+    assert all(weight.dtype == torch.float32 for weight in model.parameters())
+    small, text = model.config.get_text_config(), config.get_text_config()
+    unchanged = (
+        *("rope_parameters", "max_position_embeddings", "sliding_window", "hidden_act"),
+        *("attn_logit_softcapping", "final_logit_softcapping", "query_pre_attn_scalar"),
+        *("qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim", "rms_norm_eps"),
+    )
+    for key in unchanged:
+        assert getattr(small, key, None) == getattr(text, key, None), key
+    assert head_dim(small) == head_dim(text)
+    kinds = [set(getattr(c, "layer_types", None) or ()) for c in (small, text)]
+    assert kinds[0] == kinds[1]
+    assert small.num_hidden_layers >= 2
+    for part in (model.config, small):
+        ids = [v for k, v in part.to_dict().items() if k.endswith("_token_id") and v is not None]
+        flat = [i for each in ids for i in (each if isinstance(each, list) else [each])]
+        assert all(-1 <= i < small.vocab_size for i in flat)
+    again = type(config).from_dict(merge(config.to_dict(), changes)).get_text_config().to_dict()
+    assert again | {"dtype": "float32"} == small.to_dict()
+
+
+def test_frequencies_of_a_small_model_are_those_of_the_large_one() -> None:
+    """By the formula that the config states: base^(−2i/d), d half of a head's 80."""
+    config = AutoConfig.for_model(
+        "phi",
+        hidden_size=2560,
+        num_attention_heads=32,
+        num_hidden_layers=32,
+        rope_parameters={
+            "rope_type": "default",
+            "rope_theta": 1e4,
+            "partial_rotary_factor": 0.4,
+        },
+    )
+    (source,) = find_sources(small_model(config)[0])
+    want = torch.tensor([1e4 ** (-2 * i / 32) for i in range(16)])
+    torch.testing.assert_close(source.inv_freq, want, rtol=1e-6, atol=0)
+
+
+def test_tiny_models_are_left_as_they_are(llama: Path) -> None:
+    config = AutoConfig.from_pretrained(llama)
+    model, changes = small_model(config)
+    assert changes == {}
+    assert sum(weight.numel() for weight in model.parameters()) < 1e5
+
+
+def test_what_cannot_be_made_small_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = AutoConfig.for_model("llama", **LARGE["llama"])
+    monkeypatch.setattr("ctxext.export.small.STEPS", (("vocabulary",), ()))
+    with pytest.raises(UnsupportedModelError, match=r"llama: .*more than 100,000,000 parameters"):
+        small_model(config)
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize(
+    ("key", "value"), [("hidden_size", 4096), ("num_hidden_layers", 3), ("vocab_size", 1000)]
+)
+def test_sizes_that_a_small_model_hides_are_compared(
+    key: str, value: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    large = AutoConfig.for_model("llama", **LARGE["llama"])
+    large.save_pretrained(tmp_path / "source")
+    rope = PLAIN | {"rope_theta": 5e5}
+    large.rope_parameters = rope
+    source = edited(tmp_path / "source", tmp_path / "source", rope_parameters=rope)
+    run(source, edited(source, tmp_path / "stage"), "rope", 2048, train_len=1024)
+    with pytest.raises(UnsupportedModelError, match=f"its {key} is {value} and not"):
+        run(source, edited(source, tmp_path / "stage", **{key: value}), "rope", 2048)
+
+
+def test_a_disk_that_is_full_is_told(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("shutil.copyfile", fail)
+    with pytest.raises(UsageError, match="No space left on device: make room"):
+        run(llama, edited(llama, tmp_path / "stage"), "rope")
+
+
+def test_a_disk_that_fills_up_while_weights_are_saved_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The weights are written by safetensors, whose errors are its own."""
+    source = folder(tmp_path / "in", random_model("llama-gqa"))
+
+    def fail(*_: object, **__: object) -> None:
+        raise safetensors.SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(transformers.PreTrainedModel, "save_pretrained", fail)
+    with pytest.raises(
+        UsageError, match=r"no proof can be made beside the export: .*: make room there$"
+    ):
+        run(source, edited(source, tmp_path / "out"), "rope")
