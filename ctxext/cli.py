@@ -345,6 +345,76 @@ def patch(
 
 
 @app.command()
+def explain(
+    length: Annotated[str, typer.Option("--len", help="The length to explain, in tokens.")],
+    model: Model = "tiny",
+    method: Annotated[
+        list[str], typer.Option(help="name:key=value,…+name… (see ctxext methods); repeatable.")
+    ] = [],  # noqa: B006
+    entropy: Annotated[
+        bool,
+        typer.Option(
+            "--entropy/--no-entropy", help="Run the model on text; without, its config will do."
+        ),
+    ] = True,
+    data: Annotated[
+        str, typer.Option(help="For entropy: stdlib, a .txt or .jsonl file, hf:….")
+    ] = "stdlib",
+    limit: Annotated[int, typer.Option(help="At most so many windows of the text.")] = 4,
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ….")] = "auto",
+    out: Annotated[Path, typer.Option(help="Folder of the tables and plots.")] = Path("results"),
+    as_json: Json = False,
+    revision: Revision = None,
+    trust_remote_code: Trust = False,
+    train_len: TrainLen = None,
+) -> None:
+    """Show why a method works: angles that training never saw, distances, entropy of attention."""
+    from ctxext import request as ask
+    from ctxext.models.loading import Source
+    from ctxext.registry import parse_length
+
+    methods, (tokens, *more) = ask.parse_methods(method), ask.parse_lengths([length])
+    if more:
+        raise typer.BadParameter(f"{length!r}: one length at a time", param_hint="--len")
+    source = Source(
+        model,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+        dtype=dtype,
+        device=device,
+        train_len=None if train_len is None else parse_length(train_len),
+    )
+    limit, text = ask.in_range("--limit", limit) or 1, ask.check_data(data) if entropy else None
+    from ctxext import explain as room
+    from ctxext.progress import Progress
+
+    _quieten()
+    with Progress() as progress:
+        request = room.Request(source, methods, tokens, text, limit, out)
+        study = room.explain(request, progress.monitor())
+    if as_json:
+        for record in room.records(study):
+            typer.echo(json.dumps(record, ensure_ascii=False, allow_nan=False))
+    else:
+        _print_sheets(study)
+    for path in room.write_files(study):
+        typer.echo(f"wrote {path}", err=True)
+
+
+def _print_sheets(study: Any) -> None:
+    from rich.console import Console
+
+    from ctxext.explain import tables
+
+    console = Console(width=None if sys.stdout.isatty() else 100)
+    for sheet in tables.sheets(study):
+        console.print(tables.to_rich(sheet), crop=False)
+    for line in tables.left_alone(study):
+        typer.echo(line)
+
+
+@app.command()
 def report(
     out: Out = Path("results"),
     style: Annotated[

@@ -673,12 +673,12 @@ def test_every_method_says_what_it_is(run: Run) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", [(), ("eval",), ("bench",), ("patch",), ("report",), ("methods",)]
+    "command", [(), ("eval",), ("bench",), ("explain",), ("patch",), ("report",), ("methods",)]
 )
 def test_help(run: Run, command: tuple[str, ...]) -> None:
     ran = run(*command, "--help")
     assert (ran.code, ran.err) == (0, "")
-    expected = {(): ["eval", "bench", "patch", "report", "methods", "models", "tasks"]}
+    expected = {(): ["eval", "bench", "explain", "patch", "report", "methods", "models", "tasks"]}
     expected["eval",] = ["--model", "--method", "--len", "--task", "--data", "--limit", "--json"]
     for word in expected.get(command, ["--"]):
         assert word in ran.out
@@ -770,7 +770,7 @@ import sys
 from ctxext import cli
 import ctxext.results, ctxext.report, ctxext.data
 heavy, late = sys.argv[1].split(), ["pandas", "matplotlib"]
-helps = ["--help"], ["eval", "--help"], ["bench", "--help"]
+helps = ["--help"], ["eval", "--help"], ["bench", "--help"], ["explain", "--help"]
 for argv in (*helps, ["methods"], ["models"], ["tasks"], ["report"]):
     if argv == ["report"]:
         heavy.remove("numpy"), late.clear()  # matplotlib needs numpy
@@ -817,9 +817,12 @@ ROOMS: dict[str, tuple[str, ...]] = {
                 "plan"),
     "run": ("results", "machine", "monitor", "tasks", "request", "plan", "measure"),
     "bench": ("errors", "patches", "models", "engine", "request", "results", "machine", "monitor"),
+    "explain": ("errors", "registry", "data", "patches", "models", "engine", "results", "monitor",
+                "tasks", "report", "measure"),
     "progress": ("registry", "results", "monitor"),
     "cli": ("errors", "registry", "patches", "models", "scoring", "tasks", "request", "run",
-            "bench", "results", "report", "export", "measure", "progress"),
+            "bench", "results", "report", "export", "measure", "explain",
+            "progress"),
     "__init__": ("patches", "models", "engine"),
     "__main__": ("cli",),
 }  # fmt: skip
@@ -844,6 +847,7 @@ WITHOUT = {
     "longbench": {*HEAVY, "typer", "rich", "datasets"},
     "machine": {"typer", "rich", "datasets"},
     "bench": {"typer", "rich", "datasets"},
+    "explain": {"typer", "datasets"},
 }
 
 
@@ -898,7 +902,9 @@ def test_heavy_libraries_are_imported_late() -> None:
         names = {name.partition(".")[0] for name in imports(top)}
         room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
         assert names.isdisjoint({"datasets", "matplotlib", "accelerate", "pandas"}), path
-        heavy = room in ("engine", "models", "export", "harness") or path.stem == "windows"
+        heavy = (
+            room in ("engine", "models", "export", "harness", "explain") or path.stem == "windows"
+        )
         if not heavy and (room != "measure" or path.stem in ("workers", "predictions")):
             assert names.isdisjoint(HEAVY), path
 

@@ -5,6 +5,7 @@ probe.py      a few tokens that prove the model is rotated as it is thought to b
 seams.py      the registered attention functions, and what they know of their model
 stock.py      frequencies as transformers computes them, and the config that says so
 chunked.py    distance attention by query chunks, memory linear in length
+watch.py      what each attention layer scores while a model runs, patched or not
 carried.py    model classes that are patched whenever they run
 reference.py  the same, dense, in a few lines: what every path is tested against
 """

@@ -69,9 +69,9 @@ def _figure(column: Column, lines: dict[str, Record]) -> Any:
     for method, record in lines.items():
         buckets = [bucket for bucket in record["buckets"] if bucket["n"]]
         centres = [(bucket["start"] + bucket["stop"]) / 2 for bucket in buckets]
-        look = _look(len(curves.keys() - {"rope"}), method)
+        style = look(len(curves.keys() - {"rope"}), method)
         curves[method] = [bucket["nll"] for bucket in buckets]
-        drawn += axes.plot(centres, curves[method], **look)
+        drawn += axes.plot(centres, curves[method], **style)
     beyond = _limit(axes, curves)
     _label(axes, next(iter(lines.values())), column, beyond)
     legend = axes.legend(
@@ -88,7 +88,7 @@ def _figure(column: Column, lines: dict[str, Record]) -> Any:
     return axes.figure
 
 
-def _look(number: int, method: str) -> dict[str, Any]:
+def look(number: int, method: str) -> dict[str, Any]:
     """Colour, marker and dashes of the `number`-th method besides `rope`."""
     if method == "rope":
         return {"color": "black", "linewidth": 2.4, "marker": ".", "markersize": 8, "zorder": 3}
