@@ -193,6 +193,11 @@ class Bench:
     monitor: Monitor = field(default_factory=Monitor)
     records: list[Record] = field(default_factory=list)
 
+    @property
+    def methods(self) -> list[str]:
+        """The methods as they were asked for, in order."""
+        return [str(spec) for spec in self.request.methods]
+
     def run(self) -> list[Record]:
         """Measure every cell; nothing is taken from disk.
 
@@ -201,7 +206,8 @@ class Bench:
         """
         request = self.request
         self.store = Store(request.out)
-        self.store.check_writable()
+        for line in self.store.prepare():
+            self.monitor.note(line)
         config = loading.load_config(request.source)
         self.source = loading.settle(request.source, config)
         self.identity = loading.identify(self.source, config)
@@ -387,11 +393,10 @@ class Bench:
         self.monitor.advance(ids.numel())
 
     def _emit(self, record: Record, place: int | None = None) -> None:
-        """Keep a cell's record; a failure never takes the place of a finished one."""
+        """Keep a cell's record."""
         record = sealed(record)
         self.records.insert(len(self.records) if place is None else place, record)
-        if record["status"] == "ok" or self.store.get(record["key"]) is None:
-            self.store.write(record)
+        self.store.write(record)
         self.monitor.done(record)
 
     def _record(self, cell: Cell, side: Side, ids: Any, base: Side, beside: list[Timing]) -> Record:

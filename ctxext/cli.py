@@ -46,7 +46,10 @@ Trust = Annotated[
 
 @app.command("eval")
 def evaluate(
-    length: Annotated[list[str], typer.Option("--len", help="Lengths in tokens: 512, 4k,16k, 1m.")],
+    context: typer.Context,
+    length: Annotated[
+        list[str], typer.Option("--len", help="Lengths in tokens: 512, 4k,16k, 1m.")
+    ] = [],  # noqa: B006
     model: Model = "tiny",
     method: Annotated[
         list[str], typer.Option(help="name:key=value,…+name… (see ctxext methods); repeatable.")
@@ -68,7 +71,13 @@ def evaluate(
         str | None,
         typer.Option(help="Only so many tokens of a text that is cut into windows."),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the samples that are drawn.")] = 0,
+    seed: Annotated[
+        list[str], typer.Option(help="Of the samples that are drawn; 0,1,2 for several.")
+    ] = ["0"],  # noqa: B006
+    grid: Annotated[
+        Path | None,
+        typer.Option(help="A YAML file with models, methods, lengths, tasks, seeds, data."),
+    ] = None,
     attn: Annotated[
         str, typer.Option(help="auto, flash, triton, flex, sdpa or eager (the slow reference).")
     ] = "auto",
@@ -90,10 +99,13 @@ def evaluate(
 ) -> None:
     """Measure methods at lengths: every combination, beside the unpatched model."""
     from ctxext import request as ask
+    from ctxext.errors import UsageError
     from ctxext.models.loading import Source
     from ctxext.registry import parse_length
 
-    request = ask.Request(
+    if grid is None and not length:
+        raise UsageError("missing --len: give lengths such as --len 512,4k, or a --grid")
+    base = ask.Request(
         source=Source(
             model,
             revision=revision,
@@ -111,14 +123,32 @@ def evaluate(
         data=ask.check_data(data),
         limit=ask.in_range("--limit", limit),
         tokens=None if tokens is None else parse_length(tokens),
-        seed=ask.in_range("--seed", seed, least=0) or 0,
+        seeds=ask.parse_seeds(seed),
         batch_size=ask.in_range("--batch-size", batch_size),
         out=out,
         force=force,
     )
+    requests: tuple[ask.Request, ...] = (base,)
+    if grid is not None:
+        from ctxext.grid import read_grid
+
+        _refuse_beside_grid(context)
+        requests = read_grid(grid, base)
     from ctxext.run import Evaluation
 
-    raise typer.Exit(_run(Evaluation(request), as_json, "the same command goes on"))
+    raise typer.Exit(_run(Evaluation(requests), as_json, "the same command goes on"))
+
+
+def _refuse_beside_grid(context: typer.Context) -> None:
+    """A UsageError for an option whose values the grid file has."""
+    from ctxext.errors import UsageError
+
+    inside = {"model": "models", "method": "methods", "length": "lengths", "task": "tasks"}
+    for name, key in {**inside, "data": "data", "seed": "seeds"}.items():
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            option = "len" if name == "length" else name
+            raise UsageError(f"--{option} and --grid: give it in the grid file, as {key}")
 
 
 def _run(work: Any, as_json: bool, again: str) -> int:
@@ -152,7 +182,7 @@ def _run(work: Any, as_json: bool, again: str) -> int:
         for record in records:
             typer.echo(json.dumps(record, allow_nan=False))
     elif records:
-        _print_tables(records, [str(spec) for spec in work.request.methods])
+        _print_tables(records, work.methods)
     if unfinished is not None:
         raise unfinished
     if interrupted:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import datetime
 import itertools
-from collections.abc import Iterator
+import time
+import traceback
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ctxext import plan as plans
-from ctxext.machine import device_name, versions
+from ctxext.errors import CtxextError
+from ctxext.machine import device_name, failure, versions
 from ctxext.measure.workers import Workers
 from ctxext.monitor import Monitor
-from ctxext.plan import Cell
+from ctxext.plan import Cell, Plan
 from ctxext.request import Request
 from ctxext.results import Record, Store, sealed
 from ctxext.tasks.base import TokenTask
@@ -20,18 +23,41 @@ from ctxext.tasks.base import TokenTask
 if TYPE_CHECKING:
     from ctxext.measure.session import Measured, Session
 
+_PATIENCE = 0.5  # seconds between two looks at cells that another process computes
+_COSTS = ("seconds", "tokens_per_second", "peak_memory_bytes")
+_NOTHING: dict[str, Any] = {"value": None, "stderr": None, "n": 0, "windows": 0, "buckets": []}
+
 
 @dataclass
 class Evaluation:
-    """An evaluation in progress; `records` grows as cells are done, in the order of cells.
+    """An evaluation in progress: requests that share a folder, one after another.
 
-    Under `accelerate launch` every process runs the same evaluation: windows and samples are
-    split among them, and the first alone has records.
+    `records` grows as cells are done; in the end it is in the order of the cells. Under
+    `accelerate launch` every process runs the same evaluation: windows and samples are split
+    among them, and the first alone has records.
     """
 
-    request: Request
+    requests: Sequence[Request]
     monitor: Monitor = field(default_factory=Monitor)
     records: list[Record] = field(default_factory=list)
+
+    @property
+    def methods(self) -> list[str]:
+        """The methods as they were asked for, in order."""
+        return [str(spec) for request in self.requests for spec in request.methods]
+
+    def plans(self, workers: Workers) -> list[Plan]:
+        """What there is to do.
+
+        Raises:
+            UsageError: something asked for cannot be done.
+        """
+        found = []
+        for request in self.requests:
+            plans.check_workers(request, workers.count)
+            device = workers.device(request.source.device)
+            found.append(plans.make(request.on(device)))
+        return found
 
     def run(self) -> list[Record]:
         """Make or find every cell's record.
@@ -39,93 +65,201 @@ class Evaluation:
         Raises:
             UsageError: something asked for cannot be done; no cell has been computed then.
         """
-        workers = Workers(self.request.source.device)
-        plans.check_workers(self.request, workers.count)
-        request = self.request.on(workers.device(self.request.source.device))
-        store = Store(request.out)
+        workers = Workers(self.requests[0].source.device)
+        store = Store(self.requests[0].out)
         if workers.first:
-            store.check_writable()
-        self.plan = plans.make(request)
+            for line in store.prepare():
+                self.monitor.note(f"not trusted: {line}")
+        made = self.plans(workers)
+        for request in self.requests:
+            self._say_unused(request)
+        runs = [_Run(plan, store, workers, self.monitor, self.records) for plan in made]
+        for run in runs:
+            run.finish(alone=len(runs) == 1)
+        order = {name: n for n, name in enumerate(itertools.chain(*(r.names() for r in runs)))}
+        self.records.sort(key=lambda record: order[_name(record)])
+        return self.records
+
+    def _say_unused(self, request: Request) -> None:
         if request.data is not None:
             for task in (task for task in request.tasks if not task.uses_data):
                 self.monitor.note(f"{task} does not use --data {request.data}")
         if request.tokens is not None:
             for task in (task for task in request.tasks if not isinstance(task, TokenTask)):
                 self.monitor.note(f"{task} does not use --tokens {request.tokens}")
-        kept = {k: None if request.force else store.get(k) for k in self.plan.keys}
-        found: dict[str, Record | None] = workers.gather(kept)[0]
-        session = self._session(found, workers)
-        for cells in self._groups():
-            new = [cell for cell in cells if found[self.plan.key(cell)] is None]
-            measured = session.measure(new) if session is not None else iter(())
-            for cell in cells:
-                if session is not None and cell in new:
-                    found[self.plan.key(cell)] = self._record(next(measured), session)
-                if workers.first:
-                    self._emit(store, cell, found[self.plan.key(cell)])
-        return self.records
 
-    def _session(self, found: dict[str, Record | None], workers: Workers) -> Session | None:
-        """What measures the cells that are new, if any is."""
-        new = [cell for cell in self.plan.cells if found[self.plan.key(cell)] is None]
-        if not new:
-            return None
-        from ctxext.measure.session import Session
 
-        return Session(self.plan, new, workers, self.monitor)
+class _Name(NamedTuple):
+    """What tells the records of one evaluation apart."""
 
-    def _groups(self) -> Iterator[list[Cell]]:
+    key: str
+    model: str
+    requested: str
+    task: str
+    data: str
+
+
+def _name(record: Record) -> _Name:
+    fields = ("key", "model", "requested", "task")
+    return _Name(*(record[field] for field in fields), data=record["data"]["name"])
+
+
+@dataclass
+class _Run:
+    """One plan being worked off, beside other processes that may share the store."""
+
+    plan: Plan
+    store: Store
+    workers: Workers
+    monitor: Monitor
+    records: list[Record]
+
+    def __post_init__(self) -> None:
+        before = {key: self.store.get(key) for key in self.plan.keys}
+        self._before: dict[str, Record | None] = self.workers.gather(before)[0]
+        self._found = {
+            key: record
+            for key, record in self._before.items()
+            if record and record["status"] == "ok" and not self.plan.request.force
+        }
+        self._session: Session | None = None
+        self._broken, self._trace = dict[str, Any](), ""
+
+    def names(self) -> Iterator[_Name]:
+        """What the records of the plan are called, in the order of its cells."""
+        return (self._name(cell) for cell in self.plan.cells)
+
+    def finish(self, alone: bool) -> None:
+        """Make or find every cell's record, waiting for those that other processes compute.
+
+        Args:
+            alone: there is no other plan: what keeps the session from starting is raised, and
+                is not the failure of each cell.
+        """
+        waiting = self._groups()
+        try:
+            while waiting:
+                busy = [rest for cells in waiting if (rest := self._visit(cells, alone))]
+                if len(busy) == len(waiting) and sum(map(len, busy)) == sum(map(len, waiting)):
+                    time.sleep(_PATIENCE)
+                waiting = busy
+        finally:
+            self.store.release_all()
+            self._session = None
+
+    def _groups(self) -> list[list[Cell]]:
         """Cells by method and length: these share a forward where they can."""
         groups = itertools.groupby(self.plan.cells, key=lambda cell: (cell.requested, cell.length))
-        return (list(cells) for _, cells in groups)
+        return [list(cells) for _, cells in groups]
 
-    def _emit(self, store: Store, cell: Cell, record: Record | None) -> None:
-        """Report a cell's record, and keep it under the names of this request.
+    def _visit(self, cells: list[Cell], alone: bool) -> list[Cell]:
+        """Compute what nobody else does; the cells that somebody else is at."""
+        mine = self._claim(cells)
+        measured = self._measure(mine, alone)
+        left = []
+        for cell in cells:
+            key = self.plan.key(cell)
+            if cell in mine:
+                self._found[key] = self._record(next(measured))
+            if key not in self._found:
+                left.append(cell)
+            elif self.workers.first:
+                self._emit(cell, self._found[key])
+            self.store.release(key)
+        return left
 
-        A failure never takes the place of a finished record.
+    def _claim(self, cells: list[Cell]) -> list[Cell]:
+        """The cells that this process now has to compute, each key once.
+
+        What another process has finished since the beginning is found, and not made again.
         """
-        names = {"model": self.request.source.name, "requested": str(cell.requested)}
-        names["task"] = str(cell.asked)
-        assert record is not None
-        data = {**record["data"], "name": cell.data.name}
+        new: dict[str, Record | None] = {}
+        for key in (self.plan.key(cell) for cell in cells if self.workers.first):
+            if key not in self._found and key not in new and self.store.claim(key):
+                record = self.store.get(key)
+                new[key] = record if record != self._before[key] else None
+        new = self.workers.gather(new)[0]
+        self._found |= {key: record for key, record in new.items() if record is not None}
+        missing = {key for key, record in new.items() if record is None}
+        by_key = {self.plan.key(cell): cell for cell in reversed(cells)}
+        return [cell for key, cell in reversed(by_key.items()) if key in missing]
+
+    def _measure(self, cells: list[Cell], alone: bool) -> Iterator[Measured]:
+        if not cells:
+            return iter(())
+        if self._session is None and not self._broken:
+            self._start(alone)
+        if self._session is not None:
+            return self._session.measure(cells)
+        from ctxext.measure.session import Measured
+
+        fields = {**_NOTHING, **dict.fromkeys(_COSTS), **self._broken}
+        return (Measured(cell, fields, None, self._trace) for cell in cells)
+
+    def _start(self, alone: bool) -> None:
+        """The session that measures all cells that are not found yet."""
+        from ctxext.measure.session import Session
+
+        new = [cell for cell in self.plan.cells if self.plan.key(cell) not in self._found]
+        try:
+            self._session = Session(self.plan, new, self.workers, self.monitor)
+        except Exception as error:
+            if alone and isinstance(error, CtxextError):
+                raise
+            self._broken = failure(error)
+            self._trace = traceback.format_exc()
+
+    def _name(self, cell: Cell) -> _Name:
+        model, method = self.plan.request.source.name, str(cell.requested)
+        return _Name(self.plan.key(cell), model, method, str(cell.asked), cell.data.name)
+
+    def _emit(self, cell: Cell, record: Record) -> None:
+        """Report a cell's record, and keep it under the names of this request."""
+        name = self._name(cell)
+        data = {**record["data"], "name": name.data}
+        names = {"model": name.model, "requested": name.requested, "task": name.task}
         record = sealed({**record, **names, "data": data})
         self.records.append(record)
-        if record["status"] == "ok" or store.get(record["key"]) is None:
-            store.write(record)
+        self.store.write(record)
         self.monitor.done(record)
 
-    def _record(self, done: Measured, session: Session) -> Record:
-        cell, handle, model, plan = done.cell, done.handle, session.model, self.plan
-        return {
-            "model": self.request.source.name,
-            "requested": str(cell.requested),
+    def _record(self, done: Measured) -> Record:
+        cell, handle, plan, session = done.cell, done.handle, self.plan, self._session
+        name = self._name(cell)
+        dtype = str(session.model.dtype).removeprefix("torch.") if session else plan.source.dtype
+        record = {
+            "model": name.model,
+            "requested": name.requested,
             "method": cell.method.full(),
-            "task": str(cell.asked),
+            "task": name.task,
             "task_resolved": str(cell.task),
             "metric": cell.task.metric,
             "length": cell.length,
             "trained_length": plan.identity.trained,
+            "batch_size": plan.request.batch(cell.length),
+            "prefill_chunk": None,
             **done.fields,
-            "seed": self.request.seed,
-            "limit": self.request.limit,
+            "seed": cell.seed,
+            "limit": plan.request.limit,
             "data": {
-                "name": cell.data.name,
+                "name": name.data,
                 "sha256": cell.data.sha256,
-                "tokens": session.data_tokens_of(cell),
+                "tokens": session.data_tokens_of(cell) if session else 0,
             },
             "model_sha256": plan.identity.sha256,
-            "revision": self.request.source.revision,
-            "dtype": plan.source.load_in or str(model.dtype).removeprefix("torch."),
-            "device": device_name(model.device),
+            "revision": plan.request.source.revision,
+            "dtype": plan.source.load_in or dtype,
+            "device": device_name(session.model.device) if session else plan.source.device,
             "attention": handle.attention if handle else plan.attention(cell.method),
             "attention_reasons": handle.choice.reasons if handle else (),
             "notes": handle.notes if handle else [],
-            "batch_size": self.request.batch(cell.length),
-            "processes": session.processes,
+            "processes": self.workers.count,
             "versions": versions(),
             "created": _now(),
-            "key": plan.key(cell),
+            "key": name.key,
         }
+        log = self.store.log(record, done.trace) if done.trace and self.workers.first else None
+        return {**record, "log": log}
 
 
 def _now() -> str:

@@ -92,7 +92,7 @@ HOSTILE = [
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_names_make_harmless_files(name: str, tmp_path: Path) -> None:
     store = Store(tmp_path / "out")
-    store.check_writable()
+    store.prepare()
     record = make(model=name, requested=name, task=name)
     path = store.write(record)
     assert path.parent == tmp_path / "out"
@@ -155,15 +155,15 @@ def test_an_absent_folder_is_empty(tmp_path: Path) -> None:
 
 
 def test_check_writable(tmp_path: Path) -> None:
-    Store(tmp_path / "a" / "b").check_writable()
+    Store(tmp_path / "a" / "b").prepare()
     assert list((tmp_path / "a" / "b").iterdir()) == []
     (tmp_path / "file").write_text("here first")
     for folder in (tmp_path / "file", tmp_path / "file" / "x", tmp_path / ("n" * 300)):
         with pytest.raises(UsageError, match="cannot keep records in") as caught:
-            Store(folder).check_writable()
+            Store(folder).prepare()
         assert "\n" not in str(caught.value)
     with pytest.raises(UsageError, match="cannot keep records"):
-        Store("a\0b").check_writable()
+        Store("a\0b").prepare()
     with pytest.raises(UsageError, match="cannot read"):
         Store(tmp_path / "file").read_all()
     assert (tmp_path / "file").read_text() == "here first"

@@ -20,7 +20,7 @@ from ctxext.models.trained import trained_length
 from ctxext.monitor import Monitor
 from ctxext.patches import Spec
 from ctxext.patches.base import Part, Span
-from ctxext.results import Store
+from ctxext.results import check_writable
 from ctxext.tasks.base import Windows
 from ctxext.tasks.windows import cut
 
@@ -152,7 +152,7 @@ def explain(request: Request, monitor: Monitor) -> Study:
         raise UsageError(f"bad value {trained} for --train-len: give at least 2")
     resolved = [spec.resolve(Span(trained, length)) for spec in request.methods]
     kinds = find_kinds(config, length, trained, request.source.trust_remote_code)
-    Store(request.out).check_writable()
+    check_writable(request.out)
     source = loading.settle(request.source, config)
     run = None
     if request.data is not None:

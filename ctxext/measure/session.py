@@ -39,11 +39,18 @@ _NOTHING: dict[str, Any] = {"value": None, "stderr": None, "n": 0, "windows": 0,
 
 @dataclass
 class Measured:
-    """What became of a cell: the fields of its record that were measured, and the patch's say."""
+    """What became of a cell.
+
+    Attributes:
+        fields: those of its record that were measured, or its status and reason.
+        handle: the patch that was on, if it came to that.
+        trace: the traceback of what failed.
+    """
 
     cell: Cell
     fields: dict[str, Any]
     handle: Handle | None
+    trace: str | None = None
 
 
 class _Failure(NamedTuple):
@@ -63,8 +70,8 @@ class Session:
         self._plan, self._workers, self._monitor = plan, workers, monitor
         self._request = plan.request
         self._tokenizer = loading.load_tokenizer(plan.source)
-        self._windows: dict[tuple[str, int], Windows] = {}
-        self._samples: dict[tuple[str, int], list[Sample]] = {}
+        self._windows: dict[tuple[str, int, int], Windows] = {}
+        self._samples: dict[tuple[str, int, int], list[Sample]] = {}
         self._data_tokens = 0
         self._cut([cell for cell in new if isinstance(cell.task, TokenTask)])
         self._draw([cell for cell in new if isinstance(cell.task, SampleTask)])
@@ -75,11 +82,6 @@ class Session:
         self._try_patches()
         total = self._total(new) // workers.count
         monitor.plan(len({(c.method, c.length) for c in new}), total)
-
-    @property
-    def processes(self) -> int:
-        """How many processes share a cell."""
-        return self._workers.count
 
     def data_tokens_of(self, cell: Cell) -> int:
         """The tokens of the data that windows are cut from; 0 for tasks that cut none."""
@@ -129,8 +131,8 @@ class Session:
         for cell in cells:
             if _place(cell) in self._samples or not isinstance(cell.task, SampleTask):
                 continue
-            seed, limit, most = self._request.seed, self._request.limit, cell.task.generates
-            samples = cell.task.prompts(self._tokenizer, cell.length, cell.data, seed, limit)
+            limit, most = self._request.limit, cell.task.generates
+            samples = cell.task.prompts(self._tokenizer, cell.length, cell.data, cell.seed, limit)
             if not samples:
                 raise UsageError(f"{cell.asked}: no samples in data {cell.data.name!r}")
             if len({sample.name for sample in samples}) < len(samples):
@@ -267,7 +269,7 @@ class Session:
                 cell.length,
                 request.batch(cell.length),
                 request.limit,
-                request.seed,
+                cell.seed,
                 cache,
             ),
         )
@@ -292,9 +294,9 @@ class Session:
         return self._request.out / "predictions" / about / f"{safe_name(label)}.jsonl"
 
 
-def _place(cell: Cell) -> tuple[str, int]:
+def _place(cell: Cell) -> tuple[str, int, int]:
     """What tells the windows or samples of a cell from others."""
-    return str(cell.task), cell.length
+    return str(cell.task), cell.length, cell.seed
 
 
 def _prompt_tokens(samples: Sequence[Sample]) -> int:
