@@ -66,11 +66,10 @@ class Evaluation:
             UsageError: something asked for cannot be done; no cell has been computed then.
         """
         workers = Workers(self.requests[0].source.device)
-        store = Store(self.requests[0].out)
+        made, store = self.plans(workers), Store(self.requests[0].out)
         if workers.first:
             for line in store.prepare():
                 self.monitor.note(f"not trusted: {line}")
-        made = self.plans(workers)
         for request in self.requests:
             self._say_unused(request)
         runs = [_Run(plan, store, workers, self.monitor, self.records) for plan in made]
@@ -100,8 +99,8 @@ class _Name(NamedTuple):
 
 
 def _name(record: Record) -> _Name:
-    fields = ("key", "model", "requested", "task")
-    return _Name(*(record[field] for field in fields), data=record["data"]["name"])
+    whole = {**record, "data": record["data"]["name"]}
+    return _Name(*(whole[field] for field in _Name._fields))
 
 
 @dataclass

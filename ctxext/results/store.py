@@ -2,7 +2,7 @@
 
 A file is written whole or not at all. One that is not sound is never used and never deleted: it
 is moved to `set-aside/`. Who computes a cell holds a lock on its key in `.claims/`, which ends
-with its process, however that ends; what changes the folder happens under the lock `.lock`.
+with its process, however that ends; what changes the folder happens under one more lock there.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ctxext.results.record import Record, digest, problem_with, sealed
 if TYPE_CHECKING:
     from filelock import BaseFileLock
 
-SET_ASIDE, LOGS = "set-aside", "logs"
+CLAIMS, SET_ASIDE, LOGS = ".claims", "set-aside", "logs"
 _MAX_FILE_BYTES = 16 << 20  # a record takes a few kilobytes
 _OURS = re.compile(r".+--[0-9a-f]{12}\.json")
 _UNFINISHED = ".record-"
@@ -83,7 +83,7 @@ class Store:
         if key in self._claims:
             return True
         with self._locked():
-            lock = FileLock(self._claim(key), blocking=False)
+            lock = FileLock(self.folder / CLAIMS / f"{key[:24]}.lock", blocking=False)
             try:
                 lock.acquire()
             except Timeout:
@@ -155,7 +155,8 @@ class Store:
         from filelock import FileLock
 
         try:
-            lock = FileLock(self.folder / ".lock")
+            (self.folder / CLAIMS).mkdir(exist_ok=True)
+            lock = FileLock(self.folder / CLAIMS / "store.lock")
             lock.acquire()
         except (OSError, NotImplementedError) as error:
             raise CtxextError(f"cannot lock {self.folder}: {error}") from error
@@ -163,14 +164,6 @@ class Store:
             yield
         finally:
             lock.release()
-
-    def _claim(self, key: str) -> Path:
-        folder = self.folder / ".claims"
-        try:
-            folder.mkdir(exist_ok=True)
-        except OSError as error:
-            raise CtxextError(f"cannot write {folder}: {error.strerror or error}") from error
-        return folder / f"{key[:24]}.lock"
 
     def _set_aside(self, path: Path, problem: str) -> str:
         """Move a file out of the way, under a name that is free; a line that says so."""
