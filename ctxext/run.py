@@ -6,7 +6,7 @@ import datetime
 import itertools
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -30,7 +30,8 @@ _NOTHING: dict[str, Any] = {"value": None, "stderr": None, "n": 0, "windows": 0,
 
 @dataclass
 class Evaluation:
-    """An evaluation in progress: requests that share a folder, one after another.
+    """An evaluation in progress: requests that share a folder, one after another, or as the
+    launcher has them worked off.
 
     `records` grows as cells are done; in the end it is in the order of the cells. Under
     `accelerate launch` every process runs the same evaluation: windows and samples are split
@@ -40,6 +41,7 @@ class Evaluation:
     requests: Sequence[Request]
     monitor: Monitor = field(default_factory=Monitor)
     records: list[Record] = field(default_factory=list)
+    launcher: Callable[[Sequence[Run]], None] | None = None
 
     @property
     def methods(self) -> list[str]:
@@ -72,9 +74,14 @@ class Evaluation:
                 self.monitor.note(f"not trusted: {line}")
         for request in self.requests:
             self._say_unused(request)
-        runs = [_Run(plan, store, workers, self.monitor, self.records) for plan in made]
-        for run in runs:
-            run.finish(alone=len(runs) == 1)
+        alone = len(made) == 1
+        runs = [Run(plan, store, workers, self.monitor, self.records, alone) for plan in made]
+        if self.launcher is not None:
+            self.launcher(runs)
+        else:
+            for run in runs:
+                run.finish(run.groups())
+                run.close()
         order = {name: n for n, name in enumerate(itertools.chain(*(r.names() for r in runs)))}
         self.records.sort(key=lambda record: order[_name(record)])
         return self.records
@@ -104,14 +111,20 @@ def _name(record: Record) -> _Name:
 
 
 @dataclass
-class _Run:
-    """One plan being worked off, beside other processes that may share the store."""
+class Run:
+    """One plan being worked off, beside other processes that may share the store.
+
+    Attributes:
+        alone: there is no other plan: what keeps the session from starting is raised, and is not
+            the failure of each cell.
+    """
 
     plan: Plan
     store: Store
     workers: Workers
     monitor: Monitor
     records: list[Record]
+    alone: bool
 
     def __post_init__(self) -> None:
         before = {key: self.store.get(key) for key in self.plan.keys}
@@ -123,38 +136,66 @@ class _Run:
         }
         self._session: Session | None = None
         self._broken, self._trace = dict[str, Any](), ""
+        self._told: set[str] = set()
 
     def names(self) -> Iterator[_Name]:
         """What the records of the plan are called, in the order of its cells."""
         return (self._name(cell) for cell in self.plan.cells)
 
-    def finish(self, alone: bool) -> None:
-        """Make or find every cell's record, waiting for those that other processes compute.
-
-        Args:
-            alone: there is no other plan: what keeps the session from starting is raised, and
-                is not the failure of each cell.
-        """
-        waiting = self._groups()
+    def finish(self, waiting: list[list[Cell]]) -> None:
+        """Make or find the records of groups, waiting for those that other processes compute."""
         try:
             while waiting:
-                busy = [rest for cells in waiting if (rest := self._visit(cells, alone))]
+                busy = [rest for cells in waiting if (rest := self._visit(cells))]
                 if len(busy) == len(waiting) and sum(map(len, busy)) == sum(map(len, waiting)):
                     time.sleep(_PATIENCE)
                 waiting = busy
         finally:
             self.store.release_all()
-            self._session = None
 
-    def _groups(self) -> list[list[Cell]]:
+    def close(self) -> None:
+        """Let go of the model."""
+        self._session = None
+
+    def fail(self, cells: list[Cell], status: str, reason: str, trace: str | None = None) -> None:
+        """The records of cells whose process was lost, but for those that it had finished."""
+        from ctxext.measure.session import Measured
+
+        for cell in cells:
+            key = self.plan.key(cell)
+            record = self.store.get(key)
+            if record is not None and record != self._before[key]:
+                self._found[key] = record
+            if key not in self._found:
+                fields = {**_NOTHING, **dict.fromkeys(_COSTS), "status": status, "reason": reason}
+                self._found[key] = self._record(Measured(cell, fields, None, trace))
+            self._emit(cell, self._found[key])
+
+    def note(self, line: str) -> None:
+        """Tell the user a line, once."""
+        if line not in self._told:
+            self._told.add(line)
+            self.monitor.note(line)
+
+    def accept(self, records: Sequence[Record]) -> None:
+        """Report records that another process has made and kept."""
+        self.records.extend(records)
+        for record in records:
+            self.monitor.done(record)
+
+    def missing(self, cells: Sequence[Cell]) -> bool:
+        """Whether one of the cells has no record yet."""
+        return any(self.plan.key(cell) not in self._found for cell in cells)
+
+    def groups(self) -> list[list[Cell]]:
         """Cells by method and length: these share a forward where they can."""
         groups = itertools.groupby(self.plan.cells, key=lambda cell: (cell.requested, cell.length))
         return [list(cells) for _, cells in groups]
 
-    def _visit(self, cells: list[Cell], alone: bool) -> list[Cell]:
+    def _visit(self, cells: list[Cell]) -> list[Cell]:
         """Compute what nobody else does; the cells that somebody else is at."""
         mine = self._claim(cells)
-        measured = self._measure(mine, alone)
+        measured = self._measure(mine)
         left = []
         for cell in cells:
             key = self.plan.key(cell)
@@ -183,11 +224,11 @@ class _Run:
         by_key = {self.plan.key(cell): cell for cell in reversed(cells)}
         return [cell for key, cell in reversed(by_key.items()) if key in missing]
 
-    def _measure(self, cells: list[Cell], alone: bool) -> Iterator[Measured]:
+    def _measure(self, cells: list[Cell]) -> Iterator[Measured]:
         if not cells:
             return iter(())
         if self._session is None and not self._broken:
-            self._start(alone)
+            self._start()
         if self._session is not None:
             return self._session.measure(cells)
         from ctxext.measure.session import Measured
@@ -195,7 +236,7 @@ class _Run:
         fields = {**_NOTHING, **dict.fromkeys(_COSTS), **self._broken}
         return (Measured(cell, fields, None, self._trace) for cell in cells)
 
-    def _start(self, alone: bool) -> None:
+    def _start(self) -> None:
         """The session that measures all cells that are not found yet."""
         from ctxext.measure.session import Session
 
@@ -203,7 +244,7 @@ class _Run:
         try:
             self._session = Session(self.plan, new, self.workers, self.monitor)
         except Exception as error:
-            if alone and isinstance(error, CtxextError):
+            if self.alone and isinstance(error, CtxextError):
                 raise
             self._broken = failure(error)
             self._trace = traceback.format_exc()

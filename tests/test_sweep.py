@@ -7,17 +7,21 @@ import multiprocessing
 import os
 import random
 import signal
+import subprocess
+import sys
 import time
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from ctxext.errors import UsageError
 from ctxext.grid import read_grid
 from ctxext.models.loading import Source
 from ctxext.request import Request
-from ctxext.results import Record, Store
+from ctxext.results import Record, Store, problem_with
 
 KILLS = 20
 GRID = """
@@ -44,7 +48,7 @@ def sweep(folder: str) -> None:
     """One run of the grid; every cell that is computed leaves its key in a journal."""
     from ctxext import run
 
-    record = run._Run._record
+    record = run.Run._record
 
     def journalled(self: Any, done: Any) -> Record:
         found = record(self, done)
@@ -52,7 +56,7 @@ def sweep(folder: str) -> None:
             file.write(found["key"].encode() + b"\n")
         return found
 
-    run._Run._record = journalled  # type: ignore[method-assign]
+    run.Run._record = journalled  # type: ignore[method-assign]
     run.Evaluation(requests(Path(folder))).run()
 
 
@@ -157,3 +161,105 @@ def test_the_survivor_takes_over_from_a_run_that_is_killed(
     survivor.join()
     assert survivor.exitcode == 0
     assert records(folder) == records(whole)
+
+
+def command(folder: Path, *more: str) -> subprocess.Popen[bytes]:
+    requests(folder)
+    program = [sys.executable, "-m", "ctxext", "eval", "--grid", str(folder.with_suffix(".yaml"))]
+    options = ["--out", str(folder), "--device", "cpu", "--json", *more]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen([*program, *options], env=env, **pipes)
+
+
+def busy(parent: int) -> list[int]:
+    """The processes of a local Ray that have a cell."""
+    import psutil
+
+    family = psutil.Process(parent).children(recursive=True)
+    return [child.pid for child in family if child.cmdline()[:1] == ["ray::_work"]]
+
+
+def test_a_local_ray_that_loses_a_worker_ends_with_the_same_records(
+    whole: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("ray", reason="Ray is not installed")
+    folder = tmp_path / "out"
+    with command(folder, "--launcher", "ray") as process:
+        while len(list(folder.glob("*.json"))) < 3:
+            assert process.poll() is None
+            time.sleep(0.01)
+        (victim, *_) = busy(process.pid)
+        os.kill(victim, signal.SIGKILL)
+        out, err = process.communicate()
+    assert process.returncode == 0, err.decode()
+    assert len(out.splitlines()) == CELLS
+    assert b"Traceback" not in err
+    assert records(folder) == records(whole)
+    assert answers(folder) == answers(whole)
+
+
+class LostWorkers:
+    """A Ray all of whose tasks end with an error."""
+
+    def __init__(self, error: Exception) -> None:
+        import ray
+
+        self.exceptions, self._error = ray.exceptions, error
+
+    def remote(self, **_: Any) -> Any:
+        return lambda _: self
+
+    def options(self, **_: Any) -> Any:
+        return SimpleNamespace(remote=lambda *given: object())
+
+    def put(self, value: Any) -> Any:
+        return value
+
+    def wait(self, refs: list[Any], timeout: float) -> tuple[list[Any], list[Any]]:
+        return refs[:1], refs[1:]
+
+    def get(self, _: Any) -> Any:
+        raise self._error
+
+
+@pytest.mark.parametrize(
+    ("lost", "status", "words"),
+    [
+        ("WorkerCrashedError", "error", "the worker was lost 4 times"),
+        ("OutOfMemoryError", "oom", "want of memory, 4 times"),
+    ],
+)
+def test_cells_whose_worker_is_lost_again_and_again_fail(
+    lost: str, status: str, words: str, tmp_path: Path
+) -> None:
+    ray = pytest.importorskip("ray", reason="Ray is not installed")
+    from ctxext import launch, run
+
+    error = getattr(ray.exceptions, lost)
+    fake = LostWorkers(error("gone") if lost == "OutOfMemoryError" else error())
+    work = run.Evaluation(requests(tmp_path / "out"))
+    work.launcher = lambda runs: launch._Jobs(fake, local=True).work_off(runs)
+    found = work.run()
+    assert len(found) == CELLS
+    assert {(record["status"], words in record["reason"]) for record in found} == {(status, True)}
+    assert all(problem_with(record) is None for record in found)
+    assert len(records(tmp_path / "out")) == CELLS
+
+
+@pytest.mark.parametrize("text", ["", "rai", "ray:", "slurm", "ray :x"])
+def test_other_launchers_are_refused(text: str) -> None:
+    from ctxext.launch import parse_launcher
+
+    with pytest.raises(UsageError, match="valid: ray, ray:ADDRESS"):
+        parse_launcher(text)
+
+
+def test_a_cluster_that_is_not_there_is_one_line(tmp_path: Path) -> None:
+    pytest.importorskip("ray", reason="Ray is not installed")
+    with command(tmp_path / "out", "--launcher", "ray:127.0.0.1:1") as process:
+        out, err = process.communicate()
+    assert process.returncode == 2
+    assert out == b""
+    assert b"cannot reach Ray at 127.0.0.1:1" in err.splitlines()[-1]
+    assert b"Traceback" not in err
