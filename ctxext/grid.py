@@ -56,7 +56,7 @@ def read_grid(path: Path, base: Request) -> tuple[Request, ...]:
 def _load(path: Path) -> dict[str, Any]:
     import yaml
 
-    class Loader(yaml.SafeLoader):
+    class Loader(yaml.SafeLoader):  # type: ignore[misc]
         """Refuses a key that is there twice."""
 
         def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
