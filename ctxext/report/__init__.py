@@ -5,21 +5,20 @@ Scores come first; the speed and memory that bench records carry have tables of 
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ctxext.errors import UsageError
-from ctxext.report import groups, speed, tables
-from ctxext.results import Record, safe_name, write_atomically
+from ctxext.report import speed, tables
+from ctxext.results import Record, write_atomically
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
 FORMATS = ("md", "csv")
-_SAME_LOSSES = ("ppl", "acc")  # tasks over the same tokens, which one plot is enough for
 
 
 def render(records: Iterable[Record], format: str = "md", order: Sequence[str] = ()) -> str:
@@ -50,45 +49,26 @@ def to_rich(
     ]
 
 
-def write_files(folder: str | Path, records: Iterable[Record]) -> list[Path]:
-    """Write `tables.md`, and for each group `loss-by-position--MODEL--DATA.png` or, where there
-    are results by depth, `depth--MODEL--TASK--DATA.png`; their paths.
+def write_files(
+    folder: str | Path, records: Iterable[Record], order: Sequence[str] = ()
+) -> list[Path]:
+    """Write `tables.md`, and each line plot and map by depth as `.png` and `.svg`; their paths.
 
-    Where several groups have the same model and data, the name goes on with what tells them
-    apart, such as the task or the dtype.
+    Plots are named after what they show, as `loss-by-position--MODEL--DATA` or
+    `depth--MODEL--TASK--DATA`. Where several groups have the same model and data, the name goes
+    on with what tells them apart, such as the task or the dtype.
     """
-    from ctxext.report import heatmaps, plots
+    from ctxext.report import heatmaps, plots, series
 
     folder, records = Path(folder), list(records)
     written = [folder / "tables.md"]
-    write_atomically(written[0], render(records, "md").encode("utf-8", "replace"))
-    losses = [record for record in records if record["task"] in _SAME_LOSSES]
-    others = [record for record in records if record["task"] not in _SAME_LOSSES]
+    write_atomically(written[0], render(records, "md", order).encode("utf-8", "replace"))
     drawn = [
-        *((plots.loss_by_position, some) for some in _figures(losses, ("task", "metric")).items()),
-        *((plots.loss_by_position, some) for some in _figures(others).items()),
-        *((heatmaps.by_depth, some) for some in _figures(others, start="depth").items()),
+        *((f.name, partial(plots.draw, f)) for f in series.figures(records, order)),
+        *((m.name, partial(heatmaps.draw, m)) for m in heatmaps.heatmaps(records, order)),
     ]
-    for draw, (name, members) in drawn:
-        path = folder / name
-        if draw(members, path):
-            written.append(path)
+    for name, draw in drawn:
+        paths = [folder / f"{name}{suffix}" for suffix in plots.SUFFIXES]
+        plots.save_each(paths, draw)
+        written += paths
     return written
-
-
-def _figures(
-    records: Iterable[Record], ignore: Sequence[str] = (), start: str = "loss-by-position"
-) -> dict[str, list[Record]]:
-    """File name → records of one group, which may differ in the fields in `ignore`."""
-    drawn = groups.grouped(records, ignore=ignore)
-    names: dict[str, list[Record]] = {}
-    taken = set()
-    for group, members in drawn.items():
-        always = ("model", "data") if ignore else ("model", "task", "data")
-        parts = groups.describe(group, drawn, always)
-        name = "--".join([start, *(safe_name(part, 40) for part in parts)])
-        if name.casefold() in taken:
-            name += f"--{hashlib.sha256(repr(group).encode('utf-8', 'replace')).hexdigest()[:8]}"
-        taken.add(name.casefold())
-        names[f"{name}.png"] = members
-    return names

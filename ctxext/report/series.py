@@ -372,6 +372,7 @@ def _view(
         beyond = {method: math.exp(value) for method, value in beyond.items()}
     if share:
         low, high = max(low, -2.0), min(high, 102.0)
-    unit = "{:.4g}" if log else "{:.2f} nats per token"
-    notes = (f"{m} leaves the view: up to {unit.format(y)}" for m, y in beyond.items())
-    return (low, high), tuple(map(printable, notes))
+    number, unit = ("{:.4g}", "") if log else ("{:.2f}", " nats per token")
+    far = [f"{method} up to {number.format(y)}" for method, y in beyond.items()]
+    note = printable(f"out of view: {', '.join(far)}{unit}")
+    return (low, high), (note,) if far else ()
