@@ -84,6 +84,8 @@ def _lines(axes: Any, lines: Sequence[Line]) -> list[Any]:
     number = 0
     for line in lines:
         style = look(number, line.method)
+        if line.method == "rope":  # wider and beneath, so that what lies on it can be seen
+            style |= {"linewidth": 3.4, "zorder": 1.9}
         number += line.method != "rope"
         if all(len(other.points) == 1 for other in lines):
             style |= {"linestyle": "none", "markersize": 14 if line.method == "rope" else 8}
@@ -101,10 +103,12 @@ def look(number: int, method: str) -> dict[str, Any]:
     """Colour, marker and dashes of the `number`-th method besides `rope`."""
     if method == "rope":
         return {"color": "black", "linewidth": 2.4, "marker": ".", "markersize": 8, "zorder": 3}
-    look = {"color": _COLOURS, "marker": _MARKERS, "linestyle": _STYLES}
-    hollow = number // (len(_COLOURS) * len(_MARKERS)) % 2
-    return {key: options[number % len(options)] for key, options in look.items()} | {
-        "fillstyle": "none" if hollow else "full",
+    colours = len(_COLOURS)
+    return {
+        "color": _COLOURS[number % colours],
+        "marker": _MARKERS[number % len(_MARKERS)],
+        "linestyle": _STYLES[(number + number // colours) % len(_STYLES)],
+        "fillstyle": ("full", "none")[number // (colours * len(_MARKERS)) % 2],
         "linewidth": 1.7,
         "markersize": 5,
     }
@@ -151,9 +155,10 @@ def _label(axes: Any, figure: Figure) -> None:
     """Title, axes, the trained length T, and what is out of view."""
     about = wrapped(figure.about, 100)
     line = {"xycoords": "axes fraction", "textcoords": "offset points"}
-    said = axes.annotate("", (0, 1), (0, 21), color="0.3", fontsize=9.5, **line)
+    above = 6 if figure.mark is None else 21
+    said = axes.annotate("", (0, 1), (0, above), color="0.3", fontsize=9.5, **line)
     set_text(said, about)
-    pad = 24 + 13 * (1 + about.count("\n"))
+    pad = above + 3 + 13 * (1 + about.count("\n"))
     set_text(axes.set_title("", fontsize=12, pad=pad, loc="left"), wrapped(figure.title, 70))
     lines = [figure.x, *(wrapped(note, 90) for note in figure.notes)]
     set_text(axes.set_xlabel(""), "\n".join(lines))

@@ -21,6 +21,7 @@ from ctxext.report.groups import (
     method_order,
     newest,
 )
+from ctxext.report.tables import of_what
 from ctxext.results import BENCH, MEASURES, SHARES, Record, printable
 
 _SAME_LOSSES = ("ppl", "acc")  # tasks over the same tokens, which one plot is enough for
@@ -147,7 +148,9 @@ def _by_position(
     return Figure(
         name,
         title=printable(f"{record['model']} on {record['data']['name']}: loss by position"),
-        about=_about(column, record, more, None if trained <= length else trained),
+        about=_about(
+            [column.windows], length, record, more, None if trained <= length else trained
+        ),
         x="position in the window (tokens)",
         y="mean loss (nats per token)",
         lines=lines,
@@ -192,7 +195,14 @@ def _by_length(
     return Figure(
         name,
         title=printable(f"{group.model} on {group.data}: {_subject(group)} by length"),
-        about=_about(None, records[0], more, None if near else group.trained_length),
+        about=_about(
+            [c.windows for c in columns],
+            None,
+            records[0],
+            more,
+            None if near else group.trained_length,
+            lines,
+        ),
         x="length (tokens)",
         y=_words(group.metric),
         lines=lines,
@@ -266,7 +276,9 @@ def _by_cost(
     return Figure(
         name,
         title=printable(f"{group.model} on {group.data}: {subject}"),
-        about=_about(column, records[0], more, group.trained_length),
+        about=_about(
+            [column.windows], column.length, records[0], more, group.trained_length, lines
+        ),
         x=f"{measured} (1 is rope)",
         y=_words(group.metric),
         lines=lines,
@@ -332,14 +344,24 @@ def _subject(group: Group) -> str:
     return group.metric if known else f"{group.task}, {group.metric}"
 
 
-def _about(column: Column | None, record: Record, more: str, trained: int | None) -> str:
-    """How much of what was measured, in which dtype, and the trained length if not marked."""
-    words = [record["dtype"]]
-    if column is not None:
-        windows = f"{column.windows} window{'s' if column.windows != 1 else ''}"
-        words.insert(0, f"{windows} of {column.length} tokens")
+def _about(
+    windows: Sequence[int],
+    length: int | None,
+    record: Record,
+    more: str,
+    trained: int | None,
+    lines: Iterable[Line] = (),
+) -> str:
+    """How much was measured, the dtype, the trained length if not marked, and what bars are."""
+    what, low, high = of_what(record["metric"]), min(windows), max(windows)
+    count = (
+        f"{high} {what if high != 1 else what[:-1]}" if low == high else f"{low} to {high} {what}"
+    )
+    words = [f"{count} of {length} tokens" if length else count, record["dtype"]]
     words += [more] if more else []
     words += [f"trained length {format_length(trained)}"] if trained is not None else []
+    if any(point.stderr for line in lines for point in line.points):
+        words.append(f"bars: ± a standard error over {what}")
     return printable(", ".join(words))
 
 
