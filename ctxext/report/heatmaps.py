@@ -90,7 +90,7 @@ def draw(heatmap: Heatmap) -> Any:
         if number + across >= len(maps):
             panel.set_xlabel("length (tokens)")
             panel.tick_params(labelbottom=True)
-    bar = figure.colorbar(image, ax=panels, fraction=0.05, pad=0.02)
+    bar = figure.colorbar(image, ax=panels, fraction=0.05, pad=0.02, shrink=1 / down)
     bar.set_label("found (%)")
     set_text(figure.suptitle("", x=0.02, ha="left", fontsize=12), heading)
     return figure

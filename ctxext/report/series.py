@@ -365,6 +365,17 @@ def _about(
     return printable(", ".join(words))
 
 
+def _bar(point: Point, log: bool) -> list[float]:
+    """Both ends of a point's error bar, or their logarithms; at most to e times and one e-th."""
+    error = point.stderr or 0.0
+    if not log:
+        return [point.y - error, point.y + error]
+    return [
+        math.log(min(max(y, point.y / math.e), point.y * math.e))
+        for y in (point.y - error, point.y + error)
+    ]
+
+
 def _view(
     lines: Sequence[Line], metric: str = _LOSS
 ) -> tuple[tuple[float, float], tuple[str, ...]]:
@@ -375,16 +386,14 @@ def _view(
     log, share, cut = metric == "perplexity", metric in SHARES, metric in (_LOSS, "perplexity")
     nats = {x.method: [math.log(p.y) if log else p.y for p in x.points] for x in lines}
     low = min(map(min, nats.values()))
-    seen = [
-        value
-        for method, values in nats.items()
-        for value in values
-        if not cut or value <= low + (_ROOM_FOR_ROPE if method == "rope" else _ROOM)
-    ]
-    if not cut:
-        ends = [p.y + side * (p.stderr or 0) for x in lines for p in x.points for side in (-1, 1)]
-        low, seen = min(ends), [*seen, *ends]
-    high = max(seen)
+    seen, ends = [], []
+    for line in lines:
+        room = _ROOM_FOR_ROPE if line.method == "rope" and not log else _ROOM
+        for point, value in zip(line.points, nats[line.method], strict=True):
+            if not cut or value <= low + room:
+                seen.append(value)
+                ends += _bar(point, log)
+    low, high = min([*seen, *ends]), max([*seen, *ends])
     least = 1.0 if share else 0.01 if cut else 0.02 * max(abs(low), abs(high)) or 1.0
     margin = max(0.05 * (high - low), least)
     low, high = low - margin, high + margin
@@ -394,7 +403,7 @@ def _view(
         beyond = {method: math.exp(value) for method, value in beyond.items()}
     if share:
         low, high = max(low, -2.0), min(high, 102.0)
-    number, unit = ("{:.4g}", "") if log else ("{:.2f}", " nats per token")
-    far = [f"{method} up to {number.format(y)}" for method, y in beyond.items()]
+    unit = "" if log else " nats per token"
+    far = [f"{m} up to {y:{'.4g' if log or y >= 1e4 else '.2f'}}" for m, y in beyond.items()]
     note = printable(f"out of view: {', '.join(far)}{unit}")
     return (low, high), (note,) if far else ()
