@@ -1,4 +1,4 @@
-"""Reports from record files alone: tables (Markdown, CSV, terminal) and loss by position.
+"""Reports from record files alone: tables (Markdown, CSV, LaTeX, terminal) and plots.
 
 Scores come first; the speed and memory that bench records carry have tables of their own.
 """
@@ -18,11 +18,11 @@ from ctxext.results import Record, write_atomically
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
-FORMATS = ("md", "csv")
+FORMATS = ("md", "csv", "latex")
 
 
 def render(records: Iterable[Record], format: str = "md", order: Sequence[str] = ()) -> str:
-    """All tables as Markdown ("md") or as one CSV ("csv"); methods in `order`.
+    """All tables as Markdown ("md"), one CSV ("csv") or LaTeX ("latex"); methods in `order`.
 
     Where there are bench records the CSV has more columns: a path, a device and a ratio.
     """
@@ -33,7 +33,10 @@ def render(records: Iterable[Record], format: str = "md", order: Sequence[str] =
     if format == "csv":
         rows = itertools.chain(tables.csv_rows(scores), speed.csv_rows(speeds))
         return tables.write_csv(tables.CSV + (speed.CSV if speeds else ()), rows)
-    texts = (*map(tables.to_markdown, scores), *map(speed.to_markdown, speeds))
+    if format == "latex":
+        texts = [*map(tables.to_latex, scores), *map(speed.to_latex, speeds)]
+        return "\n".join(["% \\usepackage{booktabs}", *texts])
+    texts = [*map(tables.to_markdown, scores), *map(speed.to_markdown, speeds)]
     return "\n".join(texts) or "No records.\n"
 
 
@@ -50,19 +53,27 @@ def to_rich(
 
 
 def write_files(
-    folder: str | Path, records: Iterable[Record], order: Sequence[str] = ()
+    folder: str | Path,
+    records: Iterable[Record],
+    order: Sequence[str] = (),
+    plots: bool = True,
 ) -> list[Path]:
-    """Write `tables.md`, and each line plot and map by depth as `.png` and `.svg`; their paths.
+    """Write `tables.md`, and with `plots` each line plot and map by depth as `.png` and `.svg`; their paths.
 
     Plots are named after what they show, as `loss-by-position--MODEL--DATA` or
     `depth--MODEL--TASK--DATA`. Where several groups have the same model and data, the name goes
     on with what tells them apart, such as the task or the dtype.
     """
-    from ctxext.report import heatmaps, plots, series
-
     folder, records = Path(folder), list(records)
     written = [folder / "tables.md"]
     write_atomically(written[0], render(records, "md", order).encode("utf-8", "replace"))
+    return [*written, *(_draw(folder, records, order) if plots else ())]
+
+
+def _draw(folder: Path, records: list[Record], order: Sequence[str]) -> list[Path]:
+    from ctxext.report import heatmaps, plots, series
+
+    written = []
     drawn = [
         *((f.name, partial(plots.draw, f)) for f in series.figures(records, order)),
         *((m.name, partial(heatmaps.draw, m)) for m in heatmaps.heatmaps(records, order)),

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from ctxext.registry import format_length
+from ctxext.report.cost import believable, time_ratio
 from ctxext.report.groups import (
     Cells,
     Column,
@@ -28,8 +29,7 @@ _SAME_LOSSES = ("ppl", "acc")  # tasks over the same tokens, which one plot is e
 _STARTS = ("loss-by-position", "cost", "depth")  # of file names; a metric of that name gives way
 _ROOM, _ROOM_FOR_ROPE = 3.0, 1.5  # nats per token above the lowest loss that are in view
 _NEAR = 8  # T is marked where it is at most so many times beyond the lengths
-_LARGEST = 1e100  # no plot shows more
-_DEAREST = 1e6  # nor a higher ratio of times
+_LARGEST = 1e300  # no plot shows more
 _PREFILL = MEASURES[0]
 _LOSS = "loss"  # by position, in nats per token; no metric of a record
 
@@ -304,7 +304,7 @@ def _cost(at: dict[str, Record], bench: list[Record]) -> tuple[dict[str, float],
     for record in sorted(bench, key=lambda r: (r["created"], r["key"])):
         ratio = (record["ratio"] or {}).get(_PREFILL)
         for method, scored in at.items():
-            if ratio and _same(scored, record) and 1 / _DEAREST < ratio["median"] < _DEAREST:
+            if ratio and _same(scored, record) and believable(ratio["median"]):
                 setting = tuple(str(record[f]) for f in ("device", "batch_size", "seed"))
                 settings.setdefault(setting, {})[method] = ratio["median"]
     best = max(sorted(settings), key=lambda s: len(settings[s]), default=None)
@@ -320,16 +320,6 @@ def _same(scored: Record, timed: Record) -> bool:
     fields = ("model", "method", "length", "dtype")
     weights = {r["model_sha256"] for r in (scored, timed)} - {None}
     return all(scored[f] == timed[f] for f in fields) and len(weights) <= 1
-
-
-def time_ratio(record: Record, rope: Record | None) -> float | None:
-    """Seconds over those of rope, for the same windows on the same device."""
-    if rope is None or any(r["status"] != "ok" or not r["seconds"] for r in (record, rope)):
-        return None
-    if any(record[f] != rope[f] for f in ("device", "length", "windows")):
-        return None
-    ratio = float(record["seconds"] / rope["seconds"])
-    return ratio if 1 / _DEAREST < ratio < _DEAREST else None
 
 
 # Words and what is in view.
