@@ -58,7 +58,7 @@ def write_files(
     order: Sequence[str] = (),
     plots: bool = True,
 ) -> list[Path]:
-    """Write `tables.md`, and with `plots` each line plot and map by depth as `.png` and `.svg`; their paths.
+    """Write `tables.md`, and with `plots` each plot and map by depth as a PNG and an SVG; the paths.
 
     Plots are named after what they show, as `loss-by-position--MODEL--DATA` or
     `depth--MODEL--TASK--DATA`. Where several groups have the same model and data, the name goes

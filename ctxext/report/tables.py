@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from ctxext.registry import format_length
 from ctxext.report import latex
-from ctxext.report.cost import NO_COST, bytes_text, cost_of, short
+from ctxext.report.cost import NO_COST, Cost, bytes_text, cost_of, short
 from ctxext.report.groups import (
     Cells,
     Column,
@@ -206,7 +206,8 @@ def _told(table: Table) -> str:
     if table.compared():
         unit = ", in percentage points" if table.group.metric in SHARES else ""
         of = of_what(table.group.metric)
-        told += f" Δ is the difference to rope over the same {of}{unit}; its standard error is not recorded."
+        told += f" Δ is the difference to rope over the same {of}{unit}; its standard error is"
+        told += " not recorded."
     if table.costs():
         names = " and ".join(_COSTS[name] for name in table.costs())
         length = format_length(table.columns[table.costed].length)
