@@ -1,0 +1,65 @@
+"""Tables as the page shows them: what is read in each cell, and the number that it sorts by."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from ctxext.report import speed, tables
+from ctxext.results import printable
+
+
+class Head(NamedTuple):
+    """A column's name; columns of `words` stand at the left and are sorted as words."""
+
+    text: str
+    words: bool = False
+
+
+class Shown(NamedTuple):
+    """A cell: its text, its number if it has one, and best, failed or none as its look."""
+
+    text: str
+    value: float | None = None
+    look: str = ""
+
+
+def of_scores(table: tables.Table) -> dict[str, Any]:
+    first, *header = table.header()
+    rows = []
+    for row in table.rows:
+        cells = [Shown(table.cell_text(cell), cell.value, _look(cell)) for cell in row.cells]
+        taxes = [Shown(text, row.tax, _blank(row.tax)) for text in table.tax_texts(row)]
+        rows.append([Shown(printable(row.method)), *cells, *taxes])
+    return {
+        "kind": "sheet",
+        "title": printable(table.title),
+        "caption": printable(table.caption),
+        "header": [Head(first, words=True), *map(Head, header)],
+        "rows": rows,
+        "named": 0,
+    }
+
+
+def of_speed(table: speed.Table) -> dict[str, Any]:
+    words = ("method", "attention")
+    return {
+        "kind": "sheet",
+        "title": printable(table.title),
+        "caption": printable(table.caption),
+        "header": [Head(label, label in words) for label in speed.HEADER],
+        "rows": [
+            [Shown(text, value, _blank(value)) for text, value in speed.cells(record)]
+            for record in table.records
+        ],
+        "named": speed.HEADER.index("method"),
+    }
+
+
+def _look(cell: tables.Cell) -> str:
+    if cell.best:
+        return "best"
+    return {"ok": "", "missing": "none"}.get(cell.status, "failed")
+
+
+def _blank(value: float | None) -> str:
+    return "none" if value is None else ""
