@@ -418,8 +418,11 @@ def _print_sheets(study: Any) -> None:
 def report(
     out: Out = Path("results"),
     style: Annotated[
-        str, typer.Option("--format", help="table, md or csv: what is printed.")
+        str, typer.Option("--format", help="table, md, csv or latex: what is printed.")
     ] = "table",
+    plots: Annotated[
+        bool, typer.Option("--plots/--no-plots", help="Draw plots, which takes seconds.")
+    ] = True,
 ) -> None:
     """Tables from record files alone; also writes tables.md and plots beside them."""
     from ctxext import report as room
@@ -441,7 +444,8 @@ def report(
         _print_tables(records, [])
     else:
         typer.echo(room.render(records, style), nl=False)
-    for path in room.write_files(out, records):
+    sys.stdout.flush()
+    for path in room.write_files(out, records, plots=plots):
         typer.echo(f"wrote {path}", err=True)
 
 

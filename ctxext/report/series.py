@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from ctxext.registry import format_length
+from ctxext.report.cost import believable, time_ratio
 from ctxext.report.groups import (
     Cells,
     Column,
@@ -21,14 +22,14 @@ from ctxext.report.groups import (
     method_order,
     newest,
 )
+from ctxext.report.tables import of_what
 from ctxext.results import BENCH, MEASURES, SHARES, Record, printable
 
 _SAME_LOSSES = ("ppl", "acc")  # tasks over the same tokens, which one plot is enough for
 _STARTS = ("loss-by-position", "cost", "depth")  # of file names; a metric of that name gives way
 _ROOM, _ROOM_FOR_ROPE = 3.0, 1.5  # nats per token above the lowest loss that are in view
 _NEAR = 8  # T is marked where it is at most so many times beyond the lengths
-_LARGEST = 1e100  # no plot shows more
-_DEAREST = 1e6  # nor a higher ratio of times
+_LARGEST = 1e300  # no plot shows more
 _PREFILL = MEASURES[0]
 _LOSS = "loss"  # by position, in nats per token; no metric of a record
 
@@ -147,7 +148,9 @@ def _by_position(
     return Figure(
         name,
         title=printable(f"{record['model']} on {record['data']['name']}: loss by position"),
-        about=_about(column, record, more, None if trained <= length else trained),
+        about=_about(
+            [column.windows], length, record, more, None if trained <= length else trained
+        ),
         x="position in the window (tokens)",
         y="mean loss (nats per token)",
         lines=lines,
@@ -192,7 +195,14 @@ def _by_length(
     return Figure(
         name,
         title=printable(f"{group.model} on {group.data}: {_subject(group)} by length"),
-        about=_about(None, records[0], more, None if near else group.trained_length),
+        about=_about(
+            [c.windows for c in columns],
+            None,
+            records[0],
+            more,
+            None if near else group.trained_length,
+            lines,
+        ),
         x="length (tokens)",
         y=_words(group.metric),
         lines=lines,
@@ -266,7 +276,9 @@ def _by_cost(
     return Figure(
         name,
         title=printable(f"{group.model} on {group.data}: {subject}"),
-        about=_about(column, records[0], more, group.trained_length),
+        about=_about(
+            [column.windows], column.length, records[0], more, group.trained_length, lines
+        ),
         x=f"{measured} (1 is rope)",
         y=_words(group.metric),
         lines=lines,
@@ -292,7 +304,7 @@ def _cost(at: dict[str, Record], bench: list[Record]) -> tuple[dict[str, float],
     for record in sorted(bench, key=lambda r: (r["created"], r["key"])):
         ratio = (record["ratio"] or {}).get(_PREFILL)
         for method, scored in at.items():
-            if ratio and _same(scored, record) and 1 / _DEAREST < ratio["median"] < _DEAREST:
+            if ratio and _same(scored, record) and believable(ratio["median"]):
                 setting = tuple(str(record[f]) for f in ("device", "batch_size", "seed"))
                 settings.setdefault(setting, {})[method] = ratio["median"]
     best = max(sorted(settings), key=lambda s: len(settings[s]), default=None)
@@ -310,16 +322,6 @@ def _same(scored: Record, timed: Record) -> bool:
     return all(scored[f] == timed[f] for f in fields) and len(weights) <= 1
 
 
-def time_ratio(record: Record, rope: Record | None) -> float | None:
-    """Seconds over those of rope, for the same windows on the same device."""
-    if rope is None or any(r["status"] != "ok" or not r["seconds"] for r in (record, rope)):
-        return None
-    if any(record[f] != rope[f] for f in ("device", "length", "windows")):
-        return None
-    ratio = float(record["seconds"] / rope["seconds"])
-    return ratio if 1 / _DEAREST < ratio < _DEAREST else None
-
-
 # Words and what is in view.
 
 
@@ -332,15 +334,36 @@ def _subject(group: Group) -> str:
     return group.metric if known else f"{group.task}, {group.metric}"
 
 
-def _about(column: Column | None, record: Record, more: str, trained: int | None) -> str:
-    """How much of what was measured, in which dtype, and the trained length if not marked."""
-    words = [record["dtype"]]
-    if column is not None:
-        windows = f"{column.windows} window{'s' if column.windows != 1 else ''}"
-        words.insert(0, f"{windows} of {column.length} tokens")
+def _about(
+    windows: Sequence[int],
+    length: int | None,
+    record: Record,
+    more: str,
+    trained: int | None,
+    lines: Iterable[Line] = (),
+) -> str:
+    """How much was measured, the dtype, the trained length if not marked, and what bars are."""
+    what, low, high = of_what(record["metric"]), min(windows), max(windows)
+    count = (
+        f"{high} {what if high != 1 else what[:-1]}" if low == high else f"{low} to {high} {what}"
+    )
+    words = [f"{count} of {length} tokens" if length else count, record["dtype"]]
     words += [more] if more else []
     words += [f"trained length {format_length(trained)}"] if trained is not None else []
+    if any(point.stderr for line in lines for point in line.points):
+        words.append(f"bars: ± a standard error over {what}")
     return printable(", ".join(words))
+
+
+def _bar(point: Point, log: bool) -> list[float]:
+    """Both ends of a point's error bar, or their logarithms; at most to e times and one e-th."""
+    error = point.stderr or 0.0
+    if not log:
+        return [point.y - error, point.y + error]
+    return [
+        math.log(min(max(y, point.y / math.e), point.y * math.e))
+        for y in (point.y - error, point.y + error)
+    ]
 
 
 def _view(
@@ -353,16 +376,14 @@ def _view(
     log, share, cut = metric == "perplexity", metric in SHARES, metric in (_LOSS, "perplexity")
     nats = {x.method: [math.log(p.y) if log else p.y for p in x.points] for x in lines}
     low = min(map(min, nats.values()))
-    seen = [
-        value
-        for method, values in nats.items()
-        for value in values
-        if not cut or value <= low + (_ROOM_FOR_ROPE if method == "rope" else _ROOM)
-    ]
-    if not cut:
-        ends = [p.y + side * (p.stderr or 0) for x in lines for p in x.points for side in (-1, 1)]
-        low, seen = min(ends), [*seen, *ends]
-    high = max(seen)
+    seen, ends = [], []
+    for line in lines:
+        room = _ROOM_FOR_ROPE if line.method == "rope" and not log else _ROOM
+        for point, value in zip(line.points, nats[line.method], strict=True):
+            if not cut or value <= low + room:
+                seen.append(value)
+                ends += _bar(point, log)
+    low, high = min([*seen, *ends]), max([*seen, *ends])
     least = 1.0 if share else 0.01 if cut else 0.02 * max(abs(low), abs(high)) or 1.0
     margin = max(0.05 * (high - low), least)
     low, high = low - margin, high + margin
@@ -372,6 +393,7 @@ def _view(
         beyond = {method: math.exp(value) for method, value in beyond.items()}
     if share:
         low, high = max(low, -2.0), min(high, 102.0)
-    unit = "{:.4g}" if log else "{:.2f} nats per token"
-    notes = (f"{m} leaves the view: up to {unit.format(y)}" for m, y in beyond.items())
-    return (low, high), tuple(map(printable, notes))
+    unit = "" if log else " nats per token"
+    far = [f"{m} up to {y:{'.4g' if log or y >= 1e4 else '.2f'}}" for m, y in beyond.items()]
+    note = printable(f"out of view: {', '.join(far)}{unit}")
+    return (low, high), (note,) if far else ()
