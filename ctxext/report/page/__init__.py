@@ -23,7 +23,10 @@ _HERE = Path(__file__).parent
 
 
 def render(records: Iterable[Record], order: Sequence[str] = ()) -> str:
-    """The page as a text; methods in `order`. The same records give the same text."""
+    """The page in ASCII, so that no encoding spoils it; methods in `order`.
+
+    The same records give the same text.
+    """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
@@ -35,7 +38,7 @@ def render(records: Iterable[Record], order: Sequence[str] = ()) -> str:
         keep_trailing_newline=True,
     )
     script = _ours("page.js")
-    return environment.get_template("page.html").render(
+    text = environment.get_template("page.html").render(
         title="ctxext report",
         parts=_parts(list(records), order),
         markers=plot.MARKERS,
@@ -43,6 +46,7 @@ def render(records: Iterable[Record], order: Sequence[str] = ()) -> str:
         script_hash=f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}",
         style=Markup(_ours("page.css")),
     )
+    return text.encode("ascii", "xmlcharrefreplace").decode("ascii")
 
 
 def _parts(records: list[Record], order: Sequence[str]) -> list[dict[str, Any]]:

@@ -39,6 +39,7 @@ class Look(NamedTuple):
     marker: str
     dashes: str
     baseline: bool
+    hollow: bool
 
 
 def looks(records: Iterable[Record], order: Sequence[str] = ()) -> dict[str, Look]:
@@ -53,7 +54,8 @@ def _look(style: dict[str, Any]) -> Look:
     plain = style["color"] == "black"
     ink = "var(--text)" if plain else style["color"]
     dashes = _DASHES.get(style.get("linestyle", "-"), _FINE)
-    return Look(ink, _MARKERS[style["marker"]], dashes, plain)
+    hollow = style.get("fillstyle") == "none"
+    return Look(ink, _MARKERS[style["marker"]], dashes, plain, hollow)
 
 
 def short(text: str) -> str:
@@ -77,6 +79,7 @@ def of_lines(figure: Figure, looks: dict[str, Look]) -> dict[str, Any]:
         "y_ticks": [(_percent(down(tick)), f"{tick:.6g}") for tick in y_ticks],
         "grid": "".join(f"M0 {_number(down(tick))}H100" for tick in y_ticks),
         "mark": _mark(figure.mark, across),
+        "scatter": all(len(line.points) == 1 for line in figure.lines),
         "lines": [_line(line, looks[line.method], across, down) for line in figure.lines],
         "notes": list(map(short, figure.notes)),
     }

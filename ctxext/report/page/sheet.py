@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from ctxext.report import speed, tables
@@ -25,11 +26,7 @@ class Shown(NamedTuple):
 
 def of_scores(table: tables.Table) -> dict[str, Any]:
     first, *header = table.header()
-    rows = []
-    for row in table.rows:
-        cells = [Shown(table.cell_text(cell), cell.value, _look(cell)) for cell in row.cells]
-        taxes = [Shown(text, row.tax, _blank(row.tax)) for text in table.tax_texts(row)]
-        rows.append([Shown(printable(row.method)), *cells, *taxes])
+    rows = [[Shown(printable(row.method)), *_numbers(table, row)] for row in table.rows]
     return {
         "kind": "sheet",
         "title": printable(table.title),
@@ -38,6 +35,20 @@ def of_scores(table: tables.Table) -> dict[str, Any]:
         "rows": rows,
         "named": 0,
     }
+
+
+def _numbers(table: tables.Table, row: tables.Row) -> Iterator[Shown]:
+    """The cells of a method, in the order of the header."""
+    for cell in row.cells:
+        yield Shown(table.cell_text(cell), cell.value, _look(cell))
+    for number in table.compared():
+        cell = row.cells[number]
+        yield Shown(table.difference_text(cell), cell.difference, _blank(cell.difference))
+    for text in table.tax_texts(row):
+        yield Shown(text, row.tax, _blank(row.tax))
+    for name, (text, ratio) in zip(table.costs(), table.cost_texts(row), strict=True):
+        value = getattr(row.cells[table.costed].cost, name)
+        yield Shown(f"{text} ({ratio})" if ratio else text, value, _blank(value))
 
 
 def of_speed(table: speed.Table) -> dict[str, Any]:
