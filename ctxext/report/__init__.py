@@ -70,7 +70,7 @@ def write_files(
     order: Sequence[str] = (),
     plots: bool = True,
 ) -> list[Path]:
-    """Write `tables.md`, and with `plots` each plot and map by depth as a PNG and an SVG; the paths.
+    """Write `tables.md`, and with `plots` each plot and map by depth as PNG and SVG; the paths.
 
     Plots are named after what they show, as `loss-by-position--MODEL--DATA` or
     `depth--MODEL--TASK--DATA`. Where several groups have the same model and data, the name goes
@@ -91,7 +91,7 @@ def _draw(folder: Path, records: list[Record], order: Sequence[str]) -> list[Pat
         *((m.name, partial(heatmaps.draw, m)) for m in heatmaps.heatmaps(records, order)),
     ]
     for name, draw in drawn:
-        paths = [folder / f"{name}{suffix}" for suffix in plots.SUFFIXES]
-        plots.save_each(paths, draw)
-        written += paths
+        for suffix in plots.SUFFIXES:
+            written.append(folder / f"{name}{suffix}")
+            plots.save(written[-1], draw)
     return written

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import textwrap
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,27 +27,18 @@ _FEW, _DECADES = 4, 1e5  # ranges of a logarithmic axis: few ticks below, decade
 
 def save(path: Path, draw: Callable[[], Any]) -> None:
     """Write what `draw` makes, a matplotlib figure, to a .png or .svg; same figure, same bytes."""
-    save_each([path], draw)
-
-
-def save_each(paths: Iterable[Path], draw: Callable[[], Any]) -> None:
-    """As `save`, to each of the paths, in order; a figure is drawn once."""
-    paths = list(paths)
-    for path in paths:
-        if path.suffix not in _METADATA:
-            raise UsageError(f"cannot draw {path.name!r}: the name must end in .png or .svg")
+    if path.suffix not in _METADATA:
+        raise UsageError(f"cannot draw {path.name!r}: the name must end in .png or .svg")
     import matplotlib
 
+    out = io.BytesIO()
     with matplotlib.rc_context(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         matplotlib.rcdefaults()
         matplotlib.rcParams["svg.hashsalt"] = "ctxext"
-        figure = draw()
-        for path in paths:
-            out = io.BytesIO()
-            look = {"dpi": 150, "bbox_inches": "tight", "metadata": _METADATA[path.suffix]}
-            figure.savefig(out, format=path.suffix[1:], **look)
-            write_atomically(path, out.getvalue())
+        look = {"dpi": 150, "bbox_inches": "tight", "metadata": _METADATA[path.suffix]}
+        draw().savefig(out, format=path.suffix[1:], **look)
+    write_atomically(path, out.getvalue())
 
 
 def draw(figure: Figure) -> Any:

@@ -108,7 +108,8 @@ def _named(
     starts: Sequence[str], group: Group, among: Iterable[Group], taken: set[str]
 ) -> tuple[str, str]:
     """A free file name, and in words what tells the group from others but for its dtype."""
-    plain = group.task in ("", *_SAME_LOSSES) or group.task == group.metric
+    scored = group.metric in starts  # its name tells the task
+    plain = group.task in ("", *_SAME_LOSSES) or (scored and group.task == group.metric)
     always = ("model", "data") if plain else ("model", "task", "data")
     more = describe(group, among, always)[len(always) :]
     return file_name(starts, group, among, always, taken), ", ".join(
