@@ -5,9 +5,13 @@ from __future__ import annotations
 import csv
 import html
 import io
+import json
 import math
+import os
 import random
 import re
+import subprocess
+import sys
 import xml.etree.ElementTree as ElementTree
 from functools import partial
 from pathlib import Path
@@ -374,6 +378,21 @@ def test_a_picture_needs_a_known_suffix(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"\.png or \.svg"):
         plots.save(tmp_path / "a.gif", lambda: None)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_tables_of_a_thousand_records_take_less_than_three_seconds(tmp_path: Path) -> None:
+    for number in range(1000):
+        method, length = f"m{number % 25}", 64 << (number // 25 % 5)
+        record = sealed(cell(method, length, model=f"model {number // 125}"))
+        (tmp_path / f"{number}.json").write_text(json.dumps(record))
+    argv = [sys.executable, "-m", "ctxext", "report", "--out", str(tmp_path), "--no-plots"]
+    before = os.times()
+    done = subprocess.run(argv, capture_output=True, text=True, check=True)
+    after = os.times()
+    assert "skipped" not in done.stderr
+    assert len(re.findall("^│ m", done.stdout, re.MULTILINE)) == 8 * 25
+    spent = after.children_user + after.children_system
+    assert spent - before.children_user - before.children_system < 3
 
 
 # Beside rope, and LaTeX.

@@ -117,7 +117,7 @@ def _named(
     )
 
 
-def common(cells: Cells) -> Column:
+def _common(cells: Cells) -> Column:
     """The length that the most finished records share; of those the longest."""
     columns = [column for (_, column), record in cells.items() if record["status"] == "ok"]
     return max(columns, key=lambda c: (columns.count(c), c), default=Column(0, 0))
@@ -126,12 +126,12 @@ def common(cells: Cells) -> Column:
 # Loss by position.
 
 
-def position_lines(
+def _position_lines(
     records: Iterable[Record], order: Sequence[str] = ()
 ) -> tuple[Column, dict[str, Record]]:
     """The longest length at which the most methods have buckets, and their records there."""
     cells = newest(r for r in records if r["status"] == "ok" and any(b["n"] for b in r["buckets"]))
-    column = common(cells)
+    column = _common(cells)
     here = {method: record for (method, at), record in cells.items() if at == column}
     return column, {method: here[method] for method in method_order(here.values(), order)}
 
@@ -139,7 +139,7 @@ def position_lines(
 def _by_position(
     name: str, more: str, records: list[Record], order: Sequence[str]
 ) -> Figure | None:
-    column, members = position_lines(records, order)
+    column, members = _position_lines(records, order)
     if not members:
         return None
     record = next(iter(members.values()))
@@ -260,7 +260,7 @@ def _by_cost(
     order: Sequence[str],
 ) -> Figure | None:
     cells = newest(records)
-    column = common(cells)
+    column = _common(cells)
     values = {m: y for (m, c), r in cells.items() if c == column and (y := _value(r))}
     at = {method: cells[method, column] for method in values}
     costs, measured = _cost(at, bench)
