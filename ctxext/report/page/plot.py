@@ -26,7 +26,8 @@ MARKERS = {  # name → path around (0, 0), in pixels; in the order of plots.loo
 _MARKERS = dict(zip((".", "o", "s", "^", "D", "v", "P", "X"), MARKERS, strict=True))
 _DASHES = {"-": "", "--": "7 4", "-.": "8 3 2 3"}
 _FINE = "3 2"
-_LONGEST = 120  # characters of a name in a plot
+_LONGEST = 120  # characters of a name
+_LONG = 600  # and of a note
 _APART = 11  # percent of the area between ticks of x
 
 Scale = Callable[[float], float]
@@ -58,10 +59,10 @@ def _look(style: dict[str, Any]) -> Look:
     return Look(ink, _MARKERS[style["marker"]], dashes, plain, hollow)
 
 
-def short(text: str) -> str:
+def short(text: str, longest: int = _LONGEST) -> str:
     """Printable; the middle of a very long text is left out."""
     text = printable(text)
-    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 33]} … {text[-30:]}"
+    return text if len(text) <= longest else f"{text[: longest - 33]} … {text[-30:]}"
 
 
 def of_lines(figure: Figure, looks: dict[str, Look]) -> dict[str, Any]:
@@ -81,7 +82,7 @@ def of_lines(figure: Figure, looks: dict[str, Look]) -> dict[str, Any]:
         "mark": _mark(figure.mark, across),
         "scatter": all(len(line.points) == 1 for line in figure.lines),
         "lines": [_line(line, looks[line.method], across, down) for line in figure.lines],
-        "notes": list(map(short, figure.notes)),
+        "notes": [short(note, _LONG) for note in figure.notes],
     }
 
 
@@ -152,11 +153,12 @@ def _ticks(ends: tuple[float, float], log: bool) -> list[float]:
     from matplotlib.ticker import LogLocator, MaxNLocator
 
     low, high = ends
-    places = MaxNLocator(6, steps=[1, 2, 2.5, 5, 10])
     if log and high > 3 * low:
         subs = (1.0, 2.0, 5.0) if high < 1e3 * low else (1.0,)
-        places = LogLocator(subs=subs, numticks=8)
-    return [float(tick) for tick in places.tick_values(low, high) if low <= tick <= high]
+        places = LogLocator(subs=subs, numticks=8).tick_values(low, high)
+    else:
+        places = MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
+    return [float(tick) for tick in places if low <= tick <= high]
 
 
 def _number(value: float) -> str:
