@@ -457,13 +457,13 @@ def _print_sheets(study: Any) -> None:
 def report(
     out: Out = Path("results"),
     style: Annotated[
-        str, typer.Option("--format", help="table, md, csv or latex: what is printed.")
+        str, typer.Option("--format", help="table, md, csv, latex or html: what is printed.")
     ] = "table",
     plots: Annotated[
         bool, typer.Option("--plots/--no-plots", help="Draw plots, which takes seconds.")
     ] = True,
 ) -> None:
-    """Tables from record files alone; also writes tables.md and plots beside them."""
+    """Tables from record files alone; also writes tables.md, plots and the page beside them."""
     from ctxext import report as room
     from ctxext.errors import UsageError
     from ctxext.registry import did_you_mean
@@ -479,11 +479,14 @@ def report(
         typer.echo(f"skipped: {problem}", err=True)
     if not records:
         raise UsageError(f"no records in {str(out)!r}: run ctxext eval or bench first")
+    text = "" if style == "table" else room.render(records, style)
     if style == "table":
         _print_tables(records, [])
-    else:
-        typer.echo(room.render(records, style), nl=False)
+    elif style != "html" or not sys.stdout.isatty():  # nobody reads a page's source
+        typer.echo(text, nl=False)
     sys.stdout.flush()
+    if style == "html":
+        typer.echo(f"wrote {room.write_page(out, text)}", err=True)
     for path in room.write_files(out, records, plots=plots):
         typer.echo(f"wrote {path}", err=True)
 

@@ -18,17 +18,22 @@ from ctxext.results import Record, write_atomically
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
-FORMATS = ("md", "csv", "latex")
+FORMATS = ("md", "csv", "latex", "html")
 
 
 def render(records: Iterable[Record], format: str = "md", order: Sequence[str] = ()) -> str:
     """All tables as Markdown ("md"), one CSV ("csv") or LaTeX ("latex"); methods in `order`.
 
+    "html" is a whole page in ASCII, with the plots and maps as well.
     Where there are bench records the CSV has more columns: a path, a device and a ratio.
     """
     if format not in FORMATS:
         raise UsageError(f"unknown report format {format!r}; valid: {', '.join(FORMATS)}")
     records = list(records)
+    if format == "html":
+        from ctxext.report import page
+
+        return page.render(records, order)
     scores, speeds = tables.build(records, order), speed.build(records, order)
     if format == "csv":
         rows = itertools.chain(tables.csv_rows(scores), speed.csv_rows(speeds))
@@ -50,6 +55,13 @@ def to_rich(
         *(tables.to_rich(table, width) for table in scores),
         *(speed.to_rich(table, width) for table in speeds),
     ]
+
+
+def write_page(folder: str | Path, page: str) -> Path:
+    """Write `report.html`; its path."""
+    path = Path(folder) / "report.html"
+    write_atomically(path, page.encode("ascii"))
+    return path
 
 
 def write_files(

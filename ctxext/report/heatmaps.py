@@ -12,7 +12,7 @@ from ctxext.report.plots import set_text, wrapped
 from ctxext.results import Record, printable
 
 _ACROSS = 6  # maps in a row, at most
-_DARK = 0.6  # from this share on, numbers are dark
+DARK = 0.6  # from this share on, numbers are dark
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def _map(
     for row, values in enumerate(percent):
         for column, value in enumerate(values):
             if value == value:
-                colour = "black" if value >= 100 * _DARK else "white"
+                colour = "black" if value >= 100 * DARK else "white"
                 spot = {"ha": "center", "va": "center", "fontsize": 7, "color": colour}
                 panel.text(column, row, f"{value:.0f}", **spot)
     for edge in range(1, len(depths)):

@@ -96,21 +96,27 @@ def _caption(group: Group, shown: Sequence[Record]) -> str:
     return "; ".join(said)
 
 
-def _texts(record: Record, space: str = " ") -> list[str]:
-    """One row; `space` comes before an interval."""
+def cells(record: Record, space: str = " ") -> list[tuple[str, float | None]]:
+    """One row, each cell with its number; `space` comes before an interval."""
     names = (printable(record[name]) for name in ("requested", "attention"))
-    head = [format_length(record["length"]), *names]
+    head = [(format_length(record["length"]), record["length"]), *((name, None) for name in names)]
+    nothing = (NO_VALUE, None)
     if record["status"] != "ok":
-        return [*head, record["status"], *[NO_VALUE] * (len(HEADER) - len(head) - 1)]
-    cells = []
+        return [*head, (record["status"], None), *[nothing] * (len(HEADER) - len(head) - 1)]
+    row: list[tuple[str, float | None]] = head
     for name, show in zip(MEASURES, (short, _milli, bytes_text), strict=True):
         value, ratio = record[name], record["ratio"][name]
-        cells += [NO_VALUE if value is None else show(value)]
+        row += [nothing if value is None else (show(value), value)]
         if name in MEASURES[:2]:
             beside = [pair[0] for pair in record["pairs"][name] if len(pair) == 2]
-            cells += [show(statistics.median(beside)) if beside else NO_VALUE]
-        cells += [NO_VALUE if ratio is None else _ratio(ratio, space)]
-    return [*head, *cells]
+            median = statistics.median(beside) if beside else None
+            row += [nothing if median is None else (show(median), median)]
+        row += [nothing if ratio is None else (_ratio(ratio, space), ratio["median"])]
+    return row
+
+
+def _texts(record: Record, space: str = " ") -> list[str]:
+    return [text for text, _ in cells(record, space)]
 
 
 def _ratio(ratio: dict[str, Any], space: str) -> str:
