@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -26,6 +27,7 @@ from ctxext.tasks.base import TokenTask
 
 SECONDS = 1.0  # that a model's measurements may take together, but for the first forwards
 NEAR = 4.0  # times the length of a record from which time is taken, at most
+NEAREST = 3  # lengths that were measured, of which the median counts
 FOUND, RETRY, COMPUTE = "found", "retry", "compute"
 _BITS = {"4bit": 4, "8bit": 8}
 
@@ -127,9 +129,12 @@ class _Costs:
         cpu = plan.source.device.startswith("cpu")
         self._libraries = (resident() or 0) if cpu else 0
         self._records = [r for r in store.read_all()[0] if self._is_like(r)]
-        self._probe = self._tried(lambda: Probe(config, plan.source, plan.identity.trained))
+        self._probe: Probe | None = self._tried(
+            lambda: Probe(config, plan.source, plan.identity.trained)
+        )
         self._held: dict[Group, Held | None] = {}
-        self._speeds: dict[tuple[Group, int], Speed | None] = {}
+        self._speeds: dict[Group, dict[int, Speed] | None] = {}
+        self._decodes = any(work is not None and work.steps for work in self._works)
 
     def all(self) -> list[dict[str, Any]]:
         """The fields of each cell's `Estimate` beside its name and state."""
@@ -181,8 +186,7 @@ class _Costs:
         if far > math.log(NEAR):
             return None
         each, known = (self._shape.read(n) / n for n in (cell.length, record["length"]))
-        seconds: float = work.tokens / record["tokens_per_second"]
-        return seconds * each / known
+        return float(work.tokens / record["tokens_per_second"] * each / known)
 
     def _reads_alike(self, record: Record, cell: Cell) -> bool:
         try:
@@ -197,36 +201,45 @@ class _Costs:
         return same and group == _group(cell.method) and record["attention"] == on
 
     def _measured(self, cell: Cell, work: Work) -> float | None:
-        speed, held = self._speed(cell, work), self._hold(cell)
-        if speed is None or held is None or self._probe is None:
+        """Seconds by the longest lengths up to the cell's at which something was measured."""
+        speeds, held, probe = self._timed(cell), self._hold(cell), self._probe
+        if speeds is None or held is None or probe is None:
             return None
-        whole, part = (
-            (shape.active + shape.head) * self._bytes + shape.layers * cell.length * held.cached
-            for shape in (self._shape, self._probe.shape)
-        )
-        return work.reading / speed.reading + work.steps * speed.step * whole / part
 
-    def _speed(self, cell: Cell, work: Work) -> Speed | None:
-        """What is measured for cells of this length and the like of this method."""
-        place = _group(cell.method), cell.length
-        if place not in self._speeds and self._probe is not None:
-            count = len({(_group(one.method), one.length) for one in self._cells})
-            some, steps = SECONDS / count, any(w is not None and w.steps for w in self._works)
-            self._speeds[place] = self._tried(
-                lambda: self._probe.speed(cell.method, cell.length, work.rows, some, steps)
+        def moved(shape: Shape, length: int) -> float:
+            """Bytes that a decoding step reads."""
+            return (shape.active + shape.head) * self._bytes + shape.layers * length * held.cached
+
+        def seconds(at: int) -> float:
+            share = moved(self._shape, cell.length) / moved(probe.shape, at)
+            return work.reading / speeds[at].reading + work.steps * speeds[at].step * share
+
+        nearest = sorted(n for n in speeds if n <= cell.length)[-NEAREST:]
+        return float(statistics.median(map(seconds, nearest or [min(speeds)])))
+
+    def _alike(self, cell: Cell) -> list[Cell]:
+        """The cells whose methods cost the same, the longest first."""
+        some = [one for one in self._cells if _group(one.method) == _group(cell.method)]
+        return sorted(some, key=lambda one: -one.length)
+
+    def _timed(self, cell: Cell) -> dict[int, Speed] | None:
+        """What is measured for cells with the like of this method, by length."""
+        group = _group(cell.method)
+        if group not in self._speeds and (probe := self._probe) is not None:
+            longest, batch = self._alike(cell)[0], self._plan.request.batch
+            some = SECONDS / len({_group(one.method) for one in self._cells})
+            self._speeds[group] = self._tried(
+                lambda: probe.speeds(longest.method, longest.length, batch, some, self._decodes)
             )
-        return self._speeds.get(place)
+        return self._speeds.get(group)
 
     def _hold(self, cell: Cell) -> Held | None:
+        """What a forward with the like of this method holds."""
         group = _group(cell.method)
-        if group not in self._held and self._probe is not None:
-            longest = max(
-                (one for one in self._cells if _group(one.method) == group),
-                key=lambda one: one.length,
-            )
-            steps = any(work is not None and work.steps for work in self._works)
+        if group not in self._held and (probe := self._probe) is not None:
+            longest = self._alike(cell)[0]
             self._held[group] = self._tried(
-                lambda: self._probe.held(longest.method, longest.length, steps)
+                lambda: probe.held(longest.method, longest.length, self._decodes)
             )
         return self._held.get(group)
 

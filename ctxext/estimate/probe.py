@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import statistics
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
@@ -21,6 +22,7 @@ from ctxext.patches import Spec
 
 LARGEST = 300_000_000  # parameters: of a larger model other sizes are made small too
 FIRST = 64  # tokens of the first forward that is timed
+TIMES, SHORT = 5, 0.03  # a forward is timed so often, or for so many seconds
 STEPS = 3  # decoding steps, of which the median counts
 HELD = (512, 1024)  # tokens at which memory is counted
 
@@ -73,28 +75,34 @@ class Probe:
         takes = "logits_to_keep" in inspect.signature(self._model.forward).parameters
         self._options: dict[str, Any] = {"logits_to_keep": 1} if takes else {}
 
-    def speed(self, spec: Spec, length: int, rows: int, seconds: float, steps: bool) -> Speed:
-        """Operations a second with a method: of ever longer and then wider forwards the last.
+    def speeds(
+        self, spec: Spec, longest: int, batch: Callable[[int], int], seconds: float, steps: bool
+    ) -> dict[int, Speed]:
+        """What is measured with a method at ever longer lengths, by length.
 
         Args:
-            rows: sequences that are read at once, at most.
-            seconds: how long the forwards may take together.
+            longest: the last length.
+            batch: tells how many sequences are read at once at a length; where these take too
+                long, one is.
+            seconds: how long all forwards may take together.
             steps: whether decoding is measured too.
         """
-        with self._patched(spec, length), torch.inference_mode():
-            self._timed(min(FIRST, length), 1)
-            tokens, wide = min(FIRST, length), 1
-            took = spent = self._timed(tokens, wide)
-            while (tokens, wide) != (length, rows):
-                more = (min(2 * tokens, length), wide) if tokens < length else (tokens, rows)
-                likely = took * more[1] * self.shape.read(more[0])
-                if spent + likely / (wide * self.shape.read(tokens)) > seconds:
-                    break
-                tokens, wide = more
-                took = self._timed(tokens, wide)
-                spent += took
-            reading = wide * self.shape.read(tokens) / took
-            return Speed(reading, self._step(tokens) if steps else 0.0)
+        found: dict[int, Speed] = {}
+        tokens = min(FIRST, longest)
+        with self._patched(spec, longest), torch.inference_mode():
+            self._forward(tokens, 1)()
+            started, pace = time.perf_counter(), self._timed(tokens, 1) / self.shape.read(tokens)
+            while True:
+                left = seconds - (time.perf_counter() - started)
+                likely = pace * self.shape.read(tokens)
+                rows = batch(tokens) if likely * batch(tokens) < left / 4 else 1
+                if found and likely * (1 + steps) > left:
+                    return found
+                reading = rows * self.shape.read(tokens) / self._timed(tokens, rows)
+                found[tokens] = Speed(reading, self._step(tokens) if steps else 0.0)
+                if tokens == longest:
+                    return found
+                tokens, pace = min(2 * tokens, longest), 1 / reading
 
     def held(self, spec: Spec, length: int, kept: bool) -> Held:
         """What a forward with a method holds, counted at two lengths.
@@ -123,8 +131,11 @@ class Probe:
         return lambda: self._model.base_model(input_ids=ids, use_cache=False)
 
     def _timed(self, tokens: int, rows: int) -> float:
-        """Seconds of a forward."""
-        return clock(self._model.device, self._forward(tokens, rows))
+        """Seconds of a forward, of the quickest of several where one is short."""
+        forward, times = self._forward(tokens, rows), list[float]()
+        while len(times) < TIMES and sum(times) < SHORT:
+            times.append(clock(self._model.device, forward))
+        return min(times)
 
     def _prefill(self, tokens: int) -> Any:
         return self._model(input_ids=self._ids(tokens), use_cache=True, **self._options)
@@ -157,7 +168,7 @@ class Probe:
         forward()
         release()
         weights = sum(p.nbytes for p in (*self._model.parameters(), *self._model.buffers()))
-        return max(0, (allocated_peak(self._model, forward) or 0) - weights)
+        return int(max(0, (allocated_peak(self._model, forward) or 0) - weights))
 
 
 def _build(config: Any, source: Source) -> Any:
