@@ -13,12 +13,14 @@ from ctxext.registry import format_length, format_seconds
 from ctxext.results import BENCH, printable
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.padding import Padding
 
     from ctxext.results import Record
 
 HEARTBEAT = 60.0  # seconds between two lines about one cell
 REDRAWN = 4  # times a second
+ECHO = 3  # columns where a terminal may echo ^C without a new line
+WIDE = 100  # columns from which bars are longer
 
 
 class Course:
@@ -101,6 +103,7 @@ class Progress:
         self._silent = silent
         self._course = Course()
         self._live: Any = None
+        self._console: Any = None
         self._said = time.monotonic()
 
     def __enter__(self) -> Progress:
@@ -108,8 +111,9 @@ class Progress:
             from rich.console import Console
             from rich.live import Live
 
+            self._console = Console(stderr=True)
             self._live = Live(
-                console=Console(stderr=True),
+                console=self._console,
                 get_renderable=self._drawn,
                 refresh_per_second=REDRAWN,
                 transient=True,
@@ -176,34 +180,33 @@ class Progress:
         if not course.step.tokens:
             return ""
         rate = f", {course.rate:,.0f}/s" if course.rate else ""
-        return f"{course.read:,} of {course.step.tokens:,} tokens{rate}"
+        return f"{course.read:,}/{course.step.tokens:,} tokens{rate}"
 
     def _say(self, line: str) -> None:
         self._said = time.monotonic()
         if self._live is not None:
-            self._live.console.print(printable(line), markup=False, highlight=False)
+            self._console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
         else:
             print(printable(line), file=sys.stderr, flush=True)
 
-    def _drawn(self) -> Table:
+    def _drawn(self) -> Padding:
         """The whole run, and below it the present cell."""
+        from rich.padding import Padding
         from rich.progress_bar import ProgressBar
         from rich.table import Table
         from rich.text import Text
 
-        course = self._course
+        course, wide = self._course, self._console.width >= WIDE
         failed = f", {course.failed} failed" if course.failed else ""
         times = ", ".join(filter(None, (format_seconds(course.elapsed), self._eta())))
         whole = (course.over + course.share) / max(1, course.cells)
-        rows = (
-            (f"{course.over} of {course.cells} cells{failed}", whole, times),
-            (course.step.what, course.share, self._reading()),
-        )
+        cells = f"{course.over} of {course.cells} cells{failed}" if course.cells else "starting"
         table = Table.grid(padding=(0, 2), expand=True)
         table.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
-        table.add_column(width=20)
-        table.add_column(no_wrap=True, overflow="ellipsis")
+        table.add_column(width=24 if wide else 12)
+        table.add_column(width=36 if wide else 29, no_wrap=True, overflow="ellipsis")
+        rows = ((cells, whole, times), (course.step.what, course.share, self._reading()))
         for left, share, right in rows:
-            bar = ProgressBar(total=1.0, completed=share, width=20)
+            bar = ProgressBar(total=1.0, completed=share) if right else ""
             table.add_row(Text(printable(left)), bar, Text(right))
-        return table
+        return Padding(table, (0, ECHO, 0, 0))

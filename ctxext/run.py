@@ -90,10 +90,10 @@ class Evaluation:
         for request in self.requests:
             self._say_unused(request)
         runs = [_Run(plan, store, workers, self.monitor, self.records) for plan in made]
-        counts = [run.count() for run in runs]
-        self.monitor.plan(*(sum(column) for column in zip(*counts, strict=True)))
         for run in runs:
             run.prepare(alone=len(runs) == 1)
+        counts = [run.count() for run in runs]
+        self.monitor.plan(*(sum(column) for column in zip(*counts, strict=True)))
         for n, run in enumerate(runs):
             run.finish(alone=len(runs) == 1, after=runs[n + 1 :])
         order = {name: n for n, name in enumerate(itertools.chain(*(r.names() for r in runs)))}

@@ -208,7 +208,8 @@ class _Costs:
 
         def moved(shape: Shape, length: int) -> float:
             """Bytes that a decoding step reads."""
-            return (shape.active + shape.head) * self._bytes + shape.layers * length * held.cached
+            weights: int = (shape.active + shape.head) * self._bytes
+            return weights + shape.layers * length * held.cached
 
         def seconds(at: int) -> float:
             share = moved(self._shape, cell.length) / moved(probe.shape, at)
