@@ -13,14 +13,14 @@ from ctxext.registry import format_length, format_seconds
 from ctxext.results import BENCH, printable
 
 if TYPE_CHECKING:
-    from rich.padding import Padding
+    from rich.table import Table
 
     from ctxext.results import Record
 
 HEARTBEAT = 60.0  # seconds between two lines about one cell
 REDRAWN = 4  # times a second
 ECHO = 3  # columns where a terminal may echo ^C without a new line
-WIDE = 100  # columns from which bars are longer
+WIDE = 96  # columns from which bars are longer
 
 
 class Course:
@@ -189,19 +189,20 @@ class Progress:
         else:
             print(printable(line), file=sys.stderr, flush=True)
 
-    def _drawn(self) -> Padding:
+    def _drawn(self) -> Table:
         """The whole run, and below it the present cell."""
-        from rich.padding import Padding
         from rich.progress_bar import ProgressBar
         from rich.table import Table
         from rich.text import Text
 
-        course, wide = self._course, self._console.width >= WIDE
+        course, width = self._course, self._console.width - ECHO
+        wide = width >= WIDE
         failed = f", {course.failed} failed" if course.failed else ""
         times = ", ".join(filter(None, (format_seconds(course.elapsed), self._eta())))
         whole = (course.over + course.share) / max(1, course.cells)
         cells = f"{course.over} of {course.cells} cells{failed}" if course.cells else "starting"
         table = Table.grid(padding=(0, 2), expand=True)
+        table.width = max(1, width)
         table.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
         table.add_column(width=24 if wide else 12)
         table.add_column(width=36 if wide else 29, no_wrap=True, overflow="ellipsis")
@@ -209,4 +210,4 @@ class Progress:
         for left, share, right in rows:
             bar = ProgressBar(total=1.0, completed=share) if right else ""
             table.add_row(Text(printable(left)), bar, Text(right))
-        return Padding(table, (0, ECHO, 0, 0))
+        return table
