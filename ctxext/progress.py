@@ -104,7 +104,7 @@ class Progress:
         self._course = Course()
         self._live: Any = None
         self._console: Any = None
-        self._said = time.monotonic()
+        self._said, self._counted = time.monotonic(), False
 
     def __enter__(self) -> Progress:
         if sys.stderr.isatty() and not self._silent:
@@ -135,11 +135,21 @@ class Progress:
         """The functions that a run calls."""
         if self._silent:
             return Monitor()
-        return Monitor(self._plan, self._course.begin, self._advance, self._done, self._say)
+        return Monitor(self._plan, self._begin, self._advance, self._done, self._say)
 
     def _plan(self, cells: int, found: int) -> None:
         self._course.cells, self._course.over = cells, found
-        self._say(f"{cells} cells" + (f", {found} of them found" if found else ""))
+        if found == cells:
+            self._say(f"{cells} cells, all of them found")
+
+    def _begin(self, step: Step) -> None:
+        """A cell begins; before the first one, all having been checked, say how many there are."""
+        course, first = self._course, step.cost != 0 and not self._counted
+        course.begin(step)
+        if first:
+            self._counted = True
+            found = f", {course.over} of them found" if course.over else ""
+            self._say(f"{course.cells} cells{found}")
 
     def _advance(self, tokens: int) -> None:
         self._course.read += tokens

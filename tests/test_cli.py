@@ -89,7 +89,7 @@ def test_a_table_goes_to_stdout_and_progress_to_stderr(run: Run, here: Path) -> 
         cell = row[head.index(str(record["length"]))]
         shown = [float(number.rstrip("*")) for number in cell.split("±")]
         assert shown == pytest.approx([record["value"], record["stderr"]], rel=1e-2)
-    count, path, *lines = ran.err.splitlines()
+    path, count, *lines = ran.err.splitlines()
     assert count == "6 cells"
     assert path.startswith("attention path: sdpa · not flash: it needs a CUDA device")
     assert [line.split()[0] for line in lines] == [f"[{n}/6]" for n in range(1, 7)]
