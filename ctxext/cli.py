@@ -86,6 +86,10 @@ def evaluate(
     batch_size: Annotated[
         int | None, typer.Option(help="Windows or prompts at once; default about 4096 tokens.")
     ] = None,
+    launcher: Annotated[
+        str | None,
+        typer.Option(metavar="ray[:ADDRESS]", help="Cells as Ray tasks, here or on a cluster."),
+    ] = None,
     out: Out = Path("results"),
     force: Annotated[bool, typer.Option("--force", help="Redo finished cells.")] = False,
     dry_run: Annotated[
@@ -139,9 +143,14 @@ def evaluate(
         requests = read_grid(grid, base)
     from ctxext.run import Evaluation
 
+    evaluation = Evaluation(requests)
     if dry_run:
-        return _print_estimates(Evaluation(requests), as_json)
-    raise typer.Exit(_run(Evaluation(requests), as_json, "the same command goes on"))
+        return _print_estimates(evaluation, as_json)
+    if launcher is not None:
+        from ctxext.launch import parse_launcher
+
+        evaluation.launcher = parse_launcher(launcher)
+    raise typer.Exit(_run(evaluation, as_json, "the same command goes on"))
 
 
 def _print_estimates(work: Any, as_json: bool) -> None:

@@ -78,10 +78,10 @@ class Course:
             seconds = _plus(seconds, step.kind, self._running if self.share else 0.0)
             costs = _plus(costs, step.kind, self.share * step.cost)
             left = _plus(left, step.kind, (1 - self.share) * step.cost)
-        if not any(left.values()):
-            return 0.0
         if not any(cost > 0 for cost in costs.values()):
             return None
+        if not any(left.values()):
+            return 0.0
         mean = sum(seconds.values()) / sum(costs.values())
         paces = {kind: seconds[kind] / cost for kind, cost in costs.items() if cost}
         whole = sum(cost * paces.get(kind, mean) for kind, cost in left.items() if cost)

@@ -8,7 +8,7 @@ import itertools
 import math
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -35,7 +35,8 @@ _NOTHING: dict[str, Any] = {"value": None, "stderr": None, "n": 0, "windows": 0,
 
 @dataclass
 class Evaluation:
-    """An evaluation in progress: requests that share a folder, one after another.
+    """An evaluation in progress: requests that share a folder, one after another, or as the
+    launcher has them worked off.
 
     `records` grows as cells are done; in the end it is in the order of the cells. Under
     `accelerate launch` every process runs the same evaluation: windows and samples are split
@@ -45,6 +46,7 @@ class Evaluation:
     requests: Sequence[Request]
     monitor: Monitor = field(default_factory=Monitor)
     records: list[Record] = field(default_factory=list)
+    launcher: Callable[[Sequence[Run]], None] | None = None
 
     @property
     def methods(self) -> list[str]:
@@ -89,13 +91,19 @@ class Evaluation:
                 self.monitor.note(f"not trusted: {line}")
         for request in self.requests:
             self._say_unused(request)
-        runs = [_Run(plan, store, workers, self.monitor, self.records) for plan in made]
-        for run in runs:
-            run.prepare(alone=len(runs) == 1)
+        alone = len(made) == 1
+        runs = [Run(plan, store, workers, self.monitor, self.records, alone) for plan in made]
+        for run in runs if self.launcher is None else ():
+            run.prepare()
         counts = [run.count() for run in runs]
         self.monitor.plan(*(sum(column) for column in zip(*counts, strict=True)))
-        for n, run in enumerate(runs):
-            run.finish(alone=len(runs) == 1, after=runs[n + 1 :])
+        if self.launcher is not None:
+            self.launcher(runs)
+        else:
+            for n, run in enumerate(runs):
+                run.after = runs[n + 1 :]
+                run.finish(run.groups())
+                run.close()
         order = {name: n for n, name in enumerate(itertools.chain(*(r.names() for r in runs)))}
         self.records.sort(key=lambda record: order[_name(record)])
         return self.records
@@ -125,14 +133,22 @@ def _name(record: Record) -> _Name:
 
 
 @dataclass(eq=False)
-class _Run:
-    """One plan being worked off, beside other processes that may share the store."""
+class Run:
+    """One plan being worked off, beside other processes that may share the store.
+
+    Attributes:
+        alone: there is no other plan: what keeps the session from starting is raised, and is not
+            the failure of each cell.
+        after: the runs that come next, whose cells are left too.
+    """
 
     plan: Plan
     store: Store
     workers: Workers
     monitor: Monitor
     records: list[Record]
+    alone: bool
+    after: Sequence[Run] = ()
 
     def __post_init__(self) -> None:
         before = {key: self.store.get(key) for key in self.plan.keys}
@@ -145,9 +161,9 @@ class _Run:
         self._old = frozenset(self._found)
         self._inputs: Inputs | None = None
         self._costs: dict[str, tuple[str, float]] = {}
-        self._after: Sequence[_Run] = ()
         self._session: Session | None = None
         self._broken, self._trace = dict[str, Any](), ""
+        self._told: set[str] = set()
 
     def names(self) -> Iterator[_Name]:
         """What the records of the plan are called, in the order of its cells."""
@@ -157,53 +173,73 @@ class _Run:
         """How many cells there are, and how many of them were found at the beginning."""
         return len(self.plan.cells), sum(self.plan.key(c) in self._old for c in self.plan.cells)
 
-    def prepare(self, alone: bool) -> None:
-        """Read the data of all cells that are not found, so that their costs are known.
-
-        Args:
-            alone: there is no other plan: what keeps the session from starting is raised, and
-                is not the failure of each cell.
-        """
+    def prepare(self) -> None:
+        """Read the data of all cells that are not found, so that their costs are known."""
         if new := [cell for cell in self.plan.cells if self.plan.key(cell) not in self._found]:
             from ctxext.estimate import relative_costs
             from ctxext.measure.inputs import Inputs
 
-            with self._breaking(alone):
+            with self._breaking():
                 self._inputs = Inputs(self.plan, new)
                 self._costs = relative_costs(self.plan, self._inputs)
 
-    def finish(self, alone: bool, after: Sequence[_Run]) -> None:
-        """Make or find every cell's record, waiting for those that other processes compute.
-
-        Args:
-            alone: as for `prepare`.
-            after: the runs that come next.
-        """
-        waiting, told = self._groups(), False
-        self._after = after
+    def finish(self, waiting: list[list[Cell]]) -> None:
+        """Make or find the records of groups, waiting for those that other processes compute."""
         try:
             while waiting:
-                busy = [rest for cells in waiting if (rest := self._visit(cells, alone))]
+                busy = [rest for cells in waiting if (rest := self._visit(cells))]
                 if len(busy) == len(waiting) and sum(map(len, busy)) == sum(map(len, waiting)):
-                    if not told and self.workers.first:
-                        count = sum(map(len, busy))
-                        self.monitor.note(f"waiting for {count} cells of another process")
-                    told = True
+                    if self.workers.first:
+                        self.note("waiting for cells that another process computes")
                     time.sleep(_PATIENCE)
                 waiting = busy
         finally:
             self.store.release_all()
-            self._session = self._inputs = None
 
-    def _groups(self) -> list[list[Cell]]:
+    def close(self) -> None:
+        """Let go of the model, and of what it reads."""
+        self._session = self._inputs = None
+
+    def fail(self, cells: list[Cell], status: str, reason: str, trace: str | None = None) -> None:
+        """The records of cells whose process was lost, but for those that it had finished."""
+        from ctxext.measure.session import Measured
+
+        for cell in cells:
+            key = self.plan.key(cell)
+            record = self.store.get(key)
+            if record is not None and record != self._before[key]:
+                self._found[key] = record
+            if key not in self._found:
+                fields = {**_NOTHING, **dict.fromkeys(_COSTS), "status": status, "reason": reason}
+                self._found[key] = self._record(Measured(cell, fields, None, trace))
+            self._emit(cell, self._found[key])
+
+    def note(self, line: str) -> None:
+        """Tell the user a line, once."""
+        if line not in self._told:
+            self._told.add(line)
+            self.monitor.note(line)
+
+    def accept(self, records: Sequence[Record]) -> None:
+        """Report records that another process has made and kept."""
+        self.records.extend(records)
+        for record in records:
+            if record["key"] not in self._old:
+                self.monitor.done(record)
+
+    def missing(self, cells: Sequence[Cell]) -> bool:
+        """Whether one of the cells has no record yet."""
+        return any(self.plan.key(cell) not in self._found for cell in cells)
+
+    def groups(self) -> list[list[Cell]]:
         """Cells by method and length: these share a forward where they can."""
         groups = itertools.groupby(self.plan.cells, key=lambda cell: (cell.requested, cell.length))
         return [list(cells) for _, cells in groups]
 
-    def _visit(self, cells: list[Cell], alone: bool) -> list[Cell]:
+    def _visit(self, cells: list[Cell]) -> list[Cell]:
         """Compute what nobody else does; the cells that somebody else is at."""
         mine = self._claim(cells)
-        measured = self._measure(mine, alone)
+        measured = self._measure(mine)
         left = []
         for cell in cells:
             key = self.plan.key(cell)
@@ -233,11 +269,11 @@ class _Run:
         by_key = {self.plan.key(cell): cell for cell in reversed(cells)}
         return [cell for key, cell in reversed(by_key.items()) if key in missing]
 
-    def _measure(self, cells: list[Cell], alone: bool) -> Iterator[Measured]:
+    def _measure(self, cells: list[Cell]) -> Iterator[Measured]:
         if not cells:
             return iter(())
         if self._session is None and not self._broken:
-            self._start(alone)
+            self._start()
         if self._session is not None:
             return self._session.measure(cells)
         from ctxext.measure.session import Measured
@@ -245,22 +281,24 @@ class _Run:
         fields = {**_NOTHING, **dict.fromkeys(_COSTS), **self._broken}
         return (Measured(cell, fields, None, self._trace) for cell in cells)
 
-    def _start(self, alone: bool) -> None:
+    def _start(self) -> None:
         """The session that measures all cells that are not found yet."""
         from ctxext.measure.session import Session
 
-        if self._inputs is not None:
+        if self._inputs is None:
+            self.prepare()
+        if self._inputs is not None and not self._broken:
             self.monitor.begin(Step(f"loading {self.plan.source.name}", left=self._left()))
-            with self._breaking(alone):
+            with self._breaking():
                 self._session = Session(self.plan, self._inputs, self.workers, self.monitor)
 
     @contextlib.contextmanager
-    def _breaking(self, alone: bool) -> Iterator[None]:
+    def _breaking(self) -> Iterator[None]:
         """What fails in the block becomes the failure of each cell, or is raised."""
         try:
             yield
         except Exception as error:
-            if alone and isinstance(error, CtxextError):
+            if self.alone and isinstance(error, CtxextError):
                 raise
             self._broken = failure(error)
             self._trace = traceback.format_exc()
@@ -275,7 +313,7 @@ class _Run:
     def _left(self, but: str = "") -> dict[str, float]:
         """What the cells take together that are neither found nor this one, by kind."""
         left = dict[str, float]()
-        for run in (self, *self._after):
+        for run in (self, *self.after):
             for key, (kind, cost) in run._costs.items():
                 if key not in run._found and (run, key) != (self, but):
                     left[kind] = left.get(kind, 0.0) + cost
