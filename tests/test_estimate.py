@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import torch
 from conftest import random_model
-from test_eval import Ran, Run, evaluate, kept, letters, runner, save_model
+from test_eval import Ran, Run, letters, runner, save_model
 
 from ctxext.estimate import Shape
 from ctxext.models import loading
+from ctxext.results import sealed
 
 ASKED = ("--model", "plain", "--data", "t.txt", "--limit", "3")
 
@@ -25,7 +26,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     save_model(tmp_path / "plain")
-    (tmp_path / "t.txt").write_text(letters())
+    (tmp_path / "t.txt").write_text(letters(2000))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -83,12 +84,64 @@ def test_the_cells_are_printed_and_nothing_is_computed_or_written(
 
     monkeypatch.setattr(loading, "load_model", load)
     before = sorted(here.rglob("*"))
-    argv = ("--len", "32,64", "--method", "rerope:window=8", "--task", "ppl,acc,kv:samples=1")
+    argv = ("--len", "640,704", "--method", "rerope:window=8", "--task", "ppl,acc,kv:samples=1")
     lines = dry(run, *argv, "--seed", "0,1").records
     assert sorted(here.rglob("*")) == before
     assert [(e["method"], e["length"], e["task"], e["seed"]) for e in lines] == [
         (method, length, task, seed)
         for method in ("rope", "rerope:window=8")
-        for length in (32, 64)
+        for length in (640, 704)
         for task, seed in (("ppl", 0), ("acc", 0), ("kv:samples=1", 0), ("kv:samples=1", 1))
     ]
+    for line in lines:
+        again = line["task"] == "acc"  # which reads what ppl reads
+        assert line["state"] == "compute"
+        assert (line["shared"], line["tokens"] == 0, line["seconds"] == 0) == (again,) * 3
+        assert line["basis"] == (None if again else "measured")
+        assert line["memory_bytes"] > 0
+        if line["task"] == "ppl":
+            assert line["tokens"] == 3 * line["length"]
+
+
+def test_found_retried_and_forced_cells(run: Run, here: Path) -> None:
+    assert run("eval", *ASKED, "--len", "32").code == 0
+    (done,) = Path("results").glob("*.json")
+    both = ("--len", "32,64")
+    assert [e["state"] for e in dry(run, *both).records] == ["found", "compute"]
+    assert [e["state"] for e in dry(run, *both, "--force").records] == ["compute"] * 2
+    lost = {"status": "error", "reason": "lost", "value": None, "digest": None}
+    whole = json.loads(done.read_text()) | lost
+    done.write_text(json.dumps(sealed(whole)))
+    assert [e["state"] for e in dry(run, *both).records] == ["retry", "compute"]
+
+
+def test_time_comes_from_records_first(run: Run, here: Path) -> None:
+    assert run("eval", *ASKED, "--len", "32").code == 0
+    (done,) = Path("results").glob("*.json")
+    done.write_text(json.dumps(sealed(json.loads(done.read_text()) | {"tokens_per_second": 4.0})))
+    near, far = dry(run, "--len", "32,1k", "--tokens", "3k").records
+    assert (near["seconds"], near["basis"]) == (96 / 4, "records")
+    assert far["basis"] == "measured"  # 32 times as long
+    other = dry(run, "--len", "32", "--method", "rerope:window=8", "--tokens", "200").records[1]
+    assert other["basis"] == "measured"
+
+
+def test_the_table_has_every_cell_and_the_totals(run: Run, here: Path) -> None:
+    Path("grid.yaml").write_text(
+        "models: plain\nlengths: [32, 64]\nmethods: ntk\ntasks: [ppl, acc]\ndata: t.txt\nlimit: 2\n"
+    )
+    ran = run("eval", "--grid", "grid.yaml", "--dry-run")
+    assert ran.code == 0
+    rows = [line for line in ran.out.splitlines() if "compute" in line and "cells" not in line]
+    assert len(rows) == 8
+    assert sum("shared" in row for row in rows) == 4
+    assert ran.out.splitlines()[-1].startswith("8 cells: 8 compute; about ")
+    assert not Path("results").exists()
+
+
+@pytest.mark.parametrize("last", [("--len", "1m"), ("--method", "nope"), ("--out", "t.txt")])
+def test_a_dry_run_refuses_what_a_run_refuses(run: Run, here: Path, last: tuple[str, ...]) -> None:
+    ran = run("eval", *ASKED, "--len", "32", *last, "--dry-run")
+    assert (ran.code, ran.out) == (2, "")
+    assert ran.err.startswith("error: ")
+    assert len(ran.err.splitlines()) == 1
