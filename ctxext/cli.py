@@ -92,6 +92,9 @@ def evaluate(
     ] = None,
     out: Out = Path("results"),
     force: Annotated[bool, typer.Option("--force", help="Redo finished cells.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the cells, with estimated time and memory.")
+    ] = False,
     as_json: Json = False,
     revision: Revision = None,
     trust_remote_code: Trust = False,
@@ -141,11 +144,32 @@ def evaluate(
     from ctxext.run import Evaluation
 
     evaluation = Evaluation(requests)
+    if dry_run:
+        return _print_estimates(evaluation, as_json)
     if launcher is not None:
         from ctxext.launch import parse_launcher
 
         evaluation.launcher = parse_launcher(launcher)
     raise typer.Exit(_run(evaluation, as_json, "the same command goes on"))
+
+
+def _print_estimates(work: Any, as_json: bool) -> None:
+    from rich.console import Console
+
+    from ctxext import estimate as room
+    from ctxext.measure.workers import speaks
+
+    _quieten()
+    work.monitor.note = lambda line: typer.echo(line, err=True)
+    found = work.estimates()
+    if as_json and speaks():
+        for one in found:
+            typer.echo(json.dumps(one.to_record(), ensure_ascii=False, allow_nan=False))
+    elif speaks():
+        console = Console(width=None if sys.stdout.isatty() else 100, highlight=False)
+        for table in room.to_rich(found):
+            console.print(table, crop=False)
+        typer.echo(room.totals(found))
 
 
 def _refuse_beside_grid(context: typer.Context) -> None:

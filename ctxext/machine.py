@@ -56,9 +56,18 @@ def reset_resident_peak() -> None:
 
 def resident_peak() -> int | None:
     """The most bytes of this process that were resident at once; None where that is unknown."""
+    return _resident("VmHWM")
+
+
+def resident() -> int | None:
+    """The bytes of this process that are resident now; None where that is unknown."""
+    return _resident("VmRSS")
+
+
+def _resident(name: str) -> int | None:
     with contextlib.suppress(OSError, ValueError, StopIteration):
         with open("/proc/self/status") as file:
-            line = next(line for line in file if line.startswith("VmHWM"))
+            line = next(line for line in file if line.startswith(name))
         return int(line.split()[1]) * 1024
     return None
 

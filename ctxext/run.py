@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import itertools
+import math
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -14,13 +16,16 @@ from ctxext import plan as plans
 from ctxext.errors import CtxextError
 from ctxext.machine import device_name, failure, versions
 from ctxext.measure.workers import Workers
-from ctxext.monitor import Monitor
+from ctxext.monitor import Monitor, Step
 from ctxext.plan import Cell, Plan
+from ctxext.registry import format_length
 from ctxext.request import Request
 from ctxext.results import Record, Store, sealed
 from ctxext.tasks.base import TokenTask
 
 if TYPE_CHECKING:
+    from ctxext.estimate import Estimate
+    from ctxext.measure.inputs import Inputs
     from ctxext.measure.session import Measured, Session
 
 _PATIENCE = 0.5  # seconds between two looks at cells that another process computes
@@ -61,6 +66,18 @@ class Evaluation:
             found.append(plans.make(request.on(device)))
         return found
 
+    def estimates(self) -> list[Estimate]:
+        """What every cell will take; nothing is computed or written.
+
+        Raises:
+            UsageError: something asked for cannot be done.
+        """
+        from ctxext.estimate import estimates
+
+        store, note = Store(self.requests[0].out), self.monitor.note
+        made = self.plans(Workers(self.requests[0].source.device))
+        return [one for plan in made for one in estimates(plan, store, note)]
+
     def run(self) -> list[Record]:
         """Make or find every cell's record.
 
@@ -76,10 +93,15 @@ class Evaluation:
             self._say_unused(request)
         alone = len(made) == 1
         runs = [Run(plan, store, workers, self.monitor, self.records, alone) for plan in made]
+        for run in runs if self.launcher is None else ():
+            run.prepare()
+        counts = [run.count() for run in runs]
+        self.monitor.plan(*(sum(column) for column in zip(*counts, strict=True)))
         if self.launcher is not None:
             self.launcher(runs)
         else:
-            for run in runs:
+            for n, run in enumerate(runs):
+                run.after = runs[n + 1 :]
                 run.finish(run.groups())
                 run.close()
         order = {name: n for n, name in enumerate(itertools.chain(*(r.names() for r in runs)))}
@@ -110,13 +132,14 @@ def _name(record: Record) -> _Name:
     return _Name(*(whole[field] for field in _Name._fields))
 
 
-@dataclass
+@dataclass(eq=False)
 class Run:
     """One plan being worked off, beside other processes that may share the store.
 
     Attributes:
         alone: there is no other plan: what keeps the session from starting is raised, and is not
             the failure of each cell.
+        after: the runs that come next, whose cells are left too.
     """
 
     plan: Plan
@@ -125,6 +148,7 @@ class Run:
     monitor: Monitor
     records: list[Record]
     alone: bool
+    after: Sequence[Run] = ()
 
     def __post_init__(self) -> None:
         before = {key: self.store.get(key) for key in self.plan.keys}
@@ -134,6 +158,9 @@ class Run:
             for key, record in self._before.items()
             if record and record["status"] == "ok" and not self.plan.request.force
         }
+        self._old = frozenset(self._found)
+        self._inputs: Inputs | None = None
+        self._costs: dict[str, tuple[str, float]] = {}
         self._session: Session | None = None
         self._broken, self._trace = dict[str, Any](), ""
         self._told: set[str] = set()
@@ -142,20 +169,36 @@ class Run:
         """What the records of the plan are called, in the order of its cells."""
         return (self._name(cell) for cell in self.plan.cells)
 
+    def count(self) -> tuple[int, int]:
+        """How many cells there are, and how many of them were found at the beginning."""
+        return len(self.plan.cells), sum(self.plan.key(c) in self._old for c in self.plan.cells)
+
+    def prepare(self) -> None:
+        """Read the data of all cells that are not found, so that their costs are known."""
+        if new := [cell for cell in self.plan.cells if self.plan.key(cell) not in self._found]:
+            from ctxext.estimate import relative_costs
+            from ctxext.measure.inputs import Inputs
+
+            with self._breaking():
+                self._inputs = Inputs(self.plan, new)
+                self._costs = relative_costs(self.plan, self._inputs)
+
     def finish(self, waiting: list[list[Cell]]) -> None:
         """Make or find the records of groups, waiting for those that other processes compute."""
         try:
             while waiting:
                 busy = [rest for cells in waiting if (rest := self._visit(cells))]
                 if len(busy) == len(waiting) and sum(map(len, busy)) == sum(map(len, waiting)):
+                    if self.workers.first:
+                        self.note("waiting for cells that another process computes")
                     time.sleep(_PATIENCE)
                 waiting = busy
         finally:
             self.store.release_all()
 
     def close(self) -> None:
-        """Let go of the model."""
-        self._session = None
+        """Let go of the model, and of what it reads."""
+        self._session = self._inputs = None
 
     def fail(self, cells: list[Cell], status: str, reason: str, trace: str | None = None) -> None:
         """The records of cells whose process was lost, but for those that it had finished."""
@@ -181,7 +224,8 @@ class Run:
         """Report records that another process has made and kept."""
         self.records.extend(records)
         for record in records:
-            self.monitor.done(record)
+            if record["key"] not in self._old:
+                self.monitor.done(record)
 
     def missing(self, cells: Sequence[Cell]) -> bool:
         """Whether one of the cells has no record yet."""
@@ -200,6 +244,7 @@ class Run:
         for cell in cells:
             key = self.plan.key(cell)
             if cell in mine:
+                self._begin(cell, key)
                 self._found[key] = self._record(next(measured))
             if key not in self._found:
                 left.append(cell)
@@ -240,14 +285,39 @@ class Run:
         """The session that measures all cells that are not found yet."""
         from ctxext.measure.session import Session
 
-        new = [cell for cell in self.plan.cells if self.plan.key(cell) not in self._found]
+        if self._inputs is None:
+            self.prepare()
+        if self._inputs is not None and not self._broken:
+            self.monitor.begin(Step(f"loading {self.plan.source.name}", left=self._left()))
+            with self._breaking():
+                self._session = Session(self.plan, self._inputs, self.workers, self.monitor)
+
+    @contextlib.contextmanager
+    def _breaking(self) -> Iterator[None]:
+        """What fails in the block becomes the failure of each cell, or is raised."""
         try:
-            self._session = Session(self.plan, new, self.workers, self.monitor)
+            yield
         except Exception as error:
             if self.alone and isinstance(error, CtxextError):
                 raise
             self._broken = failure(error)
             self._trace = traceback.format_exc()
+
+    def _begin(self, cell: Cell, key: str) -> None:
+        """Tell of a cell that is computed from now on, and of what is left after it."""
+        tokens = self._inputs.tokens(cell) // self.workers.count if self._inputs else 0
+        what = f"{cell.requested} {format_length(cell.length)} {cell.asked}"
+        kind, cost = self._costs.get(key, ("", math.nan))
+        self.monitor.begin(Step(what, tokens, kind, cost, self._left(key)))
+
+    def _left(self, but: str = "") -> dict[str, float]:
+        """What the cells take together that are neither found nor this one, by kind."""
+        left = dict[str, float]()
+        for run in (self, *self.after):
+            for key, (kind, cost) in run._costs.items():
+                if key not in run._found and (run, key) != (self, but):
+                    left[kind] = left.get(kind, 0.0) + cost
+        return left
 
     def _name(self, cell: Cell) -> _Name:
         model, method = self.plan.request.source.name, str(cell.requested)
@@ -261,7 +331,8 @@ class Run:
         record = sealed({**record, **names, "data": data})
         self.records.append(record)
         self.store.write(record)
-        self.monitor.done(record)
+        if name.key not in self._old:
+            self.monitor.done(record)
 
     def _record(self, done: Measured) -> Record:
         cell, handle, plan, session = done.cell, done.handle, self.plan, self._session

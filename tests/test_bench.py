@@ -633,8 +633,8 @@ def test_the_table_has_each_method_and_path_beside_the_unpatched_model(run: Run)
     assert named[0][5] == named[0][8] == named[0][10] == "1.00"
     assert named[0][4] == named[0][7] == "–"
     lines = ran.err.splitlines()
-    assert lines[0].startswith("3 method × length")
-    assert [line.split()[0] for line in lines[1:]] == ["rerope", "logn", "rope"]
+    assert lines[0] == "3 cells"
+    assert [line.split()[1] for line in lines[1:]] == ["rerope", "logn", "rope"]
     shown = run("report")
     assert sorted(shown.out.splitlines()) == sorted(ran.out.splitlines())
 

@@ -89,10 +89,10 @@ def test_a_table_goes_to_stdout_and_progress_to_stderr(run: Run, here: Path) -> 
         cell = row[head.index(str(record["length"]))]
         shown = [float(number.rstrip("*")) for number in cell.split("±")]
         assert shown == pytest.approx([record["value"], record["stderr"]], rel=1e-2)
-    path, *lines = ran.err.splitlines()
+    path, count, *lines = ran.err.splitlines()
+    assert count == "6 cells"
     assert path.startswith("attention path: sdpa · not flash: it needs a CUDA device")
-    assert len(lines) == 1 + 6
-    assert lines[0].startswith("6 method × length")
+    assert [line.split()[0] for line in lines] == [f"[{n}/6]" for n in range(1, 7)]
     assert not [line for line in lines if set(line) & set("│┃━")]
 
 
@@ -816,15 +816,19 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "plan": ("errors", "patches", "models", "engine", "tasks", "request"),
     "measure": ("errors", "data", "models", "engine", "results", "machine", "monitor", "tasks",
                 "plan"),
-    "run": ("errors", "results", "machine", "monitor", "tasks", "request", "plan", "measure"),
+    "estimate": ("errors", "registry", "patches", "models", "engine", "results", "machine",
+                 "tasks", "export", "plan", "measure"),
+    "run": ("errors", "registry", "results", "machine", "monitor", "tasks", "request", "plan",
+            "measure", "estimate"),
     "launch": ("errors", "results", "monitor", "plan", "measure", "run"),
-    "bench": ("errors", "patches", "models", "engine", "request", "results", "machine", "monitor"),
+    "bench": ("errors", "registry", "patches", "models", "engine", "request", "results", "machine",
+              "monitor", "estimate"),
     "explain": ("errors", "registry", "data", "patches", "models", "engine", "results", "monitor",
                 "tasks", "report", "measure"),
     "progress": ("registry", "results", "monitor"),
     "cli": ("errors", "registry", "patches", "models", "scoring", "tasks", "request", "run",
-            "grid", "launch", "bench", "results", "report", "export", "measure", "explain",
-            "progress"),
+            "grid", "launch", "bench", "results", "report", "export", "measure",
+            "estimate", "explain", "progress"),
     "__init__": ("patches", "models", "engine"),
     "__main__": ("cli",),
 }  # fmt: skip
@@ -905,7 +909,8 @@ def test_heavy_libraries_are_imported_late() -> None:
         room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
         assert names.isdisjoint({"datasets", "matplotlib", "accelerate", "pandas"}), path
         heavy = (
-            room in ("engine", "models", "export", "harness", "explain") or path.stem == "windows"
+            room in ("engine", "models", "export", "harness", "estimate", "explain")
+            or path.stem == "windows"
         )
         if not heavy and (room != "measure" or path.stem in ("workers", "predictions")):
             assert names.isdisjoint(HEAVY), path

@@ -17,9 +17,10 @@ from ctxext.explain.layers import Kind, find_kinds, turned
 from ctxext.measure import tokens as reading
 from ctxext.models import loading
 from ctxext.models.trained import trained_length
-from ctxext.monitor import Monitor
+from ctxext.monitor import Monitor, Step
 from ctxext.patches import Spec
 from ctxext.patches.base import Part, Span
+from ctxext.registry import format_length
 from ctxext.results import check_writable
 from ctxext.tasks.base import Windows
 from ctxext.tasks.windows import cut
@@ -172,15 +173,18 @@ def explain(request: Request, monitor: Monitor) -> Study:
 
 def _measure(request: Request, run: Run, explained: list[Explained], monitor: Monitor) -> None:
     """The entropy under each method, on the same windows."""
-    monitor.plan(len(explained), len(explained) * run.windows.tokens)
-    for one in explained:
-        monitor.begin(f"{one.requested} at {request.length}, entropy")
+    monitor.plan(len(explained), 0)
+    tokens = run.windows.tokens
+    for left, one in zip(range(len(explained))[::-1], explained, strict=True):
+        what = f"{one.requested} {format_length(request.length)} entropy"
+        monitor.begin(Step(what, tokens, "", 1.0, {"": float(left)}))
         options = {"train_len": request.source.train_len}
         with patched(run.model, one.requested, request.length, **options) as handle:
             one.notes += handle.notes
             for note in handle.notes:
                 monitor.note(f"{one.requested}: {note}")
             run.entropies.append(measure(run.model, run.windows, monitor.advance))
+        monitor.done(None)
 
 
 def _windows(source: loading.Source, data: str, length: int, limit: int) -> Windows:

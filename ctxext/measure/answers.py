@@ -52,7 +52,7 @@ def answers(
         CtxextError: the logits are not finite.
     """
     decoder = _Decoder(model, tokenizer, limits)
-    for some, shares in schedule(samples, batch, decoder.can_share):
+    for some, shares in schedule(samples, batch, can_share(model)):
         start = time.perf_counter()
         found = decoder.shared(some) if shares else iter([decoder.together(some)])
         for answered in found:
@@ -74,8 +74,15 @@ def row_of(sample: Sample, pred: str, margin: float, seconds: float) -> Row:
     return {**said, **facts, **measured, "prompt": sample.digest}
 
 
+def can_share(model: Any) -> bool:
+    """Whether each layer keeps every key by itself, so that a cache can be cut back."""
+    layers = getattr(DynamicCache(config=model.config), "layers", None)
+    plain = layers is not None and all(type(layer) is DynamicLayer for layer in layers)
+    return plain and not getattr(model, "_is_stateful", False)
+
+
 def schedule(
-    samples: Sequence[Sample], batch: int, can_share: bool
+    samples: Sequence[Sample], batch: int, sharing: bool
 ) -> Iterator[tuple[list[Sample], bool]]:
     """Samples that are answered together, and whether they are to share what they have in common.
 
@@ -86,7 +93,7 @@ def schedule(
     families: list[list[Sample]] = []
     for sample in ordered:
         before = families[-1][-1].ids if families else ()
-        if can_share and common(before, sample.ids) >= max(1, SHARED * len(sample.ids)):
+        if sharing and common(before, sample.ids) >= max(1, SHARED * len(sample.ids)):
             families[-1].append(sample)
         else:
             families.append([sample])
@@ -164,13 +171,6 @@ class _Decoder:
             use_cache=True,
         )
         self._stops = torch.tensor(self._ends, dtype=torch.long, device=self._device)
-
-    @property
-    def can_share(self) -> bool:
-        """Whether each layer keeps every key by itself, so that a cache can be cut back."""
-        layers = getattr(DynamicCache(config=self._model.config), "layers", None)
-        plain = layers is not None and all(type(layer) is DynamicLayer for layer in layers)
-        return plain and not getattr(self._model, "_is_stateful", False)
 
     def together(self, samples: Sequence[Sample]) -> list[tuple[Sample, Answer]]:
         """The answers to a batch, padded on the left."""

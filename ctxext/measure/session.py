@@ -1,4 +1,4 @@
-"""One model with its windows and samples, loaded once, and what is measured with them."""
+"""One model, loaded once, and what is measured with it."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ctxext.engine.patch import Handle, patched
-from ctxext.errors import CtxextError, UsageError
+from ctxext.errors import CtxextError
 from ctxext.machine import Meter, failure
 from ctxext.measure import tokens as reading
 from ctxext.measure.answers import Limits, answers, row_of, share
+from ctxext.measure.inputs import Inputs, prompt_tokens
 from ctxext.measure.predictions import Predictions
 from ctxext.measure.workers import Workers
 from ctxext.models import loading
@@ -60,40 +61,31 @@ class _Failure(NamedTuple):
 
 
 class Session:
-    """The model, its tokenizer, and what the new cells of a plan read.
+    """The model, and what the new cells of a plan read.
 
     Raises:
         UsageError: something asked for cannot be done; nothing has been measured then.
     """
 
-    def __init__(self, plan: Plan, new: Sequence[Cell], workers: Workers, monitor: Monitor) -> None:
-        self._plan, self._workers, self._monitor = plan, workers, monitor
-        self._request = plan.request
-        self._tokenizer = loading.load_tokenizer(plan.source)
-        self._windows: dict[tuple[str, int, int], Windows] = {}
-        self._samples: dict[tuple[str, int, int], list[Sample]] = {}
-        self._data_tokens = 0
-        self._cut([cell for cell in new if isinstance(cell.task, TokenTask)])
-        self._draw([cell for cell in new if isinstance(cell.task, SampleTask)])
-        for cell in new:
+    def __init__(self, plan: Plan, inputs: Inputs, workers: Workers, monitor: Monitor) -> None:
+        self._plan, self._inputs, self._workers, self._monitor = plan, inputs, workers, monitor
+        self._request, self._tokenizer = plan.request, inputs.tokenizer
+        for cell in inputs.cells:
             if isinstance(cell.task, HarnessTask):
                 cell.task.check(self._request.limit)
         self.model = loading.load_model(plan.source, monitor.note)
         self._try_patches()
-        total = self._total(new) // workers.count
-        monitor.plan(len({(c.method, c.length) for c in new}), total)
 
     def data_tokens_of(self, cell: Cell) -> int:
         """The tokens of the data that windows are cut from; 0 for tasks that cut none."""
-        return self._data_tokens if isinstance(cell.task, TokenTask) else 0
+        return self._inputs.data_tokens if isinstance(cell.task, TokenTask) else 0
 
     def measure(self, cells: Sequence[Cell]) -> Iterator[Measured]:
         """The cells of one method and length; those that read the same windows share a forward."""
         scored: dict[int, tuple[Any, dict[str, Any], Handle | None]] = {}
         for cell in cells:
-            self._monitor.begin(f"{cell.requested} at {cell.length}, {cell.asked}")
             if isinstance(cell.task, TokenTask):
-                windows = self._windows[_place(cell)]
+                windows = self._inputs.windows(cell)
                 if id(windows) not in scored:
                     scored[id(windows)] = self._score(cell, windows)
                 found, cost, handle = scored[id(windows)]
@@ -102,49 +94,6 @@ class Session:
                 yield self._answer(cell, cell.task)
             elif isinstance(cell.task, HarnessTask):
                 yield self._harness(cell, cell.task)
-
-    def _cut(self, cells: Sequence[Cell]) -> None:
-        """The windows of the tasks over tokens, which read the same text."""
-        if not cells:
-            return
-        text: Any = cells[0].data
-        ids = reading.tokenise(text, self._tokenizer, self._request.tokens)
-        start, self._data_tokens = reading.start_token(self._tokenizer), len(ids)
-        limit, trained = self._request.limit, self._plan.identity.trained
-        for cell in cells:
-            if isinstance(cell.task, TokenTask) and _place(cell) not in self._windows:
-                try:
-                    found = cell.task.windows(ids, cell.length, start, limit, trained)
-                except UsageError as error:
-                    raise UsageError(f"data {text.name!r}: {error}") from None
-                self._windows[_place(cell)] = self._once(found)
-
-    def _once(self, windows: Windows) -> Windows:
-        """The windows, or the same ones that another task has."""
-        for other in self._windows.values():
-            if windows.same(other):
-                return other
-        return windows
-
-    def _draw(self, cells: Sequence[Cell]) -> None:
-        """The prompts; UsageError where one does not fit into its length with its answer."""
-        for cell in cells:
-            if _place(cell) in self._samples or not isinstance(cell.task, SampleTask):
-                continue
-            limit, most = self._request.limit, cell.task.generates
-            samples = cell.task.prompts(self._tokenizer, cell.length, cell.data, cell.seed, limit)
-            if not samples:
-                raise UsageError(f"{cell.asked}: no samples in data {cell.data.name!r}")
-            if len({sample.name for sample in samples}) < len(samples):
-                raise UsageError(f"{cell.asked}: two of its samples have the same name")
-            longest = max(samples, key=lambda sample: len(sample.ids))
-            if len(longest.ids) + most > cell.length:
-                raise UsageError(
-                    f"{cell.asked}, sample {longest.name}: its prompt of {len(longest.ids)} tokens "
-                    f"and its answer of {most} are longer than --len {cell.length}: give at least "
-                    f"{len(longest.ids) + most}"
-                )
-            self._samples[_place(cell)] = samples
 
     def _try_patches(self) -> None:
         """Put each method on once, so that what it refuses is said before anything is measured."""
@@ -160,16 +109,6 @@ class Session:
 
     def _patch_options(self) -> dict[str, Any]:
         return {"train_len": self._request.source.train_len, "attn": self._request.source.attn}
-
-    def _total(self, cells: Sequence[Cell]) -> int:
-        """The tokens that these cells read; a forward that several share counts once."""
-        read: dict[tuple[Any, ...], int] = {}
-        for cell in cells:
-            if windows := self._windows.get(_place(cell)):
-                read[cell.method, id(windows)] = windows.tokens
-            elif samples := self._samples.get(_place(cell)):
-                read[cell.method, _place(cell)] = _prompt_tokens(samples)
-        return sum(read.values())
 
     def _run(
         self, cell: Cell, work: Callable[[], Any]
@@ -222,7 +161,7 @@ class Session:
 
     def _answer(self, cell: Cell, task: SampleTask) -> Measured:
         """The answers to the samples, each process giving its share of those that are missing."""
-        samples, workers = self._samples[_place(cell)], self._workers
+        samples, workers = self._inputs.samples(cell), self._workers
         advance = self._monitor.advance
         key, path = self._plan.key(cell)[:12], self._predictions(cell)
         limits = Limits(task.generates, task.at_least, tuple(task.stops(self._tokenizer)))
@@ -232,7 +171,7 @@ class Session:
         fresh = self._request.force or not workers.first
         earlier = workers.gather({} if fresh else kept.found(samples))[0]
         left = [sample for sample in samples if sample.name not in earlier]
-        advance((_prompt_tokens(samples) - _prompt_tokens(left)) // workers.count)
+        advance((prompt_tokens(samples) - prompt_tokens(left)) // workers.count)
         batch = self._request.batch(cell.length)
 
         def work() -> list[Row]:
@@ -249,7 +188,7 @@ class Session:
         rows = {**earlier, **{row["name"]: row for some in found for row in some}}
         ordered = [_current(rows[sample.name], sample) for sample in samples]
         seconds = sum(row["seconds"] for row in ordered) / workers.count
-        cost |= {"seconds": seconds, "tokens_per_second": _prompt_tokens(samples) / seconds}
+        cost |= {"seconds": seconds, "tokens_per_second": prompt_tokens(samples) / seconds}
         cost["predictions"] = path.relative_to(self._request.out).as_posix()
         if workers.first:
             kept.finish(ordered)
@@ -292,15 +231,6 @@ class Session:
             f"{model}--{method}--{safe_name(name)}--{cell.length}--{self._plan.shared_key(cell)}"
         )
         return self._request.out / "predictions" / about / f"{safe_name(label)}.jsonl"
-
-
-def _place(cell: Cell) -> tuple[str, int, int]:
-    """What tells the windows or samples of a cell from others."""
-    return str(cell.task), cell.length, cell.seed
-
-
-def _prompt_tokens(samples: Sequence[Sample]) -> int:
-    return sum(len(sample.ids) for sample in samples)
 
 
 def _woven(shares: Sequence[TokenScores]) -> TokenScores:
