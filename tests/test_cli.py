@@ -82,7 +82,7 @@ def test_a_table_goes_to_stdout_and_progress_to_stderr(run: Run, here: Path) -> 
     ran = run(*base, "--method", "rerope:window=8", "--method", "ntk")
     head, *rows = tables(ran)
     assert ran.code == 0
-    assert head == ["method", "32", "48", "tax (nat)"]
+    assert head == ["method", "32", "48", "tax (nat)", "tokens/s", "peak memory"]
     assert [row[0] for row in rows] == ["rope", "rerope:window=8", "ntk"]
     for record in evaluate(run, "--limit", 3, "--len", "32,48", "--method", "ntk").records:
         (row,) = [row for row in rows if row[0] == record["requested"]]
@@ -207,7 +207,7 @@ def test_a_failed_cell_is_in_the_table(
     )
     rows = {row[0]: row[1:] for row in tables(ran)}
     assert ran.code == 1
-    assert rows["logn"] == ["oom", "–"]
+    assert rows["logn"] == ["oom", "–", "–", "–"]
     assert rows["rope"][0] != "oom"
 
 

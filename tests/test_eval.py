@@ -167,7 +167,7 @@ def evaluate(run: Run, *more: object) -> Ran:
 
 
 def kept(folder: Path = Path("results")) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("*")) if path.is_file()}
 
 
 class ByHand(NamedTuple):
