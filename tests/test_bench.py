@@ -680,7 +680,7 @@ def test_nothing_is_cut_at_any_width(width: int) -> None:
      (123.45, "123"), (99999.0, "99999"), (1.5e30, "1.5e+30")],
 )  # fmt: skip
 def test_numbers_are_short_at_every_size(value: float, shown: str) -> None:
-    assert speed._short(value) == shown
+    assert cost.short(value) == shown
 
 
 def test_the_newest_finished_record_of_a_method_and_path_is_shown() -> None:
