@@ -5,14 +5,15 @@ from __future__ import annotations
 import datetime
 import itertools
 import time
-import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from ctxext import plan as plans
-from ctxext.errors import CtxextError
-from ctxext.machine import device_name, failure, versions
+from ctxext.errors import ENDS_RUN, CtxextError
+from ctxext.machine import device_name, versions
+from ctxext.measure.loaded import Loaded
+from ctxext.measure.outcome import Failure, Measured
 from ctxext.measure.workers import Workers
 from ctxext.monitor import Monitor
 from ctxext.plan import Cell, Plan
@@ -21,11 +22,9 @@ from ctxext.results import Record, Store, sealed
 from ctxext.tasks.base import TokenTask
 
 if TYPE_CHECKING:
-    from ctxext.measure.session import Measured, Session
+    from ctxext.measure.session import Session
 
 _PATIENCE = 0.5  # seconds between two looks at cells that another process computes
-_COSTS = ("seconds", "tokens_per_second", "peak_memory_bytes")
-_NOTHING: dict[str, Any] = {"value": None, "stderr": None, "n": 0, "windows": 0, "buckets": []}
 
 
 @dataclass
@@ -72,7 +71,8 @@ class Evaluation:
                 self.monitor.note(f"not trusted: {line}")
         for request in self.requests:
             self._say_unused(request)
-        runs = [_Run(plan, store, workers, self.monitor, self.records) for plan in made]
+        loaded = Loaded()
+        runs = [_Run(plan, store, workers, self.monitor, self.records, loaded) for plan in made]
         for run in runs:
             run.finish(alone=len(runs) == 1)
         order = {name: n for n, name in enumerate(itertools.chain(*(r.names() for r in runs)))}
@@ -112,6 +112,7 @@ class _Run:
     workers: Workers
     monitor: Monitor
     records: list[Record]
+    loaded: Loaded
 
     def __post_init__(self) -> None:
         before = {key: self.store.get(key) for key in self.plan.keys}
@@ -122,7 +123,7 @@ class _Run:
             if record and record["status"] == "ok" and not self.plan.request.force
         }
         self._session: Session | None = None
-        self._broken, self._trace = dict[str, Any](), ""
+        self._broken: Failure | None = None
 
     def names(self) -> Iterator[_Name]:
         """What the records of the plan are called, in the order of its cells."""
@@ -132,8 +133,8 @@ class _Run:
         """Make or find every cell's record, waiting for those that other processes compute.
 
         Args:
-            alone: there is no other plan: what keeps the session from starting is raised, and
-                is not the failure of each cell.
+            alone: there is no other plan: what cannot be done is raised before anything is
+                measured, and is not the failure of its cells.
         """
         waiting = self._groups()
         try:
@@ -186,27 +187,31 @@ class _Run:
     def _measure(self, cells: list[Cell], alone: bool) -> Iterator[Measured]:
         if not cells:
             return iter(())
-        if self._session is None and not self._broken:
+        if self._session is None and self._broken is None:
             self._start(alone)
         if self._session is not None:
             return self._session.measure(cells)
-        from ctxext.measure.session import Measured
-
-        fields = {**_NOTHING, **dict.fromkeys(_COSTS), **self._broken}
-        return (Measured(cell, fields, None, self._trace) for cell in cells)
+        assert self._broken is not None
+        return (Measured.failed(cell, self._broken) for cell in cells)
 
     def _start(self, alone: bool) -> None:
         """The session that measures all cells that are not found yet."""
         from ctxext.measure.session import Session
 
         new = [cell for cell in self.plan.cells if self.plan.key(cell) not in self._found]
+        session, broken = None, None
         try:
-            self._session = Session(self.plan, new, self.workers, self.monitor)
-        except Exception as error:
+            session = Session(self.plan, new, self.workers, self.monitor, self.loaded, alone)
+        except ENDS_RUN:
+            raise
+        except BaseException as error:
             if alone and isinstance(error, CtxextError):
                 raise
-            self._broken = failure(error)
-            self._trace = traceback.format_exc()
+            broken = Failure.of(error)
+        self._broken = next(filter(None, self.workers.gather(broken)), None)
+        if session is not None and self._broken is None:
+            session.agree()
+            self._session = session
 
     def _name(self, cell: Cell) -> _Name:
         model, method = self.plan.request.source.name, str(cell.requested)

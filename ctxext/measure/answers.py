@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
-from transformers.cache_utils import DynamicCache, DynamicLayer
+from transformers.cache_utils import DynamicCache
 
 from ctxext.errors import CtxextError
+from ctxext.measure.attempts import reads_in_parts
 from ctxext.tasks.base import Row, Sample
 
 SHARED = 0.5  # of a prompt that must be another's beginning too, to be read but once
@@ -40,6 +41,7 @@ def answers(
     limits: Limits,
     batch: int,
     advance: Callable[[int], None] = lambda tokens: None,
+    chunk: int | None = None,
 ) -> Iterator[Row]:
     """The rows of the samples, in the order in which they are answered.
 
@@ -47,12 +49,14 @@ def answers(
         model: a causal language model, patched or not, in evaluation mode.
         batch: prompts read at once, where they share no beginning.
         advance: told the prompt tokens that are done, shared ones included.
+        chunk: tokens of a prompt read at once; None for all. The model must be one that
+            `reads_in_parts`.
 
     Raises:
         CtxextError: the logits are not finite.
     """
-    decoder = _Decoder(model, tokenizer, limits)
-    for some, shares in schedule(samples, batch, decoder.can_share):
+    decoder = _Decoder(model, tokenizer, limits, chunk)
+    for some, shares in schedule(samples, batch, reads_in_parts(model)):
         start = time.perf_counter()
         found = decoder.shared(some) if shares else iter([decoder.together(some)])
         for answered in found:
@@ -146,7 +150,7 @@ class _Margins(LogitsProcessor):  # type: ignore[misc]
 class _Decoder:
     """Greedy decoding by the model's own `generate`, with none of its other settings."""
 
-    def __init__(self, model: Any, tokenizer: Any, limits: Limits) -> None:
+    def __init__(self, model: Any, tokenizer: Any, limits: Limits, chunk: int | None) -> None:
         self._model, self._tokenizer = model, tokenizer
         self._device = model.get_input_embeddings().weight.device
         own = getattr(model.generation_config, "eos_token_id", None)
@@ -162,15 +166,9 @@ class _Decoder:
             eos_token_id=self._ends or None,
             pad_token_id=self._pad,
             use_cache=True,
+            prefill_chunk_size=chunk,
         )
         self._stops = torch.tensor(self._ends, dtype=torch.long, device=self._device)
-
-    @property
-    def can_share(self) -> bool:
-        """Whether each layer keeps every key by itself, so that a cache can be cut back."""
-        layers = getattr(DynamicCache(config=self._model.config), "layers", None)
-        plain = layers is not None and all(type(layer) is DynamicLayer for layer in layers)
-        return plain and not getattr(self._model, "_is_stateful", False)
 
     def together(self, samples: Sequence[Sample]) -> list[tuple[Sample, Answer]]:
         """The answers to a batch, padded on the left."""
