@@ -29,7 +29,7 @@ import transformers
 from conftest import TRAINED, random_model
 
 import ctxext
-from ctxext import cli, results
+from ctxext import cli
 from ctxext.measure import tokens as reading
 from ctxext.models.aliases import TINY
 from ctxext.results import Store, problem_with
@@ -732,7 +732,7 @@ def test_a_full_disk_costs_no_record(run: Run, here: Path, monkeypatch: pytest.M
         if next(calls) >= 2:  # the probe of the folder, and the first record
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(results.os, "fsync", fsync)
+    monkeypatch.setattr(os, "fsync", fsync)
     ran = evaluate(run, "--method", "ntk:factor=2")
     assert ran.code == 1
     assert "No space left" in ran.err.splitlines()[-1]
