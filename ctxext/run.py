@@ -223,8 +223,8 @@ class _Run:
         data = {**record["data"], "name": name.data}
         names = {"model": name.model, "requested": name.requested, "task": name.task}
         record = sealed({**record, **names, "data": data})
-        self.records.append(record)
         self.store.write(record)
+        self.records.append(record)
         self.monitor.done(record)
 
     def _record(self, done: Measured) -> Record:
