@@ -86,6 +86,10 @@ def evaluate(
     batch_size: Annotated[
         int | None, typer.Option(help="Windows or prompts at once; default about 4096 tokens.")
     ] = None,
+    launcher: Annotated[
+        str | None,
+        typer.Option(metavar="ray[:ADDRESS]", help="Cells as Ray tasks, here or on a cluster."),
+    ] = None,
     out: Out = Path("results"),
     force: Annotated[bool, typer.Option("--force", help="Redo finished cells.")] = False,
     as_json: Json = False,
@@ -136,7 +140,12 @@ def evaluate(
         requests = read_grid(grid, base)
     from ctxext.run import Evaluation
 
-    raise typer.Exit(_run(Evaluation(requests), as_json, "the same command goes on"))
+    evaluation = Evaluation(requests)
+    if launcher is not None:
+        from ctxext.launch import parse_launcher
+
+        evaluation.launcher = parse_launcher(launcher)
+    raise typer.Exit(_run(evaluation, as_json, "the same command goes on"))
 
 
 def _refuse_beside_grid(context: typer.Context) -> None:
@@ -448,8 +457,11 @@ def _print_sheets(study: Any) -> None:
 def report(
     out: Out = Path("results"),
     style: Annotated[
-        str, typer.Option("--format", help="table, md or csv: what is printed.")
+        str, typer.Option("--format", help="table, md, csv or latex: what is printed.")
     ] = "table",
+    plots: Annotated[
+        bool, typer.Option("--plots/--no-plots", help="Draw plots, which takes seconds.")
+    ] = True,
 ) -> None:
     """Tables from record files alone; also writes tables.md and plots beside them."""
     from ctxext import report as room
@@ -471,7 +483,8 @@ def report(
         _print_tables(records, [])
     else:
         typer.echo(room.render(records, style), nl=False)
-    for path in room.write_files(out, records):
+    sys.stdout.flush()
+    for path in room.write_files(out, records, plots=plots):
         typer.echo(f"wrote {path}", err=True)
 
 

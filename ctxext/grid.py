@@ -43,7 +43,9 @@ def read_grid(path: Path, base: Request) -> tuple[Request, ...]:
             limit=_count(grid, "limit", base.limit),
             tokens=_length(grid, "tokens", base.tokens),
         )
-        sources = [_source(entry, base.source) for entry in _list(grid.get("models", "tiny"))]
+        sources = [
+            _source(entry, base.source) for entry in _list("models", grid.get("models", "tiny"))
+        ]
         data = [ask.check_data(text) for text in _texts(grid, "data")] or [base.data]
     except UsageError as error:
         raise UsageError(f"grid {str(path)!r}: {error}") from None
@@ -54,10 +56,20 @@ def read_grid(path: Path, base: Request) -> tuple[Request, ...]:
 def _load(path: Path) -> dict[str, Any]:
     import yaml
 
+    class Loader(yaml.SafeLoader):  # type: ignore[misc]
+        """Refuses a key that is there twice."""
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+            found: dict[Any, Any] = super().construct_mapping(node, deep)
+            names = [key.value for key, _ in node.value]
+            if twice := next((name for name in names if names.count(name) > 1), None):
+                raise UsageError(f"grid {str(path)!r}: {str(twice)[:60]} is there twice")
+            return found
+
     try:
         if path.stat().st_size > _MAX_BYTES:
             raise UsageError(f"grid {str(path)!r} is larger than 1 MiB: give a grid file")
-        grid = yaml.safe_load(path.read_bytes().decode("utf-8-sig"))
+        grid = yaml.load(path.read_bytes().decode("utf-8-sig"), Loader)
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         why = " ".join(str(getattr(error, "strerror", None) or error).split())
         raise UsageError(f"cannot read the grid {str(path)!r}: {why[:300]}") from None
@@ -72,7 +84,9 @@ def _load(path: Path) -> dict[str, Any]:
     return grid
 
 
-def _list(value: Any) -> list[Any]:
+def _list(key: str, value: Any) -> list[Any]:
+    if value == []:
+        raise UsageError(f"{key} is empty: give a value, or leave it out")
     return value if isinstance(value, list) else [value]
 
 
@@ -80,7 +94,7 @@ def _texts(grid: dict[str, Any], key: str, *default: str) -> list[str]:
     """The texts and whole numbers under a key; other values are refused."""
     if grid.get(key) is None:
         return list(default)
-    values = _list(grid[key])
+    values = _list(key, grid[key])
     for value in values:
         if isinstance(value, bool) or not isinstance(value, (str, int)):
             raise UsageError(f"bad value {str(value)[:60]!r} in {key}: give text or whole numbers")

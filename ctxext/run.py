@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import itertools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -29,7 +29,8 @@ _PATIENCE = 0.5  # seconds between two looks at cells that another process compu
 
 @dataclass
 class Evaluation:
-    """An evaluation in progress: requests that share a folder, one after another.
+    """An evaluation in progress: requests that share a folder, one after another, or as the
+    launcher has them worked off.
 
     `records` grows as cells are done; in the end it is in the order of the cells. Under
     `accelerate launch` every process runs the same evaluation: windows and samples are split
@@ -39,6 +40,7 @@ class Evaluation:
     requests: Sequence[Request]
     monitor: Monitor = field(default_factory=Monitor)
     records: list[Record] = field(default_factory=list)
+    launcher: Callable[[Sequence[Run]], None] | None = None
 
     @property
     def methods(self) -> list[str]:
@@ -71,10 +73,16 @@ class Evaluation:
                 self.monitor.note(f"not trusted: {line}")
         for request in self.requests:
             self._say_unused(request)
-        loaded = Loaded()
-        runs = [_Run(plan, store, workers, self.monitor, self.records, loaded) for plan in made]
-        for run in runs:
-            run.finish(alone=len(runs) == 1)
+        alone, loaded = len(made) == 1, Loaded()
+        runs = [
+            Run(plan, store, workers, self.monitor, self.records, alone, loaded) for plan in made
+        ]
+        if self.launcher is not None:
+            self.launcher(runs)
+        else:
+            for run in runs:
+                run.finish(run.groups())
+                run.close()
         order = {name: n for n, name in enumerate(itertools.chain(*(r.names() for r in runs)))}
         self.records.sort(key=lambda record: order[_name(record)])
         return self.records
@@ -104,15 +112,22 @@ def _name(record: Record) -> _Name:
 
 
 @dataclass
-class _Run:
-    """One plan being worked off, beside other processes that may share the store."""
+class Run:
+    """One plan being worked off, beside other processes that may share the store.
+
+    Attributes:
+        alone: there is no other plan: what cannot be done is raised before anything is measured,
+            and is not the failure of its cells.
+        loaded: what the plans before this one have loaded.
+    """
 
     plan: Plan
     store: Store
     workers: Workers
     monitor: Monitor
     records: list[Record]
-    loaded: Loaded
+    alone: bool
+    loaded: Loaded = field(default_factory=Loaded)
 
     def __post_init__(self) -> None:
         before = {key: self.store.get(key) for key in self.plan.keys}
@@ -124,38 +139,64 @@ class _Run:
         }
         self._session: Session | None = None
         self._broken: Failure | None = None
+        self._told: set[str] = set()
 
     def names(self) -> Iterator[_Name]:
         """What the records of the plan are called, in the order of its cells."""
         return (self._name(cell) for cell in self.plan.cells)
 
-    def finish(self, alone: bool) -> None:
-        """Make or find every cell's record, waiting for those that other processes compute.
-
-        Args:
-            alone: there is no other plan: what cannot be done is raised before anything is
-                measured, and is not the failure of its cells.
-        """
-        waiting = self._groups()
+    def finish(self, waiting: list[list[Cell]]) -> None:
+        """Make or find the records of groups, waiting for those that other processes compute."""
         try:
             while waiting:
-                busy = [rest for cells in waiting if (rest := self._visit(cells, alone))]
+                busy = [rest for cells in waiting if (rest := self._visit(cells))]
                 if len(busy) == len(waiting) and sum(map(len, busy)) == sum(map(len, waiting)):
                     time.sleep(_PATIENCE)
                 waiting = busy
         finally:
             self.store.release_all()
-            self._session = None
 
-    def _groups(self) -> list[list[Cell]]:
+    def close(self) -> None:
+        """Let go of the model."""
+        self._session = None
+
+    def fail(self, cells: list[Cell], status: str, reason: str, trace: str | None = None) -> None:
+        """The records of cells whose process was lost, but for those that it had finished."""
+        why = Failure({"status": status, "reason": reason}, trace or "")
+        for cell in cells:
+            key = self.plan.key(cell)
+            record = self.store.get(key)
+            if record is not None and record != self._before[key]:
+                self._found[key] = record
+            if key not in self._found:
+                self._found[key] = self._record(Measured.failed(cell, why))
+            self._emit(cell, self._found[key])
+
+    def note(self, line: str) -> None:
+        """Tell the user a line, once."""
+        if line not in self._told:
+            self._told.add(line)
+            self.monitor.note(line)
+
+    def accept(self, records: Sequence[Record]) -> None:
+        """Report records that another process has made and kept."""
+        self.records.extend(records)
+        for record in records:
+            self.monitor.done(record)
+
+    def missing(self, cells: Sequence[Cell]) -> bool:
+        """Whether one of the cells has no record yet."""
+        return any(self.plan.key(cell) not in self._found for cell in cells)
+
+    def groups(self) -> list[list[Cell]]:
         """Cells by method and length: these share a forward where they can."""
         groups = itertools.groupby(self.plan.cells, key=lambda cell: (cell.requested, cell.length))
         return [list(cells) for _, cells in groups]
 
-    def _visit(self, cells: list[Cell], alone: bool) -> list[Cell]:
+    def _visit(self, cells: list[Cell]) -> list[Cell]:
         """Compute what nobody else does; the cells that somebody else is at."""
         mine = self._claim(cells)
-        measured = self._measure(mine, alone)
+        measured = self._measure(mine)
         left = []
         for cell in cells:
             key = self.plan.key(cell)
@@ -184,28 +225,29 @@ class _Run:
         by_key = {self.plan.key(cell): cell for cell in reversed(cells)}
         return [cell for key, cell in reversed(by_key.items()) if key in missing]
 
-    def _measure(self, cells: list[Cell], alone: bool) -> Iterator[Measured]:
+    def _measure(self, cells: list[Cell]) -> Iterator[Measured]:
         if not cells:
             return iter(())
         if self._session is None and self._broken is None:
-            self._start(alone)
+            self._start()
         if self._session is not None:
+            self._session.monitor = self.monitor
             return self._session.measure(cells)
         assert self._broken is not None
         return (Measured.failed(cell, self._broken) for cell in cells)
 
-    def _start(self, alone: bool) -> None:
+    def _start(self) -> None:
         """The session that measures all cells that are not found yet."""
         from ctxext.measure.session import Session
 
         new = [cell for cell in self.plan.cells if self.plan.key(cell) not in self._found]
         session, broken = None, None
         try:
-            session = Session(self.plan, new, self.workers, self.monitor, self.loaded, alone)
+            session = Session(self.plan, new, self.workers, self.monitor, self.loaded, self.alone)
         except ENDS_RUN:
             raise
         except BaseException as error:
-            if alone and isinstance(error, CtxextError):
+            if self.alone and isinstance(error, CtxextError):
                 raise
             broken = Failure.of(error)
         self._broken = next(filter(None, self.workers.gather(broken)), None)

@@ -414,7 +414,7 @@ PATCH_BAD = (
         ("evall",),
         ("eval",),
         ("eval", "--len", "32", "more"),
-        ("report", "--format", "latex"),
+        ("report", "--format", "pdf"),
         ("report", "--out", "nowhere"),
         ("report", "--out", "t.txt"),
         ("report", "--out", "plain"),
@@ -693,7 +693,7 @@ def test_a_report_prints_what_eval_printed(run: Run, here: Path) -> None:
     assert report.code == 0
     assert report.out == ran.out
     assert Path("results/tables.md").read_text() == run("report", "--format", "md").out
-    assert [path.suffix for path in sorted(Path("results").glob("loss-*"))] == [".png"]
+    assert [path.suffix for path in sorted(Path("results").glob("loss-*"))] == [".png", ".svg"]
     assert run("report").out == ran.out
 
 
@@ -817,12 +817,13 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "measure": ("errors", "data", "models", "engine", "results", "machine", "monitor", "tasks",
                 "plan"),
     "run": ("errors", "results", "machine", "monitor", "tasks", "request", "plan", "measure"),
+    "launch": ("errors", "results", "monitor", "plan", "measure", "run"),
     "bench": ("errors", "patches", "models", "engine", "request", "results", "machine", "monitor"),
     "explain": ("errors", "registry", "data", "patches", "models", "engine", "results", "monitor",
                 "tasks", "report", "measure"),
     "progress": ("registry", "results", "monitor"),
     "cli": ("errors", "registry", "patches", "models", "scoring", "tasks", "request", "run",
-            "grid", "bench", "results", "report", "export", "measure", "explain",
+            "grid", "launch", "bench", "results", "report", "export", "measure", "explain",
             "progress"),
     "__init__": ("patches", "models", "engine"),
     "__main__": ("cli",),

@@ -57,7 +57,7 @@ class Session:
         loaded: Loaded,
         strict: bool = True,
     ) -> None:
-        self._plan, self._workers, self._monitor = plan, workers, monitor
+        self._plan, self._workers, self.monitor = plan, workers, monitor
         self._request, self._strict = plan.request, strict
         self._tokenizer = loaded.tokenizer(plan.source)
         self._windows: dict[tuple[Any, ...], Windows] = {}
@@ -93,7 +93,7 @@ class Session:
             if (refusal := self._refusal(cell)) is not None:
                 yield Measured.failed(cell, refusal)
                 continue
-            self._monitor.begin(f"{cell.requested} at {cell.length}, {cell.asked}")
+            self.monitor.begin(f"{cell.requested} at {cell.length}, {cell.asked}")
             if isinstance(cell.task, TokenTask):
                 windows = self._windows[_place(cell)]
                 if id(windows) not in scored:
@@ -190,11 +190,11 @@ class Session:
                 patched(self.model, spec, length, **self._patch_options()) as handle,
             ):
                 for line in handle.notes:
-                    self._monitor.note(f"{spec} at {length}: {line}")
+                    self.monitor.note(f"{spec} at {length}: {line}")
                 if spec.distance:
                     paths[str(handle.choice)] = None
         for path in paths:
-            self._monitor.note(f"attention path: {path}")
+            self.monitor.note(f"attention path: {path}")
 
     def _patch_options(self) -> dict[str, Any]:
         return {"train_len": self._request.source.train_len, "attn": self._request.source.attn}
@@ -223,7 +223,7 @@ class Session:
                 return found, cost, handle
             release()
             if tried < len(tries):
-                self._monitor.note(
+                self.monitor.note(
                     f"{cell.requested} at {cell.length}, {cell.asked} ran out of memory with "
                     f"{attempt}: again with {tries[tried]}"
                 )
@@ -290,7 +290,7 @@ class Session:
             def advance(tokens: int) -> None:  # what is read again has been told
                 nonlocal told, read
                 read += tokens
-                self._monitor.advance(max(0, read - told))
+                self.monitor.advance(max(0, read - told))
                 told = max(told, read)
 
             return reading.score(self.model, mine, attempt.batch, advance, attempt.chunk)
@@ -308,7 +308,7 @@ class Session:
     def _answer(self, cell: Cell, task: SampleTask) -> Measured:
         """The answers to the samples, each process giving its share of those that are missing."""
         samples, workers = self._samples[_place(cell)], self._workers
-        advance = self._monitor.advance
+        advance = self.monitor.advance
         key, path = self._plan.key(cell)[:12], self._predictions(cell)
         kept = Predictions(path, key)
         if self._request.force and workers.first:

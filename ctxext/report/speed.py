@@ -7,13 +7,14 @@ pairs, so that a row stands by itself: times of other rows may be of another hou
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ctxext.registry import format_length
+from ctxext.report import latex
+from ctxext.report.cost import bytes_text, short
 from ctxext.report.groups import describe, method_order
 from ctxext.report.tables import NO_VALUE, escape
 from ctxext.results import BENCH, MEASURES, RATIO, Record, printable
@@ -102,7 +103,7 @@ def _texts(record: Record, space: str = " ") -> list[str]:
     if record["status"] != "ok":
         return [*head, record["status"], *[NO_VALUE] * (len(HEADER) - len(head) - 1)]
     cells = []
-    for name, show in zip(MEASURES, (_short, _milli, _bytes), strict=True):
+    for name, show in zip(MEASURES, (short, _milli, bytes_text), strict=True):
         value, ratio = record[name], record["ratio"][name]
         cells += [NO_VALUE if value is None else show(value)]
         if name in MEASURES[:2]:
@@ -121,20 +122,7 @@ def _ratio(ratio: dict[str, Any], space: str) -> str:
 
 
 def _milli(seconds: float) -> str:
-    return _short(seconds * 1000)
-
-
-def _bytes(count: float) -> str:
-    scale, unit = (2**30, "GiB") if count >= 2**30 else (2**20, "MiB")
-    return f"{_short(count / scale)} {unit}"
-
-
-def _short(number: float) -> str:
-    """Three digits, or all before the point; an exponent from a million on."""
-    if number >= 1e6:
-        return f"{number:.3g}"
-    before = math.floor(math.log10(number)) if number >= 0.01 else -2
-    return f"{number:.{max(0, 2 - before)}f}"
+    return short(seconds * 1000)
 
 
 def to_rich(table: Table, width: int | None = None) -> RichTable:
@@ -170,6 +158,12 @@ def to_markdown(table: Table) -> str:
     lines += [tuple(map(escape, _texts(record))) for record in table.records]
     body = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     return f"### {escape(table.title)}\n\n{body}\n\n{escape(table.caption)}\n"
+
+
+def to_latex(table: Table) -> str:
+    """A booktabs table."""
+    rows = [[(text, False) for text in _texts(record)] for record in table.records]
+    return latex.table(table.title, table.caption, HEADER, rows, left=(1, 2))
 
 
 def csv_rows(tables: Iterable[Table]) -> Iterator[dict[str, Any]]:
