@@ -58,7 +58,8 @@ def answers(
     decoder = _Decoder(model, tokenizer, limits, chunk)
     for some, shares in schedule(samples, batch, reads_in_parts(model)):
         start = time.perf_counter()
-        found = decoder.shared(some) if shares else iter([decoder.together(some)])
+        alone = shares or chunk is not None
+        found = decoder.shared(some) if alone else iter([decoder.together(some)])
         for answered in found:
             took, start = time.perf_counter() - start, time.perf_counter()
             for sample, answer in answered:
@@ -151,7 +152,7 @@ class _Decoder:
     """Greedy decoding by the model's own `generate`, with none of its other settings."""
 
     def __init__(self, model: Any, tokenizer: Any, limits: Limits, chunk: int | None) -> None:
-        self._model, self._tokenizer = model, tokenizer
+        self._model, self._tokenizer, self._chunk = model, tokenizer, chunk
         self._device = model.get_input_embeddings().weight.device
         own = getattr(model.generation_config, "eos_token_id", None)
         ends = [*(own if isinstance(own, list) else [own]), tokenizer.eos_token_id, *limits.stops]
@@ -166,7 +167,6 @@ class _Decoder:
             eos_token_id=self._ends or None,
             pad_token_id=self._pad,
             use_cache=True,
-            prefill_chunk_size=chunk,
         )
         self._stops = torch.tensor(self._ends, dtype=torch.long, device=self._device)
 
@@ -189,9 +189,18 @@ class _Decoder:
             if (extra := cache.get_seq_length() - keep) > 0:
                 cache.crop(-extra)
             tensor = torch.tensor([ids])
+            self._read(tensor[:, keep:-1], cache)
             [answer] = self._generate(tensor, torch.ones_like(tensor), cache)
             before = ids
             yield [(sample, answer)]
+
+    def _read(self, ids: Tensor, cache: Any) -> None:
+        """Read what is to be read in chunks: `generate` does not in every release, with a cache."""
+        if self._chunk is None or not ids.shape[1]:
+            return
+        with torch.inference_mode():
+            for part in ids.to(self._device).split(self._chunk, 1):
+                self._model.base_model(input_ids=part, past_key_values=cache, use_cache=True)
 
     def _generate(self, ids: Tensor, mask: Tensor, cache: Any) -> list[Answer]:
         ids, mask = ids.to(self._device), mask.to(self._device)
