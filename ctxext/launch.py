@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from ctxext.errors import CtxextError, UsageError
+from ctxext.measure.loaded import Loaded
 from ctxext.measure.workers import Workers
 from ctxext.monitor import Monitor
 from ctxext.plan import Plan
@@ -177,7 +178,8 @@ class _Jobs:
             run.accept(outcome.records)
 
 
-_kept: dict[str, Run] = {}  # the plan that this worker is at, with its model
+_kept: dict[str, Run] = {}  # the plan that this worker is at
+_loaded = Loaded()  # … and its model, which the next plan may have too
 
 
 def _work(
@@ -194,7 +196,7 @@ def _work(
     if name not in _kept:
         _kept.clear()
         store = Store(plan.request.out)
-        _kept[name] = Run(plan, store, Workers(), Monitor(), [], alone)
+        _kept[name] = Run(plan, store, Workers(), Monitor(), [], alone, _loaded)
     run, notes = _kept[name], list[str]()
     run.monitor, run.records = Monitor(note=notes.append), []
     run.finish([[plan.cells[n] for n in numbers]])

@@ -7,14 +7,15 @@ import datetime
 import itertools
 import math
 import time
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from ctxext import plan as plans
-from ctxext.errors import CtxextError
-from ctxext.machine import device_name, failure, versions
+from ctxext.errors import ENDS_RUN, CtxextError
+from ctxext.machine import device_name, versions
+from ctxext.measure.loaded import Loaded
+from ctxext.measure.outcome import Failure, Measured
 from ctxext.measure.workers import Workers
 from ctxext.monitor import Monitor, Step
 from ctxext.plan import Cell, Plan
@@ -26,11 +27,9 @@ from ctxext.tasks.base import TokenTask
 if TYPE_CHECKING:
     from ctxext.estimate import Estimate
     from ctxext.measure.inputs import Inputs
-    from ctxext.measure.session import Measured, Session
+    from ctxext.measure.session import Session
 
 _PATIENCE = 0.5  # seconds between two looks at cells that another process computes
-_COSTS = ("seconds", "tokens_per_second", "peak_memory_bytes")
-_NOTHING: dict[str, Any] = {"value": None, "stderr": None, "n": 0, "windows": 0, "buckets": []}
 
 
 @dataclass
@@ -75,8 +74,9 @@ class Evaluation:
         from ctxext.estimate import estimates
 
         store, note = Store(self.requests[0].out), self.monitor.note
-        made = self.plans(Workers(self.requests[0].source.device))
-        return [one for plan in made for one in estimates(plan, store, note)]
+        made, loaded = self.plans(Workers(self.requests[0].source.device)), Loaded()
+        alone = len(made) == 1
+        return [one for plan in made for one in estimates(plan, store, note, loaded, alone)]
 
     def run(self) -> list[Record]:
         """Make or find every cell's record.
@@ -91,8 +91,10 @@ class Evaluation:
                 self.monitor.note(f"not trusted: {line}")
         for request in self.requests:
             self._say_unused(request)
-        alone = len(made) == 1
-        runs = [Run(plan, store, workers, self.monitor, self.records, alone) for plan in made]
+        alone, loaded = len(made) == 1, Loaded()
+        runs = [
+            Run(plan, store, workers, self.monitor, self.records, alone, loaded) for plan in made
+        ]
         for run in runs if self.launcher is None else ():
             run.prepare()
         counts = [run.count() for run in runs]
@@ -137,8 +139,9 @@ class Run:
     """One plan being worked off, beside other processes that may share the store.
 
     Attributes:
-        alone: there is no other plan: what keeps the session from starting is raised, and is not
-            the failure of each cell.
+        alone: there is no other plan: what cannot be done is raised before anything is measured,
+            and is not the failure of its cells.
+        loaded: what the plans before this one have loaded.
         after: the runs that come next, whose cells are left too.
     """
 
@@ -148,6 +151,7 @@ class Run:
     monitor: Monitor
     records: list[Record]
     alone: bool
+    loaded: Loaded = field(default_factory=Loaded)
     after: Sequence[Run] = ()
 
     def __post_init__(self) -> None:
@@ -162,7 +166,7 @@ class Run:
         self._inputs: Inputs | None = None
         self._costs: dict[str, tuple[str, float]] = {}
         self._session: Session | None = None
-        self._broken, self._trace = dict[str, Any](), ""
+        self._broken: Failure | None = None
         self._told: set[str] = set()
 
     def names(self) -> Iterator[_Name]:
@@ -180,8 +184,10 @@ class Run:
             from ctxext.measure.inputs import Inputs
 
             with self._breaking():
-                self._inputs = Inputs(self.plan, new)
-                self._costs = relative_costs(self.plan, self._inputs)
+                self._inputs = Inputs(self.plan, new, self.loaded, strict=self.alone)
+            if self._inputs is not None:
+                with contextlib.suppress(Exception):  # then nothing tells how long it will take
+                    self._costs = relative_costs(self.plan, self._inputs)
 
     def finish(self, waiting: list[list[Cell]]) -> None:
         """Make or find the records of groups, waiting for those that other processes compute."""
@@ -202,16 +208,14 @@ class Run:
 
     def fail(self, cells: list[Cell], status: str, reason: str, trace: str | None = None) -> None:
         """The records of cells whose process was lost, but for those that it had finished."""
-        from ctxext.measure.session import Measured
-
+        why = Failure({"status": status, "reason": reason}, trace or "")
         for cell in cells:
             key = self.plan.key(cell)
             record = self.store.get(key)
             if record is not None and record != self._before[key]:
                 self._found[key] = record
             if key not in self._found:
-                fields = {**_NOTHING, **dict.fromkeys(_COSTS), "status": status, "reason": reason}
-                self._found[key] = self._record(Measured(cell, fields, None, trace))
+                self._found[key] = self._record(Measured.failed(cell, why))
             self._emit(cell, self._found[key])
 
     def note(self, line: str) -> None:
@@ -272,36 +276,41 @@ class Run:
     def _measure(self, cells: list[Cell]) -> Iterator[Measured]:
         if not cells:
             return iter(())
-        if self._session is None and not self._broken:
+        if self._session is None and self._broken is None:
             self._start()
         if self._session is not None:
+            self._session.monitor = self.monitor
             return self._session.measure(cells)
-        from ctxext.measure.session import Measured
-
-        fields = {**_NOTHING, **dict.fromkeys(_COSTS), **self._broken}
-        return (Measured(cell, fields, None, self._trace) for cell in cells)
+        assert self._broken is not None
+        return (Measured.failed(cell, self._broken) for cell in cells)
 
     def _start(self) -> None:
         """The session that measures all cells that are not found yet."""
         from ctxext.measure.session import Session
 
-        if self._inputs is None:
+        session = None
+        if self._inputs is None and self._broken is None:
             self.prepare()
-        if self._inputs is not None and not self._broken:
+        if self._inputs is not None and self._broken is None:
             self.monitor.begin(Step(f"loading {self.plan.source.name}", left=self._left()))
             with self._breaking():
-                self._session = Session(self.plan, self._inputs, self.workers, self.monitor)
+                session = Session(self.plan, self._inputs, self.workers, self.monitor, self.loaded)
+        self._broken = next(filter(None, self.workers.gather(self._broken)), None)
+        if session is not None and self._broken is None:
+            session.agree()
+            self._session = session
 
     @contextlib.contextmanager
     def _breaking(self) -> Iterator[None]:
         """What fails in the block becomes the failure of each cell, or is raised."""
         try:
             yield
-        except Exception as error:
+        except ENDS_RUN:
+            raise
+        except BaseException as error:
             if self.alone and isinstance(error, CtxextError):
                 raise
-            self._broken = failure(error)
-            self._trace = traceback.format_exc()
+            self._broken = Failure.of(error)
 
     def _begin(self, cell: Cell, key: str) -> None:
         """Tell of a cell that is computed from now on, and of what is left after it."""
@@ -329,8 +338,8 @@ class Run:
         data = {**record["data"], "name": name.data}
         names = {"model": name.model, "requested": name.requested, "task": name.task}
         record = sealed({**record, **names, "data": data})
-        self.records.append(record)
         self.store.write(record)
+        self.records.append(record)
         if name.key not in self._old:
             self.monitor.done(record)
 

@@ -28,7 +28,7 @@ from ctxext import bench, machine, report
 from ctxext.engine.patch import HANDLE
 from ctxext.errors import CtxextError
 from ctxext.models import loading
-from ctxext.report import speed
+from ctxext.report import cost, speed
 from ctxext.request import parse_methods
 from ctxext.results import MEASURES, Store, problem_with, sealed
 

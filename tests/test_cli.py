@@ -173,7 +173,7 @@ def test_any_folder_name_will_do(run: Run, here: Path, name: str) -> None:
 def test_a_failed_cell_leaves_the_rest(
     run: Run, here: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, status: str
 ) -> None:
-    asked = ("--method", "ntk:factor=2", "--method", "logn")
+    asked = ("--method", "ntk:factor=2", "--method", "logn", "--batch-size", "1")
     with monkeypatch.context() as patch:
         real, calls = reading.score, itertools.count()
 

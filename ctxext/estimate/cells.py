@@ -16,7 +16,7 @@ from ctxext.estimate.probe import Held, Probe, Speed
 from ctxext.estimate.work import Shape, Work, works
 from ctxext.export.small import outline
 from ctxext.machine import device_name, resident
-from ctxext.measure.answers import can_share
+from ctxext.measure.attempts import reads_in_parts
 from ctxext.measure.inputs import Inputs
 from ctxext.measure.tokens import LOGITS_AT_ONCE
 from ctxext.models import loading
@@ -28,7 +28,7 @@ from ctxext.tasks.base import TokenTask
 SECONDS = 1.0  # that a model's measurements may take together, but for the first forwards
 NEAR = 4.0  # times the length of a record from which time is taken, at most
 NEAREST = 3  # lengths that were measured, of which the median counts
-FOUND, RETRY, COMPUTE = "found", "retry", "compute"
+FOUND, RETRY, REFUSED, COMPUTE = "found", "retry", "refused", "compute"
 _BITS = {"4bit": 4, "8bit": 8}
 
 
@@ -37,7 +37,8 @@ class Estimate:
     """What is known of a cell before it is computed.
 
     Attributes:
-        state: `found` where its record is there, `retry` where that is of a failure, `compute`.
+        state: `found` where its record is there, `retry` where that is of a failure, `refused`
+            where it cannot be measured, `compute`.
         shared: whether another cell before it reads the same, so that it costs nothing more.
         tokens: that it reads; None where another library draws them.
         seconds: None where that is not known.
@@ -77,11 +78,13 @@ class Estimate:
 Note = Callable[[str], None]
 
 
-def estimates(plan: Plan, store: Store, note: Note) -> list[Estimate]:
+def estimates(plan: Plan, store: Store, note: Note, loaded: Loaded, strict: bool) -> list[Estimate]:
     """All cells of a plan, in order; nothing is written.
 
     Args:
         note: told, in a line, what could not be measured.
+        loaded: what was loaded for plans before this one.
+        strict: whether it is raised where a cell's data is too short or a prompt does not fit.
 
     Raises:
         UsageError: something asked for cannot be done.
@@ -90,7 +93,9 @@ def estimates(plan: Plan, store: Store, note: Note) -> list[Estimate]:
     states = [_state(records[plan.key(cell)], plan.request.force) for cell in plan.cells]
     name, new = plan.request.source.name, [state != FOUND for state in states]
     cells = [cell for cell, wanted in zip(plan.cells, new, strict=True) if wanted]
-    costs = iter(_Costs(plan, cells, store, note).all() if cells else ())
+    costs = iter(
+        _Costs(plan, Inputs(plan, cells, loaded, strict), store, note).of(cells) if cells else ()
+    )
     found = [
         Estimate(name, cell, plan.key(cell), state)
         for cell, state in zip(plan.cells, states, strict=True)
@@ -117,13 +122,13 @@ def _group(spec: Spec) -> Group:
 class _Costs:
     """What some cells of a plan will take."""
 
-    def __init__(self, plan: Plan, cells: Sequence[Cell], store: Store, note: Note) -> None:
-        self._plan, self._cells, self._note = plan, cells, note
-        self._inputs = Inputs(plan, cells)
+    def __init__(self, plan: Plan, inputs: Inputs, store: Store, note: Note) -> None:
+        self._plan, self._inputs, self._note = plan, inputs, note
+        self._cells = inputs.cells
         config = loading.load_config(plan.request.source)
         whole = outline(config, plan.source.trust_remote_code)
         self._shape = Shape.of(whole)
-        batch, sharing = plan.request.batch, can_share(whole)
+        batch, sharing = plan.request.batch, reads_in_parts(whole)
         self._works = works(self._shape, self._inputs, batch, sharing)
         self._bytes = getattr(torch, plan.source.dtype).itemsize
         cpu = plan.source.device.startswith("cpu")
@@ -136,8 +141,15 @@ class _Costs:
         self._speeds: dict[Group, dict[int, Speed] | None] = {}
         self._decodes = any(work is not None and work.steps for work in self._works)
 
-    def all(self) -> list[dict[str, Any]]:
-        """The fields of each cell's `Estimate` beside its name and state."""
+    def of(self, cells: Sequence[Cell]) -> list[dict[str, Any]]:
+        """What the `Estimate` of each cell has beside its name, and its state where refused."""
+        known = {id(cell): fields for cell, fields in zip(self._cells, self._all(), strict=True)}
+        for cell in cells:
+            if why := self._inputs.refusals.of(place(cell)):
+                self._note(f"refused: {why.fields['reason']}")
+        return [known.get(id(cell), {"state": REFUSED}) for cell in cells]
+
+    def _all(self) -> list[dict[str, Any]]:
         seen, found = set[object](), []
         for cell, work in zip(self._cells, self._works, strict=True):
             names = {self._plan.key(cell), self._inputs.shared(cell)}

@@ -50,7 +50,7 @@ def totals(found: Sequence[Estimate]) -> str:
     """How many cells there are, and what those that are not found yet take together."""
     states = Counter(one.state for one in found)
     said = ", ".join(f"{count} {state}" for state, count in states.items())
-    left = [one for one in found if one.state != "found"]
+    left = [one for one in found if one.state not in ("found", "refused")]
     unknown = sum(one.seconds is None for one in left)
     seconds = sum(one.seconds or 0.0 for one in left)
     peak = max((one.memory or 0 for one in left), default=0)

@@ -7,7 +7,7 @@ import os
 import secrets
 from pathlib import Path
 
-from ctxext.errors import CtxextError, UsageError
+from ctxext.errors import CtxextError, OutputError, UsageError
 
 
 def write_atomically(path: Path, content: bytes, start: str = ".") -> None:
@@ -15,6 +15,9 @@ def write_atomically(path: Path, content: bytes, start: str = ".") -> None:
 
     Args:
         start: how the name of the unfinished file begins, which ends in `.tmp`.
+
+    Raises:
+        OutputError: it cannot be written; the message says why.
     """
     temporary = path.with_name(f"{start}{os.getpid()}-{secrets.token_hex(6)}.tmp")
     try:
@@ -27,7 +30,7 @@ def write_atomically(path: Path, content: bytes, start: str = ".") -> None:
         with contextlib.suppress(OSError):
             temporary.unlink()
         if isinstance(error, OSError):
-            raise CtxextError(f"cannot write {path}: {error.strerror or error}") from error
+            raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
         raise
 
 

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from ctxext.errors import CtxextError, UsageError
+from ctxext.errors import CtxextError, OutputError, UsageError
 from ctxext.results.files import check_writable, write_atomically
 from ctxext.results.names import printable, safe_name
 from ctxext.results.record import Record, digest, problem_with, sealed
@@ -110,7 +110,8 @@ class Store:
         finished record.
 
         Raises:
-            CtxextError: the record is not sound, or the file cannot be written.
+            CtxextError: the record is not sound.
+            OutputError: the file cannot be written.
         """
         clean = sealed(record)
         if problem := problem_with(clean):
@@ -135,7 +136,7 @@ class Store:
             with open(path, "a", encoding="utf-8", errors="replace") as file:
                 file.write(f"{record['created']}\n{trace.rstrip()}\n\n")
         except OSError as error:
-            raise CtxextError(f"cannot write {path}: {error.strerror or error}") from error
+            raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
         return path.relative_to(self.folder).as_posix()
 
     def read_all(self) -> tuple[list[Record], list[str]]:
@@ -159,7 +160,7 @@ class Store:
             lock = FileLock(self.folder / CLAIMS / "store.lock")
             lock.acquire()
         except (OSError, NotImplementedError) as error:
-            raise CtxextError(f"cannot lock {self.folder}: {error}") from error
+            raise OutputError(f"cannot lock {self.folder}: {error}") from error
         try:
             yield
         finally:
