@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,7 +17,8 @@ from ctxext.estimate.work import Shape, Work, works
 from ctxext.export.small import outline
 from ctxext.machine import device_name, resident
 from ctxext.measure.attempts import reads_in_parts
-from ctxext.measure.inputs import Inputs
+from ctxext.measure.inputs import Inputs, place
+from ctxext.measure.loaded import Loaded
 from ctxext.measure.tokens import LOGITS_AT_ONCE
 from ctxext.models import loading
 from ctxext.patches import Spec
@@ -93,9 +94,9 @@ def estimates(plan: Plan, store: Store, note: Note, loaded: Loaded, strict: bool
     states = [_state(records[plan.key(cell)], plan.request.force) for cell in plan.cells]
     name, new = plan.request.source.name, [state != FOUND for state in states]
     cells = [cell for cell, wanted in zip(plan.cells, new, strict=True) if wanted]
-    costs = iter(
-        _Costs(plan, Inputs(plan, cells, loaded, strict), store, note).of(cells) if cells else ()
-    )
+    costs: Iterator[dict[str, Any]] = iter(())
+    if cells:
+        costs = iter(_Costs(plan, Inputs(plan, cells, loaded, strict), store, note).of(cells))
     found = [
         Estimate(name, cell, plan.key(cell), state)
         for cell, state in zip(plan.cells, states, strict=True)
