@@ -66,8 +66,8 @@ def failed(**changed: Any) -> Record:
 
 
 def files(folder: Path) -> list[str]:
-    """What is in the folder but for the claims."""
-    return sorted(path.name for path in folder.iterdir() if path.name != ".claims")
+    """What is in the folder."""
+    return sorted(path.name for path in folder.iterdir())
 
 
 HOSTILE = [
@@ -227,7 +227,7 @@ def test_a_killed_writer_leaves_no_half_record(tmp_path: Path) -> None:
     root = Path(__file__).parent.parent
     done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], cwd=root, check=False)
     assert done.returncode == 9
-    assert len(files(tmp_path)) == 1  # the temporary file of the dead process
+    assert len(list(tmp_path.glob(".record-*.tmp"))) == 1
     assert Store(tmp_path).read_all() == ([], [])
     assert Store(tmp_path).prepare() == []
     assert files(tmp_path) == []
@@ -389,7 +389,7 @@ def test_a_claim_holds_until_its_process_lets_go_or_dies(tmp_path: Path) -> None
         store.release(key)
         store.release(key)
     store.release_all()
-    assert sorted(path.name for path in (tmp_path / ".claims").iterdir()) == ["store.lock"]
+    assert files(tmp_path) == []
 
 
 def test_a_traceback_is_added_to_the_log_of_its_cell(tmp_path: Path) -> None:
@@ -411,3 +411,37 @@ def test_nothing_heavy_is_imported() -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+TURNS = """
+import sys
+from ctxext.results import Store
+from test_results import make
+store, number = Store(sys.argv[1]), sys.argv[2]
+for turn in range(40):
+    key = f"{turn:012x}".ljust(64, "0")
+    if store.claim(key):
+        store.write(make(key=f"{number}{key[1:]}", model=number))
+        store.release(key)
+"""
+
+
+def test_processes_that_lock_and_tidy_up_at_once(tmp_path: Path) -> None:
+    """Each claim and write makes the lock anew where the others have just removed it."""
+    folder = tmp_path / "out"
+    folder.mkdir()
+    some = [
+        subprocess.Popen(
+            [sys.executable, "-c", TURNS, str(folder), str(n)],
+            cwd=Path(__file__).parent,
+            stderr=subprocess.PIPE,
+        )
+        for n in range(4)
+    ]
+    for process in some:
+        _, err = process.communicate()
+        assert process.returncode == 0, err.decode()
+    found, problems = Store(folder).read_all()
+    assert problems == []
+    assert len(found) >= 40
+    assert len(files(folder)) == len(found)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 CLAIMS, SET_ASIDE, LOGS = ".claims", "set-aside", "logs"
 _MAX_FILE_BYTES = 16 << 20  # a record takes a few kilobytes
 _OURS = re.compile(r".+--[0-9a-f]{12}\.json")
+_TRIES = 100  # for the lock
 _UNFINISHED = ".record-"
 
 
@@ -153,18 +154,39 @@ class Store:
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
         """The folder to ourselves, for a moment."""
-        from filelock import FileLock
-
-        try:
-            (self.folder / CLAIMS).mkdir(exist_ok=True)
-            lock = FileLock(self.folder / CLAIMS / "store.lock")
-            lock.acquire()
-        except (OSError, NotImplementedError) as error:
-            raise OutputError(f"cannot lock {self.folder}: {error}") from error
+        lock = self._lock()
         try:
             yield
         finally:
+            if not self._claims:
+                self._tidy(lock.lock_file)
             lock.release()
+
+    def _lock(self) -> BaseFileLock:
+        from filelock import FileLock
+
+        place = self.folder / CLAIMS
+        for left in reversed(range(_TRIES)):
+            try:
+                place.mkdir(exist_ok=True)
+                lock = FileLock(place / "store.lock")
+                lock.acquire()
+            except FileNotFoundError as error:  # another process has just tidied up
+                if not left or not self.folder.is_dir():
+                    raise OutputError(f"cannot lock {self.folder}: {error}") from error
+            except (OSError, NotImplementedError) as error:
+                raise OutputError(f"cannot lock {self.folder}: {error}") from error
+            else:
+                return lock
+        raise AssertionError
+
+    def _tidy(self, lock: str) -> None:
+        """Leave no trace of claims where there are none; who waits for the lock makes it anew."""
+        place = self.folder / CLAIMS
+        with contextlib.suppress(OSError):
+            if os.listdir(place) == [os.path.basename(lock)]:
+                os.unlink(lock)
+                os.rmdir(place)
 
     def _set_aside(self, path: Path, problem: str) -> str:
         """Move a file out of the way, under a name that is free; a line that says so."""
