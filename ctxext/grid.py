@@ -3,6 +3,7 @@ and text."""
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -61,9 +62,10 @@ def _load(path: Path) -> dict[str, Any]:
 
         def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
             found: dict[Any, Any] = super().construct_mapping(node, deep)
-            names = [key.value for key, _ in node.value]
-            if twice := next((name for name in names if names.count(name) > 1), None):
-                raise UsageError(f"grid {str(path)!r}: {str(twice)[:60]} is there twice")
+            names = Counter(key.value for key, _ in node.value if isinstance(key.value, str))
+            for name, times in names.most_common(1):
+                if times > 1:
+                    raise UsageError(f"grid {str(path)!r}: {name[:60]} is there twice")
             return found
 
     try:
@@ -78,10 +80,16 @@ def _load(path: Path) -> dict[str, Any]:
     for key in grid:
         if key not in KEYS:
             raise UsageError(
-                f"grid {str(path)!r} has an unknown key {str(key)[:60]!r}: "
-                f"{did_you_mean(str(key), KEYS)}"
+                f"grid {str(path)!r} has an unknown key {_shown(key)!r}: "
+                f"{did_you_mean(_shown(key), KEYS)}"
             )
     return grid
+
+
+def _shown(value: Any) -> str:
+    """A short form for messages; aliases can make a list longer than memory."""
+    large = isinstance(value, int) and value.bit_length() > 64
+    return "…" if large or isinstance(value, (list, dict, set, tuple)) else str(value)[:60]
 
 
 def _list(key: str, value: Any) -> list[Any]:
@@ -96,8 +104,11 @@ def _texts(grid: dict[str, Any], key: str, *default: str) -> list[str]:
         return list(default)
     values = _list(key, grid[key])
     for value in values:
-        if isinstance(value, bool) or not isinstance(value, (str, int)):
-            raise UsageError(f"bad value {str(value)[:60]!r} in {key}: give text or whole numbers")
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        if not isinstance(value, str) and not (whole and value.bit_length() <= 64):
+            raise UsageError(
+                f"bad value {_shown(value)!r} in {key}: give text or whole numbers below 2^64"
+            )
     return [str(value) for value in values]
 
 
@@ -124,8 +135,8 @@ def _source(entry: Any, base: Source) -> Source:
         entry = {"model": entry}
     for key in entry:
         if key not in MODEL_KEYS:
-            valid = did_you_mean(str(key), MODEL_KEYS)
-            raise UsageError(f"a model has an unknown key {str(key)[:60]!r}: {valid}")
+            valid = did_you_mean(_shown(key), MODEL_KEYS)
+            raise UsageError(f"a model has an unknown key {_shown(key)!r}: {valid}")
     name, trained = _one(entry, "model"), _one(entry, "train-len")
     if not name:
         raise UsageError("a model has no name: give its alias, Hub id or folder")

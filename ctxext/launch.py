@@ -192,7 +192,7 @@ def _work(
         os.chdir(folder)
     if threads is not None:
         torch.set_num_threads(threads)
-    name = " ".join(plan.keys)
+    name = f"{plan.request.source} {' '.join(plan.keys)}"
     if name not in _kept:
         _kept.clear()
         store = Store(plan.request.out)

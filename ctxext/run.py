@@ -270,8 +270,10 @@ class Run:
         new = self.workers.gather(new)[0]
         self._found |= {key: record for key, record in new.items() if record is not None}
         missing = {key for key, record in new.items() if record is None}
-        by_key = {self.plan.key(cell): cell for cell in reversed(cells)}
-        return [cell for key, cell in reversed(by_key.items()) if key in missing]
+        by_key = dict[str, Cell]()
+        for cell in cells:
+            by_key.setdefault(self.plan.key(cell), cell)
+        return [cell for key, cell in by_key.items() if key in missing]
 
     def _measure(self, cells: list[Cell]) -> Iterator[Measured]:
         if not cells:

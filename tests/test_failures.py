@@ -725,3 +725,21 @@ def test_records_of_cells_that_share_are_those_of_each_alone(run: Run, here: Pat
         assert record["status"] == "ok"
         ours, theirs = measured(record), alone[record["key"]]
         assert ours == theirs
+
+
+def test_a_cell_under_two_names_with_another_between_them_keeps_its_numbers(
+    run: Run, here: Path
+) -> None:
+    length = ("--len", "256")
+    alone = {
+        record["key"]: measured(record)
+        for task in ("ppl-tail", "ppl")
+        for record in evaluate(run, *length, "--task", task, "--out", task).records
+    }
+    tasks = "ppl-tail,ppl,ppl-tail:span=256"
+    together = evaluate(run, *length, "--task", tasks, "--out", "together").records
+    assert [record["task"] for record in together] == tasks.split(",")
+    assert together[0]["key"] == together[2]["key"] != together[1]["key"]
+    for record in together:
+        expected = {**alone[record["key"]], "task": record["task"]}
+        assert measured(record) == expected

@@ -12,6 +12,8 @@ from ctxext.models.loading import Source
 from ctxext.request import Request
 
 BASE = Request(Source("tiny", device="cpu"), (), (), (), limit=7, out=Path("here"))
+#: A list of two lists of two lists …: 2^40 of them, were they told apart.
+ENDLESS = "&l0 [1], " + ", ".join(f"&l{n} [*l{n - 1}, *l{n - 1}]" for n in range(1, 41))
 
 
 def read(tmp_path: Path, text: str) -> tuple[Request, ...]:
@@ -75,6 +77,9 @@ def test_one_value_needs_no_list_and_the_rest_has_defaults(tmp_path: Path) -> No
         ("lengths: 512\nmodels: {dtype: float32}", "a model has no name"),
         ("lengths: 512\nmodels: []", "models is empty"),
         ("lengths: 512\nlengths: 4k", "lengths is there twice"),
+        (f"lengths: 512\nseeds: 0x{'f' * 5000}", "bad value '…' in seeds"),
+        (f"lengths: 512\n? 0x{'f' * 5000}\n: 1", "unknown key '…'"),
+        (f"lengths: 512\nmethods: [&list [{ENDLESS}]]", "bad value '…' in methods"),
         ("- lengths", "is no mapping"),
         ("lengths: [512", "cannot read the grid"),
         ("lengths: !!python/object:os.system x", "cannot read the grid"),

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from ctxext.errors import CtxextError, UsageError
+from ctxext.errors import CtxextError, OutputError, UsageError
 from ctxext.results import Record, Store, printable, problem_with, safe_name, sealed
 
 
@@ -332,6 +332,16 @@ def test_an_edited_file_is_neither_served_nor_lost(tmp_path: Path) -> None:
     assert (tmp_path / "set-aside" / path.name).read_text() == edited
 
 
+def test_a_record_renamed_by_hand_is_not_overwritten(tmp_path: Path) -> None:
+    store, other, record = Store(tmp_path), make(key="cd" * 32), make()
+    whole, place = store.write(other).read_bytes(), store.path(record)
+    store.path(other).rename(place)
+    assert store.get(record["key"]) is None
+    store.write(record)
+    assert store.get(record["key"]) == sealed(record)
+    assert (tmp_path / "set-aside" / place.name).read_bytes() == whole
+
+
 def test_what_is_not_sound_is_set_aside_under_a_free_name(tmp_path: Path) -> None:
     store = Store(tmp_path)
     path, other = store.write(make()), store.write(make(requested="pi"))
@@ -390,6 +400,19 @@ def test_a_claim_holds_until_its_process_lets_go_or_dies(tmp_path: Path) -> None
         store.release(key)
     store.release_all()
     assert files(tmp_path) == []
+
+
+def test_what_stands_in_the_way_of_a_claim_or_a_record_is_said(tmp_path: Path) -> None:
+    store, record = Store(tmp_path), make()
+    store.prepare()
+    (tmp_path / ".claims" / f"{record['key'][:24]}.lock").mkdir()
+    with pytest.raises(OutputError, match="cannot lock"):
+        store.claim(record["key"])
+    store.path(record).write_text("{")
+    (tmp_path / "set-aside").touch()
+    with pytest.raises(OutputError, match="cannot set aside"):
+        store.write(record)
+    assert store.path(record).read_text() == "{"
 
 
 def test_a_traceback_is_added_to_the_log_of_its_cell(tmp_path: Path) -> None:

@@ -6,11 +6,13 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -245,6 +247,23 @@ def test_cells_whose_worker_is_lost_again_and_again_fail(
     assert {(record["status"], words in record["reason"]) for record in found} == {(status, True)}
     assert all(problem_with(record) is None for record in found)
     assert len(records(tmp_path / "out")) == CELLS
+
+
+def test_a_worker_keeps_models_with_the_same_files_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ctxext import plan as plans
+    from ctxext.launch import _work
+    from ctxext.models.aliases import TINY
+
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(TINY, "copy")
+    Store(tmp_path / "out").prepare()
+    for name in ("tiny", "copy"):
+        base = requests(tmp_path / "out")[0]
+        request = replace(base, source=replace(base.source, name=name))
+        (record,) = _work(plans.make(request), [0], True, None, str(tmp_path)).records
+        assert record["model"] == name
 
 
 @pytest.mark.parametrize("text", ["", "rai", "ray:", "slurm", "ray :x"])

@@ -63,13 +63,12 @@ class Store:
     def get(self, key: str) -> Record | None:
         """The record of this request that is there and sound: a finished one, or a failed one."""
         failed = None
-        for path in self._files():
-            if path.name.endswith(f"--{key[:12]}.json"):
-                record, _ = _load(path)
-                if record is not None and record["key"] == key:
-                    if record["status"] == "ok":
-                        return record
-                    failed = record
+        for path in self._files(f"--{key[:12]}.json"):
+            record, _ = _load(path)
+            if record is not None and record["key"] == key:
+                if record["status"] == "ok":
+                    return record
+                failed = record
         return failed
 
     def finished(self, key: str) -> Record | None:
@@ -89,6 +88,8 @@ class Store:
                 lock.acquire()
             except Timeout:
                 return False
+            except OSError as error:
+                raise OutputError(f"cannot lock {lock.lock_file}: {error.strerror}") from error
         self._claims[key] = lock
         return True
 
@@ -123,6 +124,8 @@ class Store:
             if clean["status"] != "ok" and self.finished(clean["key"]) is not None:
                 return path
             there, problem = _load(path) if os.path.lexists(path) else (None, None)
+            if there is not None and there["key"] != clean["key"]:
+                problem = "it is the record of another cell, renamed by hand"
             if problem:
                 self._set_aside(path, problem)
             if there is None or there != clean:
@@ -191,15 +194,20 @@ class Store:
     def _set_aside(self, path: Path, problem: str) -> str:
         """Move a file out of the way, under a name that is free; a line that says so."""
         folder = self.folder / SET_ASIDE
-        folder.mkdir(exist_ok=True)
         names = (f"{path.stem}{(n and f'-{n}') or ''}.json" for n in itertools.count())
         place = next(folder / name for name in names if not os.path.lexists(folder / name))
-        os.rename(path, place)
+        try:
+            folder.mkdir(exist_ok=True)
+            os.rename(path, place)
+        except OSError as error:
+            why = error.strerror or error
+            raise OutputError(f"cannot set aside {path} in {folder}: {why}") from error
         return printable(f"{path.name}: {problem}: set aside as {SET_ASIDE}/{place.name}")
 
-    def _files(self) -> list[Path]:
+    def _files(self, ending: str = ".json") -> list[Path]:
         try:
-            return sorted(path for path in self.folder.iterdir() if path.suffix == ".json")
+            names = sorted(name for name in os.listdir(self.folder) if name.endswith(ending))
+            return [self.folder / name for name in names]
         except FileNotFoundError:
             return []
         except (OSError, ValueError) as error:
