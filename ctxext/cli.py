@@ -191,7 +191,7 @@ def _run(work: Any, as_json: bool, again: str) -> int:
         again: what the same command would do after an interrupt.
     """
     from ctxext.errors import CtxextError
-    from ctxext.measure.workers import launched_alone, leave, speaks
+    from ctxext.measure.workers import launched_alone, leave, several, speaks
     from ctxext.progress import Progress
 
     _quieten()
@@ -205,7 +205,8 @@ def _run(work: Any, as_json: bool, again: str) -> int:
         work.monitor = progress.monitor()
         interrupted, unfinished = False, None
         try:
-            work.run()
+            with contextlib.nullcontext() if several() else _terminable():
+                work.run()
         except KeyboardInterrupt:
             interrupted = True
         except CtxextError as error:  # what was measured before it is printed all the same

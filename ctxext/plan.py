@@ -74,7 +74,7 @@ class Plan:
             "data": cell.data.sha256,
             "limit": request.limit,
             "tokens": request.tokens if isinstance(cell.task, TokenTask) else None,
-            "seed": cell.seed,
+            "seed": cell.seed if cell.task.draws else 0,
             "dtype": self.source.dtype,
             "load_in": self.source.load_in,
             "device": self.source.device.partition(":")[0],

@@ -359,6 +359,16 @@ def test_what_is_not_sound_is_set_aside_under_a_free_name(tmp_path: Path) -> Non
     assert files(tmp_path) == sorted(["notes.json", "set-aside", other.name])
 
 
+def test_one_file_for_a_cell_by_two_names_that_look_alike(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    path = store.write(make(model="a/b", key="ab" * 32))
+    before = path.read_bytes()
+    assert store.write(make(model="a:b", key="ab" * 32)) == path
+    assert path.read_bytes() == before
+    store.write(make(model="a:b", key="ab" * 32, value=3.0))
+    assert store.get("ab" * 32) == sealed(make(model="a:b", key="ab" * 32, value=3.0))
+
+
 def test_a_failure_never_takes_the_place_of_a_finished_record(tmp_path: Path) -> None:
     store, key = Store(tmp_path), "ab" * 32
     store.write(make(key=key))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import multiprocessing
 import os
@@ -282,3 +283,34 @@ def test_a_cluster_that_is_not_there_is_one_line(tmp_path: Path) -> None:
     assert out == b""
     assert b"cannot reach Ray at 127.0.0.1:1" in err.splitlines()[-1]
     assert b"Traceback" not in err
+
+
+def test_a_seed_means_nothing_to_what_draws_nothing(tmp_path: Path) -> None:
+    from ctxext import plan
+
+    first, second = (
+        plan.make(dataclasses.replace(one, seeds=seeds))
+        for one in requests(tmp_path / "out")
+        for seeds in ((0,), (5, 0))
+    )
+    keys = [
+        {plan.key(cell) for cell in plan.cells if cell.task.draws == draws}
+        for plan in (first, second)
+        for draws in (False, True)
+    ]
+    assert keys[0] == keys[2]
+    assert keys[1] < keys[3]
+
+
+def test_a_run_that_is_told_to_end_prints_what_it_has(tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    with command(folder) as process:
+        while len(list(folder.glob("*.json"))) < 3:
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.terminate()
+        out, err = process.communicate()
+    assert process.returncode == 130
+    assert b"interrupted: finished cells are kept" in err.splitlines()[-1]
+    assert 3 <= len(out.splitlines()) == len(list(folder.glob("*.json"))) < CELLS
+    assert not (folder / ".claims").exists()

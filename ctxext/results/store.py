@@ -109,7 +109,7 @@ class Store:
         """Keep the record, sealed; the value of an `ok` one must be finite.
 
         A file in its place that is not sound is set aside; a failure never takes the place of a
-        finished record.
+        finished record, nor does the same cell that was asked for by another name.
 
         Raises:
             CtxextError: the record is not sound.
@@ -128,7 +128,7 @@ class Store:
                 problem = "it is the record of another cell, renamed by hand"
             if problem:
                 self._set_aside(path, problem)
-            if there is None or there != clean:
+            if there is None or _measured(there) != _measured(clean):
                 write_atomically(path, text.encode("utf-8", "replace") + b"\n", _UNFINISHED)
         return path
 
@@ -218,6 +218,12 @@ def _stem(record: Record) -> str:
     model, method = safe_name(record["model"], 48), safe_name(record["requested"])
     task, length = safe_name(record["task"], 24), record["length"]
     return f"{model}--{method}--{task}--{length}--{record['key'][:12]}"
+
+
+def _measured(record: Record) -> Record:
+    """The record without what the cell was called."""
+    names = {"digest": None, **dict.fromkeys(("model", "requested", "task"))}
+    return {**record, **names, "data": {**record["data"], "name": None}}
 
 
 def _is_ours(path: Path) -> bool:
