@@ -19,7 +19,7 @@ import pytest
 from test_results import HOSTILE, failed, make
 
 from ctxext import report
-from ctxext.report import page
+from ctxext.report import page, series
 from ctxext.report.page import plot
 from ctxext.results import Record, Store, printable, sealed
 
@@ -271,11 +271,13 @@ def browse(path: Path, width: int = 1200) -> tuple[str, str]:
     return done.stdout.decode(), "\n".join(line for line in lines if "CONSOLE" in line)
 
 
-def drive(path: Path, source: str, number: int, width: int = 1200) -> tuple[dict[str, Any], str]:
+def drive(
+    path: Path, source: str, number: int, width: int = 1200, script: str = DRIVER
+) -> tuple[dict[str, Any], str]:
     """What the driver found in a copy of the page that also lets the driver's scripts run."""
     opened = re.sub(r"script-src 'sha256-[^']*'", "script-src 'unsafe-inline'", source)
     assert opened != source
-    driver = f"<script>{{{DRIVER.replace('NUMBER', str(number))}}}</script></body>"
+    driver = f"<script>{{{script.replace('NUMBER', str(number))}}}</script></body>"
     opened = opened.replace("<style>", f"{WATCH}<style>", 1).replace("</body>", driver)
     path.write_text(opened)
     dom, console = browse(path, width)
@@ -327,3 +329,26 @@ def test_a_browser_runs_no_script_but_the_page_s_own(tmp_path: Path) -> None:
     dom, console = browse(tmp_path / "closed.html")
     assert console == ""
     assert re.search(r'<html[^>]* class="js"', dom)  # the page's own script was let in
+
+
+KEYS = """
+const area = document.querySelectorAll(".area")[NUMBER];
+const legend = area.closest(".plot").querySelectorAll(".legend button");
+const dots = [...area.querySelectorAll(".line")].map((line) => line.querySelectorAll("use").length);
+const key = () => area.dispatchEvent(new KeyboardEvent("keydown", { key: "ArrowRight" }));
+legend[0].click();
+key();
+const outcome = document.createElement("pre");
+outcome.id = "outcome";
+outcome.textContent = JSON.stringify({ dots, tip: document.getElementById("tip").hidden });
+document.body.append(outcome);
+"""
+
+
+@needs_browser
+def test_arrow_keys_end_where_all_that_is_drawn_is_out_of_view(tmp_path: Path) -> None:
+    records = [make(requested=name, length=n) for name in ("rope", "ntk") for n in (64, 128)]
+    exploded = [r | {"value": 1e9} if r["requested"] == "ntk" else r for r in records]
+    number = [f.name for f in series.figures(exploded)].index("perplexity--tiny--stdlib")
+    told, _ = drive(tmp_path / "keys.html", page.render(exploded), number, script=KEYS)
+    assert told == {"dots": [2, 0], "tip": True}
