@@ -352,3 +352,26 @@ def test_arrow_keys_end_where_all_that_is_drawn_is_out_of_view(tmp_path: Path) -
     number = [f.name for f in series.figures(exploded)].index("perplexity--tiny--stdlib")
     told, _ = drive(tmp_path / "keys.html", page.render(exploded), number, script=KEYS)
     assert told == {"dots": [2, 0], "tip": True}
+
+
+def luminance(hexed: str) -> float:
+    """The relative luminance of a colour, as WCAG 2 has it."""
+    parts = [int(hexed[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+    linear = [x / 12.92 if x <= 0.04045 else ((x + 0.055) / 1.055) ** 2.4 for x in parts]
+    return sum(w * x for w, x in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+def test_numbers_on_maps_can_be_read() -> None:
+    records = [passkey("rope", 64 + n, n / 100) for n in range(101)]
+    text = page.render(records)
+    cells = re.findall(r"background: (#\w{6}); color: (#\w{3})\"", text)
+    assert len(cells) == 3 * 101
+    for ground, ink in cells:
+        low, high = sorted((luminance(ground), 1.0 if ink == "#fff" else 0.0))
+        assert (high + 0.05) / (low + 0.05) >= 4.4
+
+
+def test_a_share_no_map_has_is_drawn_at_its_end() -> None:
+    odd = passkey("rope", 64, 0.5)
+    odd["parts"] = [part | {"value": 2**62 * 1.0e290} for part in odd["parts"]]
+    assert 'style="background: #fee838' in page.render([sealed(odd)])
