@@ -660,6 +660,8 @@ def test_the_caption_speaks_of_what_is_there() -> None:
     assert "median of 2–15 pairs, in brackets its 95% interval;" in table.caption
     (table,) = speed.build([make("rope")])
     assert "pairs" not in table.caption
+    (table,) = speed.build([make("rope"), make("ntk", ratio=dict.fromkeys(MEASURES))])
+    assert "median of 15 pairs;" in table.caption
 
 
 @pytest.mark.parametrize("width", [20, 100, 300])

@@ -84,7 +84,7 @@ def test_methods(text: str) -> None:
 
 
 @FUZZ
-@given(pieces)
+@given(st.one_of(st.sampled_from(ODD), pieces))
 def test_lengths(text: str) -> None:
     tokens = attempt(lambda: parse_length(text))
     assert tokens is None or (0 < tokens < 2**31 and parse_length(format_length(tokens)) == tokens)

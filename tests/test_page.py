@@ -19,7 +19,7 @@ import pytest
 from test_results import HOSTILE, failed, make
 
 from ctxext import report
-from ctxext.report import page
+from ctxext.report import page, series
 from ctxext.report.page import plot
 from ctxext.results import Record, Store, printable, sealed
 
@@ -271,11 +271,13 @@ def browse(path: Path, width: int = 1200) -> tuple[str, str]:
     return done.stdout.decode(), "\n".join(line for line in lines if "CONSOLE" in line)
 
 
-def drive(path: Path, source: str, number: int, width: int = 1200) -> tuple[dict[str, Any], str]:
+def drive(
+    path: Path, source: str, number: int, width: int = 1200, script: str = DRIVER
+) -> tuple[dict[str, Any], str]:
     """What the driver found in a copy of the page that also lets the driver's scripts run."""
     opened = re.sub(r"script-src 'sha256-[^']*'", "script-src 'unsafe-inline'", source)
     assert opened != source
-    driver = f"<script>{{{DRIVER.replace('NUMBER', str(number))}}}</script></body>"
+    driver = f"<script>{{{script.replace('NUMBER', str(number))}}}</script></body>"
     opened = opened.replace("<style>", f"{WATCH}<style>", 1).replace("</body>", driver)
     path.write_text(opened)
     dom, console = browse(path, width)
@@ -327,3 +329,49 @@ def test_a_browser_runs_no_script_but_the_page_s_own(tmp_path: Path) -> None:
     dom, console = browse(tmp_path / "closed.html")
     assert console == ""
     assert re.search(r'<html[^>]* class="js"', dom)  # the page's own script was let in
+
+
+KEYS = """
+const area = document.querySelectorAll(".area")[NUMBER];
+const legend = area.closest(".plot").querySelectorAll(".legend button");
+const dots = [...area.querySelectorAll(".line")].map((line) => line.querySelectorAll("use").length);
+const key = () => area.dispatchEvent(new KeyboardEvent("keydown", { key: "ArrowRight" }));
+legend[0].click();
+key();
+const outcome = document.createElement("pre");
+outcome.id = "outcome";
+outcome.textContent = JSON.stringify({ dots, tip: document.getElementById("tip").hidden });
+document.body.append(outcome);
+"""
+
+
+@needs_browser
+def test_arrow_keys_end_where_all_that_is_drawn_is_out_of_view(tmp_path: Path) -> None:
+    records = [make(requested=name, length=n) for name in ("rope", "ntk") for n in (64, 128)]
+    exploded = [r | {"value": 1e9} if r["requested"] == "ntk" else r for r in records]
+    number = [f.name for f in series.figures(exploded)].index("perplexity--tiny--stdlib")
+    told, _ = drive(tmp_path / "keys.html", page.render(exploded), number, script=KEYS)
+    assert told == {"dots": [2, 0], "tip": True}
+
+
+def luminance(hexed: str) -> float:
+    """The relative luminance of a colour, as WCAG 2 has it."""
+    parts = [int(hexed[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+    linear = [x / 12.92 if x <= 0.04045 else ((x + 0.055) / 1.055) ** 2.4 for x in parts]
+    return sum(w * x for w, x in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+def test_numbers_on_maps_can_be_read() -> None:
+    records = [passkey("rope", 64 + n, n / 100) for n in range(101)]
+    text = page.render(records)
+    cells = re.findall(r"background: (#\w{6}); color: (#\w{3})\"", text)
+    assert len(cells) == 3 * 101
+    for ground, ink in cells:
+        low, high = sorted((luminance(ground), 1.0 if ink == "#fff" else 0.0))
+        assert (high + 0.05) / (low + 0.05) >= 4.4
+
+
+def test_a_share_no_map_has_is_drawn_at_its_end() -> None:
+    odd = passkey("rope", 64, 0.5)
+    odd["parts"] = [part | {"value": 1e308} for part in odd["parts"]]
+    assert 'style="background: #fee838' in page.render([sealed(odd)])

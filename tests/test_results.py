@@ -302,6 +302,9 @@ def test_unsound_files_are_skipped_named_and_left_alone(tmp_path: Path) -> None:
         ("key", 12),
         ("versions", None),
         ("created", None),
+        ("task_resolved", 5),
+        ("task_resolved", ["ppl"]),
+        ("task_resolved", {"ppl": 1}),
     ],
 )
 def test_wrong_types_are_problems(field: str, value: Any) -> None:

@@ -12,7 +12,7 @@ from ctxext.report.plots import set_text, wrapped
 from ctxext.results import Record, printable
 
 _ACROSS = 6  # maps in a row, at most
-DARK = 0.6  # from this share on, numbers are dark
+DARK = 0.47  # numbers are dark from this share on: readable on cividis
 
 
 @dataclass(frozen=True)

@@ -81,12 +81,12 @@ def _caption(group: Group, shown: Sequence[Record]) -> str:
     said = []
     if pairs:
         span = NO_VALUE.join(map(str, dict.fromkeys((pairs[0], pairs[-1]))))
-        wide = all(r["ratio"][name]["low"] is not None for r in compared for name in MEASURES[:2])
-        brackets = " and its 95% interval" if wide else ", in brackets its 95% interval"
-        some = any(r["ratio"][name]["low"] is not None for r in compared for name in MEASURES[:2])
+        ratios = [r["ratio"][name] for r in compared for name in MEASURES[:2]]
+        wide = [ratio is not None and ratio["low"] is not None for ratio in ratios]
+        brackets = " and its 95% interval" if all(wide) else ", in brackets its 95% interval"
         said.append(
             "× is the method over the unpatched model, run next to it: the median of "
-            f"{span} pairs{brackets if some else ''}"
+            f"{span} pairs{brackets if any(wide) else ''}"
         )
     many = f", of {group.batch_size} sequences at once" if group.batch_size > 1 else ""
     said += [

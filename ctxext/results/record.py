@@ -36,6 +36,9 @@ def problem_with(record: object) -> str | None:
             return f"the field {field!r} cannot be {str(record[field])[:60]!r}"
     if ok and not _in_range(record["metric"], record["value"]):
         return f"the value of {record['metric']} cannot be {record['value']}"
+    resolved = record.get("task_resolved")
+    if not (resolved is None or _text(resolved)):
+        return f"the field 'task_resolved' cannot be {str(resolved)[:60]!r}"
     parts = record.get("parts") or []
     if not isinstance(parts, list) or not all(map(_part, parts)):
         return "its parts are not a name, a value and a number each"

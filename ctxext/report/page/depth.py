@@ -58,4 +58,4 @@ def _colour(share: float) -> str:
     from matplotlib import colormaps
     from matplotlib.colors import to_hex
 
-    return to_hex(colormaps["cividis"](float(share)))
+    return to_hex(colormaps["cividis"](min(max(float(share), 0.0), 1.0)))

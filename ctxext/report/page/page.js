@@ -73,6 +73,7 @@ function equip(plot) {
     line, number, x: parseFloat(dot.getAttribute("x")) / 100,
     y: parseFloat(dot.getAttribute("y")) / 100, texts: dot.textContent.split("\n"),
   })));
+  const drawn = ({ line }) => line.style.display !== "none";
   let current = -1;
 
   const heat = (hot) => {
@@ -84,7 +85,7 @@ function equip(plot) {
   const tell = (dot) => {
     const box = area.getBoundingClientRect();
     const off = (other) => Math.hypot((other.x - dot.x) * box.width, (other.y - dot.y) * box.height);
-    const here = dots.filter((other) => off(other) < 4 && other.line.style.display !== "none");
+    const here = dots.filter((other) => off(other) < 4 && drawn(other));
     here.sort((a, b) => off(a) - off(b));
     const rows = here.slice(0, MOST).map(({ number, texts }) => {
       const row = document.createElement("div");
@@ -102,16 +103,16 @@ function equip(plot) {
     const box = area.getBoundingClientRect();
     const [x, y] = [event.clientX - box.left, event.clientY - box.top];
     const far = (dot) => Math.hypot(dot.x * box.width - x, dot.y * box.height - y);
-    const seen = dots.filter(({ line }) => line.style.display !== "none");
+    const seen = dots.filter(drawn);
     if (seen.length) tell(seen.reduce((a, b) => (far(b) < far(a) ? b : a)));
   };
 
   const step = (event) => {
     const by = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
-    if (by === undefined || !dots.length) return;
+    if (by === undefined || !dots.some(drawn)) return;
     event.preventDefault();
     do current = (current + by + dots.length) % dots.length;
-    while (dots[current].line.style.display === "none");
+    while (!drawn(dots[current]));
     tell(dots[current]);
   };
 
@@ -124,11 +125,11 @@ function equip(plot) {
     button.addEventListener("pointerenter", () => heat([lines[number]]));
     button.addEventListener("pointerleave", () => heat([]));
     button.addEventListener("click", () => {
-      const drawn = button.ariaPressed === "true";
+      const pressed = button.ariaPressed === "true";
       const others = lines.some((line, at) => at !== number && line.style.display !== "none");
-      if (drawn && !others) return; // the last one stays
-      button.ariaPressed = String(!drawn);
-      lines[number].style.display = drawn ? "none" : "";
+      if (pressed && !others) return; // the last one stays
+      button.ariaPressed = String(!pressed);
+      lines[number].style.display = pressed ? "none" : "";
     });
   });
 }
