@@ -33,7 +33,7 @@ def read_grid(path: Path, base: Request) -> tuple[Request, ...]:
     """
     grid = _load(path)
     try:
-        if "lengths" not in grid:
+        if grid.get("lengths") is None:
             raise UsageError("lengths are missing: add for example lengths: [512, 4k]")
         common = replace(
             base,

@@ -418,7 +418,7 @@ def test_a_claim_holds_until_its_process_lets_go_or_dies(tmp_path: Path) -> None
 def test_what_stands_in_the_way_of_a_claim_or_a_record_is_said(tmp_path: Path) -> None:
     store, record = Store(tmp_path), make()
     store.prepare()
-    (tmp_path / ".claims" / f"{record['key'][:24]}.lock").mkdir()
+    (tmp_path / ".claims" / f"{record['key'][:24]}.lock").mkdir(parents=True)
     with pytest.raises(OutputError, match="cannot lock"):
         store.claim(record["key"])
     store.path(record).write_text("{")

@@ -311,14 +311,14 @@ def _cost(at: dict[str, Record], bench: list[Record]) -> tuple[dict[str, float],
     best = max(sorted(settings), key=lambda s: len(settings[s]), default=None)
     timed = settings[best] if best else {}
     own = {m: ratio for m, r in at.items() if (ratio := time_ratio(r, at.get("rope")))}
-    if len(timed) >= max(2, len(own)):
-        return timed, "prefill time over that of rope, from bench records"
+    if best and len(timed) >= max(2, len(own)):
+        return timed, f"prefill time over that of rope, from bench records on {best[0]}"
     return own, "evaluation time over that of rope"
 
 
 def _same(scored: Record, timed: Record) -> bool:
-    """Whether a bench record is of the model, method and length that was scored."""
-    fields = ("model", "method", "length", "dtype")
+    """Whether a bench record is of the model, method, length and path that was scored."""
+    fields = ("model", "method", "length", "dtype", "attention")
     weights = {r["model_sha256"] for r in (scored, timed)} - {None}
     return all(scored[f] == timed[f] for f in fields) and len(weights) <= 1
 

@@ -365,10 +365,16 @@ def csv_rows(tables: Iterable[Table]) -> Iterator[dict[str, Any]]:
                 yield dict(zip(CSV, (*head, *result, *rest, *cell.cost), strict=True))
 
 
+def _inert(value: Any) -> Any:
+    """A text that no spreadsheet takes for a formula."""
+    formula = isinstance(value, str) and value[:1] in tuple("=+-@")
+    return f"'{value}" if formula else value
+
+
 def write_csv(names: Sequence[str], rows: Iterable[dict[str, Any]]) -> str:
     """Rows under the column names; what a row lacks is empty."""
     out = io.StringIO()
     writer = csv.DictWriter(out, names, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({name: _inert(value) for name, value in row.items()} for row in rows)
     return out.getvalue()
