@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from ctxext.errors import CtxextError, UsageError
+from ctxext.estimate import estimates
 from ctxext.measure.loaded import Loaded
 from ctxext.measure.workers import Workers
 from ctxext.monitor import Monitor
@@ -48,7 +49,8 @@ class _Outcome(NamedTuple):
 
 @dataclass(frozen=True)
 class Ray:
-    """Works off runs as Ray tasks, each on a GPU of its own where the model is on one.
+    """Works off runs as Ray tasks, each on a GPU of its own where the model is on one, else where
+    there is the memory that it is estimated to take.
 
     Attributes:
         address: of a cluster, as `ray.init` takes it; None starts a Ray on this machine, with as
@@ -140,6 +142,10 @@ class _Jobs:
                 done, _ = self._ray.wait(list(self._left), timeout=_PATIENCE)
                 for ref in done:
                     self._collect(ref, *self._left.pop(ref))
+        except KeyboardInterrupt:
+            for run, numbers in self._left.values():
+                run.salvage([run.plan.cells[n] for n in numbers])
+            raise
         finally:
             for ref in self._left:
                 self._ray.cancel(ref, force=True)
@@ -149,15 +155,25 @@ class _Jobs:
         plan = self._ray.put(run.plan)
         number = {id(cell): n for n, cell in enumerate(run.plan.cells)}
         gpus = 1 if run.plan.source.device.startswith("cuda") else 0
+        memory = {} if gpus else self._memory(run)
         for cells in run.groups():
             if not run.missing(cells):
                 run.finish([cells])
                 continue
             numbers = [number[id(cell)] for cell in cells]
-            ref = self._task.options(num_cpus=1, num_gpus=gpus).remote(
+            most = max(memory.get(run.plan.key(cell), 0) for cell in cells)
+            ref = self._task.options(num_cpus=1, num_gpus=gpus, memory=most or None).remote(
                 plan, numbers, run.alone, self._threads, os.getcwd()
             )
             self._left[ref] = (run, numbers)
+
+    def _memory(self, run: Run) -> dict[str, int]:
+        """The bytes that each cell's process will take, by key, where some node has as many."""
+        if not any(map(run.missing, run.groups())):
+            return {}
+        found = estimates(run.plan, run.store, run.note, run.loaded, run.alone)
+        most = max(int(node["Resources"].get("memory", 0)) for node in self._ray.nodes())
+        return {one.key: min(one.memory or 0, most) for one in found}
 
     def _collect(self, ref: Any, run: Run, numbers: list[int]) -> None:
         cells = [run.plan.cells[n] for n in numbers]

@@ -209,14 +209,24 @@ class Run:
     def fail(self, cells: list[Cell], status: str, reason: str, trace: str | None = None) -> None:
         """The records of cells whose process was lost, but for those that it had finished."""
         why = Failure({"status": status, "reason": reason}, trace or "")
+        for cell in self.salvage(cells):
+            self._found[self.plan.key(cell)] = record = self._record(Measured.failed(cell, why))
+            self._emit(cell, record)
+
+    def salvage(self, cells: list[Cell]) -> list[Cell]:
+        """Report those of the cells that another process has finished since the beginning; the
+        others."""
+        left = []
         for cell in cells:
             key = self.plan.key(cell)
             record = self.store.get(key)
             if record is not None and record != self._before[key]:
                 self._found[key] = record
-            if key not in self._found:
-                self._found[key] = self._record(Measured.failed(cell, why))
-            self._emit(cell, self._found[key])
+            if key in self._found:
+                self._emit(cell, self._found[key])
+            else:
+                left.append(cell)
+        return left
 
     def note(self, line: str) -> None:
         """Tell the user a line, once."""

@@ -820,7 +820,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
                  "tasks", "export", "plan", "measure"),
     "run": ("errors", "registry", "results", "machine", "monitor", "tasks", "request", "plan",
             "measure", "estimate"),
-    "launch": ("errors", "results", "monitor", "plan", "measure", "run"),
+    "launch": ("errors", "results", "estimate", "monitor", "plan", "measure", "run"),
     "bench": ("errors", "registry", "patches", "models", "engine", "request", "results", "machine",
               "monitor", "estimate"),
     "explain": ("errors", "registry", "data", "patches", "models", "engine", "results", "monitor",

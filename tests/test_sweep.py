@@ -213,8 +213,12 @@ class LostWorkers:
     def remote(self, **_: Any) -> Any:
         return lambda _: self
 
-    def options(self, **_: Any) -> Any:
+    def options(self, **options: Any) -> Any:
+        assert options["memory"] == 2**20  # all that there is
         return SimpleNamespace(remote=lambda *given: object())
+
+    def nodes(self) -> list[dict[str, Any]]:
+        return [{"Resources": {"memory": 2.0**20}}]
 
     def put(self, value: Any) -> Any:
         return value
@@ -265,6 +269,26 @@ def test_a_worker_keeps_models_with_the_same_files_apart(
         request = replace(base, source=replace(base.source, name=name))
         (record,) = _work(plans.make(request), [0], True, None, str(tmp_path)).records
         assert record["model"] == name
+
+
+def test_an_interrupt_shows_what_the_workers_have_finished(whole: Path, tmp_path: Path) -> None:
+    ray = pytest.importorskip("ray", reason="Ray is not installed")
+    from ctxext import launch, run
+
+    folder, fake = tmp_path / "out", LostWorkers(ray.exceptions.WorkerCrashedError())
+
+    def wait(refs: list[Any], timeout: float) -> Any:
+        for path in list(whole.glob("*.json"))[:7]:
+            shutil.copy(path, folder)
+        raise KeyboardInterrupt
+
+    fake.wait = wait  # type: ignore[method-assign]
+    fake.cancel = lambda ref, force: None  # type: ignore[attr-defined]
+    work = run.Evaluation(requests(folder))
+    work.launcher = lambda runs: launch._Jobs(fake, local=True).work_off(runs)
+    with pytest.raises(KeyboardInterrupt):
+        work.run()
+    assert len(work.records) == 7
 
 
 @pytest.mark.parametrize("text", ["", "rai", "ray:", "slurm", "ray :x"])
