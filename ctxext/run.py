@@ -89,8 +89,8 @@ class Evaluation:
         if workers.first:
             for line in store.prepare():
                 self.monitor.note(f"not trusted: {line}")
-        for request in self.requests:
-            self._say_unused(request)
+        for line in dict.fromkeys(line for r in self.requests for line in _unused(r)):
+            self.monitor.note(line)
         alone, loaded = len(made) == 1, Loaded()
         runs = [
             Run(plan, store, workers, self.monitor, self.records, alone, loaded) for plan in made
@@ -110,13 +110,14 @@ class Evaluation:
         self.records.sort(key=lambda record: order[_name(record)])
         return self.records
 
-    def _say_unused(self, request: Request) -> None:
-        if request.data is not None:
-            for task in (task for task in request.tasks if not task.uses_data):
-                self.monitor.note(f"{task} does not use --data {request.data}")
-        if request.tokens is not None:
-            for task in (task for task in request.tasks if not isinstance(task, TokenTask)):
-                self.monitor.note(f"{task} does not use --tokens {request.tokens}")
+
+def _unused(request: Request) -> Iterator[str]:
+    """What is asked for and makes no difference to a task, in lines."""
+    for task in request.tasks:
+        if request.data is not None and not task.uses_data:
+            yield f"{task} does not use --data {request.data}"
+        if request.tokens is not None and not isinstance(task, TokenTask):
+            yield f"{task} does not use --tokens {request.tokens}"
 
 
 class _Name(NamedTuple):
