@@ -169,8 +169,6 @@ class _Jobs:
 
     def _memory(self, run: Run) -> dict[str, int]:
         """The bytes that each cell's process will take, by key, where some node has as many."""
-        if not any(map(run.missing, run.groups())):
-            return {}
         found = estimates(run.plan, run.store, run.note, run.loaded, run.alone)
         most = max(int(node["Resources"].get("memory", 0)) for node in self._ray.nodes())
         return {one.key: min(one.memory or 0, most) for one in found}
