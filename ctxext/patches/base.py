@@ -142,7 +142,7 @@ class Part:
 
     The pairs are those with start ≤ ⌊q/unit⌋ − ⌊k/unit⌋ < stop, q and k true positions in tokens;
     with a `unit` of 1 that is start ≤ δ < stop. `stop` None: no end. With `first` only the keys at
-    positions below it are meant.
+    positions below it are meant: such a part has no end, and a unit of 1.
 
     `query` and `key` map true positions (any tensor of numbers, tokens) to effective ones, so
     that the part is plain attention between R(query(q))·q and R(key(k))·k.
@@ -155,12 +155,16 @@ class Part:
     unit: int = 1
     first: int | None = None
 
+    def __post_init__(self) -> None:
+        if self.first is not None and (self.stop is not None or self.unit != 1):
+            raise ValueError("a part of the first keys has no end, and a unit of 1")
+
     def span(self, oldest: int, newest: int) -> tuple[int, int]:
         """Between which positions the keys are that queries oldest … newest have: low, high.
 
         Where there are none, high ≤ low; for one query, oldest = newest, it has all of them.
         """
-        low, high = 0, min(newest, (newest // self.unit - self.start + 1) * self.unit - 1) + 1
+        low, high = 0, min(newest + 1, (newest // self.unit - self.start + 1) * self.unit)
         if self.stop is not None:
             low = max(0, (oldest // self.unit - self.stop + 1) * self.unit)
         return low, high if self.first is None else min(high, self.first)
@@ -217,6 +221,11 @@ class QueryScale(Method):
 def identity(position: Tensor) -> Tensor:
     """The true position."""
     return position
+
+
+def as_held(position: Tensor) -> Tensor:
+    """No turn at all: the `key` of parts that take keys as a cache holds them."""
+    return position * 0
 
 
 def require(holds: bool, key: str, value: object, need: str) -> None:

@@ -19,20 +19,19 @@ if TYPE_CHECKING:
 class DualChunk(Distance):
     """Dual Chunk Attention: keys count anew in each chunk, and queries stand behind them.
 
-    Formula: keys at k mod s; queries at q mod s for keys of their own chunk, at s + (q mod s), or
-    reach−1 from the step `local` on, for those of the chunk before, and at reach−1 for older ones
-    (q and k counted from 0)
+    Formula: keys at k mod s; queries at q mod s for keys of their own chunk, at s + (q mod s) for
+    those of the chunk before, but reach−1 at most, and from the step `local` of a chunk on, and at
+    reach−1 for older ones (q and k counted from 0)
 
     Source: Dual Chunk Attention, arXiv 2402.17463
 
     Parameters: chunk (s, tokens, below reach; default 3T/4), local (steps, at least 1; default
     reach − s), reach (tokens that positions stay below; default T)
 
-    Inside T: identity up to s; above, keys of the chunk before are seen further off than they are
-    from s + local on.
+    Inside T: identity up to s + local, by default T.
 
-    Beyond T: no relative position is above reach − 1; keys up to s + local back are never seen
-    nearer than they are, and older ones by their place in their chunk alone.
+    Beyond T: no relative position is above reach − 1; keys of a query's own chunk keep their
+    distance, and old ones are told apart by their place in their chunk alone.
     """
 
     absolute = True

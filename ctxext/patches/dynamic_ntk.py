@@ -35,7 +35,8 @@ class DynamicNTK(Frequency):
 
     def __post_init__(self) -> None:
         require(self.factor >= 1, "factor", self.factor, "at least 1")
-        require(self.sequence is None or self.sequence >= 1, "sequence", self.sequence, "at least 1")
+        some = self.sequence is None or self.sequence >= 1
+        require(some, "sequence", self.sequence, "at least 1")
 
     def resolve(self, span: Span) -> DynamicNTK:
         """s = L by default."""

@@ -13,7 +13,7 @@ from ctxext.patches.leaky_rerope import leaky_parts
 @register("inv-leaky-rerope")
 @dataclass(frozen=True)
 class InvLeakyReRoPE(Distance):
-    """Inverse Leaky ReRoPE, for training alone: long steps beyond a window, so that plain rope fits.
+    """Inverse Leaky ReRoPE, for training alone: long steps beyond a window, which rope then meets.
 
     Formula: relative position δ if δ < w, else w + (δ−w)·2·expansion, which is leaky-rerope whose
     leak is 1/(2·expansion)
@@ -26,8 +26,8 @@ class InvLeakyReRoPE(Distance):
     Inside T: train with the patch on, at T, then take it off and run the model with plain rope.
     Put on a model that was not trained so, or left on for reading, it spoils what it is put on.
 
-    Beyond T: plain rope then meets no relative position above w + (T−w)·2·expansion that training
-    did not.
+    Beyond T: training at T has seen relative positions up to w + (T−1−w)·2·expansion, so that
+    plain rope reads as far.
     """
 
     window: int | None = None

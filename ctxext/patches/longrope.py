@@ -50,7 +50,8 @@ class LongRoPE(Frequency):
         need = "@ and the name of a JSON file"
         given = self.factors is None or (self.factors[:1] == "@" and len(self.factors) > 1)
         require(given, "factors", repr(self.factors), need)
-        require(self.sequence is None or self.sequence >= 1, "sequence", self.sequence, "at least 1")
+        some = self.sequence is None or self.sequence >= 1
+        require(some, "sequence", self.sequence, "at least 1")
         sharp = self.attention is None or LEAST <= self.attention <= MOST
         require(sharp, "attention", self.attention, f"{LEAST:g} … {MOST:g}")
 
@@ -97,8 +98,8 @@ def _lists(marked: str) -> dict[str, tuple[float, ...]]:
     content = _bytes(name)
     if _digest(content) != digest:
         raise UsageError(
-            f"{name!r} is not the file that it was: its digest is {_digest(content)}, not {digest}; "
-            f"leave out #{digest} to take it as it is"
+            f"{name!r} is not the file that it was: its digest is {_digest(content)}, not "
+            f"{digest}; leave out #{digest} to take it as it is"
         )
     try:
         found = json.loads(content)
