@@ -510,6 +510,94 @@ def test_a_mask_given_by_position(spec: str) -> None:
         close(model.model(ids, mask)[0][1, 31:], model.model(row[None])[0][0])
 
 
+ABSOLUTE = [spec for name, spec in NARROW.items() if KINDS[name].absolute]
+
+
+def test_which_methods_go_by_more_than_distance() -> None:
+    names_of = {spec.partition(":")[0] for spec in ABSOLUTE}
+    assert names_of == {"dca", "lm-infinite", "self-extend", "streaming"}
+
+
+@pytest.mark.parametrize("spec", NARROW.values())
+def test_what_methods_go_by(spec: str) -> None:
+    """Moved as a whole, positions change nothing, or are refused where they would."""
+    model, ids = random_model(), tokens(20)
+    moved = torch.arange(7, 27)[None]
+    with ctxext.patched(model, spec, L):
+        plain = logits(model, ids)
+        if spec not in ABSOLUTE:
+            close(logits(model, ids, position_ids=moved), plain)
+            return
+        for wrong in (moved, torch.arange(20)[None] * 2, moved - 8):
+            with pytest.raises(UnsupportedModelError, match="from a row's first token") as caught:
+                model(ids, position_ids=wrong)
+            assert "\n" not in str(caught.value)
+        assert torch.equal(logits(model, ids), plain)
+
+
+@pytest.mark.parametrize("attn", ["sdpa", "eager", "dense"])
+@pytest.mark.parametrize("spec", ABSOLUTE)
+def test_masks_over_positions_that_count(spec: str, attn: str) -> None:
+    """Masks of four dimensions: causal, of a padded row, of what a row may not see."""
+    model, ids = random_model(), tokens(40)
+    causal = torch.ones(40, 40, dtype=torch.bool).tril()[None, None]
+    with ctxext.patched(model, spec, L, attn=attn):
+        plain = logits(model, ids)
+        close(logits(model, ids, attention_mask=causal), plain)
+        short, positions = logits(model, ids[:, 9:]), (torch.arange(40) - 9).clamp(min=0)[None]
+        padding = causal.clone()
+        padding[..., :9] = False
+        given = {"attention_mask": padding, "position_ids": positions}
+        close(logits(model, ids, **given)[:, 9:], short)
+        with pytest.raises(UnsupportedModelError, match="from a row's first token"):
+            model(ids, attention_mask=causal, position_ids=positions)
+        hidden = causal.clone()
+        hidden[..., 20:, 15:18] = False
+        ours = logits(model, ids, attention_mask=hidden)
+        close(ours[:, :20], plain[:, :20])
+        assert (ours[:, 20] - plain[:, 20]).abs().max() > 1e-2
+    with ctxext.patched(model, spec, L, attn="dense"):
+        close(ours, logits(model, ids, attention_mask=hidden))
+
+
+@pytest.mark.parametrize("spec", ABSOLUTE)
+def test_one_step_under_a_mask_of_its_own(spec: str) -> None:
+    """A step of a padded batch, whose mask [b, 1, 1, m] hides the newest key of one row."""
+    model, ids = random_model(), tokens(20, 2)
+    with ctxext.patched(model, spec, L):
+        cache = DynamicCache(config=model.config)
+        logits(model, ids[:, :-1], past_key_values=cache)
+        seen = torch.ones(2, 1, 1, 20, dtype=torch.bool)
+        seen[1, ..., -3:] = False
+        ours = logits(model, ids[:, -1:], attention_mask=seen, past_key_values=cache)
+    with ctxext.patched(model, spec, L, attn="dense"):
+        hidden = torch.ones(20, 20, dtype=torch.bool).tril().repeat(2, 1, 1, 1)
+        hidden[1, ..., -1, -3:] = False
+        close(ours, logits(model, ids, attention_mask=hidden)[:, -1:])
+
+
+@pytest.mark.parametrize(
+    ("spec", "windows"),
+    [
+        ("window:window=6", lambda q: range(q - 5, q + 1)),
+        ("streaming:window=6,sinks=2", lambda q: [0, 1, *range(q - 5, q + 1)]),
+        ("lm-infinite:window=6,sinks=2", lambda q: [0, 1, *range(q - 5, q + 1)]),
+    ],
+)
+def test_unseen_keys_change_nothing(spec: str, windows: Callable[[int], Any]) -> None:
+    """In one layer, a token's logits are those of what it sees, and of no other token."""
+    model, ids = random_model(num_hidden_layers=1), tokens(30)
+    for attn in ("sdpa", "eager", "dense"):
+        with ctxext.patched(model, spec, attn=attn):
+            plain = logits(model, ids)
+            for changed in (0, 1, 2, 11):
+                other = ids.clone()
+                other[0, changed] = 5 if ids[0, changed] != 5 else 6
+                same = (logits(model, other) == plain).all(-1)[0]
+                for q in range(30):
+                    assert bool(same[q]) == (changed > q or changed not in windows(q))
+
+
 # Number formats ----------------------------------------------------------------------------------
 
 
@@ -573,12 +661,19 @@ def test_autocast(spec: str) -> None:
 
 
 def gradient(model: Any, spec: str, dense: bool, ids: Tensor) -> Tensor:
-    """The gradient of two forward passes at different positions, as one vector."""
+    """The gradient of two forward passes at different positions, as one vector.
+
+    The second is of other positions, or of two packed rows where those must count from 0.
+    """
     model.zero_grad()
-    with ctxext.patched(model, spec, 4 * L, attn="dense" if dense else "sdpa"):
-        shifted = {"position_ids": torch.arange(9, 9 + L)[None], "use_cache": False}
+    with ctxext.patched(model, spec, 4 * L, attn="dense" if dense else "sdpa") as handle:
+        distance = handle.spec.distance
+        other = torch.arange(9, 9 + L)
+        if distance and distance.absolute:
+            other = torch.cat((torch.arange(20), torch.arange(L - 20)))
         loss = model(ids, labels=ids, use_cache=False).loss
-        (loss + model(ids, labels=ids, **shifted).loss).backward()
+        second = model(ids, labels=ids, position_ids=other[None], use_cache=False).loss
+        (loss + second).backward()
     return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
 

@@ -45,6 +45,7 @@ from ctxext.engine.merged import merged_attention
 from ctxext.engine.operators import TORCH, CudaEfficient, CudaFlash, Pattern
 from ctxext.engine.paths import FEW, NAMES, attend, choose
 from ctxext.errors import UsageError
+from ctxext.patches import parse
 from ctxext.patches.base import Part
 
 D = 16
@@ -391,6 +392,27 @@ def test_a_path_that_cannot_run(asked: str, device: str, dtype: torch.dtype, wor
         with pytest.raises(UsageError, match=words):
             ctxext.patch(model, "rerope", attn=asked)
         assert torch.equal(logits(model, ids), plain)
+
+
+@pytest.mark.parametrize(
+    ("spec", "asked", "words"),
+    [
+        ("dca:chunk=9,local=3,reach=20", "flex", "chunks are not served"),
+        ("dca:chunk=9,local=3,reach=20", "triton", "chunks and first keys are not served"),
+        ("streaming:window=5", "triton", "chunks and first keys are not served"),
+        ("window:window=5", "triton", "keys that no part shows are not served"),
+    ],
+)
+def test_parts_that_a_path_does_not_serve(spec: str, asked: str, words: str) -> None:
+    """Named where the path is asked for; FlashAttention and torch's own operators serve all."""
+    parts = parse(spec).distance.parts()
+    served = mock.patch.object(paths, "_why_not", return_value=None)
+    with served, pytest.raises(UsageError, match=rf"'{asked}' cannot run: {words}.*sdpa"):
+        choose(asked, "cuda", torch.bfloat16, 64, (), parts)
+    with served:
+        assert choose("auto", "cuda", torch.bfloat16, 64, (), parts).name == "flash"
+        far = parse("self-extend:window=5,group=3").distance.parts()
+        assert choose(asked, "cuda", torch.bfloat16, 64, (), far).name == asked
 
 
 def test_every_path_has_a_line() -> None:

@@ -30,6 +30,8 @@ class InvLeakyReRoPE(Distance):
     plain rope reads as far.
     """
 
+    cached = 0  # far keys turn through so large an angle that float32 tells when it is undone
+
     window: int | None = None
     expansion: float | None = None
 
