@@ -187,7 +187,13 @@ def tiny_model(kind: str, **changes: Any) -> Any:
 
 FREQUENCY = ("ntk:factor=4", "yarn:factor=4")
 INFINITE = "rerope:window=4096"
-DISTANCE = (INFINITE, "rerope:window=16", "leaky-rerope:window=9,leak=3+logn")
+DISTANCE = (
+    INFINITE,
+    "rerope:window=16",
+    "leaky-rerope:window=9,leak=3+logn",
+    "dca:chunk=20,local=9",
+    "lm-infinite:window=16,sinks=4",
+)
 EXACT, AS_IS = "exact", "as exact as unpatched"
 
 

@@ -3,6 +3,8 @@
 patch.py      put a spec on a model, and take it off again, bit for bit
 probe.py      a few tokens that prove the model is rotated as it is thought to be
 seams.py      the registered attention functions, and what they know of their model
+runs.py       rows cut to where positions count from 0, for methods that go by more than distance
+paths.py      which attention path is taken
 chunked.py    distance attention by query chunks, memory linear in length
 reference.py  the same, dense, in a few lines: what every path is tested against
 """

@@ -57,10 +57,10 @@ def find_runs(positions: Tensor, mask: Tensor | None, b: int, n: int, m: int) ->
         if begins.any():
             raise _astray()
         return None
-    runs = []
+    runs, rows = [], mask[:, 0].cpu()
     for row in range(b):
         begin = begins[row if len(begins) > 1 else 0]
-        own = mask[row if len(mask) > 1 else 0, 0].cpu()
+        own = rows[row if len(rows) > 1 else 0]
         for start, stop in _pieces(begin, _real(own, begin, m - n)):
             runs.append(_run(row, start, stop, int(begin[start]), own, m - n))
     return runs
@@ -100,10 +100,12 @@ def _run(row: int, start: int, stop: int, begin: int, mask: Tensor, past: int) -
     own = mask[start:stop] if len(mask) > 1 else mask
     if begin < 0 or bool(own[:, :begin].any()):
         raise _astray()
-    own = own[:, begin : past + stop].expand(stop - start, -1)
+    own = own[:, begin : past + stop]
     n, m = own.shape
-    hides = bool((~own & torch.ones(n, m, dtype=torch.bool).tril(m - n)).any())
-    return Run(row, start, stop, begin, own[None, None] if hides else None)
+    hides = ~own if n == 1 else ~own & torch.ones(n, m, dtype=torch.bool).tril(m - n)
+    if not hides.any():
+        return Run(row, start, stop, begin, None)
+    return Run(row, start, stop, begin, own.expand(1, 1, stop - start, -1))
 
 
 def attend_runs(
