@@ -56,6 +56,7 @@ class Patched:
     model: Any
     raw: dict[str, Any]  # its config.json
     rotary: Frequencies
+    own: Rotary  # of the model before the patch
     longest: int  # tokens
     trust_remote_code: bool
 
@@ -121,7 +122,7 @@ def _expressions(spec: Spec, own: Rotary, length: int) -> Iterator[tuple[str, Ro
 def write_config(stage: Path, patched: Patched, spec: Spec) -> str:
     """Write the first expression of the spec that proves right; its name."""
     why = ""
-    for expression, rope in _expressions(spec, patched.rotary.facts, patched.longest):
+    for expression, rope in _expressions(spec, patched.own, patched.longest):
         edited = _edit(patched, rope)
         (stage / "config.json").write_text(json.dumps(edited, indent=2) + "\n")
         try:
@@ -152,7 +153,7 @@ def _edit(patched: Patched, rope: Rope | None) -> dict[str, Any]:
             f"{config.model_type} reads {', '.join(sorted(special))} of its rope parameters "
             "outside the rotary module: use ctxext.patch at run time"
         )
-    base = patched.rotary.facts.base
+    base = patched.own.base
     rope = {"rope_type": "default", "rope_theta": base, **kept, **rope}
     edited = {**raw, key: longest, "rope_parameters": rope}
     if getattr(config, "head_dim", 0) is None:  # which transformers' yarn and longrope cannot read

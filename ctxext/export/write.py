@@ -56,10 +56,11 @@ def export(
     config.name_or_path = str(source)
     model = skeleton(config, trust_remote_code)
     rotary = only_source(model, train_len)
+    own = rotary.facts  # before the patch changes what they are read from
     resolved = patch(model, spec, length, train_len=train_len).spec
     if not trust_remote_code:
         raw.pop("auto_map", None)
-    patched = Patched(model, raw, rotary, max(length, rotary.trained), trust_remote_code)
+    patched = Patched(model, raw, rotary, own, max(length, rotary.trained), trust_remote_code)
     try:
         near = next(parent for parent in target.parents if parent.exists())
         with tempfile.TemporaryDirectory(prefix=".ctxext-", dir=near) as box:

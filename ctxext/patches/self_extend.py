@@ -22,7 +22,8 @@ class SelfExtend(Distance):
     Parameters: window (w, tokens, at least 1; default T/4), group (G, tokens, at least 1; default
     max(1, ⌈(L−w)/(T−w)⌉))
 
-    Inside T: keys more than w back are seen nearer than they are, and G at a time at one place.
+    Inside T: keys more than w back are seen nearer than they are, G at a time at one place;
+    identity at G = 1.
 
     Beyond T: relative positions reach about w + (L−w)/G, with the default group at most T.
     """
