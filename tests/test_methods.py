@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import itertools
 import json
 import math
 import pkgutil
@@ -302,6 +303,29 @@ def test_nll_distance_and_unclipped_logn(distance: str) -> None:
     method = both(apart, logn(False))(97)
     truth = (model.state_dict(), model.config.to_dict(), ids[0].tolist(), method)
     assert_nll(ours, oracle.token_nll(*truth))
+
+
+@pytest.mark.parametrize("attn", ["sdpa", "eager", "dense"])
+@pytest.mark.parametrize("name", names())
+def test_nll_of_a_padded_batch_on_a_cache(name: str, attn: str) -> None:
+    """Two rows, one of them padded on the left: a prefill in two chunks, one by one, a last few."""
+    model, rows = shake(random_model()), [tokens(60)[0], tokens(41, seed=2)[0]]
+    weights, config = model.state_dict(), model.config.to_dict()
+    ids = torch.stack([torch.nn.functional.pad(row, (60 - len(row), 0)) for row in rows])
+    mask = torch.stack([torch.arange(60) >= 60 - len(row) for row in rows]).long()
+    for spec, method in ROWS[name][:3]:
+        with ctxext.patched(model, fitted(spec, 8), 97, attn=attn), torch.no_grad():
+            out, cache = [], None
+            for a, z in itertools.pairwise((0, 25, 45, *range(46, 52), 60)):
+                seen = {"attention_mask": mask[:, :z], "past_key_values": cache}
+                step = model(ids[:, a:z], **seen)
+                cache = step.past_key_values
+                out.append(step.logits.double().log_softmax(-1))
+        for row, log_p in zip(rows, torch.cat(out, 1), strict=True):
+            ours = -log_p[60 - len(row) : -1].gather(1, row[1:, None])[:, 0]
+            truth = oracle.token_nll(weights, config, row.tolist(), method(97))
+            farthest = float(oracle.effective_positions(len(row), method(97)).max())
+            assert_nll(ours, truth, farthest)
 
 
 SHAPES: dict[str, dict[str, Any]] = {
