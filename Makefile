@@ -27,6 +27,8 @@ results: $(READY)
 	$(BIN)/ctxext eval --model tiny --len 16k --task passkey \
 	  $(foreach m,yarn rerope rerope+logn,--method $(m)) --out results/tiny
 	$(BIN)/ctxext report --out results/tiny
+	$(BIN)/ctxext explain --len 4k $(foreach m,pi ntk yarn rerope leaky-rerope+logn,--method $(m)) \
+	  --out results/explain
 	$(BIN)/python scripts/readme.py
 
 test: $(READY)

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ctxext.errors import CtxextError, UsageError
+from ctxext.estimate import Shape
 from ctxext.machine import (
     allocated_peak,
     clock,
@@ -34,9 +35,10 @@ from ctxext.machine import (
     versions,
 )
 from ctxext.models import loading
-from ctxext.monitor import Monitor
+from ctxext.monitor import Monitor, Step
 from ctxext.patches import Spec
 from ctxext.patches.base import Span
+from ctxext.registry import format_length
 from ctxext.request import BASELINE, check_attention
 from ctxext.results import BENCH, MEASURES, RATIO, Record, Store, sealed
 
@@ -193,6 +195,11 @@ class Bench:
     monitor: Monitor = field(default_factory=Monitor)
     records: list[Record] = field(default_factory=list)
 
+    @property
+    def methods(self) -> list[str]:
+        """The methods as they were asked for, in order."""
+        return [str(spec) for spec in self.request.methods]
+
     def run(self) -> list[Record]:
         """Measure every cell; nothing is taken from disk.
 
@@ -201,7 +208,8 @@ class Bench:
         """
         request = self.request
         self.store = Store(request.out)
-        self.store.check_writable()
+        for line in self.store.prepare():
+            self.monitor.note(line)
         config = loading.load_config(request.source)
         self.source = loading.settle(request.source, config)
         self.identity = loading.identify(self.source, config)
@@ -255,12 +263,20 @@ class Bench:
         return list(cells.values())
 
     def _plan(self, cells: dict[int, list[Cell]]) -> None:
-        """Tell the monitor how many cells there are, and the tokens of all prefills."""
-        pairs, tokens = self.request.pairs, 0
+        """Tell the monitor how many cells there are; what they take together."""
+        self.monitor.plan(sum(len(some) + 1 for some in cells.values()), 0)
+        self._shape, pairs = Shape.guessed(self.model), self.request.pairs
+        self._left = 0.0
         for length, some in cells.items():
             runs = UNTIMED + (UNTIMED + 2 * pairs) * len(some) + (0 if some else pairs)
-            tokens += runs * self.request.batch_size * length
-        self.monitor.plan(sum(len(some) + 1 for some in cells.values()), tokens)
+            self._left += runs * self._shape.read(length)
+
+    def _begin(self, what: str, length: int, runs: int) -> None:
+        """Tell the monitor what runs from now on."""
+        tokens, cost = runs * self.request.batch_size * length, runs * self._shape.read(length)
+        self._left = max(0.0, self._left - cost)
+        what = f"{what} at {format_length(length)}"
+        self.monitor.begin(Step(what, tokens, "", float(cost), {"": self._left}))
 
     def _compare(self, length: int, cells: list[Cell]) -> None:
         """The records of one length: the unpatched model's is of all its runs beside the others."""
@@ -295,7 +311,7 @@ class Bench:
 
     def _unpatched(self, ids: Any) -> Side:
         """The unpatched model, warmed up, on its quickest path, which stays on."""
-        self.monitor.begin(f"{BASELINE} at {ids.shape[1]}")
+        self._begin(BASELINE, ids.shape[1], UNTIMED)
         side, start = Side(self.source.attn), time.perf_counter()
         try:
             side.attention = self._quickest(ids)
@@ -325,7 +341,8 @@ class Bench:
 
     def _against(self, base: Side, cell: Cell, ids: Any) -> Record:
         """Run the pairs of one cell; its record, which is that of a failure if it came to one."""
-        self.monitor.begin(f"{cell.requested} at {cell.length}, {cell.attention}")
+        runs = UNTIMED + 2 * self.request.pairs
+        self._begin(f"{cell.requested} on {cell.attention}", cell.length, runs)
         side = Side(cell.attention, lambda: self._patched(cell.requested, cell.length, cell.path))
         start, first = time.perf_counter(), len(base.runs)
         if base.failed is not None:
@@ -347,6 +364,7 @@ class Bench:
 
     def _alone(self, base: Side, ids: Any) -> None:
         """The unpatched model where there is nothing that it could be compared with."""
+        self._begin(BASELINE, ids.shape[1], self.request.pairs)
         try:
             for _ in range(0 if base.failed else self.request.pairs):
                 self._run(base, ids)
@@ -387,11 +405,10 @@ class Bench:
         self.monitor.advance(ids.numel())
 
     def _emit(self, record: Record, place: int | None = None) -> None:
-        """Keep a cell's record; a failure never takes the place of a finished one."""
+        """Keep a cell's record."""
         record = sealed(record)
         self.records.insert(len(self.records) if place is None else place, record)
-        if record["status"] == "ok" or self.store.get(record["key"]) is None:
-            self.store.write(record)
+        self.store.write(record)
         self.monitor.done(record)
 
     def _record(self, cell: Cell, side: Side, ids: Any, base: Side, beside: list[Timing]) -> Record:

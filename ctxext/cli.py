@@ -46,7 +46,10 @@ Trust = Annotated[
 
 @app.command("eval")
 def evaluate(
-    length: Annotated[list[str], typer.Option("--len", help="Lengths in tokens: 512, 4k,16k, 1m.")],
+    context: typer.Context,
+    length: Annotated[
+        list[str], typer.Option("--len", help="Lengths in tokens: 512, 4k,16k, 1m.")
+    ] = [],  # noqa: B006
     model: Model = "tiny",
     method: Annotated[
         list[str], typer.Option(help="name:key=value,…+name… (see ctxext methods); repeatable.")
@@ -68,7 +71,13 @@ def evaluate(
         str | None,
         typer.Option(help="Only so many tokens of a text that is cut into windows."),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the samples that are drawn.")] = 0,
+    seed: Annotated[
+        list[str], typer.Option(help="Of the samples that are drawn; 0,1,2 for several.")
+    ] = ["0"],  # noqa: B006
+    grid: Annotated[
+        Path | None,
+        typer.Option(help="A YAML file with models, methods, lengths, tasks, seeds, data."),
+    ] = None,
     attn: Annotated[
         str, typer.Option(help="auto, flash, triton, flex, sdpa or eager (the slow reference).")
     ] = "auto",
@@ -77,8 +86,15 @@ def evaluate(
     batch_size: Annotated[
         int | None, typer.Option(help="Windows or prompts at once; default about 4096 tokens.")
     ] = None,
+    launcher: Annotated[
+        str | None,
+        typer.Option(metavar="ray[:ADDRESS]", help="Cells as Ray tasks, here or on a cluster."),
+    ] = None,
     out: Out = Path("results"),
     force: Annotated[bool, typer.Option("--force", help="Redo finished cells.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the cells, with estimated time and memory.")
+    ] = False,
     as_json: Json = False,
     revision: Revision = None,
     trust_remote_code: Trust = False,
@@ -90,10 +106,13 @@ def evaluate(
 ) -> None:
     """Measure methods at lengths: every combination, beside the unpatched model."""
     from ctxext import request as ask
+    from ctxext.errors import UsageError
     from ctxext.models.loading import Source
     from ctxext.registry import parse_length
 
-    request = ask.Request(
+    if grid is None and not length:
+        raise UsageError("missing --len: give lengths such as --len 512,4k, or a --grid")
+    base = ask.Request(
         source=Source(
             model,
             revision=revision,
@@ -111,14 +130,58 @@ def evaluate(
         data=ask.check_data(data),
         limit=ask.in_range("--limit", limit),
         tokens=None if tokens is None else parse_length(tokens),
-        seed=ask.in_range("--seed", seed, least=0) or 0,
+        seeds=ask.parse_seeds(seed),
         batch_size=ask.in_range("--batch-size", batch_size),
         out=out,
         force=force,
     )
+    requests: tuple[ask.Request, ...] = (base,)
+    if grid is not None:
+        from ctxext.grid import read_grid
+
+        _refuse_beside_grid(context)
+        requests = read_grid(grid, base)
     from ctxext.run import Evaluation
 
-    raise typer.Exit(_run(Evaluation(request), as_json, "the same command goes on"))
+    evaluation = Evaluation(requests)
+    if dry_run:
+        return _print_estimates(evaluation, as_json)
+    if launcher is not None:
+        from ctxext.launch import parse_launcher
+
+        evaluation.launcher = parse_launcher(launcher)
+    raise typer.Exit(_run(evaluation, as_json, "the same command goes on"))
+
+
+def _print_estimates(work: Any, as_json: bool) -> None:
+    from rich.console import Console
+
+    from ctxext import estimate as room
+    from ctxext.measure.workers import speaks
+
+    _quieten()
+    work.monitor.note = lambda line: typer.echo(line, err=True)
+    found = work.estimates()
+    if as_json and speaks():
+        for one in found:
+            typer.echo(json.dumps(one.to_record(), ensure_ascii=False, allow_nan=False))
+    elif speaks():
+        console = Console(width=None if sys.stdout.isatty() else 100, highlight=False)
+        for table in room.to_rich(found):
+            console.print(table, crop=False)
+        typer.echo(room.totals(found))
+
+
+def _refuse_beside_grid(context: typer.Context) -> None:
+    """A UsageError for an option whose values the grid file has."""
+    from ctxext.errors import UsageError
+
+    inside = {"model": "models", "method": "methods", "length": "lengths", "task": "tasks"}
+    for name, key in {**inside, "data": "data", "seed": "seeds"}.items():
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            option = "len" if name == "length" else name
+            raise UsageError(f"--{option} and --grid: give it in the grid file, as {key}")
 
 
 def _run(work: Any, as_json: bool, again: str) -> int:
@@ -128,7 +191,7 @@ def _run(work: Any, as_json: bool, again: str) -> int:
         again: what the same command would do after an interrupt.
     """
     from ctxext.errors import CtxextError
-    from ctxext.measure.workers import launched_alone, speaks
+    from ctxext.measure.workers import launched_alone, leave, several, speaks
     from ctxext.progress import Progress
 
     _quieten()
@@ -142,7 +205,8 @@ def _run(work: Any, as_json: bool, again: str) -> int:
         work.monitor = progress.monitor()
         interrupted, unfinished = False, None
         try:
-            work.run()
+            with contextlib.nullcontext() if several() else _terminable():
+                work.run()
         except KeyboardInterrupt:
             interrupted = True
         except CtxextError as error:  # what was measured before it is printed all the same
@@ -152,7 +216,7 @@ def _run(work: Any, as_json: bool, again: str) -> int:
         for record in records:
             typer.echo(json.dumps(record, allow_nan=False))
     elif records:
-        _print_tables(records, [str(spec) for spec in work.request.methods])
+        _print_tables(records, work.methods)
     if unfinished is not None:
         raise unfinished
     if interrupted:
@@ -162,6 +226,7 @@ def _run(work: Any, as_json: bool, again: str) -> int:
     for r in failed:
         line = f"{r['requested']} at {r['length']}, {r['task']}: {r['status']}: {r['reason']}"
         typer.echo(line, err=True)
+    leave()
     return FAILED if failed else OK
 
 
@@ -344,13 +409,86 @@ def patch(
 
 
 @app.command()
+def explain(
+    length: Annotated[str, typer.Option("--len", help="The length to explain, in tokens.")],
+    model: Model = "tiny",
+    method: Annotated[
+        list[str], typer.Option(help="name:key=value,…+name… (see ctxext methods); repeatable.")
+    ] = [],  # noqa: B006
+    entropy: Annotated[
+        bool,
+        typer.Option(
+            "--entropy/--no-entropy", help="Run the model on text; without, its config will do."
+        ),
+    ] = True,
+    data: Annotated[
+        str, typer.Option(help="For entropy: stdlib, a .txt or .jsonl file, hf:….")
+    ] = "stdlib",
+    limit: Annotated[int, typer.Option(help="At most so many windows of the text.")] = 4,
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ….")] = "auto",
+    out: Annotated[Path, typer.Option(help="Folder of the tables and plots.")] = Path("results"),
+    as_json: Json = False,
+    revision: Revision = None,
+    trust_remote_code: Trust = False,
+    train_len: TrainLen = None,
+) -> None:
+    """Show why a method works: angles that training never saw, distances, entropy of attention."""
+    from ctxext import request as ask
+    from ctxext.models.loading import Source
+    from ctxext.registry import parse_length
+
+    methods, (tokens, *more) = ask.parse_methods(method), ask.parse_lengths([length])
+    if more:
+        raise typer.BadParameter(f"{length!r}: one length at a time", param_hint="--len")
+    source = Source(
+        model,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+        dtype=dtype,
+        device=device,
+        train_len=None if train_len is None else parse_length(train_len),
+    )
+    limit, text = ask.in_range("--limit", limit) or 1, ask.check_data(data) if entropy else None
+    from ctxext import explain as room
+    from ctxext.progress import Progress
+
+    _quieten()
+    with Progress() as progress:
+        request = room.Request(source, methods, tokens, text, limit, out)
+        study = room.explain(request, progress.monitor())
+    if as_json:
+        for record in room.records(study):
+            typer.echo(json.dumps(record, ensure_ascii=False, allow_nan=False))
+    else:
+        _print_sheets(study)
+    for path in room.write_files(study):
+        typer.echo(f"wrote {path}", err=True)
+
+
+def _print_sheets(study: Any) -> None:
+    from rich.console import Console
+
+    from ctxext.explain import tables
+
+    console = Console(width=None if sys.stdout.isatty() else 100)
+    for sheet in tables.sheets(study):
+        console.print(tables.to_rich(sheet), crop=False)
+    for line in tables.left_alone(study):
+        typer.echo(line)
+
+
+@app.command()
 def report(
     out: Out = Path("results"),
     style: Annotated[
-        str, typer.Option("--format", help="table, md or csv: what is printed.")
+        str, typer.Option("--format", help="table, md, csv, latex or html: what is printed.")
     ] = "table",
+    plots: Annotated[
+        bool, typer.Option("--plots/--no-plots", help="Draw plots, which takes seconds.")
+    ] = True,
 ) -> None:
-    """Tables from record files alone; also writes tables.md and plots beside them."""
+    """Tables from record files alone; also writes tables.md, plots and the page beside them."""
     from ctxext import report as room
     from ctxext.errors import UsageError
     from ctxext.registry import did_you_mean
@@ -366,11 +504,15 @@ def report(
         typer.echo(f"skipped: {problem}", err=True)
     if not records:
         raise UsageError(f"no records in {str(out)!r}: run ctxext eval or bench first")
+    text = "" if style == "table" else room.render(records, style)
     if style == "table":
         _print_tables(records, [])
-    else:
-        typer.echo(room.render(records, style), nl=False)
-    for path in room.write_files(out, records):
+    elif style != "html" or not sys.stdout.isatty():  # nobody reads a page's source
+        typer.echo(text, nl=False)
+    sys.stdout.flush()
+    if style == "html":
+        typer.echo(f"wrote {room.write_page(out, text)}", err=True)
+    for path in room.write_files(out, records, plots=plots):
         typer.echo(f"wrote {path}", err=True)
 
 

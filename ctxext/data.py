@@ -8,6 +8,7 @@ the split is the same on CPython 3.10 to 3.14, while the text follows the runnin
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import sysconfig
@@ -126,7 +127,7 @@ class Text:
     name: str
     documents: tuple[str, ...]
 
-    @property
+    @functools.cached_property
     def sha256(self) -> str:
         """The hash of all documents, in order."""
         digest = hashlib.sha256()

@@ -13,3 +13,11 @@ class UsageError(CtxextError):
 
 class UnsupportedModelError(UsageError):
     """The model cannot take the method; the message gives the reason."""
+
+
+class OutputError(CtxextError):
+    """What was found cannot be kept: the disk is full, the folder is gone (exit code 1)."""
+
+
+#: What ends a run; everything else that is raised in a cell is the failure of that cell.
+ENDS_RUN: tuple[type[BaseException], ...] = (KeyboardInterrupt, SystemExit, OutputError)

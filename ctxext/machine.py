@@ -56,9 +56,18 @@ def reset_resident_peak() -> None:
 
 def resident_peak() -> int | None:
     """The most bytes of this process that were resident at once; None where that is unknown."""
+    return _resident("VmHWM")
+
+
+def resident() -> int | None:
+    """The bytes of this process that are resident now; None where that is unknown."""
+    return _resident("VmRSS")
+
+
+def _resident(name: str) -> int | None:
     with contextlib.suppress(OSError, ValueError, StopIteration):
         with open("/proc/self/status") as file:
-            line = next(line for line in file if line.startswith("VmHWM"))
+            line = next(line for line in file if line.startswith(name))
         return int(line.split()[1]) * 1024
     return None
 
@@ -201,12 +210,34 @@ def versions() -> dict[str, str]:
     }
 
 
-def failure(error: Exception) -> dict[str, str]:
-    """The status and reason of a cell that failed."""
-    import torch
+_NO_MEMORY = (
+    "not enough memory",
+    "can't allocate memory",
+    "cannot allocate memory",
+    "out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "std::bad_alloc",
+)
 
+
+def failure(error: BaseException) -> dict[str, str]:
+    """The status and reason of a cell that failed: `oom` where memory ran out, else `error`."""
     text = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-    short = isinstance(error, (MemoryError, torch.OutOfMemoryError))
-    if short or "not enough memory" in text or "can't allocate memory" in text:
+    if _short_of_memory(error):
         return {"status": "oom", "reason": text}
     return {"status": "error", "reason": str(error) if isinstance(error, CtxextError) else text}
+
+
+def _short_of_memory(error: BaseException | None) -> bool:
+    """Whether memory ran out here, or in what led to this error."""
+    import torch
+
+    seen: list[BaseException] = []
+    while error is not None and error not in seen:
+        seen.append(error)
+        kinds = (MemoryError, torch.OutOfMemoryError)
+        said = isinstance(error, RuntimeError) and any(part in str(error) for part in _NO_MEMORY)
+        if said or isinstance(error, kinds):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

@@ -2,10 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from ctxext.results import Record
+
+
+class Step(NamedTuple):
+    """A cell that is computed from now on.
+
+    Attributes:
+        what: method, length and task, in a line.
+        tokens: that it reads; 0 where that is not known.
+        kind: cells of one kind take time by their costs.
+        cost: what it takes beside others of its kind, in any unit; NaN where that is not known.
+        left: what the cells after it take together, by kind.
+    """
+
+    what: str
+    tokens: int = 0
+    kind: str = ""
+    cost: float = 0.0
+    left: Mapping[str, float] = {}
 
 
 @dataclass
@@ -13,15 +32,16 @@ class Monitor:
     """Functions that a run calls; every one may be left as it is.
 
     Attributes:
-        plan: told how many method × length are to compute, and the tokens to read.
-        begin: told what is measured from now on.
-        advance: told tokens that have been read.
-        done: told each record, new or found.
+        plan: told how many cells there are, and how many of them are there already.
+        begin: told the cell that is computed from now on.
+        advance: told tokens of it that have been read.
+        done: told the record of a cell that was not there at the beginning, or None where such a
+            cell has none.
         note: told what else a user should know, in a line.
     """
 
-    plan: Callable[[int, int], None] = lambda cells, tokens: None
-    begin: Callable[[str], None] = lambda what: None
+    plan: Callable[[int, int], None] = lambda cells, found: None
+    begin: Callable[[Step], None] = lambda step: None
     advance: Callable[[int], None] = lambda tokens: None
-    done: Callable[[Record], None] = lambda record: None
+    done: Callable[[Record | None], None] = lambda record: None
     note: Callable[[str], None] = lambda line: None

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Cell:
-    """One record to make: a method and a task, both resolved for their lengths, and its data."""
+    """One record to make: a method and a task, both resolved for their lengths, its data and
+    the seed of what the task draws."""
 
     requested: Spec
     method: Spec
@@ -29,6 +30,7 @@ class Cell:
     asked: Task
     task: Task
     data: Data
+    seed: int
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ class Plan:
             "data": cell.data.sha256,
             "limit": request.limit,
             "tokens": request.tokens if isinstance(cell.task, TokenTask) else None,
-            "seed": request.seed,
+            "seed": cell.seed if cell.task.draws else 0,
             "dtype": self.source.dtype,
             "load_in": self.source.load_in,
             "device": self.source.device.partition(":")[0],
@@ -103,10 +105,11 @@ def make(request: Request) -> Plan:
         (task, task.resolve(identity.trained, request.lengths), data) for task, data in tasks
     ]
     cells = [
-        Cell(spec, spec.resolve(Span(identity.trained, length)), length, *one)
+        Cell(spec, spec.resolve(Span(identity.trained, length)), length, asked, task, data, seed)
         for spec in request.methods
         for length in request.lengths
-        for one in settled
+        for (asked, task, data) in settled
+        for seed in (request.seeds if task.draws else request.seeds[:1])
     ]
     choice = choose(
         request.source.attn, source.device, getattr(torch, source.dtype), head_dim(config)

@@ -171,6 +171,15 @@ def format_length(tokens: int) -> str:
     return str(tokens)
 
 
+def format_seconds(seconds: float) -> str:
+    """`0.4 s`, `12 s`, `3:20`, `2:03:20`."""
+    if seconds < 59.5:
+        return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
 def format_entry(name: str, values: dict[str, int | float | bool | str | None]) -> str:
     """`name:key=value,…` of what is not None; `Registry.parse` reads it back unchanged."""
     parts = [f"{key}={_format_value(v)}" for key, v in values.items() if v is not None]

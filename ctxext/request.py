@@ -19,7 +19,7 @@ BASELINE = "rope"
 
 @dataclass(frozen=True)
 class Request:
-    """An evaluation: every method × task × length on one model and one text.
+    """An evaluation: every method × task × length × seed on one model and one text.
 
     Attributes:
         source: the model; `source.attn` is the attention path asked for, one of ATTENTION.
@@ -28,6 +28,7 @@ class Request:
         data: what tasks are measured on; None for each task's own.
         limit: at most so many windows or samples; None for all.
         tokens: at most so many tokens of the data; None for all.
+        seeds: of the samples that are drawn; tasks that draw none take the first alone.
         batch_size: windows or prompts read at once; None chooses by length.
     """
 
@@ -38,7 +39,7 @@ class Request:
     data: str | None = None
     limit: int | None = None
     tokens: int | None = None
-    seed: int = 0
+    seeds: tuple[int, ...] = (0,)
     batch_size: int | None = None
     out: Path = Path("results")
     force: bool = False
@@ -116,6 +117,20 @@ def check_data(data: str | None) -> str | None:
     if data is not None and not data.strip():
         raise UsageError(f"bad value {data!r} for --data: give stdlib, a file or a folder")
     return data
+
+
+def parse_seeds(texts: list[str]) -> tuple[int, ...]:
+    """Seeds from `0`, `0,1,2`, …, in the order given, none twice."""
+    items = [item for text in texts for item in text.split(",")]
+    seeds = [in_range("--seed", parse_count("--seed", item), least=0) or 0 for item in items]
+    return tuple(dict.fromkeys(seeds))
+
+
+def parse_count(name: str, text: str) -> int:
+    """A whole number; UsageError where the text is none."""
+    if not (text.strip().isascii() and text.strip().isdigit() and len(text) <= 20):
+        raise UsageError(f"bad value {text!r} for {name}: give a whole number")
+    return int(text)
 
 
 def in_range(name: str, value: int | None, least: int = 1) -> int | None:

@@ -2,36 +2,81 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import itertools
-from collections.abc import Iterator
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ctxext import plan as plans
+from ctxext.errors import ENDS_RUN, CtxextError
 from ctxext.machine import device_name, versions
+from ctxext.measure.loaded import Loaded
+from ctxext.measure.outcome import Failure, Measured
 from ctxext.measure.workers import Workers
-from ctxext.monitor import Monitor
-from ctxext.plan import Cell
+from ctxext.monitor import Monitor, Step
+from ctxext.plan import Cell, Plan
+from ctxext.registry import format_length
 from ctxext.request import Request
 from ctxext.results import Record, Store, sealed
 from ctxext.tasks.base import TokenTask
 
 if TYPE_CHECKING:
-    from ctxext.measure.session import Measured, Session
+    from ctxext.estimate import Estimate
+    from ctxext.measure.inputs import Inputs
+    from ctxext.measure.session import Session
+
+_PATIENCE = 0.5  # seconds between two looks at cells that another process computes
 
 
 @dataclass
 class Evaluation:
-    """An evaluation in progress; `records` grows as cells are done, in the order of cells.
+    """An evaluation in progress: requests that share a folder, one after another, or as the
+    launcher has them worked off.
 
-    Under `accelerate launch` every process runs the same evaluation: windows and samples are
-    split among them, and the first alone has records.
+    `records` grows as cells are done; in the end it is in the order of the cells. Under
+    `accelerate launch` every process runs the same evaluation: windows and samples are split
+    among them, and the first alone has records.
     """
 
-    request: Request
+    requests: Sequence[Request]
     monitor: Monitor = field(default_factory=Monitor)
     records: list[Record] = field(default_factory=list)
+    launcher: Callable[[Sequence[Run]], None] | None = None
+
+    @property
+    def methods(self) -> list[str]:
+        """The methods as they were asked for, in order."""
+        return [str(spec) for request in self.requests for spec in request.methods]
+
+    def plans(self, workers: Workers) -> list[Plan]:
+        """What there is to do.
+
+        Raises:
+            UsageError: something asked for cannot be done.
+        """
+        found = []
+        for request in self.requests:
+            plans.check_workers(request, workers.count)
+            device = workers.device(request.source.device)
+            found.append(plans.make(request.on(device)))
+        return found
+
+    def estimates(self) -> list[Estimate]:
+        """What every cell will take; nothing is computed or written.
+
+        Raises:
+            UsageError: something asked for cannot be done.
+        """
+        from ctxext.estimate import estimates
+
+        store, note = Store(self.requests[0].out), self.monitor.note
+        made, loaded = self.plans(Workers(self.requests[0].source.device)), Loaded()
+        alone = len(made) == 1
+        return [one for plan in made for one in estimates(plan, store, note, loaded, alone)]
 
     def run(self) -> list[Record]:
         """Make or find every cell's record.
@@ -39,93 +84,315 @@ class Evaluation:
         Raises:
             UsageError: something asked for cannot be done; no cell has been computed then.
         """
-        workers = Workers(self.request.source.device)
-        plans.check_workers(self.request, workers.count)
-        request = self.request.on(workers.device(self.request.source.device))
-        store = Store(request.out)
+        workers = Workers(self.requests[0].source.device)
+        made, store = self.plans(workers), Store(self.requests[0].out)
         if workers.first:
-            store.check_writable()
-        self.plan = plans.make(request)
-        if request.data is not None:
-            for task in (task for task in request.tasks if not task.uses_data):
-                self.monitor.note(f"{task} does not use --data {request.data}")
-        if request.tokens is not None:
-            for task in (task for task in request.tasks if not isinstance(task, TokenTask)):
-                self.monitor.note(f"{task} does not use --tokens {request.tokens}")
-        kept = {k: None if request.force else store.get(k) for k in self.plan.keys}
-        found: dict[str, Record | None] = workers.gather(kept)[0]
-        session = self._session(found, workers)
-        for cells in self._groups():
-            new = [cell for cell in cells if found[self.plan.key(cell)] is None]
-            measured = session.measure(new) if session is not None else iter(())
-            for cell in cells:
-                if session is not None and cell in new:
-                    found[self.plan.key(cell)] = self._record(next(measured), session)
-                if workers.first:
-                    self._emit(store, cell, found[self.plan.key(cell)])
+            for line in store.prepare():
+                self.monitor.note(f"not trusted: {line}")
+        for line in dict.fromkeys(line for r in self.requests for line in _unused(r)):
+            self.monitor.note(line)
+        alone, loaded = len(made) == 1, Loaded()
+        runs = [
+            Run(plan, store, workers, self.monitor, self.records, alone, loaded) for plan in made
+        ]
+        for run in runs if self.launcher is None else ():
+            run.prepare()
+        counts = [run.count() for run in runs]
+        self.monitor.plan(*(sum(column) for column in zip(*counts, strict=True)))
+        if self.launcher is not None:
+            self.launcher(runs)
+        else:
+            for n, run in enumerate(runs):
+                run.after = runs[n + 1 :]
+                run.finish(run.groups())
+                run.close()
+        order = {name: n for n, name in enumerate(itertools.chain(*(r.names() for r in runs)))}
+        self.records.sort(key=lambda record: order[_name(record)])
         return self.records
 
-    def _session(self, found: dict[str, Record | None], workers: Workers) -> Session | None:
-        """What measures the cells that are new, if any is."""
-        new = [cell for cell in self.plan.cells if found[self.plan.key(cell)] is None]
-        if not new:
-            return None
-        from ctxext.measure.session import Session
 
-        return Session(self.plan, new, workers, self.monitor)
+def _unused(request: Request) -> Iterator[str]:
+    """What is asked for and makes no difference to a task, in lines."""
+    for task in request.tasks:
+        if request.data is not None and not task.uses_data:
+            yield f"{task} does not use --data {request.data}"
+        if request.tokens is not None and not isinstance(task, TokenTask):
+            yield f"{task} does not use --tokens {request.tokens}"
 
-    def _groups(self) -> Iterator[list[Cell]]:
+
+class _Name(NamedTuple):
+    """What tells the records of one evaluation apart."""
+
+    key: str
+    model: str
+    requested: str
+    task: str
+    data: str
+
+
+def _name(record: Record) -> _Name:
+    whole = {**record, "data": record["data"]["name"]}
+    return _Name(*(whole[field] for field in _Name._fields))
+
+
+@dataclass(eq=False)
+class Run:
+    """One plan being worked off, beside other processes that may share the store.
+
+    Attributes:
+        alone: there is no other plan: what cannot be done is raised before anything is measured,
+            and is not the failure of its cells.
+        loaded: what the plans before this one have loaded.
+        after: the runs that come next, whose cells are left too.
+    """
+
+    plan: Plan
+    store: Store
+    workers: Workers
+    monitor: Monitor
+    records: list[Record]
+    alone: bool
+    loaded: Loaded = field(default_factory=Loaded)
+    after: Sequence[Run] = ()
+
+    def __post_init__(self) -> None:
+        before = {key: self.store.get(key) for key in self.plan.keys}
+        self._before: dict[str, Record | None] = self.workers.gather(before)[0]
+        self._found = {
+            key: record
+            for key, record in self._before.items()
+            if record and record["status"] == "ok" and not self.plan.request.force
+        }
+        self._old = frozenset(self._found)
+        self._inputs: Inputs | None = None
+        self._costs: dict[str, tuple[str, float]] = {}
+        self._session: Session | None = None
+        self._broken: Failure | None = None
+        self._told: set[str] = set()
+
+    def names(self) -> Iterator[_Name]:
+        """What the records of the plan are called, in the order of its cells."""
+        return (self._name(cell) for cell in self.plan.cells)
+
+    def count(self) -> tuple[int, int]:
+        """How many cells there are, and how many of them were found at the beginning."""
+        return len(self.plan.cells), sum(self.plan.key(c) in self._old for c in self.plan.cells)
+
+    def prepare(self) -> None:
+        """Read the data of all cells that are not found, so that their costs are known."""
+        if new := [cell for cell in self.plan.cells if self.plan.key(cell) not in self._found]:
+            from ctxext.estimate import relative_costs
+            from ctxext.measure.inputs import Inputs
+
+            with self._breaking():
+                self._inputs = Inputs(self.plan, new, self.loaded, strict=self.alone)
+            if self._inputs is not None:
+                with contextlib.suppress(Exception):  # then nothing tells how long it will take
+                    self._costs = relative_costs(self.plan, self._inputs)
+
+    def finish(self, waiting: list[list[Cell]]) -> None:
+        """Make or find the records of groups, waiting for those that other processes compute."""
+        try:
+            while waiting:
+                busy = [rest for cells in waiting if (rest := self._visit(cells))]
+                if len(busy) == len(waiting) and sum(map(len, busy)) == sum(map(len, waiting)):
+                    if self.workers.first:
+                        self.note("waiting for cells that another process computes")
+                    time.sleep(_PATIENCE)
+                waiting = busy
+        finally:
+            self.store.release_all()
+
+    def close(self) -> None:
+        """Let go of the model, and of what it reads."""
+        self._session = self._inputs = None
+
+    def fail(self, cells: list[Cell], status: str, reason: str, trace: str | None = None) -> None:
+        """The records of cells whose process was lost, but for those that it had finished."""
+        why = Failure({"status": status, "reason": reason}, trace or "")
+        for cell in self.salvage(cells):
+            self._found[self.plan.key(cell)] = record = self._record(Measured.failed(cell, why))
+            self._emit(cell, record)
+
+    def salvage(self, cells: list[Cell]) -> list[Cell]:
+        """Report those of the cells that another process has finished since the beginning; the
+        others."""
+        left = []
+        for cell in cells:
+            key = self.plan.key(cell)
+            record = self.store.get(key)
+            if record is not None and record != self._before[key]:
+                self._found[key] = record
+            if key in self._found:
+                self._emit(cell, self._found[key])
+            else:
+                left.append(cell)
+        return left
+
+    def note(self, line: str) -> None:
+        """Tell the user a line, once."""
+        if line not in self._told:
+            self._told.add(line)
+            self.monitor.note(line)
+
+    def accept(self, records: Sequence[Record]) -> None:
+        """Report records that another process has made and kept."""
+        self.records.extend(records)
+        for record in records:
+            if record["key"] not in self._old:
+                self.monitor.done(record)
+
+    def missing(self, cells: Sequence[Cell]) -> bool:
+        """Whether one of the cells has no record yet."""
+        return any(self.plan.key(cell) not in self._found for cell in cells)
+
+    def groups(self) -> list[list[Cell]]:
         """Cells by method and length: these share a forward where they can."""
         groups = itertools.groupby(self.plan.cells, key=lambda cell: (cell.requested, cell.length))
-        return (list(cells) for _, cells in groups)
+        return [list(cells) for _, cells in groups]
 
-    def _emit(self, store: Store, cell: Cell, record: Record | None) -> None:
-        """Report a cell's record, and keep it under the names of this request.
+    def _visit(self, cells: list[Cell]) -> list[Cell]:
+        """Compute what nobody else does; the cells that somebody else is at."""
+        mine = self._claim(cells)
+        measured = self._measure(mine)
+        left = []
+        for cell in cells:
+            key = self.plan.key(cell)
+            if cell in mine:
+                self._begin(cell, key)
+                self._found[key] = self._record(next(measured))
+            if key not in self._found:
+                left.append(cell)
+            elif self.workers.first:
+                self._emit(cell, self._found[key])
+            self.store.release(key)
+        return left
 
-        A failure never takes the place of a finished record.
+    def _claim(self, cells: list[Cell]) -> list[Cell]:
+        """The cells that this process now has to compute, each key once.
+
+        What another process has finished since the beginning is found, and not made again.
         """
-        names = {"model": self.request.source.name, "requested": str(cell.requested)}
-        names["task"] = str(cell.asked)
-        assert record is not None
-        data = {**record["data"], "name": cell.data.name}
-        record = sealed({**record, **names, "data": data})
-        self.records.append(record)
-        if record["status"] == "ok" or store.get(record["key"]) is None:
-            store.write(record)
-        self.monitor.done(record)
+        new: dict[str, Record | None] = {}
+        for key in (self.plan.key(cell) for cell in cells if self.workers.first):
+            if key not in self._found and key not in new and self.store.claim(key):
+                record = self.store.get(key)
+                new[key] = record if record != self._before[key] else None
+        new = self.workers.gather(new)[0]
+        self._found |= {key: record for key, record in new.items() if record is not None}
+        missing = {key for key, record in new.items() if record is None}
+        by_key = dict[str, Cell]()
+        for cell in cells:
+            by_key.setdefault(self.plan.key(cell), cell)
+        return [cell for key, cell in by_key.items() if key in missing]
 
-    def _record(self, done: Measured, session: Session) -> Record:
-        cell, handle, model, plan = done.cell, done.handle, session.model, self.plan
-        return {
-            "model": self.request.source.name,
-            "requested": str(cell.requested),
+    def _measure(self, cells: list[Cell]) -> Iterator[Measured]:
+        if not cells:
+            return iter(())
+        if self._session is None and self._broken is None:
+            self._start()
+        if self._session is not None:
+            self._session.monitor = self.monitor
+            return self._session.measure(cells)
+        assert self._broken is not None
+        return (Measured.failed(cell, self._broken) for cell in cells)
+
+    def _start(self) -> None:
+        """The session that measures all cells that are not found yet."""
+        from ctxext.measure.session import Session
+
+        session = None
+        if self._inputs is None and self._broken is None:
+            self.prepare()
+        if self._inputs is not None and self._broken is None:
+            self.monitor.begin(Step(f"loading {self.plan.source.name}", left=self._left()))
+            with self._breaking():
+                session = Session(self.plan, self._inputs, self.workers, self.monitor, self.loaded)
+        self._broken = next(filter(None, self.workers.gather(self._broken)), None)
+        if session is not None and self._broken is None:
+            session.agree()
+            self._session = session
+
+    @contextlib.contextmanager
+    def _breaking(self) -> Iterator[None]:
+        """What fails in the block becomes the failure of each cell, or is raised."""
+        try:
+            yield
+        except ENDS_RUN:
+            raise
+        except BaseException as error:
+            if self.alone and isinstance(error, CtxextError):
+                raise
+            self._broken = Failure.of(error)
+
+    def _begin(self, cell: Cell, key: str) -> None:
+        """Tell of a cell that is computed from now on, and of what is left after it."""
+        tokens = self._inputs.tokens(cell) // self.workers.count if self._inputs else 0
+        what = f"{cell.requested} {format_length(cell.length)} {cell.asked}"
+        kind, cost = self._costs.get(key, ("", math.nan))
+        self.monitor.begin(Step(what, tokens, kind, cost, self._left(key)))
+
+    def _left(self, but: str = "") -> dict[str, float]:
+        """What the cells take together that are neither found nor this one, by kind."""
+        left = dict[str, float]()
+        for run in (self, *self.after):
+            for key, (kind, cost) in run._costs.items():
+                if key not in run._found and (run, key) != (self, but):
+                    left[kind] = left.get(kind, 0.0) + cost
+        return left
+
+    def _name(self, cell: Cell) -> _Name:
+        model, method = self.plan.request.source.name, str(cell.requested)
+        return _Name(self.plan.key(cell), model, method, str(cell.asked), cell.data.name)
+
+    def _emit(self, cell: Cell, record: Record) -> None:
+        """Report a cell's record, and keep it under the names of this request."""
+        name = self._name(cell)
+        data = {**record["data"], "name": name.data}
+        names = {"model": name.model, "requested": name.requested, "task": name.task}
+        record = sealed({**record, **names, "data": data})
+        self.store.write(record)
+        self.records.append(record)
+        if name.key not in self._old:
+            self.monitor.done(record)
+
+    def _record(self, done: Measured) -> Record:
+        cell, handle, plan, session = done.cell, done.handle, self.plan, self._session
+        name = self._name(cell)
+        dtype = str(session.model.dtype).removeprefix("torch.") if session else plan.source.dtype
+        record = {
+            "model": name.model,
+            "requested": name.requested,
             "method": cell.method.full(),
-            "task": str(cell.asked),
+            "task": name.task,
             "task_resolved": str(cell.task),
             "metric": cell.task.metric,
             "length": cell.length,
             "trained_length": plan.identity.trained,
+            "batch_size": plan.request.batch(cell.length),
+            "prefill_chunk": None,
             **done.fields,
-            "seed": self.request.seed,
-            "limit": self.request.limit,
+            "seed": cell.seed,
+            "limit": plan.request.limit,
             "data": {
-                "name": cell.data.name,
+                "name": name.data,
                 "sha256": cell.data.sha256,
-                "tokens": session.data_tokens_of(cell),
+                "tokens": session.data_tokens_of(cell) if session else 0,
             },
             "model_sha256": plan.identity.sha256,
-            "revision": self.request.source.revision,
-            "dtype": plan.source.load_in or str(model.dtype).removeprefix("torch."),
-            "device": device_name(model.device),
+            "revision": plan.request.source.revision,
+            "dtype": plan.source.load_in or dtype,
+            "device": device_name(session.model.device) if session else plan.source.device,
             "attention": handle.attention if handle else plan.attention(cell.method),
             "attention_reasons": handle.choice.reasons if handle else (),
             "notes": handle.notes if handle else [],
-            "batch_size": self.request.batch(cell.length),
-            "processes": session.processes,
+            "processes": self.workers.count,
             "versions": versions(),
             "created": _now(),
-            "key": plan.key(cell),
+            "key": name.key,
         }
+        log = self.store.log(record, done.trace) if done.trace and self.workers.first else None
+        return {**record, "log": log}
 
 
 def _now() -> str:

@@ -54,6 +54,8 @@ def options(command: Any) -> str:
     hints = typing.get_type_hints(command, include_extras=True)
     lines = ["| option | meaning | default |", "|---|---|---|"]
     for name, parameter in inspect.signature(command).parameters.items():
+        if not hasattr(hints[name], "__metadata__"):  # the context that Typer hands in
+            continue
         info: Any = hints[name].__metadata__[0]
         flags = [d for d in (info.default, *(info.param_decls or ())) if isinstance(d, str)]
         flag = flags[0] if flags else f"--{name.replace('_', '-')}"

@@ -28,7 +28,7 @@ from ctxext import bench, machine, report
 from ctxext.engine.patch import HANDLE
 from ctxext.errors import CtxextError
 from ctxext.models import loading
-from ctxext.report import speed
+from ctxext.report import cost, speed
 from ctxext.request import parse_methods
 from ctxext.results import MEASURES, Store, problem_with, sealed
 
@@ -633,8 +633,8 @@ def test_the_table_has_each_method_and_path_beside_the_unpatched_model(run: Run)
     assert named[0][5] == named[0][8] == named[0][10] == "1.00"
     assert named[0][4] == named[0][7] == "–"
     lines = ran.err.splitlines()
-    assert lines[0].startswith("3 method × length")
-    assert [line.split()[0] for line in lines[1:]] == ["rerope", "logn", "rope"]
+    assert lines[0] == "3 cells"
+    assert [line.split()[1] for line in lines[1:]] == ["rerope", "logn", "rope"]
     shown = run("report")
     assert sorted(shown.out.splitlines()) == sorted(ran.out.splitlines())
 
@@ -660,6 +660,8 @@ def test_the_caption_speaks_of_what_is_there() -> None:
     assert "median of 2–15 pairs, in brackets its 95% interval;" in table.caption
     (table,) = speed.build([make("rope")])
     assert "pairs" not in table.caption
+    (table,) = speed.build([make("rope"), make("ntk", ratio=dict.fromkeys(MEASURES))])
+    assert "median of 15 pairs;" in table.caption
 
 
 @pytest.mark.parametrize("width", [20, 100, 300])
@@ -680,7 +682,7 @@ def test_nothing_is_cut_at_any_width(width: int) -> None:
      (123.45, "123"), (99999.0, "99999"), (1.5e30, "1.5e+30")],
 )  # fmt: skip
 def test_numbers_are_short_at_every_size(value: float, shown: str) -> None:
-    assert speed._short(value) == shown
+    assert cost.short(value) == shown
 
 
 def test_the_newest_finished_record_of_a_method_and_path_is_shown() -> None:

@@ -82,17 +82,17 @@ def test_a_table_goes_to_stdout_and_progress_to_stderr(run: Run, here: Path) -> 
     ran = run(*base, "--method", "rerope:window=8", "--method", "ntk")
     head, *rows = tables(ran)
     assert ran.code == 0
-    assert head == ["method", "32", "48", "tax (nat)"]
+    assert head == ["method", "32", "48", "tax (nat)", "tokens/s", "peak memory"]
     assert [row[0] for row in rows] == ["rope", "rerope:window=8", "ntk"]
     for record in evaluate(run, "--limit", 3, "--len", "32,48", "--method", "ntk").records:
         (row,) = [row for row in rows if row[0] == record["requested"]]
         cell = row[head.index(str(record["length"]))]
         shown = [float(number.rstrip("*")) for number in cell.split("±")]
         assert shown == pytest.approx([record["value"], record["stderr"]], rel=1e-2)
-    path, *lines = ran.err.splitlines()
+    path, count, *lines = ran.err.splitlines()
+    assert count == "6 cells"
     assert path.startswith("attention path: sdpa · not flash: it needs a CUDA device")
-    assert len(lines) == 1 + 6
-    assert lines[0].startswith("6 method × length")
+    assert [line.split()[0] for line in lines] == [f"[{n}/6]" for n in range(1, 7)]
     assert not [line for line in lines if set(line) & set("│┃━")]
 
 
@@ -173,7 +173,7 @@ def test_any_folder_name_will_do(run: Run, here: Path, name: str) -> None:
 def test_a_failed_cell_leaves_the_rest(
     run: Run, here: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, status: str
 ) -> None:
-    asked = ("--method", "ntk:factor=2", "--method", "logn")
+    asked = ("--method", "ntk:factor=2", "--method", "logn", "--batch-size", "1")
     with monkeypatch.context() as patch:
         real, calls = reading.score, itertools.count()
 
@@ -207,7 +207,7 @@ def test_a_failed_cell_is_in_the_table(
     )
     rows = {row[0]: row[1:] for row in tables(ran)}
     assert ran.code == 1
-    assert rows["logn"] == ["oom", "–"]
+    assert rows["logn"] == ["oom", "–", "–", "–"]
     assert rows["rope"][0] != "oom"
 
 
@@ -414,7 +414,7 @@ PATCH_BAD = (
         ("evall",),
         ("eval",),
         ("eval", "--len", "32", "more"),
-        ("report", "--format", "latex"),
+        ("report", "--format", "pdf"),
         ("report", "--out", "nowhere"),
         ("report", "--out", "t.txt"),
         ("report", "--out", "plain"),
@@ -673,12 +673,12 @@ def test_every_method_says_what_it_is(run: Run) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", [(), ("eval",), ("bench",), ("patch",), ("report",), ("methods",)]
+    "command", [(), ("eval",), ("bench",), ("explain",), ("patch",), ("report",), ("methods",)]
 )
 def test_help(run: Run, command: tuple[str, ...]) -> None:
     ran = run(*command, "--help")
     assert (ran.code, ran.err) == (0, "")
-    expected = {(): ["eval", "bench", "patch", "report", "methods", "models", "tasks"]}
+    expected = {(): ["eval", "bench", "explain", "patch", "report", "methods", "models", "tasks"]}
     expected["eval",] = ["--model", "--method", "--len", "--task", "--data", "--limit", "--json"]
     for word in expected.get(command, ["--"]):
         assert word in ran.out
@@ -693,7 +693,7 @@ def test_a_report_prints_what_eval_printed(run: Run, here: Path) -> None:
     assert report.code == 0
     assert report.out == ran.out
     assert Path("results/tables.md").read_text() == run("report", "--format", "md").out
-    assert [path.suffix for path in sorted(Path("results").glob("loss-*"))] == [".png"]
+    assert [path.suffix for path in sorted(Path("results").glob("loss-*"))] == [".png", ".svg"]
     assert run("report").out == ran.out
 
 
@@ -770,7 +770,7 @@ import sys
 from ctxext import cli
 import ctxext.results, ctxext.report, ctxext.data
 heavy, late = sys.argv[1].split(), ["pandas", "matplotlib"]
-helps = ["--help"], ["eval", "--help"], ["bench", "--help"]
+helps = ["--help"], ["eval", "--help"], ["bench", "--help"], ["explain", "--help"]
 for argv in (*helps, ["methods"], ["models"], ["tasks"], ["report"]):
     if argv == ["report"]:
         heavy.remove("numpy"), late.clear()  # matplotlib needs numpy
@@ -812,14 +812,23 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "report": ("errors", "registry", "results"),
     "export": ("errors", "registry", "patches", "models", "engine"),
     "request": ("errors", "registry", "patches", "models", "tasks"),
+    "grid": ("errors", "registry", "models", "request"),
     "plan": ("errors", "patches", "models", "engine", "tasks", "request"),
     "measure": ("errors", "data", "models", "engine", "results", "machine", "monitor", "tasks",
                 "plan"),
-    "run": ("results", "machine", "monitor", "tasks", "request", "plan", "measure"),
-    "bench": ("errors", "patches", "models", "engine", "request", "results", "machine", "monitor"),
+    "estimate": ("errors", "registry", "patches", "models", "engine", "results", "machine",
+                 "tasks", "export", "plan", "measure"),
+    "run": ("errors", "registry", "results", "machine", "monitor", "tasks", "request", "plan",
+            "measure", "estimate"),
+    "launch": ("errors", "results", "estimate", "monitor", "plan", "measure", "run"),
+    "bench": ("errors", "registry", "patches", "models", "engine", "request", "results", "machine",
+              "monitor", "estimate"),
+    "explain": ("errors", "registry", "data", "patches", "models", "engine", "results", "monitor",
+                "tasks", "report", "measure"),
     "progress": ("registry", "results", "monitor"),
     "cli": ("errors", "registry", "patches", "models", "scoring", "tasks", "request", "run",
-            "bench", "results", "report", "export", "measure", "progress"),
+            "grid", "launch", "bench", "results", "report", "export", "measure",
+            "estimate", "explain", "progress"),
     "__init__": ("patches", "models", "engine"),
     "__main__": ("cli",),
 }  # fmt: skip
@@ -844,6 +853,7 @@ WITHOUT = {
     "longbench": {*HEAVY, "typer", "rich", "datasets"},
     "machine": {"typer", "rich", "datasets"},
     "bench": {"typer", "rich", "datasets"},
+    "explain": {"typer", "datasets"},
 }
 
 
@@ -898,7 +908,10 @@ def test_heavy_libraries_are_imported_late() -> None:
         names = {name.partition(".")[0] for name in imports(top)}
         room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
         assert names.isdisjoint({"datasets", "matplotlib", "accelerate", "pandas"}), path
-        heavy = room in ("engine", "models", "export", "harness") or path.stem == "windows"
+        heavy = (
+            room in ("engine", "models", "export", "harness", "estimate", "explain")
+            or path.stem == "windows"
+        )
         if not heavy and (room != "measure" or path.stem in ("workers", "predictions")):
             assert names.isdisjoint(HEAVY), path
 

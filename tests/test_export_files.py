@@ -636,8 +636,9 @@ def python(code: str, *arguments: object, **options: object) -> subprocess.Popen
 
 
 HOLD = """
-import sys, pathlib, time
+import sys, pathlib, signal, time
 from ctxext.export.staging import staged
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background ignores
 with staged(pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), force=True) as stage:
     (stage / "half").write_text("half")
     print("ready", flush=True)

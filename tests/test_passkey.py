@@ -221,7 +221,7 @@ def test_a_cell_that_fails_leaves_the_others(
         yield from itertools.islice(real(*args), 3)
         raise MemoryError("no room")
 
-    asked = ("eval", "--len", "128", "--task", "passkey:samples=1,acc", "--limit", "5", "--json")
+    asked = ("eval", "--len", "128", "--task", "passkey:samples=1,acc", "--limit", "8", "--json")
     with monkeypatch.context() as patch:
         patch.setattr(session, "answers", failing)
         ran = run(*asked, "--out", str(tmp_path))

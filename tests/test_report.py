@@ -5,10 +5,15 @@ from __future__ import annotations
 import csv
 import html
 import io
+import json
 import math
+import os
 import random
 import re
+import subprocess
+import sys
 import xml.etree.ElementTree as ElementTree
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +24,8 @@ from test_results import HOSTILE, failed, make
 from ctxext import report
 from ctxext.errors import UsageError
 from ctxext.registry import format_length
-from ctxext.report import groups, heatmaps, plots, tables
-from ctxext.results import Record
+from ctxext.report import groups, heatmaps, latex, plots, series, tables
+from ctxext.results import Record, problem_with, sealed
 
 
 def cell(method: str, length: int, losses: tuple[float, float] = (2.0, 2.0), **more: Any) -> Record:
@@ -66,7 +71,7 @@ EXAMPLE = [
 
 def test_rows_columns_failures_and_best() -> None:
     table = only(EXAMPLE)
-    assert table.header() == ["method", "64", "128", "tax (nat)"]
+    assert table.header() == ["method", "64", "128", "Δ 64", "Δ 128", "tax (nat)", "tokens/s"]
     assert [row.method for row in table.rows] == ["rope", "ntk", "pi", "rerope"]
     shown = texts(table)
     assert shown["pi"] == ["error", "–", "–"]
@@ -119,7 +124,7 @@ def test_accuracy_is_in_percent_and_its_tax_in_points() -> None:
     table = only(records)
     points = 100 * (math.exp(-0.6) - math.exp(-0.5))
     value = records[0]["value"] * 100
-    assert table.header()[-1] == "tax (pt)"
+    assert table.header() == ["method", "64", "Δ 64", "tax (pt)", "tokens/s"]
     assert texts(table)["rope"] == [f"{value:.2f} ± 1.00", "0.00"]
     assert texts(table)["ntk"] == [f"{100 * records[1]['value']:.2f}", f"{points:+.2f}"]
     assert [row.cells[0].best for row in table.rows] == [False, True]
@@ -229,14 +234,13 @@ def test_the_newest_finished_record_of_a_cell_counts() -> None:
     assert texts(only(records))["ntk"][0] == "3.000 ± 0.100"
 
 
-def test_the_order_of_records_does_not_matter(tmp_path: Path) -> None:
+def test_the_order_of_records_does_not_matter() -> None:
     shuffled = EXAMPLE[:]
     random.Random(1).shuffle(shuffled)
     for form in report.FORMATS:
         assert report.render(EXAMPLE, form) == report.render(shuffled, form)
-    assert plots.loss_by_position(EXAMPLE, tmp_path / "a.png")
-    assert plots.loss_by_position(shuffled, tmp_path / "b.png")
-    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    assert series.figures(EXAMPLE) == series.figures(shuffled) != []
+    assert heatmaps.heatmaps(MAPPED) == heatmaps.heatmaps(MAPPED[::-1]) != []
 
 
 def test_markdown() -> None:
@@ -244,15 +248,16 @@ def test_markdown() -> None:
     assert text.splitlines()[:4] == [
         "### tiny · ppl · perplexity · stdlib",
         "",
-        "| method | 64 | 128 | tax (nat) |",
-        "| --- | ---: | ---: | ---: |",
+        "| method | 64 | 128 | Δ 64 | Δ 128 | tax (nat) | tokens/s |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
-    assert re.search(r"\| rerope \| \*\*\d\.\d{3} ± 0\.100\*\* \| oom \| – \|", text)
+    row = r"\| rerope \| \*\*\d\.\d{3} ± 0\.100\*\* \| oom \| -\d+\.\d{3} \| – \| – \| – \|"
+    assert re.search(row, text)
     assert report.render([], "md") == "No records.\n"
 
 
 @pytest.mark.parametrize(
-    "name", [*HOSTILE, "a|b\\|c", "**x**", "`x`", "[red]x[/red]", "[/]", "&lt;"]
+    "name", [*HOSTILE, "=1+1", "@x", "a|b\\|c", "**x**", "`x`", "[red]x[/red]", "[/]", "&lt;"]
 )
 def test_hostile_names_do_no_harm(name: str, tmp_path: Path) -> None:
     name = name.replace("\udcff", "?")  # the store lets no lone surrogate through
@@ -263,7 +268,7 @@ def test_hostile_names_do_no_harm(name: str, tmp_path: Path) -> None:
     lines = report.render(records, "md").splitlines()
     rows = [line for line in lines if line.startswith("| ")]
     assert len(rows) == 4
-    assert {line.count("|") for line in rows} == {4}
+    assert {line.count("|") for line in rows} == {6}
     assert "<" not in "".join(lines)
     shown = html.unescape(re.sub(r"\\([`*_\[\]~$])", r"\1", rows[3].split(" | ")[0][2:]))
     assert shown == plain
@@ -273,12 +278,18 @@ def test_hostile_names_do_no_harm(name: str, tmp_path: Path) -> None:
     assert "\x1b" not in printed
 
     parsed = list(csv.DictReader(io.StringIO(report.render(records, "csv"))))
-    assert [(row["model"], row["method"]) for row in parsed] == [(plain, "rope"), (plain, plain)]
+    inert = f"'{plain}" if plain[0] in "=+-@" else plain  # no formula for a spreadsheet
+    assert [(row["model"], row["method"]) for row in parsed] == [(inert, "rope"), (inert, inert)]
 
     written = report.write_files(tmp_path, records)
-    assert len(written) == 2
+    assert len(written) == 5
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(p.name for p in written)
-    assert re.fullmatch(r"loss-by-position--[A-Za-z0-9._+=-]+--stdlib\.png", written[1].name)
+    starts = ("loss-by-position", "cost--perplexity")
+    endings = [(start, suffix) for start in starts for suffix in ("png", "svg")]
+    for path, (start, suffix) in zip(written[1:], endings, strict=True):
+        assert re.fullmatch(rf"{start}--[A-Za-z0-9._+=-]+--stdlib\.{suffix}", path.name)
+        assert len(path.name) < 200
+        assert suffix == "png" or ElementTree.fromstring(path.read_bytes()).tag.endswith("svg")
 
 
 def test_terminal_shows_the_best_with_and_without_colour() -> None:
@@ -297,7 +308,7 @@ def test_a_narrow_terminal_breaks_no_name_and_no_number() -> None:
     assert name in printed
     for text in texts(table)[name]:
         assert all(word in printed for word in text.replace("± ", "±").split())
-    assert max(map(len, terminal(table, width=60).splitlines())) == 60
+    assert max(map(len, terminal(table, width=73).splitlines())) == 73
     console = Console(file=io.StringIO(), width=30)
     console.print(tables.to_rich(table), crop=False)
     whole = console.file.getvalue()  # type: ignore[attr-defined]
@@ -320,7 +331,7 @@ def test_csv_is_long_form() -> None:
 
 
 def test_an_unknown_format_names_the_valid_ones() -> None:
-    with pytest.raises(UsageError, match="'pdf'; valid: md, csv"):
+    with pytest.raises(UsageError, match="'pdf'; valid: md, csv, latex"):
         report.render([], "pdf")
 
 
@@ -343,73 +354,345 @@ def test_files_are_written_the_same_each_time(tmp_path: Path) -> None:
     assert "loss-by-position--tiny--stdlib.png" in names
     assert "loss-by-position--tiny--hf-pg19-test--bfloat16.png" in names
     assert not any("broken" in name for name in names)
-    assert len(names) == len({name.casefold() for name in names}) == 5
+    assert len(names) == len({name.casefold() for name in names}) == 13
     contents = {path.name: path.read_bytes() for path in first}
     assert contents == {path.name: path.read_bytes() for path in second}
     assert sorted(p.name for p in (tmp_path / "a").iterdir()) == sorted(names)
 
 
 @pytest.mark.parametrize("suffix", ["png", "svg"])
-def test_the_plot_is_deterministic(suffix: str, tmp_path: Path) -> None:
-    for name in ("a", "b"):
-        assert plots.loss_by_position(EXAMPLE, tmp_path / f"{name}.{suffix}")
-    drawn = (tmp_path / f"a.{suffix}").read_bytes()
-    assert drawn == (tmp_path / f"b.{suffix}").read_bytes()
-    if suffix == "png":
-        assert drawn.startswith(b"\x89PNG")
-    else:
-        assert ElementTree.fromstring(drawn).tag.endswith("svg")
+def test_a_picture_is_deterministic(suffix: str, tmp_path: Path) -> None:
+    (shape,) = heatmaps.heatmaps(MAPPED)
+    pictures = [partial(plots.draw, figure) for figure in series.figures(EXAMPLE)]
+    for draw in (*pictures, partial(heatmaps.draw, shape)):
+        first, second = tmp_path / f"a.{suffix}", tmp_path / f"b.{suffix}"
+        plots.save(first, draw)
+        plots.save(second, draw)
+        assert first.read_bytes() == second.read_bytes()
+        if suffix == "png":
+            assert first.read_bytes().startswith(b"\x89PNG")
+        else:
+            assert ElementTree.fromstring(first.read_bytes()).tag.endswith("svg")
 
 
-def test_the_plot_needs_buckets_and_a_known_suffix(tmp_path: Path) -> None:
-    empty = [make(buckets=[]), failed()]
-    assert not plots.loss_by_position(empty, tmp_path / "a.png")
-    assert list(tmp_path.iterdir()) == []
+def test_a_picture_needs_a_known_suffix(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"\.png or \.svg"):
-        plots.loss_by_position(EXAMPLE, tmp_path / "a.gif")
+        plots.save(tmp_path / "a.gif", lambda: None)
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_the_plot_shows_the_longest_common_length() -> None:
-    column, lines = plots._lines(EXAMPLE)
-    assert column == (64, 4)  # rerope ran out of memory at 128
-    assert list(lines) == ["rope", "ntk", "rerope"]
+def test_the_tables_of_a_thousand_records_take_less_than_three_seconds(tmp_path: Path) -> None:
+    for number in range(1000):
+        method, length = f"m{number % 25}", 64 << (number // 25 % 5)
+        record = sealed(cell(method, length, model=f"model {number // 125}"))
+        (tmp_path / f"{number}.json").write_text(json.dumps(record))
+    argv = [sys.executable, "-m", "ctxext", "report", "--out", str(tmp_path), "--no-plots"]
+    before = os.times()
+    done = subprocess.run(argv, capture_output=True, text=True, check=True)
+    after = os.times()
+    assert "skipped" not in done.stderr
+    assert len(re.findall("^│ m", done.stdout, re.MULTILINE)) == 8 * 25
+    spent = after.children_user + after.children_system
+    assert spent - before.children_user - before.children_system < 3
+
+
+# Beside rope, and LaTeX.
+
+
+def test_differences_are_to_rope_at_the_same_windows() -> None:
+    table = only(
+        [
+            cell("rope", 64, value=5.5),
+            cell("ntk", 64, value=5.25),
+            cell("pi", 64, value=5.5),
+            cell("ntk", 64, value=1.0, windows=2),
+            cell("ntk", 128, value=7.0),
+            failed(requested="rope", length=128),
+        ]
+    )
+    assert [table.columns[number] for number in table.compared()] == [(64, 4)]
+    shown = {(row.method, column): table.difference_text(c) for row, column, c in table.cells()}
+    assert shown["rope", (64, 4)] == "–"
+    assert shown["ntk", (64, 4)] == "-0.250"
+    assert shown["pi", (64, 4)] == "0.000"
+    assert shown["ntk", (64, 2)] == shown["ntk", (128, 4)] == "–"
+    rows = list(csv.DictReader(io.StringIO(tables.to_csv([table]))))
+    assert [
+        row["difference"] for row in rows if row["windows"] == "4" and row["length"] == "64"
+    ] == [
+        *("", "-0.25", "0.0"),
+    ]
+    shares = [cell(m, 64, metric="accuracy", value=v) for m, v in (("rope", 0.5), ("ntk", 0.625))]
+    table = only(shares)
+    assert table.difference_text(table.rows[1].cells[0]) == "+12.50"
+    assert "in percentage points" in table.caption
+
+
+def test_speed_and_memory_are_those_of_the_longest_length_that_rope_finished() -> None:
+    gib = 2**30
+    records = [
+        cell("rope", 64, seconds=2.0, tokens_per_second=500.0, peak_memory_bytes=gib),
+        cell("ntk", 64, seconds=4.0, tokens_per_second=250.0, peak_memory_bytes=3 * gib),
+        cell("pi", 64, seconds=1.0, peak_memory_bytes=gib // 2, device="other"),
+        cell("yarn", 64, seconds=1.0, peak_memory_bytes=gib, batch_size=1, prefill_chunk=512),
+        cell("ntk", 32, seconds=1.0, tokens_per_second=9.0),
+        cell("ntk", 128, seconds=1.0, tokens_per_second=9.0),
+        failed(requested="rerope", length=64),
+    ]
+    table = only(records)
+    assert table.header()[-2:] == ["tokens/s", "peak memory"]
+    assert {row.method: table.cost_texts(row) for row in table.rows} == {
+        "rope": [("500", ""), ("1.00 GiB", "")],
+        "ntk": [("250", "×0.50"), ("3.00 GiB", "×3.00")],
+        "pi": [("170", ""), ("512 MiB", "")],
+        "yarn": [("170", "×2.00"), ("1.00 GiB", "")],
+        "rerope": [("–", ""), ("–", "")],
+    }
+    (row,) = [
+        row
+        for row in csv.DictReader(io.StringIO(tables.to_csv([table])))
+        if (row["method"], row["length"]) == ("ntk", "64")
+    ]
+    assert [float(row[name]) for name in tables.CSV[-4:]] == [250.0, 0.5, 3 * gib, 3.0]
+    assert only([failed(requested="pi")]).header() == ["method", "64", "tax (nat)"]
+
+
+def test_the_terminal_shows_differences_below_values() -> None:
+    table = only([cell("rope", 64, value=5.5), cell("ntk", 64, value=5.25)])
+    lines = [line.split("│")[1:-1] for line in terminal(table).splitlines() if line[:1] == "│"]
+    assert [[part.strip() for part in line] for line in lines] == [
+        ["rope", "5.500 ±0.100", "0.000", "170"],
+        ["ntk", "5.250 ±0.100*", "0.000", "170"],
+        ["", "-0.250", "", "×1.00"],
+    ]
+
+
+def test_latex_is_a_booktabs_table() -> None:
+    lines = report.render(EXAMPLE, "latex").splitlines()
+    assert lines[:3] == ["% \\usepackage{booktabs}", "\\begin{table}", "\\centering"]
+    assert "\\begin{tabular}{lrrrrrr}" in lines
+    head = lines.index("\\toprule") + 1
+    assert lines[head] == (
+        "method & 64 & 128 & $\\Delta$ 64 & $\\Delta$ 128 & tax (nat) & tokens/s \\\\"
+    )
+    assert lines[head + 1] == "\\midrule"
+    rows = lines[head + 2 : lines.index("\\bottomrule")]
+    assert {row.count(" & ") for row in rows} == {6}
+    assert all(row.endswith(" \\\\") for row in rows)
+    assert any(row.startswith("rerope & \\textbf{") and " & oom & " in row for row in rows)
+    assert lines[-2:] == ["\\end{tabular}", "\\end{table}"]
+
+
+def test_nothing_in_a_name_is_latex() -> None:
+    shown = {
+        "a_b%c": "a\\_b\\%c",
+        "\\input{x}": "\\textbackslash{}input\\{x\\}",
+        "$x^2$ & ~#": "\\$x\\textasciicircum{}2\\$ \\& \\textasciitilde{}\\#",
+        '<|">': "\\textless{}\\textbar{}\\char34{}\\textgreater{}",
+        "λ=1±2×ω": "$\\lambda$=1$\\pm$2$\\times$$\\omega$",
+        "[1]*": "{[}1{]}{*}",
+        "a---b''": "a-{}-{}-b'{}'",
+        "é模\n\u202e": "é???",
+        "ς σ ο": "$\\varsigma$ $\\sigma$ o",
+    }
+    assert {name: latex.escape(name) for name in shown} == shown
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_latex_keeps_its_shape_whatever_the_names(name: str) -> None:
+    records = [sealed(cell(m, 64, model=name, metric=name)) for m in ("rope", name)]
+    text = report.render(records, "latex")
+    assert len(text.splitlines()) == 13
+    body = re.sub(r"\\[{}$&#_%]", "", text)
+    assert body.count("{") == body.count("}")
+    assert body.count("$") % 2 == 0
+    assert {line.count("&") for line in body.splitlines() if line.endswith("\\\\")} == {3}
+
+
+# What plots show.
+
+
+def figure(records: list[Record], start: str) -> series.Figure:
+    (found,) = [f for f in series.figures(records) if f.name.startswith(f"{start}--")]
+    return found
+
+
+def axes_of(shown: series.Figure) -> Any:
+    (axes,) = plots.draw(shown).axes
+    return axes
+
+
+def test_which_plots_there_are() -> None:
+    assert [f.name for f in series.figures(EXAMPLE)] == [
+        "loss-by-position--tiny--stdlib",
+        "perplexity--tiny--stdlib",
+        "cost--perplexity--tiny--stdlib",
+    ]
+    assert series.figures([make(buckets=[]), failed()]) == []
+    assert series.figures([]) == []
+    odd = [cell(m, n, metric="cost", task="cost") for m in ("rope", "ntk") for n in (64, 128)]
+    names = [f.name for f in series.figures(odd)]
+    assert names == [
+        "loss-by-position--tiny--cost--stdlib",
+        "metric-cost--tiny--cost--stdlib",
+        "cost--cost--tiny--stdlib",
+    ]
+
+
+def test_loss_by_position_is_of_the_longest_common_length() -> None:
+    shown = figure(EXAMPLE, "loss-by-position")
+    assert shown.x_range == (0, 64)  # rerope ran out of memory at 128
+    assert shown.about == "4 windows of 64 tokens, float32"
+    assert [line.method for line in shown.lines] == ["rope", "ntk", "rerope"]
+    assert [(p.x, p.y) for p in shown.lines[1].points[7:9]] == [(30.0, 2.1), (34.0, 2.2)]
+    assert shown.mark == 32
+    ordered = series.figures(EXAMPLE, order=["rerope"])[0]
+    assert [line.method for line in ordered.lines] == ["rope", "rerope", "ntk"]
 
 
 def test_an_exploding_line_leaves_the_view_with_a_note() -> None:
-    column, lines = plots._lines(
-        [cell("rope", 64, (2, 9)), cell("ntk", 64, (2.1, 2.4)), cell("pi", 64, (2, 300))]
-    )
-    (axes,) = plots._figure(column, lines).axes
+    records = [cell("rope", 64, (2, 9)), cell("ntk", 64, (2.1, 2.4)), cell("pi", 64, (2, 300))]
+    axes = axes_of(figure(records, "loss-by-position"))
     low, high = axes.get_ylim()
     assert low < 2.0
     assert 2.4 < high < 2.6
-    assert "rope leaves the view: up to 9.00" in axes.get_xlabel()
-    assert "pi leaves the view: up to 300.00" in axes.get_xlabel()
+    assert "out of view: rope up to 9.00, pi up to 300.00 nats per token" in axes.get_xlabel()
     assert axes.get_xlim() == (0, 64)
 
 
 def test_labels_and_the_trained_length() -> None:
-    column, lines = plots._lines(
-        [cell("rope", 64), cell("_lead", 64), cell("$\\frac{1", 64), cell("ntk+logn", 64)]
-    )
-    (axes,) = plots._figure(column, lines).axes
-    labels = [text.get_text() for text in axes.get_legend().get_texts()]
-    assert labels == list(lines)
+    names = ["rope", "$\\frac{1", "_lead", "ntk+logn"]
+    axes = axes_of(figure([cell(name, 64) for name in names], "loss-by-position"))
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == names
     curves = axes.get_lines()
     assert list(curves[0].get_xdata())[:2] == [2.0, 6.0]  # bucket centres
     assert list(curves[-1].get_xdata()) == [32, 32]
-    assert [text.get_text() for text in axes.texts] == ["trained length 32"]
-    looks = {(c.get_color(), c.get_marker()) for c in curves[:-1]}
-    assert len(looks) == len(lines)
+    texts = [text.get_text() for text in axes.texts]
+    assert texts == ["4 windows of 64 tokens, float32", "trained length 32"]
     assert curves[0].get_color() == "black"
 
 
-def test_the_plot_leaves_matplotlib_as_it_was(tmp_path: Path) -> None:
+def test_many_methods_look_different() -> None:
+    looks = [plots.look(number, "x") for number in range(84)]
+    kinds = ("color", "marker", "fillstyle")
+    assert len({tuple(look[kind] for kind in kinds) for look in looks}) == 84
+    lines = [(look["color"], str(look["linestyle"])) for look in looks[:24]]
+    assert len(set(lines)) == 24
+
+
+def test_a_metric_by_length_with_its_errors_and_the_trained_length() -> None:
+    shown = figure(EXAMPLE, "perplexity")
+    assert [line.method for line in shown.lines] == ["rope", "ntk", "rerope"]
+    rope = shown.lines[0].points
+    # 8 of 16 buckets lie inside 32 at 64; 4 at 128; the first bucket lacks 4 tokens
+    nats = (2 * 124 + 5 * 128) / 252, (2 * 124 + 7 * 384) / 508
+    assert [p.x for p in rope] == [64, 128]
+    assert [p.y for p in rope] == pytest.approx([math.exp(n) for n in nats])
+    assert {p.stderr for p in rope} == {0.1}
+    assert [len(line.points) for line in shown.lines] == [2, 2, 1]
+    assert (shown.log_x, shown.log_y, shown.mark) == (True, True, 32)
+    far = [{**record, "trained_length": 4096} for record in EXAMPLE]
+    (shown,) = [f for f in series.figures(far) if f.name.startswith("perplexity")]
+    assert shown.mark is None
+    assert "trained length 4k" in shown.about
+
+
+def test_shares_are_in_percent_and_within_their_range() -> None:
+    records = [
+        found(method, length, {0.5: share})
+        for method, length, share in (("rope", 64, 1.0), ("rope", 128, 0.0), ("pi", 64, 1.0))
+    ]
+    shown = figure(records, "passkey")
+    assert [p.y for p in shown.lines[0].points] == [100.0, 0.0]
+    assert shown.lines[0].points[0].stderr == pytest.approx(10.0)
+    assert shown.y == "passkey (%)"
+    assert shown.y_range == (-2.0, 102.0)
+
+
+def test_cost_is_the_time_of_the_evaluation_over_that_of_rope() -> None:
+    records = [
+        cell("rope", 64, seconds=2.0),
+        cell("ntk", 64, seconds=3.0),
+        cell("pi", 64, seconds=1.0, device="other"),
+        cell("yarn", 64, seconds=0),
+    ]
+    shown = figure(records, "cost")
+    assert [(x.method, x.points[0].x) for x in shown.lines] == [("rope", 1.0), ("ntk", 1.5)]
+    assert shown.lines[1].points[0].y == pytest.approx(records[1]["value"])
+    assert shown.x.startswith("evaluation time")
+    assert shown.notes == ("no cost measured of pi, yarn",)
+    assert not any(f.name.startswith("cost") for f in series.figures(records[2:]))
+
+
+def test_cost_is_that_of_bench_records_where_they_are_of_the_same() -> None:
+    scores = [{**cell(name, 64, seconds=2.0), "method": name} for name in ("rope", "ntk", "pi")]
+    timed = [timing("rope", 1.0), timing("ntk", 1.25), timing("pi", 1.5)]
+    shown = figure(scores + timed, "cost")
+    assert [line.points[0].x for line in shown.lines] == [1.0, 1.25, 1.5]
+    assert "prefill time" in shown.x
+    for change in ({"length": 128}, {"model": "x"}, {"method": "x"}, {"model_sha256": "ee" * 32}):
+        shown = figure([*scores, *timed[:2], {**timed[2], **change}], "cost")
+        assert [line.points[0].x for line in shown.lines] == [1.0, 1.0, 1.0], change
+        assert "evaluation time" in shown.x
+
+
+def timing(method: str, ratio: float, **more: Any) -> Record:
+    spread = {"median": ratio, "low": ratio, "high": ratio}
+    measures = ("prefill_seconds", "decode_seconds_per_token", "peak_memory_bytes")
+    given = {"requested": method, "method": method, "task": "bench", "metric": measures[0]}
+    given |= {"ratio": dict.fromkeys(measures, spread), "batch_size": 1, "buckets": []}
+    return make(**{**given, **more})
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"value": 1e300, "stderr": 1e308},
+        {"value": 0.0, "stderr": None},
+        {"value": 1e-300, "seconds": 1e-300},
+        {"metric": "odd\nmetric", "value": -1e308},
+        {"metric": "odd", "value": 1e300, "stderr": 1e300},
+        {"metric": "accuracy", "value": 1.0, "stderr": 1e9},
+        {"seconds": 1e308, "tokens_per_second": None, "peak_memory_bytes": 2**62},
+        {"length": 2**62, "buckets": []},
+        {"length": 2, "trained_length": 2**62, "buckets": []},
+    ],
+    ids=str,
+)
+def test_extreme_records_are_drawn(change: dict[str, Any], tmp_path: Path) -> None:
+    base = {"metric": change.get("metric", "perplexity")}
+    records = [
+        *(cell(name, 64, value=0.5, **base) for name in ("rope", "ntk")),
+        *({**cell(name, 128, **base), **change} for name in ("rope", "ntk")),
+    ]
+    records = [sealed(record) for record in records]
+    assert [problem_with(record) for record in records] == [None] * 4
+    written = report.write_files(tmp_path, records)
+    assert len(written) > 2
+    for form in report.FORMATS:
+        assert report.render(records, form)
+    for table in report.to_rich(records, width=100):
+        Console(file=io.StringIO(), width=100).print(table, crop=False)
+
+
+@pytest.mark.parametrize("count", [1, 30, 60])
+def test_the_legend_is_whole_and_outside(count: int) -> None:
+    records = [cell(f"m{i}" + "x" * (5 * i), 64) for i in range(count)]
+    drawing = plots.draw(figure(records, "loss-by-position"))
+    drawing.canvas.draw()
+    (axes,) = drawing.axes
+    legend = axes.get_legend()
+    assert legend.get_window_extent().x0 > axes.get_window_extent().x1
+    assert len(legend.get_texts()) == count
+
+
+def test_a_plot_leaves_matplotlib_as_it_was(tmp_path: Path) -> None:
     import matplotlib
 
     with matplotlib.rc_context({"lines.linewidth": 7.0}):
         before = dict(matplotlib.rcParams)
-        plots.loss_by_position(EXAMPLE, tmp_path / "a.png")
+        plots.save(tmp_path / "a.png", partial(plots.draw, figure(EXAMPLE, "cost")))
         assert dict(matplotlib.rcParams) == before
 
 
@@ -438,7 +721,8 @@ MAPPED = [
 
 def drawn(records: list[Record], path: Path) -> str:
     """What the map says, label by label."""
-    assert heatmaps.by_depth(records, path.with_suffix(".svg"))
+    (heatmap,) = heatmaps.heatmaps(records)
+    plots.save(path.with_suffix(".svg"), partial(heatmaps.draw, heatmap))
     drawing = path.with_suffix(".svg").read_text(encoding="utf-8")
     ElementTree.fromstring(drawing)
     return html.unescape("\n".join(re.findall(r"<!-- (.*?) -->", drawing, re.DOTALL)))
@@ -446,12 +730,9 @@ def drawn(records: list[Record], path: Path) -> str:
 
 def panels(records: list[Record]) -> dict[str, list[list[str]]]:
     """The numbers of each method's map, depth by depth; "" where there is none."""
-    maps = {
-        method: {r["length"]: heatmaps._shares(r) for r in records if r["requested"] == method}
-        for method in groups.method_order(records)
-    }
+    (heatmap,) = heatmaps.heatmaps(records)
     shown = {}
-    for panel in heatmaps._figure(records[0], maps).axes:
+    for panel in heatmaps.draw(heatmap).axes:
         if panel.get_title() and panel.images:
             rows, columns = panel.images[0].get_array().shape
             grid = [[""] * columns for _ in range(rows)]
@@ -460,18 +741,6 @@ def panels(records: list[Record]) -> dict[str, list[list[str]]]:
                 grid[row][column] = text.get_text()
             shown[panel.get_title()] = grid
     return shown
-
-
-@pytest.mark.parametrize("suffix", ["png", "svg"])
-def test_the_map_is_deterministic(suffix: str, tmp_path: Path) -> None:
-    for name, records in (("a", MAPPED), ("b", MAPPED[::-1])):
-        assert heatmaps.by_depth(records, tmp_path / f"{name}.{suffix}")
-    content = (tmp_path / f"a.{suffix}").read_bytes()
-    assert content == (tmp_path / f"b.{suffix}").read_bytes()
-    if suffix == "png":
-        assert content.startswith(b"\x89PNG")
-    else:
-        assert ElementTree.fromstring(content).tag.endswith("svg")
 
 
 def test_the_map_shows_each_share_at_its_length_and_depth(tmp_path: Path) -> None:
@@ -495,12 +764,11 @@ def test_what_was_not_measured_stays_blank(tmp_path: Path) -> None:
     assert shown["ntk"] == [["", ""], ["", "25"], ["", ""]]
     labels = drawn(records, tmp_path / "a")
     assert "pi" not in labels.split()
-    assert not heatmaps.by_depth([records[2], cell("rope", 64)], tmp_path / "b.png")
-    assert not (tmp_path / "b.png").exists()
+    assert heatmaps.heatmaps([records[2], cell("rope", 64)]) == []
 
 
 @pytest.mark.parametrize("count", [1, 3, 4, 5, 12])
-def test_any_number_of_methods_has_a_map_each(count: int, tmp_path: Path) -> None:
+def test_any_number_of_methods_has_a_map_each(count: int) -> None:
     records = [
         found(f"m{i}", length, {0.0: i / 12, 1.0: 1.0}) for i in range(count) for length in (64, 96)
     ]
@@ -508,7 +776,6 @@ def test_any_number_of_methods_has_a_map_each(count: int, tmp_path: Path) -> Non
     assert list(shown) == [f"m{i}" for i in range(count)]
     for i in range(count):
         assert shown[f"m{i}"][0] == [f"{100 * i / 12:.0f}"] * 2
-    assert heatmaps.by_depth(records, tmp_path / "a.png")
 
 
 @pytest.mark.filterwarnings("error")
@@ -516,8 +783,9 @@ def test_any_number_of_methods_has_a_map_each(count: int, tmp_path: Path) -> Non
 def test_hostile_names_are_drawn_as_they_are(name: str, tmp_path: Path) -> None:
     data = make()["data"] | {"name": name}
     record = found(name, 64, {0.0: 1.0}, model=name, task=name, data=data)
-    assert heatmaps.by_depth([record], tmp_path / "a.png")
-    assert heatmaps.by_depth([record], tmp_path / "a.svg")
+    (heatmap,) = heatmaps.heatmaps([record])
+    for file in ("a.png", "a.svg"):
+        plots.save(tmp_path / file, partial(heatmaps.draw, heatmap))
     ElementTree.fromstring((tmp_path / "a.svg").read_bytes())
 
 
@@ -528,17 +796,12 @@ def test_a_dollar_is_no_formula_and_mark_up_is_text(tmp_path: Path) -> None:
     assert "a $x$ & <i> on stdlib: passkey by depth" in labels
 
 
-def test_a_map_needs_a_known_suffix(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"\.png or \.svg"):
-        heatmaps.by_depth(MAPPED, tmp_path / "a.gif")
-
-
 def test_maps_stand_beside_the_tables_one_for_each_group(tmp_path: Path) -> None:
     other = found("rope", 512, {0.5: 1.0}, dtype="bfloat16")
-    names = [path.name for path in report.write_files(tmp_path, [*MAPPED, other, *EXAMPLE])]
-    assert sorted(names) == [
-        "depth--tiny--passkey--stdlib--bfloat16.png",
-        "depth--tiny--passkey--stdlib--float32.png",
-        "loss-by-position--tiny--stdlib.png",
-        "tables.md",
+    written = report.write_files(tmp_path, [*MAPPED, other, *EXAMPLE])
+    assert [path.name for path in written if path.stem.startswith("depth")] == [
+        f"depth--tiny--passkey--stdlib--{dtype}.{suffix}"
+        for dtype in ("bfloat16", "float32")
+        for suffix in ("png", "svg")
     ]
+    assert {path.suffix for path in report.write_files(tmp_path, MAPPED, plots=False)} == {".md"}

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from ctxext.errors import CtxextError, UsageError
+from ctxext.errors import CtxextError, OutputError, UsageError
 from ctxext.results import Record, Store, printable, problem_with, safe_name, sealed
 
 
@@ -65,6 +65,11 @@ def failed(**changed: Any) -> Record:
     return make(**unmeasured | {"status": "oom", "reason": "out of memory"} | changed)
 
 
+def files(folder: Path) -> list[str]:
+    """What is in the folder."""
+    return sorted(path.name for path in folder.iterdir())
+
+
 HOSTILE = [
     "../../etc/passwd",
     "/absolute",
@@ -92,7 +97,7 @@ HOSTILE = [
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_names_make_harmless_files(name: str, tmp_path: Path) -> None:
     store = Store(tmp_path / "out")
-    store.check_writable()
+    store.prepare()
     record = make(model=name, requested=name, task=name)
     path = store.write(record)
     assert path.parent == tmp_path / "out"
@@ -100,7 +105,7 @@ def test_hostile_names_make_harmless_files(name: str, tmp_path: Path) -> None:
     assert len(path.name.encode()) < 200
     assert path.name.count("--") == 4
     assert not re.match(r"(con|prn|aux|nul|com\d|lpt\d)(\.|$)", path.name, re.IGNORECASE)
-    assert [p.name for p in store.folder.iterdir()] == [path.name]
+    assert files(store.folder) == [path.name]
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
     found = store.get(record["key"])
     assert found is not None
@@ -131,7 +136,9 @@ def test_round_trip_and_get(tmp_path: Path) -> None:
     store.write(record)
     store.write(other)
     assert store.get(record["key"]) == sealed(record)
-    assert store.get(other["key"]) is None
+    assert store.get(other["key"]) == sealed(other)
+    assert store.finished(record["key"]) == sealed(record)
+    assert store.finished(other["key"]) is None
     assert store.get("f" * 64) is None
     assert store.get("") is None
     # the first 12 digits name the file, the whole key decides
@@ -154,16 +161,16 @@ def test_an_absent_folder_is_empty(tmp_path: Path) -> None:
     assert not (tmp_path / "no").exists()
 
 
-def test_check_writable(tmp_path: Path) -> None:
-    Store(tmp_path / "a" / "b").check_writable()
-    assert list((tmp_path / "a" / "b").iterdir()) == []
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    Store(tmp_path / "a" / "b").prepare()
+    assert files(tmp_path / "a" / "b") == []
     (tmp_path / "file").write_text("here first")
     for folder in (tmp_path / "file", tmp_path / "file" / "x", tmp_path / ("n" * 300)):
-        with pytest.raises(UsageError, match="cannot keep records in") as caught:
-            Store(folder).check_writable()
+        with pytest.raises(UsageError, match="cannot write into") as caught:
+            Store(folder).prepare()
         assert "\n" not in str(caught.value)
-    with pytest.raises(UsageError, match="cannot keep records"):
-        Store("a\0b").check_writable()
+    with pytest.raises(UsageError, match="cannot write into"):
+        Store("a\0b").prepare()
     with pytest.raises(UsageError, match="cannot read"):
         Store(tmp_path / "file").read_all()
     assert (tmp_path / "file").read_text() == "here first"
@@ -185,7 +192,7 @@ def test_non_finite_numbers_become_null_but_no_measured_value_does(tmp_path: Pat
     for bad in (make(value=math.nan), make(value=math.inf), make(seconds=math.nan), spoilt):
         with pytest.raises(CtxextError, match="cannot be kept"):
             store.write(bad)
-    assert len(list(tmp_path.iterdir())) == 1
+    assert len(files(tmp_path)) == 1
 
 
 @pytest.mark.parametrize("kind", ["replace", "fsync", "interrupt"])
@@ -206,7 +213,7 @@ def test_an_interrupted_write_leaves_the_old_record_and_no_trace(
         store.write(make(key="ab" * 32, value=9.0))
     if kind != "interrupt":
         assert "No space left" in str(caught.value)
-    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+    assert files(tmp_path) == [path.name]
     assert path.read_bytes() == before
 
 
@@ -220,8 +227,10 @@ def test_a_killed_writer_leaves_no_half_record(tmp_path: Path) -> None:
     root = Path(__file__).parent.parent
     done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], cwd=root, check=False)
     assert done.returncode == 9
-    assert len(list(tmp_path.iterdir())) == 1  # the temporary file of the dead process
+    assert len(list(tmp_path.glob(".record-*.tmp"))) == 1
     assert Store(tmp_path).read_all() == ([], [])
+    assert Store(tmp_path).prepare() == []
+    assert files(tmp_path) == []
 
 
 def test_unsound_files_are_skipped_named_and_left_alone(tmp_path: Path) -> None:
@@ -293,6 +302,9 @@ def test_unsound_files_are_skipped_named_and_left_alone(tmp_path: Path) -> None:
         ("key", 12),
         ("versions", None),
         ("created", None),
+        ("task_resolved", 5),
+        ("task_resolved", ["ppl"]),
+        ("task_resolved", {"ppl": 1}),
     ],
 )
 def test_wrong_types_are_problems(field: str, value: Any) -> None:
@@ -311,11 +323,118 @@ def test_missing_fields_are_problems() -> None:
     assert problem_with(make(metric="accuracy", value=1.2)) == "the value of accuracy cannot be 1.2"
 
 
-def test_an_edited_file_is_not_served(tmp_path: Path) -> None:
+def test_an_edited_file_is_neither_served_nor_lost(tmp_path: Path) -> None:
+    store, record = Store(tmp_path), make()
+    path = store.write(record)
+    edited = path.read_text().replace('"value": 7.38', '"value": 1.38')
+    assert edited != path.read_text()
+    path.write_text(edited)
+    assert store.get(record["key"]) is None
+    store.write(record)  # where nothing has looked before
+    assert store.get(record["key"]) == sealed(record)
+    assert (tmp_path / "set-aside" / path.name).read_text() == edited
+
+
+def test_a_record_renamed_by_hand_is_not_overwritten(tmp_path: Path) -> None:
+    store, other, record = Store(tmp_path), make(key="cd" * 32), make()
+    whole, place = store.write(other).read_bytes(), store.path(record)
+    store.path(other).rename(place)
+    assert store.get(record["key"]) is None
+    store.write(record)
+    assert store.get(record["key"]) == sealed(record)
+    assert (tmp_path / "set-aside" / place.name).read_bytes() == whole
+
+
+def test_what_is_not_sound_is_set_aside_under_a_free_name(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    path = store.write(make())
-    path.write_text(path.read_text().replace('"windows": 4', '"windows": "4"'))
-    assert store.get(make()["key"]) is None
+    path, other = store.write(make()), store.write(make(requested="pi"))
+    whole = path.read_text()
+    for content in (whole[:100], whole.replace("tiny", "huge")):
+        path.write_text(content)
+        (line,) = store.prepare()
+        assert line.startswith(f"{path.name}: ")
+        assert "\n" not in line
+    kept = tmp_path / "set-aside"
+    assert (kept / path.name).read_text() == whole[:100]
+    assert (kept / f"{path.stem}-1.json").read_text() == whole.replace("tiny", "huge")
+    (tmp_path / "notes.json").write_text("{}")  # not by its name a record
+    assert store.prepare() == []
+    assert files(tmp_path) == sorted(["notes.json", "set-aside", other.name])
+
+
+def test_one_file_for_a_cell_by_two_names_that_look_alike(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    path = store.write(make(model="a/b", key="ab" * 32))
+    before = path.read_bytes()
+    assert store.write(make(model="a:b", key="ab" * 32)) == path
+    assert path.read_bytes() == before
+    store.write(make(model="a:b", key="ab" * 32, value=3.0))
+    assert store.get("ab" * 32) == sealed(make(model="a:b", key="ab" * 32, value=3.0))
+
+
+def test_a_failure_never_takes_the_place_of_a_finished_record(tmp_path: Path) -> None:
+    store, key = Store(tmp_path), "ab" * 32
+    store.write(make(key=key))
+    store.write(failed(key=key))
+    assert store.get(key) == sealed(make(key=key))
+    store.write(failed(key=key, requested="rerope:window=32+logn"))  # the same cell, other words
+    assert store.read_all() == ([sealed(make(key=key))], [])
+
+
+CLAIM = """
+import sys
+from ctxext.results import Store
+store = Store(sys.argv[1])
+print(store.claim("ab" * 32), flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_claim_holds_until_its_process_lets_go_or_dies(tmp_path: Path) -> None:
+    store, key = Store(tmp_path), "ab" * 32
+    store.prepare()
+    for end in ("kill", "close"):
+        with subprocess.Popen(
+            [sys.executable, "-c", CLAIM, str(tmp_path)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        ) as other:
+            assert other.stdin is not None
+            assert other.stdout is not None
+            assert other.stdout.readline() == b"True\n"
+            assert not store.claim(key)
+            assert store.claim("cd" * 32)
+            store.release("cd" * 32)
+            other.kill() if end == "kill" else other.stdin.close()
+            other.wait()
+        assert store.claim(key)
+        assert store.claim(key)
+        store.release(key)
+        store.release(key)
+    store.release_all()
+    assert files(tmp_path) == []
+
+
+def test_what_stands_in_the_way_of_a_claim_or_a_record_is_said(tmp_path: Path) -> None:
+    store, record = Store(tmp_path), make()
+    store.prepare()
+    (tmp_path / ".claims" / f"{record['key'][:24]}.lock").mkdir(parents=True)
+    with pytest.raises(OutputError, match="cannot lock"):
+        store.claim(record["key"])
+    store.path(record).write_text("{")
+    (tmp_path / "set-aside").touch()
+    with pytest.raises(OutputError, match="cannot set aside"):
+        store.write(record)
+    assert store.path(record).read_text() == "{"
+
+
+def test_a_traceback_is_added_to_the_log_of_its_cell(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    for text in ("first\n", "second \ud800"):
+        place = store.log(make(model="../x"), text)
+    assert re.fullmatch(r"logs/_?[\w.+=-]+--ppl--64--[0-9a-f]{12}\.log", place)
+    said = (tmp_path / place).read_text()
+    assert said == f"{make()['created']}\nfirst\n\n{make()['created']}\nsecond ?\n\n"
 
 
 def test_nothing_heavy_is_imported() -> None:
@@ -328,3 +447,37 @@ def test_nothing_heavy_is_imported() -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+TURNS = """
+import sys
+from ctxext.results import Store
+from test_results import make
+store, number = Store(sys.argv[1]), sys.argv[2]
+for turn in range(40):
+    key = f"{turn:012x}".ljust(64, "0")
+    if store.claim(key):
+        store.write(make(key=f"{number}{key[1:]}", model=number))
+        store.release(key)
+"""
+
+
+def test_processes_that_lock_and_tidy_up_at_once(tmp_path: Path) -> None:
+    """Each claim and write makes the lock anew where the others have just removed it."""
+    folder = tmp_path / "out"
+    folder.mkdir()
+    some = [
+        subprocess.Popen(
+            [sys.executable, "-c", TURNS, str(folder), str(n)],
+            cwd=Path(__file__).parent,
+            stderr=subprocess.PIPE,
+        )
+        for n in range(4)
+    ]
+    for process in some:
+        _, err = process.communicate()
+        assert process.returncode == 0, err.decode()
+    found, problems = Store(folder).read_all()
+    assert problems == []
+    assert len(found) >= 40
+    assert len(files(folder)) == len(found)

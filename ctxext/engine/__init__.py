@@ -7,6 +7,7 @@ stock.py      frequencies as transformers computes them, and the config that say
 runs.py       rows cut to where positions count from 0, for methods that go by more than distance
 paths.py      which attention path is taken
 chunked.py    distance attention by query chunks, memory linear in length
+watch.py      what each attention layer scores while a model runs, patched or not
 carried.py    model classes that are patched whenever they run
 reference.py  the same, dense, in a few lines: what every path is tested against
 """

@@ -45,6 +45,48 @@ def chunked_attention(
 
     Keys of parts whose `key` is `as_held` are taken as they are, unturned.
     """
+    (b, h, n, _), m = query.shape, key.shape[2]
+    turned = _turned(query, key, parts, turn)
+    outputs = [
+        _attend_chunk(turned, value, scaling, mask, m - n, start, stop, dropout, softcap, sinks)
+        for start, stop in _chunks(b * h, n, m)
+    ]
+    return torch.cat(outputs, 3).view(b, h, n, value.shape[-1])
+
+
+def chunked_entropy(
+    query: Tensor,
+    key: Tensor,
+    parts: tuple[Part, ...],
+    turn: Callable[[Tensor, Tensor], Tensor],
+    scaling: float,
+    mask: Tensor | None = None,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+) -> Tensor:
+    """The entropy of each query's attention weights, in nats [b, h, n], in linear memory.
+
+    Arguments as for `chunked_attention`. An attention sink counts as one key more. float64 where
+    queries are, else float32.
+    """
+    (b, h, n, _), m = query.shape, key.shape[2]
+    wide = torch.promote_types(query.dtype, torch.float32)
+    turned = _turned(query, key, parts, turn)
+    entropies = []
+    for start, stop in _chunks(b * h, n, m):
+        scores, _ = _score_chunk(turned, wide, scaling, mask, m - n, start, stop, softcap, sinks)
+        logs = torch.log_softmax(torch.cat(scores, -1), -1)
+        entropies.append(-(logs.exp() * logs).sum(-1))
+    return torch.cat(entropies, 3).view(b, h, n)
+
+
+def _turned(
+    query: Tensor,
+    key: Tensor,
+    parts: tuple[Part, ...],
+    turn: Callable[[Tensor, Tensor], Tensor],
+) -> list[_Turned]:
+    """The parts that have keys, each with its queries and keys rotated."""
     (b, h, n, d), (g, m) = query.shape, key.shape[1:3]
     position = torch.arange(m, dtype=torch.float64)
     turned = []
@@ -57,24 +99,13 @@ def chunked_attention(
             keys = turn(keys, part.key(position[first:last]))
         queries = turn(query, part.query(position[m - n :]))
         turned.append(_Turned(part, queries.view(b, g, h // g, n, d), keys, first))
-    rows = max(1, SCORES_AT_ONCE // (b * h * m))
-    chunk = min(LONGEST_CHUNK, max(16, rows))
-    outputs = [
-        _attend_chunk(
-            turned,
-            value,
-            scaling,
-            mask,
-            m - n,
-            start,
-            min(start + chunk, n),
-            dropout,
-            softcap,
-            sinks,
-        )
-        for start in range(0, n, chunk)
-    ]
-    return torch.cat(outputs, 3).view(b, h, n, value.shape[-1])
+    return turned
+
+
+def _chunks(heads: int, n: int, m: int) -> list[tuple[int, int]]:
+    """The first query of each chunk, and the one after its last; `heads` of all rows."""
+    chunk = min(LONGEST_CHUNK, max(16, SCORES_AT_ONCE // (heads * m)))
+    return [(start, min(start + chunk, n)) for start in range(0, n, chunk)]
 
 
 def single_attention(
@@ -123,8 +154,31 @@ def _attend_chunk(
 
     Numbers of 16 bits are multiplied as float32, which holds their products exactly.
     """
-    scores, spans = [], []
     wide = torch.promote_types(value.dtype, torch.float32)
+    scores, spans = _score_chunk(turned, wide, scaling, mask, offset, start, stop, softcap, sinks)
+    b, g, r, c, _ = scores[0].shape
+    weights = drop(torch.softmax(torch.cat(scores, -1), -1), dropout)
+    output = value.new_zeros(b, g, r * c, value.shape[-1], dtype=wide)
+    seen_weights = weights[..., : weights.shape[-1] - (sinks is not None)]
+    sizes = [hi - lo for lo, hi in spans]
+    for (low, high), w in zip(spans, seen_weights.split(sizes, -1), strict=True):
+        output = output + w.reshape(b, g, r * c, high - low) @ value[:, :, low:high].to(wide)
+    return output.view(b, g, r, c, -1).to(value.dtype)
+
+
+def _score_chunk(
+    turned: list[_Turned],
+    wide: torch.dtype,
+    scaling: float,
+    mask: Tensor | None,
+    offset: int,
+    start: int,
+    stop: int,
+    softcap: float | None,
+    sinks: Tensor | None,
+) -> tuple[list[Tensor], list[tuple[int, int]]]:
+    """Each part's scores [b, g, r, c, keys], and the sinks' last; the slots of each part's keys."""
+    scores, spans = [], []
     for part, query, key, first in turned:
         low, high = part.span(offset + start, offset + stop - 1)
         low, high = max(first, low), min(first + key.shape[2], high)
@@ -143,16 +197,10 @@ def _attend_chunk(
         s[..., edge - low :].masked_fill_(~seen, torch.finfo(s.dtype).min)
         scores.append(s)
         spans.append((low, high))
-    b, g, r, c, _ = scores[0].shape
     if sinks is not None:
+        b, g, r, c, _ = scores[0].shape
         scores.append(sinks.to(wide).view(g, r, 1, 1).expand(b, -1, -1, c, 1))
-    weights = drop(torch.softmax(torch.cat(scores, -1), -1), dropout)
-    output = value.new_zeros(b, g, r * c, value.shape[-1], dtype=wide)
-    seen_weights = weights[..., : weights.shape[-1] - (sinks is not None)]
-    sizes = [hi - lo for lo, hi in spans]
-    for (low, high), w in zip(spans, seen_weights.split(sizes, -1), strict=True):
-        output = output + w.reshape(b, g, r * c, high - low) @ value[:, :, low:high].to(wide)
-    return output.view(b, g, r, c, -1).to(value.dtype)
+    return scores, spans
 
 
 def _seen(

@@ -29,6 +29,7 @@ from ctxext.patches.base import Part, QueryScale, as_held, identity
 
 KEPT = "_ctxext_kept"  # the attribute of a table that has the tables of before the patch
 STATE = "_ctxext_state"  # the attribute by which an attention module finds its model's state
+WATCH = "_ctxext_watch"  # … and who is told what it scores
 UNKNOWN = ("position_bias", "cache", "block_table")  # arguments that change attention
 CAUSAL: tuple[Part, ...] = (Part(0, None, identity, identity),)  # of layers without positions
 
@@ -305,10 +306,15 @@ def attention(
         query = state.scale_query(query, kwargs.get("position_ids"))
         if state.parts:
             return _distance_attention(state, layer, query, key, value, attention_mask, **kwargs)
-    eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
-    own = ALL_ATTENTION_FUNCTIONS.get_interface(state.own, eager)
+    own = own_attention(state.own, module)
     output: tuple[Tensor, Tensor | None] = own(module, query, key, value, attention_mask, **kwargs)
     return output
+
+
+def own_attention(name: str, module: nn.Module) -> Callable[..., Any]:
+    """Transformers' attention function of this name for an attention module."""
+    eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+    return cast("Callable[..., Any]", ALL_ATTENTION_FUNCTIONS.get_interface(name, eager))
 
 
 def _distance_attention(
@@ -328,7 +334,7 @@ def _distance_attention(
     if odd := [name for name in UNKNOWN if kwargs.get(name) is not None]:
         raise UnsupportedModelError(f"distance methods do not support attention with {odd[0]!r}")
     if mask is not None and mask.is_floating_point():
-        mask = _seen_by(mask)
+        mask = seen_by(mask)
     if mask is not None and mask.shape[2] > 1:
         state.refuse_ahead(mask)
     query, key = query.to(value.dtype), key.to(value.dtype)
@@ -338,6 +344,8 @@ def _distance_attention(
     if layer.weights is not None:
         query, key, turn = _unweighted(layer.weights, query, key, turn)
     scaling = scaling if scaling is not None else query.shape[-1] ** -0.5
+    if watch := layer.module.__dict__.get(WATCH):
+        watch(query, key, parts, turn, scaling, mask, softcap, s_aux)
     run = functools.partial(
         attend, state.path, parts=parts, turn=turn, scaling=scaling,
         dropout=dropout, softcap=softcap, sinks=s_aux,
@@ -373,11 +381,15 @@ def _unweighted(
     return query, key, weighted
 
 
-def _seen_by(additive: Tensor) -> Tensor:
-    """The boolean mask of an additive one that only hides keys."""
+def seen_by(additive: Tensor, refusal: str = "distance methods do not support") -> Tensor:
+    """The boolean mask of an additive one that only hides keys; UnsupportedModelError for others.
+
+    Args:
+        refusal: how its message begins.
+    """
     seen = additive == 0
     if not (seen | (additive <= torch.finfo(additive.dtype).min / 2)).all():
-        raise UnsupportedModelError("distance methods do not support a mask that adds a bias")
+        raise UnsupportedModelError(f"{refusal} a mask that adds a bias")
     return seen
 
 

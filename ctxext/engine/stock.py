@@ -50,7 +50,8 @@ def ways(source: Source, spec: Spec, length: int | None) -> Iterator[Stock]:
     """The ways to say a resolved spec that transformers computes as θ/λ, best first.
 
     Args:
-        length: L in tokens; it stands in some of them, and changes no frequency.
+        length: L in tokens, which some of them name and some must fit; by the way that is first,
+            frequencies differ by a rounding at most.
     """
     own = source.facts
     theta = torch.tensor(own.theta, dtype=torch.float64)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +29,6 @@ ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3"
 TURNED = frozenset({"llama"})  # the architectures that rotate neighbours, not halves of a head
 TYPES = {"F32": "F32", "F16": "F16", "BF16": "BF16"}  # safetensors' names, and GGUF's
 FACTORS = "rope_freqs.weight"
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 @dataclass(frozen=True)
@@ -240,7 +238,7 @@ def _describe(source: Path, config: Any, architecture: str, context: int, spec: 
     import gguf
 
     writer = gguf.GGUFWriter(None, architecture)
-    name, hub_id, licence = _provenance(source, config)
+    name, hub_id, licence = _provenance(source)
     writer.add_type(gguf.GGUFType.MODEL)
     writer.add_name(name)
     writer.add_description(f"{name} with {spec.full()}, for {context} tokens (ctxext)")
@@ -264,14 +262,11 @@ def _describe(source: Path, config: Any, architecture: str, context: int, spec: 
     return writer
 
 
-def _provenance(source: Path, config: Any) -> tuple[str, str, str]:
+def _provenance(source: Path) -> tuple[str, str, str]:
     """The model's name, its Hub id and its licence, the latter two empty where not known."""
     folder = Path(os.path.realpath(source))
     cached = (p for p in folder.parts if p.startswith("models--"))
     hub_id = next(cached, "").removeprefix("models--").replace("--", "/")
-    given = str(getattr(config, "name_or_path", ""))
-    if not hub_id and _HUB_ID.fullmatch(given) and not Path(given).exists():
-        hub_id = given
     licence = source_metadata(folder).get("license")
     name = (hub_id.split("/")[-1] or folder.name).encode(errors="replace").decode()
     return name, hub_id, licence if isinstance(licence, str) else ""

@@ -94,6 +94,15 @@ def small_model(config: Any, *, trust_remote_code: bool = False) -> tuple[Any, C
     )
 
 
+def fewer_layers(config: Any, *groups: str) -> Any:
+    """The config of a model with fewer layers, of every kind, and a small vocabulary.
+
+    Args:
+        groups: further sizes of SIZES that are made small.
+    """
+    return _with(config, _changes(config, ("layers", "vocabulary", *groups)))
+
+
 def merge(settings: dict[str, Any], changes: Changes) -> dict[str, Any]:
     """A config's settings with the changes in them, nested ones too; None takes a key out."""
     merged = dict(settings)

@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
-from transformers.cache_utils import DynamicCache, DynamicLayer
+from transformers.cache_utils import DynamicCache
 
 from ctxext.errors import CtxextError
+from ctxext.measure.attempts import reads_in_parts
 from ctxext.tasks.base import Row, Sample
 
 SHARED = 0.5  # of a prompt that must be another's beginning too, to be read but once
@@ -40,6 +41,7 @@ def answers(
     limits: Limits,
     batch: int,
     advance: Callable[[int], None] = lambda tokens: None,
+    chunk: int | None = None,
 ) -> Iterator[Row]:
     """The rows of the samples, in the order in which they are answered.
 
@@ -47,14 +49,17 @@ def answers(
         model: a causal language model, patched or not, in evaluation mode.
         batch: prompts read at once, where they share no beginning.
         advance: told the prompt tokens that are done, shared ones included.
+        chunk: tokens of a prompt read at once; None for all. The model must be one that
+            `reads_in_parts`.
 
     Raises:
         CtxextError: the logits are not finite.
     """
-    decoder = _Decoder(model, tokenizer, limits)
-    for some, shares in schedule(samples, batch, decoder.can_share):
+    decoder = _Decoder(model, tokenizer, limits, chunk)
+    for some, shares in schedule(samples, batch, reads_in_parts(model)):
         start = time.perf_counter()
-        found = decoder.shared(some) if shares else iter([decoder.together(some)])
+        alone = shares or chunk is not None
+        found = decoder.shared(some) if alone else iter([decoder.together(some)])
         for answered in found:
             took, start = time.perf_counter() - start, time.perf_counter()
             for sample, answer in answered:
@@ -146,8 +151,8 @@ class _Margins(LogitsProcessor):  # type: ignore[misc]
 class _Decoder:
     """Greedy decoding by the model's own `generate`, with none of its other settings."""
 
-    def __init__(self, model: Any, tokenizer: Any, limits: Limits) -> None:
-        self._model, self._tokenizer = model, tokenizer
+    def __init__(self, model: Any, tokenizer: Any, limits: Limits, chunk: int | None) -> None:
+        self._model, self._tokenizer, self._chunk = model, tokenizer, chunk
         self._device = model.get_input_embeddings().weight.device
         own = getattr(model.generation_config, "eos_token_id", None)
         ends = [*(own if isinstance(own, list) else [own]), tokenizer.eos_token_id, *limits.stops]
@@ -164,13 +169,6 @@ class _Decoder:
             use_cache=True,
         )
         self._stops = torch.tensor(self._ends, dtype=torch.long, device=self._device)
-
-    @property
-    def can_share(self) -> bool:
-        """Whether each layer keeps every key by itself, so that a cache can be cut back."""
-        layers = getattr(DynamicCache(config=self._model.config), "layers", None)
-        plain = layers is not None and all(type(layer) is DynamicLayer for layer in layers)
-        return plain and not getattr(self._model, "_is_stateful", False)
 
     def together(self, samples: Sequence[Sample]) -> list[tuple[Sample, Answer]]:
         """The answers to a batch, padded on the left."""
@@ -191,9 +189,18 @@ class _Decoder:
             if (extra := cache.get_seq_length() - keep) > 0:
                 cache.crop(-extra)
             tensor = torch.tensor([ids])
+            self._read(tensor[:, keep:-1], cache)
             [answer] = self._generate(tensor, torch.ones_like(tensor), cache)
             before = ids
             yield [(sample, answer)]
+
+    def _read(self, ids: Tensor, cache: Any) -> None:
+        """Read what is to be read in chunks: `generate` does not in every release, with a cache."""
+        if self._chunk is None or not ids.shape[1]:
+            return
+        with torch.inference_mode():
+            for part in ids.to(self._device).split(self._chunk, 1):
+                self._model.base_model(input_ids=part, past_key_values=cache, use_cache=True)
 
     def _generate(self, ids: Tensor, mask: Tensor, cache: Any) -> list[Answer]:
         ids, mask = ids.to(self._device), mask.to(self._device)

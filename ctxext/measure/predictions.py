@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-from ctxext.errors import CtxextError
+from ctxext.errors import OutputError
 from ctxext.results import safe_name, write_atomically
 from ctxext.tasks.base import Row, Sample
 
@@ -60,22 +60,32 @@ class Predictions:
         return rows
 
     def add(self, row: Row) -> None:
-        """Keep one more row; it is on disk when this returns."""
+        """Keep one more row; it is on disk when this returns.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        left = memoryview(_line({**row, "cell": self._key}))
         try:
             if self._file is None:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 self._file = open(self._part, "ab", buffering=0)  # noqa: SIM115
-            self._file.write(_line({**row, "cell": self._key}))
+            while left:  # a disk that is almost full takes a part
+                left = left[self._file.write(left) :]
         except OSError as error:
-            raise CtxextError(f"cannot write {self._part}: {error.strerror or error}") from error
+            raise OutputError(f"cannot write {self._part}: {error.strerror or error}") from error
 
     def finish(self, rows: Sequence[Row]) -> None:
-        """All rows in one file, in place of the parts; another cell's file is moved to `older/`."""
+        """All rows in one file, in place of the parts; another cell's file is moved to `older/`.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._make_room()
         except OSError as error:
-            raise CtxextError(f"cannot write {self.path}: {error.strerror or error}") from error
+            raise OutputError(f"cannot write {self.path}: {error.strerror or error}") from error
         write_atomically(self.path, b"".join(_line({**row, "cell": self._key}) for row in rows))
         self.discard_parts()
 

@@ -1,24 +1,25 @@
-"""One model with its windows and samples, loaded once, and what is measured with them."""
+"""One model, loaded once, and what is measured with it."""
 
 from __future__ import annotations
 
-import itertools
-import math
+import sqlite3
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from ctxext.engine.patch import Handle, patched
-from ctxext.errors import CtxextError, UsageError
-from ctxext.machine import Meter, failure
+from ctxext.errors import ENDS_RUN, OutputError
+from ctxext.machine import Meter, release
 from ctxext.measure import tokens as reading
 from ctxext.measure.answers import Limits, answers, row_of, share
+from ctxext.measure.attempts import Attempt, attempts, halves, reads_in_parts
+from ctxext.measure.inputs import Inputs, place, prompt_tokens
+from ctxext.measure.loaded import Loaded
+from ctxext.measure.outcome import Failure, Measured, of_harness, of_rows, of_tokens
 from ctxext.measure.predictions import Predictions
 from ctxext.measure.workers import Workers
-from ctxext.models import loading
 from ctxext.monitor import Monitor
 from ctxext.plan import Cell, Plan
 from ctxext.results import safe_name
@@ -33,159 +34,129 @@ from ctxext.tasks.base import (
     Windows,
 )
 
-CLOSE = 1e-4  # two best logits this near may change places with the batch or the machine
-_NOTHING: dict[str, Any] = {"value": None, "stderr": None, "n": 0, "windows": 0, "buckets": []}
-
-
-@dataclass
-class Measured:
-    """What became of a cell: the fields of its record that were measured, and the patch's say."""
-
-    cell: Cell
-    fields: dict[str, Any]
-    handle: Handle | None
-
-
-class _Failure(NamedTuple):
-    """Why there is nothing: status and reason, which every process can be told."""
-
-    fields: dict[str, Any]
-
 
 class Session:
-    """The model, its tokenizer, and what the new cells of a plan read.
+    """The model, and what the new cells of a plan read.
+
+    Args:
+        loaded: what sessions before this one have loaded.
 
     Raises:
-        UsageError: something asked for cannot be done; nothing has been measured then.
+        UsageError: the model cannot be had, or, where the inputs' refusals are strict, something
+            else that was asked for cannot be done; nothing has been measured then.
     """
 
-    def __init__(self, plan: Plan, new: Sequence[Cell], workers: Workers, monitor: Monitor) -> None:
-        self._plan, self._workers, self._monitor = plan, workers, monitor
-        self._request = plan.request
-        self._tokenizer = loading.load_tokenizer(plan.source)
-        self._windows: dict[tuple[str, int], Windows] = {}
-        self._samples: dict[tuple[str, int], list[Sample]] = {}
-        self._data_tokens = 0
-        self._cut([cell for cell in new if isinstance(cell.task, TokenTask)])
-        self._draw([cell for cell in new if isinstance(cell.task, SampleTask)])
-        for cell in new:
+    def __init__(
+        self, plan: Plan, inputs: Inputs, workers: Workers, monitor: Monitor, loaded: Loaded
+    ) -> None:
+        self._plan, self._inputs, self._workers, self.monitor = plan, inputs, workers, monitor
+        self._request, self._tokenizer = plan.request, inputs.tokenizer
+        self._refusals = inputs.refusals
+        for cell in inputs.cells:
             if isinstance(cell.task, HarnessTask):
-                cell.task.check(self._request.limit)
-        self.model = loading.load_model(plan.source, monitor.note)
-        self._try_patches()
-        total = self._total(new) // workers.count
-        monitor.plan(len({(c.method, c.length) for c in new}), total)
+                with self._refusals.guard(place(cell)):
+                    cell.task.check(self._request.limit)
+        self.model = loaded.model(plan.source, monitor.note)
+        self._in_parts = reads_in_parts(self.model)
+        self._try_patches(inputs.cells)
 
-    @property
-    def processes(self) -> int:
-        """How many processes share a cell."""
-        return self._workers.count
+    def agree(self) -> None:
+        """Let every process refuse what one of them does; all must come here."""
+        self._refusals.agree(self._workers)
 
     def data_tokens_of(self, cell: Cell) -> int:
         """The tokens of the data that windows are cut from; 0 for tasks that cut none."""
-        return self._data_tokens if isinstance(cell.task, TokenTask) else 0
+        return self._inputs.data_tokens if isinstance(cell.task, TokenTask) else 0
 
     def measure(self, cells: Sequence[Cell]) -> Iterator[Measured]:
         """The cells of one method and length; those that read the same windows share a forward."""
         scored: dict[int, tuple[Any, dict[str, Any], Handle | None]] = {}
         for cell in cells:
-            self._monitor.begin(f"{cell.requested} at {cell.length}, {cell.asked}")
+            if (refusal := self._refusal(cell)) is not None:
+                yield Measured.failed(cell, refusal)
+                continue
             if isinstance(cell.task, TokenTask):
-                windows = self._windows[_place(cell)]
+                windows = self._inputs.windows(cell)
                 if id(windows) not in scored:
                     scored[id(windows)] = self._score(cell, windows)
                 found, cost, handle = scored[id(windows)]
-                yield self._settle(cell, found, cost, handle, _of_tokens)
+                yield self._settle(cell, found, cost, handle, of_tokens)
             elif isinstance(cell.task, SampleTask):
                 yield self._answer(cell, cell.task)
             elif isinstance(cell.task, HarnessTask):
                 yield self._harness(cell, cell.task)
 
-    def _cut(self, cells: Sequence[Cell]) -> None:
-        """The windows of the tasks over tokens, which read the same text."""
-        if not cells:
-            return
-        text: Any = cells[0].data
-        ids = reading.tokenise(text, self._tokenizer, self._request.tokens)
-        start, self._data_tokens = reading.start_token(self._tokenizer), len(ids)
-        limit, trained = self._request.limit, self._plan.identity.trained
-        for cell in cells:
-            if isinstance(cell.task, TokenTask) and _place(cell) not in self._windows:
-                try:
-                    found = cell.task.windows(ids, cell.length, start, limit, trained)
-                except UsageError as error:
-                    raise UsageError(f"data {text.name!r}: {error}") from None
-                self._windows[_place(cell)] = self._once(found)
+    def _refusal(self, cell: Cell) -> Failure | None:
+        """Why a cell cannot be measured."""
+        return self._refusals.of(place(cell), _state(cell))
 
-    def _once(self, windows: Windows) -> Windows:
-        """The windows, or the same ones that another task has."""
-        for other in self._windows.values():
-            if windows.same(other):
-                return other
-        return windows
-
-    def _draw(self, cells: Sequence[Cell]) -> None:
-        """The prompts; UsageError where one does not fit into its length with its answer."""
-        for cell in cells:
-            if _place(cell) in self._samples or not isinstance(cell.task, SampleTask):
-                continue
-            seed, limit, most = self._request.seed, self._request.limit, cell.task.generates
-            samples = cell.task.prompts(self._tokenizer, cell.length, cell.data, seed, limit)
-            if not samples:
-                raise UsageError(f"{cell.asked}: no samples in data {cell.data.name!r}")
-            if len({sample.name for sample in samples}) < len(samples):
-                raise UsageError(f"{cell.asked}: two of its samples have the same name")
-            longest = max(samples, key=lambda sample: len(sample.ids))
-            if len(longest.ids) + most > cell.length:
-                raise UsageError(
-                    f"{cell.asked}, sample {longest.name}: its prompt of {len(longest.ids)} tokens "
-                    f"and its answer of {most} are longer than --len {cell.length}: give at least "
-                    f"{len(longest.ids) + most}"
-                )
-            self._samples[_place(cell)] = samples
-
-    def _try_patches(self) -> None:
+    def _try_patches(self, new: Sequence[Cell]) -> None:
         """Put each method on once, so that what it refuses is said before anything is measured."""
-        request, paths = self._request, dict[str, None]()
-        for length, spec in itertools.product(request.lengths, request.methods):
-            with patched(self.model, spec, length, **self._patch_options()) as handle:
+        states, paths = dict[tuple[Any, ...], Cell](), dict[str, None]()
+        for cell in new:
+            states.setdefault(_state(cell), cell)
+        for cell in states.values():
+            spec, length = cell.requested, cell.length
+            with (
+                self._refusals.guard(_state(cell)),
+                patched(self.model, spec, length, **self._patch_options()) as handle,
+            ):
                 for line in handle.notes:
-                    self._monitor.note(f"{spec} at {length}: {line}")
+                    self.monitor.note(f"{spec} at {length}: {line}")
                 if spec.distance:
                     paths[str(handle.choice)] = None
         for path in paths:
-            self._monitor.note(f"attention path: {path}")
+            self.monitor.note(f"attention path: {path}")
 
     def _patch_options(self) -> dict[str, Any]:
         return {"train_len": self._request.source.train_len, "attn": self._request.source.attn}
 
-    def _total(self, cells: Sequence[Cell]) -> int:
-        """The tokens that these cells read; a forward that several share counts once."""
-        read: dict[tuple[Any, ...], int] = {}
-        for cell in cells:
-            if windows := self._windows.get(_place(cell)):
-                read[cell.method, id(windows)] = windows.tokens
-            elif samples := self._samples.get(_place(cell)):
-                read[cell.method, _place(cell)] = _prompt_tokens(samples)
-        return sum(read.values())
-
     def _run(
-        self, cell: Cell, work: Callable[[], Any]
-    ) -> tuple[list[Any] | _Failure, dict[str, Any], Handle | None]:
-        """What the work gives in every process on the patched model, or the failure of one."""
+        self, cell: Cell, tries: Sequence[Attempt], work: Callable[[Attempt], Any]
+    ) -> tuple[list[Any] | Failure, dict[str, Any], Handle | None]:
+        """What the work gives in every process on the patched model, or the failure of one.
+
+        Where memory runs out in any process, all go on to the next attempt.
+        """
+        for tried, attempt in enumerate(tries, 1):
+            found, cost, handle = self._try(cell, attempt, work)
+            cost |= {"batch_size": attempt.batch, "prefill_chunk": attempt.chunk}
+            if not (isinstance(found, Failure) and found.short_of_memory):
+                return found, cost, handle
+            release()
+            if tried < len(tries):
+                self.monitor.note(
+                    f"{cell.requested} at {cell.length}, {cell.asked} ran out of memory with "
+                    f"{attempt}: again with {tries[tried]}"
+                )
+        assert isinstance(found, Failure)
+        return found.after(list(map(str, tries))), cost, handle
+
+    def _try(
+        self, cell: Cell, attempt: Attempt, work: Callable[[Attempt], Any]
+    ) -> tuple[list[Any] | Failure, dict[str, Any], Handle | None]:
+        """One attempt of `_run`; OutputError where one process cannot keep what it has found."""
         meter, handle, outcome = Meter(str(self.model.device)), None, None
         options = self._patch_options()
         try:
             with patched(self.model, cell.method, cell.length, **options) as handle:
-                outcome = work()
-        except Exception as error:
-            outcome = _Failure(failure(error))
+                outcome = work(attempt)
+        except OutputError as error:
+            outcome = OutputError(str(error))
+        except ENDS_RUN:
+            raise
+        except BaseException as error:  # a tokenizer's core may panic
+            outcome = Failure.of(error)
         cost: dict[str, Any] = {"tokens_per_second": None, **meter.read()}
         everyone = self._workers.gather((outcome, cost["peak_memory_bytes"]))
         peaks = [peak for _, peak in everyone if peak is not None]
         cost["peak_memory_bytes"] = max(peaks, default=None)
-        failed = next((one for one, _ in everyone if isinstance(one, _Failure)), None)
-        return failed or [one for one, _ in everyone], cost, handle
+        outcomes = [one for one, _ in everyone]
+        for lost in (one for one in outcomes if isinstance(one, OutputError)):
+            raise lost
+        failures = [one for one in outcomes if isinstance(one, Failure)]
+        failures.sort(key=lambda one: one.short_of_memory)  # what less memory would not help first
+        return (failures[0] if failures else outcomes), cost, handle
 
     def _settle(
         self,
@@ -196,62 +167,86 @@ class Session:
         summarise: Callable[[Any, Any], dict[str, Any]],
     ) -> Measured:
         """The fields of a cell's record: numbers and `ok`, or none and the reason."""
-        if isinstance(found, _Failure):
-            return Measured(cell, {**cost, **_NOTHING, **found.fields}, handle)
-        try:
-            fields = {"status": "ok", "reason": None, **summarise(cell.task, found)}
-        except Exception as error:
-            fields = {**_NOTHING, **failure(error)}
-        return Measured(cell, {**cost, **fields}, handle)
+        if not isinstance(found, Failure):
+            try:
+                fields = {"status": "ok", "reason": None, **summarise(cell.task, found)}
+                return Measured(cell, {**cost, **fields}, handle)
+            except ENDS_RUN:
+                raise
+            except BaseException as error:
+                found = Failure.of(error)
+        return Measured.failed(cell, found, cost, handle)
 
     def _score(
         self, cell: Cell, windows: Windows
-    ) -> tuple[TokenScores | _Failure, dict[str, Any], Handle | None]:
+    ) -> tuple[TokenScores | Failure, dict[str, Any], Handle | None]:
         """What the model says of the windows, each process reading its share."""
         mine = windows.share(self._workers.rank, self._workers.count)
-        batch, advance = self._request.batch(cell.length), self._monitor.advance
-        shares, cost, handle = self._run(
-            cell, lambda: reading.score(self.model, mine, batch, advance)
-        )
-        if isinstance(shares, _Failure):
+        sizes = halves(self._request.batch(cell.length), self._most(windows))
+        tries = attempts(sizes, cell.length if self._in_parts else 0)
+        told = 0
+
+        def work(attempt: Attempt) -> TokenScores:
+            read = 0
+
+            def advance(tokens: int) -> None:  # what is read again has been told
+                nonlocal told, read
+                read += tokens
+                self.monitor.advance(max(0, read - told))
+                told = max(told, read)
+
+            return reading.score(self.model, mine, attempt.batch, advance, attempt.chunk)
+
+        shares, cost, handle = self._run(cell, tries, work)
+        if isinstance(shares, Failure):
             return shares, cost, handle
         cost["tokens_per_second"] = windows.tokens / cost["seconds"]
         return _woven(shares), cost, handle
 
+    def _most(self, some: Sequence[Any] | Windows) -> int:
+        """The most windows or samples that one process has."""
+        return -(-len(some) // self._workers.count)
+
     def _answer(self, cell: Cell, task: SampleTask) -> Measured:
         """The answers to the samples, each process giving its share of those that are missing."""
-        samples, workers = self._samples[_place(cell)], self._workers
-        advance = self._monitor.advance
+        samples, workers = self._inputs.samples(cell), self._workers
+        advance = self.monitor.advance
         key, path = self._plan.key(cell)[:12], self._predictions(cell)
-        limits = Limits(task.generates, task.at_least, tuple(task.stops(self._tokenizer)))
         kept = Predictions(path, key)
         if self._request.force and workers.first:
             kept.discard_parts()
         fresh = self._request.force or not workers.first
         earlier = workers.gather({} if fresh else kept.found(samples))[0]
         left = [sample for sample in samples if sample.name not in earlier]
-        advance((_prompt_tokens(samples) - _prompt_tokens(left)) // workers.count)
+        advance((prompt_tokens(samples) - prompt_tokens(left)) // workers.count)
+        mine, rows = share(left, workers.rank, workers.count), dict[str, Row]()
         batch = self._request.batch(cell.length)
+        sizes = [batch, 1] if min(batch, self._most(left)) > 1 else [batch]
+        tries = attempts(sizes, cell.length if self._in_parts else 0)
 
-        def work() -> list[Row]:
-            mine, rows = share(left, workers.rank, workers.count), []
-            for row in answers(self.model, self._tokenizer, mine, limits, batch, advance):
+        def work(attempt: Attempt) -> dict[str, Row]:
+            limits = Limits(task.generates, task.at_least, tuple(task.stops(self._tokenizer)))
+            missing = [sample for sample in mine if sample.name not in rows]
+            for row in answers(
+                self.model, self._tokenizer, missing, limits, attempt.batch, advance, attempt.chunk
+            ):
                 kept.add(row)
-                rows.append(row)
+                rows[row["name"]] = row
             return rows
 
         with kept:
-            found, cost, handle = self._run(cell, work)
-        if isinstance(found, _Failure):
-            return self._settle(cell, found, cost, handle, _of_rows)
-        rows = {**earlier, **{row["name"]: row for some in found for row in some}}
-        ordered = [_current(rows[sample.name], sample) for sample in samples]
+            found, cost, handle = self._run(cell, tries, work)
+        if isinstance(found, Failure):
+            return self._settle(cell, found, cost, handle, of_rows)
+        for some in found:
+            earlier.update(some)
+        ordered = [_current(earlier[sample.name], sample) for sample in samples]
         seconds = sum(row["seconds"] for row in ordered) / workers.count
-        cost |= {"seconds": seconds, "tokens_per_second": _prompt_tokens(samples) / seconds}
+        cost |= {"seconds": seconds, "tokens_per_second": prompt_tokens(samples) / seconds}
         cost["predictions"] = path.relative_to(self._request.out).as_posix()
         if workers.first:
             kept.finish(ordered)
-        return self._settle(cell, ordered, cost, handle, _of_rows)
+        return self._settle(cell, ordered, cost, handle, of_rows)
 
     def _harness(self, cell: Cell, task: HarnessTask) -> Measured:
         """What another library makes of the cell, its answers kept in a file of the cell's own."""
@@ -259,19 +254,18 @@ class Session:
         cache = path.with_name(f"{path.stem}-{self._plan.key(cell)[:12]}.cache")
         if request.force:
             cache.unlink(missing_ok=True)
-        found, cost, handle = self._run(
-            cell,
-            lambda: task.evaluate(
-                self.model,
-                self._tokenizer,
-                cell.length,
-                request.batch(cell.length),
-                request.limit,
-                request.seed,
-                cache,
-            ),
-        )
-        return self._settle(cell, found, cost, handle, _of_harness)
+        batch = request.batch(cell.length)
+
+        def work(attempt: Attempt) -> tuple[Score, int]:
+            limit, seed, size = request.limit, cell.seed, attempt.batch
+            model, tokenizer, length = self.model, self._tokenizer, cell.length
+            try:
+                return task.evaluate(model, tokenizer, length, size, limit, seed, cache)
+            except sqlite3.Error as error:
+                raise OutputError(f"cannot write {cache}: {error}") from error
+
+        found, cost, handle = self._run(cell, attempts(halves(batch, batch)), work)
+        return self._settle(cell, found, cost, handle, of_harness)
 
     def _predictions(self, cell: Cell) -> Path:
         """Where a cell's answers are: one folder for the tasks of a benchmark, a file for each.
@@ -292,13 +286,9 @@ class Session:
         return self._request.out / "predictions" / about / f"{safe_name(label)}.jsonl"
 
 
-def _place(cell: Cell) -> tuple[str, int]:
-    """What tells the windows or samples of a cell from others."""
-    return str(cell.task), cell.length
-
-
-def _prompt_tokens(samples: Sequence[Sample]) -> int:
-    return sum(len(sample.ids) for sample in samples)
+def _state(cell: Cell) -> tuple[Any, ...]:
+    """What tells the patch of a cell from others."""
+    return cell.method.full(), cell.length
 
 
 def _woven(shares: Sequence[TokenScores]) -> TokenScores:
@@ -318,40 +308,3 @@ def _woven(shares: Sequence[TokenScores]) -> TokenScores:
 def _current(row: Row, sample: Sample) -> Row:
     """The row with what the sample says today; only the answer is what was kept."""
     return row_of(sample, row["pred"], row["margin"], row["seconds"])
-
-
-def _of_score(score: Score) -> dict[str, Any]:
-    parts = [dict(part) for part in score.parts]
-    return {"value": score.value, "stderr": score.stderr, "parts": parts, "also": dict(score.also)}
-
-
-def _of_tokens(task: TokenTask, scores: TokenScores) -> dict[str, Any]:
-    if not math.isfinite(scores.nll.sum()):
-        raise CtxextError("the loss is not finite")
-    score, buckets = task.summarise(scores), scores.buckets()
-    return {
-        "value": score.value,
-        "stderr": score.stderr,
-        "n": scores.n,
-        "windows": scores.windows,
-        "buckets": buckets,
-    }
-
-
-def _of_rows(task: SampleTask, rows: Sequence[Row]) -> dict[str, Any]:
-    truncated = [bool(row["truncated"]) for row in rows if "truncated" in row]
-    chat = [bool(row["chat"]) for row in rows if "chat" in row]
-    return {
-        **_of_score(task.score(rows)),
-        "n": len(rows),
-        "windows": len(rows),
-        "buckets": [],
-        "truncated": sum(truncated) if truncated else None,
-        "chat": all(chat) if chat else None,
-        "close_calls": sum(row["margin"] <= CLOSE for row in rows),
-    }
-
-
-def _of_harness(task: HarnessTask, found: Sequence[tuple[Score, int]]) -> dict[str, Any]:
-    score, count = found[0]
-    return {**_of_score(score), "n": count, "windows": count, "buckets": []}

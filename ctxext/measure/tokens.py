@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from transformers.cache_utils import DynamicCache
 from transformers.modeling_outputs import MoeModelOutputWithPast
 
 from ctxext.data import Text
@@ -60,7 +61,11 @@ def start_token(tokenizer: Any) -> int | None:
 
 
 def score(
-    model: Any, windows: Windows, batch: int, advance: Callable[[int], None] = lambda tokens: None
+    model: Any,
+    windows: Windows,
+    batch: int,
+    advance: Callable[[int], None] = lambda tokens: None,
+    chunk: int | None = None,
 ) -> TokenScores:
     """Score the tokens of windows.
 
@@ -68,6 +73,11 @@ def score(
         model: a causal language model, patched or not, in evaluation mode.
         batch: windows read at once.
         advance: told the tokens read, batch by batch.
+        chunk: tokens of each window read at once, through a cache; None for all. The model must
+            be one that `reads_in_parts`.
+
+    Raises:
+        UnsupportedModelError: it does not keep what a chunk says in the cache.
     """
     device = model.get_input_embeddings().weight.device
     columns: list[tuple[Tensor, ...]] = [_NO_TOKENS]
@@ -75,14 +85,37 @@ def score(
         for begin in range(0, len(windows), batch):
             some = slice(begin, begin + batch)
             ids, scored = windows.ids(some).to(device), windows.scored(some)
-            hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
-            wanted = hidden[scored.to(hidden.device)]
-            nll, hit = _score_hidden(model, wanted, ids[:, 1:][scored.to(device)])
+            nll, hit = torch.zeros(scored.shape, dtype=torch.double), torch.zeros_like(scored)
+            for start, hidden in _hidden(model, ids, chunk):
+                here = slice(start, start + hidden.shape[1])
+                mask = scored[:, here]
+                if not mask.any():
+                    continue
+                wanted = hidden[:, : mask.shape[1]][mask.to(hidden.device)]
+                found = _score_hidden(model, wanted, ids[:, 1:][:, here][mask.to(device)])
+                nll[:, here][mask], hit[:, here][mask] = found[0].cpu().double(), found[1].cpu()
             window, before = scored.nonzero(as_tuple=True)
-            columns.append((window + begin, before + 1, nll.cpu().double(), hit.cpu()))
+            columns.append((window + begin, before + 1, nll[scored], hit[scored]))
             advance(ids.numel())
-    found = (np.asarray(torch.cat(column)) for column in zip(*columns, strict=True))
-    return TokenScores(windows.length, *found)
+    arrays = (np.asarray(torch.cat(column)) for column in zip(*columns, strict=True))
+    return TokenScores(windows.length, *arrays)
+
+
+def _hidden(model: Any, ids: Tensor, chunk: int | None) -> Iterator[tuple[int, Tensor]]:
+    """Hidden states [windows, n, d] of consecutive positions, and the first one's position.
+
+    Through a cache the last position is not read, since nothing follows it.
+    """
+    if chunk is None:
+        yield 0, model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+        return
+    cache, end = DynamicCache(config=model.config), ids.shape[1] - 1
+    for start in range(0, end, chunk):
+        part = ids[:, start : min(start + chunk, end)]
+        read = model.base_model(input_ids=part, past_key_values=cache, use_cache=True)
+        if cache.get_seq_length() != start + part.shape[1]:
+            raise UnsupportedModelError(f"{type(model).__name__} does not keep what it has read")
+        yield start, read.last_hidden_state
 
 
 def _score_hidden(model: Any, hidden: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

@@ -23,6 +23,20 @@ def launched_alone() -> bool:
     return several and "WORLD_SIZE" not in os.environ
 
 
+def several() -> bool:
+    """Whether this is one of several processes of a launch."""
+    return _number("WORLD_SIZE", 1) > 1
+
+
+def leave() -> None:
+    """Part from the other processes: the threads between them must not outlive the interpreter."""
+    if several():
+        from torch import distributed
+
+        if distributed.is_available() and distributed.is_initialized():
+            distributed.destroy_process_group()
+
+
 class Workers:
     """This process among those of one launch.
 

@@ -1,40 +1,47 @@
-"""Reports from record files alone: tables (Markdown, CSV, terminal) and loss by position.
+"""Reports from record files alone: tables (Markdown, CSV, LaTeX, terminal) and plots.
 
 Scores come first; the speed and memory that bench records carry have tables of their own.
 """
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ctxext.errors import UsageError
-from ctxext.report import groups, speed, tables
-from ctxext.results import Record, safe_name, write_atomically
+from ctxext.report import speed, tables
+from ctxext.results import Record, write_atomically
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
-FORMATS = ("md", "csv")
-_SAME_LOSSES = ("ppl", "acc")  # tasks over the same tokens, which one plot is enough for
+FORMATS = ("md", "csv", "latex", "html")
 
 
 def render(records: Iterable[Record], format: str = "md", order: Sequence[str] = ()) -> str:
-    """All tables as Markdown ("md") or as one CSV ("csv"); methods in `order`.
+    """All tables as Markdown ("md"), one CSV ("csv") or LaTeX ("latex"); methods in `order`.
 
+    "html" is a whole page in ASCII, with the plots and maps as well.
     Where there are bench records the CSV has more columns: a path, a device and a ratio.
     """
     if format not in FORMATS:
         raise UsageError(f"unknown report format {format!r}; valid: {', '.join(FORMATS)}")
     records = list(records)
+    if format == "html":
+        from ctxext.report import page
+
+        return page.render(records, order)
     scores, speeds = tables.build(records, order), speed.build(records, order)
     if format == "csv":
         rows = itertools.chain(tables.csv_rows(scores), speed.csv_rows(speeds))
         return tables.write_csv(tables.CSV + (speed.CSV if speeds else ()), rows)
-    texts = (*map(tables.to_markdown, scores), *map(speed.to_markdown, speeds))
+    if format == "latex":
+        texts = [*map(tables.to_latex, scores), *map(speed.to_latex, speeds)]
+        return "\n".join(["% \\usepackage{booktabs}", *texts])
+    texts = [*map(tables.to_markdown, scores), *map(speed.to_markdown, speeds)]
     return "\n".join(texts) or "No records.\n"
 
 
@@ -50,45 +57,41 @@ def to_rich(
     ]
 
 
-def write_files(folder: str | Path, records: Iterable[Record]) -> list[Path]:
-    """Write `tables.md`, and for each group `loss-by-position--MODEL--DATA.png` or, where there
-    are results by depth, `depth--MODEL--TASK--DATA.png`; their paths.
+def write_page(folder: str | Path, page: str) -> Path:
+    """Write `report.html`; its path."""
+    path = Path(folder) / "report.html"
+    write_atomically(path, page.encode("ascii"))
+    return path
 
-    Where several groups have the same model and data, the name goes on with what tells them
-    apart, such as the task or the dtype.
+
+def write_files(
+    folder: str | Path,
+    records: Iterable[Record],
+    order: Sequence[str] = (),
+    plots: bool = True,
+) -> list[Path]:
+    """Write `tables.md`, and with `plots` each plot and map by depth as PNG and SVG; the paths.
+
+    Plots are named after what they show, as `loss-by-position--MODEL--DATA` or
+    `depth--MODEL--TASK--DATA`. Where several groups have the same model and data, the name goes
+    on with what tells them apart, such as the task or the dtype.
     """
-    from ctxext.report import heatmaps, plots
-
     folder, records = Path(folder), list(records)
     written = [folder / "tables.md"]
-    write_atomically(written[0], render(records, "md").encode("utf-8", "replace"))
-    losses = [record for record in records if record["task"] in _SAME_LOSSES]
-    others = [record for record in records if record["task"] not in _SAME_LOSSES]
+    write_atomically(written[0], render(records, "md", order).encode("utf-8", "replace"))
+    return [*written, *(_draw(folder, records, order) if plots else ())]
+
+
+def _draw(folder: Path, records: list[Record], order: Sequence[str]) -> list[Path]:
+    from ctxext.report import heatmaps, plots, series
+
+    written = []
     drawn = [
-        *((plots.loss_by_position, some) for some in _figures(losses, ("task", "metric")).items()),
-        *((plots.loss_by_position, some) for some in _figures(others).items()),
-        *((heatmaps.by_depth, some) for some in _figures(others, start="depth").items()),
+        *((f.name, partial(plots.draw, f)) for f in series.figures(records, order)),
+        *((m.name, partial(heatmaps.draw, m)) for m in heatmaps.heatmaps(records, order)),
     ]
-    for draw, (name, members) in drawn:
-        path = folder / name
-        if draw(members, path):
-            written.append(path)
+    for name, draw in drawn:
+        for suffix in plots.SUFFIXES:
+            written.append(folder / f"{name}{suffix}")
+            plots.save(written[-1], draw)
     return written
-
-
-def _figures(
-    records: Iterable[Record], ignore: Sequence[str] = (), start: str = "loss-by-position"
-) -> dict[str, list[Record]]:
-    """File name → records of one group, which may differ in the fields in `ignore`."""
-    drawn = groups.grouped(records, ignore=ignore)
-    names: dict[str, list[Record]] = {}
-    taken = set()
-    for group, members in drawn.items():
-        always = ("model", "data") if ignore else ("model", "task", "data")
-        parts = groups.describe(group, drawn, always)
-        name = "--".join([start, *(safe_name(part, 40) for part in parts)])
-        if name.casefold() in taken:
-            name += f"--{hashlib.sha256(repr(group).encode('utf-8', 'replace')).hexdigest()[:8]}"
-        taken.add(name.casefold())
-        names[f"{name}.png"] = members
-    return names

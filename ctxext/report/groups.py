@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from ctxext.results import BENCH, Record
+from ctxext.results import BENCH, Record, safe_name
+
+_LONGEST = 160  # characters of a file name
 
 
 class Group(NamedTuple):
@@ -67,6 +70,23 @@ def describe(group: Any, among: Iterable[Any], always: Sequence[str]) -> list[st
         if field not in always and len({getattr(g, field) for g in like}) > 1
     ]
     return [str(getattr(group, field)) for field in always] + differing
+
+
+def file_name(
+    starts: Sequence[str],
+    group: Group,
+    among: Iterable[Group],
+    always: Sequence[str],
+    taken: set[str],
+) -> str:
+    """A file name without an ending that says what the group is; it is added to those `taken`."""
+    parts = [*starts, *describe(group, among, always)]
+    name = "--".join(safe_name(part, 40) for part in parts)
+    if name.casefold() in taken or len(name) > _LONGEST:
+        digest = hashlib.sha256(repr((starts, group)).encode("utf-8", "replace")).hexdigest()
+        name = f"{name[:_LONGEST]}--{digest[:8]}"
+    taken.add(name.casefold())
+    return name
 
 
 def method_order(records: Iterable[Record], order: Sequence[str] = ()) -> list[str]:

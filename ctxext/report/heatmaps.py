@@ -2,36 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from ctxext.registry import format_length
-from ctxext.report.groups import method_order, newest
-from ctxext.report.plots import save, set_text, wrapped
-from ctxext.results import Record
+from ctxext.report.groups import describe, file_name, grouped, method_order, newest
+from ctxext.report.plots import set_text, wrapped
+from ctxext.results import Record, printable
 
 _ACROSS = 6  # maps in a row, at most
-_DARK = 0.6  # from this share on, numbers are dark
+DARK = 0.47  # numbers are dark from this share on: readable on cividis
 
 
-def by_depth(records: Iterable[Record], path: str | Path) -> bool:
-    """Draw the records of one group to a .png or .svg; False if none has parts by depth.
+@dataclass(frozen=True)
+class Heatmap:
+    """Method → length in tokens → depth (0 is the beginning of the prompt) → share found.
 
-    Lengths across, depths down (0 is the beginning of the prompt), the share found in percent.
-    The same records give the same bytes.
+    `name` is a safe file name without an ending; title and about are safe to print on one line,
+    the names of methods are as they were recorded.
     """
+
+    name: str
+    title: str
+    about: str
+    maps: dict[str, dict[int, dict[float, float]]]
+
+
+def heatmaps(records: Iterable[Record], order: Sequence[str] = ()) -> list[Heatmap]:
+    """One for each group of records in which some have parts by depth."""
+    groups = grouped(records)
+    taken: set[str] = set()
+    made = []
+    for group, members in groups.items():
+        always = ("model", "task", "data")
+        name = file_name(["depth"], group, groups, always, taken)
+        more = [w for w in describe(group, groups, always)[3:] if w != group.dtype]
+        if maps := _maps(members, order):
+            title = f"{group.model} on {group.data}: {members[0]['task']} by depth"
+            trained = f"trained length {format_length(group.trained_length)}"
+            about = ", ".join([trained, group.dtype, *more])
+            made.append(Heatmap(name, printable(title), printable(about), maps))
+    return made
+
+
+def _maps(records: list[Record], order: Sequence[str]) -> dict[str, dict[int, dict[float, float]]]:
     records = [r for r in records if r["status"] == "ok" and _shares(r)]
-    if not records:
-        return False
     cells = newest(records)
-    methods = method_order(records)
-    maps = {
-        method: {c.length: _shares(r) for (m, c), r in sorted(cells.items()) if m == method}
-        for method in methods
-    }
-    save(Path(path), lambda: _figure(records[0], maps))
-    return True
+    maps: dict[str, dict[int, dict[float, float]]] = {m: {} for m in method_order(records, order)}
+    for method, column in sorted(cells):
+        maps[method][column.length] = _shares(cells[method, column])
+    return maps
 
 
 def _shares(record: Record) -> dict[float, float]:
@@ -40,18 +61,18 @@ def _shares(record: Record) -> dict[float, float]:
     return {part["depth"]: part["value"] for part in parts if "depth" in part}
 
 
-def _figure(record: Record, maps: dict[str, dict[int, dict[float, float]]]) -> Any:
+def draw(heatmap: Heatmap) -> Any:
+    """The matplotlib figure: lengths across, depths down, the share found in percent."""
     from matplotlib.figure import Figure
 
+    maps = heatmap.maps
     lengths = sorted({length for shares in maps.values() for length in shares})
     depths = sorted({d for shares in maps.values() for column in shares.values() for d in column})
     down = -(-len(maps) // _ACROSS)
     across = -(-len(maps) // down)
     width = max(2.2, 0.55 * len(lengths) + 1.0)
     titles = [wrapped(method, 24) for method in maps]
-    about = f"trained length {format_length(record['trained_length'])}, {record['dtype']}"
-    heading = f"{record['model']} on {record['data']['name']}: {record['task']} by depth"
-    heading = f"{wrapped(heading, 60)}\n{wrapped(about, 80)}"
+    heading = f"{wrapped(heatmap.title, 60)}\n{wrapped(heatmap.about, 80)}"
     height = 0.24 * len(depths) + 1.0 + _more(titles, 0.17)
     size = (width * across + 1.6, height * down + 0.8 + _more([heading], 0.2))
     figure = Figure(figsize=size, layout="constrained")
@@ -69,7 +90,7 @@ def _figure(record: Record, maps: dict[str, dict[int, dict[float, float]]]) -> A
         if number + across >= len(maps):
             panel.set_xlabel("length (tokens)")
             panel.tick_params(labelbottom=True)
-    bar = figure.colorbar(image, ax=panels, fraction=0.05, pad=0.02)
+    bar = figure.colorbar(image, ax=panels, fraction=0.05, pad=0.02, shrink=1 / down)
     bar.set_label("found (%)")
     set_text(figure.suptitle("", x=0.02, ha="left", fontsize=12), heading)
     return figure
@@ -92,7 +113,7 @@ def _map(
     for row, values in enumerate(percent):
         for column, value in enumerate(values):
             if value == value:
-                colour = "black" if value >= 100 * _DARK else "white"
+                colour = "black" if value >= 100 * DARK else "white"
                 spot = {"ha": "center", "va": "center", "fontsize": 7, "color": colour}
                 panel.text(column, row, f"{value:.0f}", **spot)
     for edge in range(1, len(depths)):

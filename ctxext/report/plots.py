@@ -1,38 +1,28 @@
-"""Loss by position in the window: where along the context each method begins to fail."""
+"""Line plots as pictures, and what all pictures share: looks, text as it is, same bytes."""
 
 from __future__ import annotations
 
 import io
 import textwrap
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from ctxext.errors import UsageError
 from ctxext.registry import format_length
-from ctxext.report.groups import Column, method_order, newest
-from ctxext.results import Record, printable, write_atomically
+from ctxext.report.series import Figure, Line
+from ctxext.results import printable, write_atomically
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart; black is kept for `rope`.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _STYLES = ("-", "--", "-.", (0, (2, 1)))
-_ROOM, _ROOM_FOR_ROPE = 3.0, 1.5  # nats per token above the lowest loss that are in view
 _METADATA = {".png": {"Software": "ctxext"}, ".svg": {"Creator": "ctxext", "Date": None}}
-
-
-def loss_by_position(records: Iterable[Record], path: str | Path) -> bool:
-    """Draw the records of one group to a .png or .svg; False if none of them has buckets.
-
-    One line for each method at the longest length that all of them finished: the mean loss
-    (nats per token) at the centres of the buckets (tokens). The same records give the same bytes.
-    """
-    column, lines = _lines(list(records))
-    if not lines:
-        return False
-    save(Path(path), lambda: _figure(column, lines))
-    return True
+SUFFIXES = tuple(_METADATA)
+_LINES = 50  # of a legend in one column
+_APART = 0.06  # of a logarithmic axis, at least, from tick to tick
+_FEW, _DECADES = 4, 1e5  # ranges of a logarithmic axis: few ticks below, decades above
 
 
 def save(path: Path, draw: Callable[[], Any]) -> None:
@@ -51,92 +41,126 @@ def save(path: Path, draw: Callable[[], Any]) -> None:
     write_atomically(path, out.getvalue())
 
 
-def _lines(records: list[Record]) -> tuple[Column, dict[str, Record]]:
-    """The longest length at which the most methods have buckets, and their records there."""
-    cells = newest(r for r in records if r["status"] == "ok" and any(b["n"] for b in r["buckets"]))
-    columns = [column for _, column in cells]
-    column = max(columns, key=lambda c: (columns.count(c), c), default=Column(0, 0))
-    methods = [method for method in method_order(records) if (method, column) in cells]
-    return column, {method: cells[method, column] for method in methods}
+def draw(figure: Figure) -> Any:
+    """The matplotlib figure: a line for each method, or a mark where each has one point."""
+    from matplotlib.figure import Figure as Canvas
 
-
-def _figure(column: Column, lines: dict[str, Record]) -> Any:
-    from matplotlib.figure import Figure
-
-    axes = Figure(figsize=(8, 4.5)).add_subplot()
-    curves: dict[str, list[float]] = {}
-    drawn = []
-    for method, record in lines.items():
-        buckets = [bucket for bucket in record["buckets"] if bucket["n"]]
-        centres = [(bucket["start"] + bucket["stop"]) / 2 for bucket in buckets]
-        look = _look(len(curves.keys() - {"rope"}), method)
-        curves[method] = [bucket["nll"] for bucket in buckets]
-        drawn += axes.plot(centres, curves[method], **look)
-    beyond = _limit(axes, curves)
-    _label(axes, next(iter(lines.values())), column, beyond)
+    names = [wrapped(line.method, 36) for line in figure.lines]
+    rows = sum(1.45 + name.count("\n") for name in names)
+    columns = 1 + int(rows > _LINES)
+    height = min(max(4.5, 0.175 * rows / columns), 9.0)
+    axes = Canvas(figsize=(8, height)).add_subplot()
+    _limit(axes, figure)
+    drawn = _lines(axes, figure.lines)
+    _ticks(axes, figure)
+    _label(axes, figure)
     legend = axes.legend(
         drawn,
-        ["-"] * len(lines),
+        ["-"] * len(drawn),
         loc="center left",
         bbox_to_anchor=(1.02, 0.5),
         frameon=False,
         handlelength=4,
-        labelspacing=0.9,
+        labelspacing=0.7,
+        ncols=columns,
     )
-    for text, method in zip(legend.get_texts(), lines, strict=True):
-        set_text(text, wrapped(method, 36))
+    for text, name in zip(legend.get_texts(), names, strict=True):
+        set_text(text, name)
     return axes.figure
 
 
-def _look(number: int, method: str) -> dict[str, Any]:
+def _lines(axes: Any, lines: Sequence[Line]) -> list[Any]:
+    """The lines, with bars of one standard error to both sides where there is one."""
+    drawn = []
+    number = 0
+    for line in lines:
+        style = look(number, line.method)
+        if line.method == "rope":  # wider and beneath, so that what lies on it can be seen
+            style |= {"linewidth": 3.4, "zorder": 1.9}
+        number += line.method != "rope"
+        if all(len(other.points) == 1 for other in lines):
+            style |= {"linestyle": "none", "markersize": 14 if line.method == "rope" else 8}
+        x, y = [p.x for p in line.points], [p.y for p in line.points]
+        drawn += axes.plot(x, y, **style)
+        with_error = [p for p in line.points if p.stderr]
+        if with_error:
+            x, y, errors = zip(*(p[:3] for p in with_error), strict=True)
+            bars = {"ecolor": style["color"], "elinewidth": 1, "capsize": 2.5}
+            axes.errorbar(x, y, errors, fmt="none", **bars)
+    return drawn
+
+
+def look(number: int, method: str) -> dict[str, Any]:
     """Colour, marker and dashes of the `number`-th method besides `rope`."""
     if method == "rope":
         return {"color": "black", "linewidth": 2.4, "marker": ".", "markersize": 8, "zorder": 3}
-    look = {"color": _COLOURS, "marker": _MARKERS, "linestyle": _STYLES}
-    return {key: options[number % len(options)] for key, options in look.items()} | {
+    colours = len(_COLOURS)
+    return {
+        "color": _COLOURS[number % colours],
+        "marker": _MARKERS[number % len(_MARKERS)],
+        "linestyle": _STYLES[(number + number // colours) % len(_STYLES)],
+        "fillstyle": ("full", "none")[number // (colours * len(_MARKERS)) % 2],
         "linewidth": 1.7,
         "markersize": 5,
     }
 
 
-def _limit(axes: Any, curves: dict[str, list[float]]) -> list[str]:
-    """Keep the methods apart where one explodes; a note on each line that leaves the view."""
-    low = min(map(min, curves.values()))
-    seen = [
-        loss
-        for method, curve in curves.items()
-        for loss in curve
-        if loss <= low + (_ROOM_FOR_ROPE if method == "rope" else _ROOM)
-    ]
-    margin = max(0.05 * (max(seen) - low), 0.01)
-    top = max(seen) + margin
-    axes.set_ylim(low - margin, top)
-    beyond = [(method, max(curve)) for method, curve in curves.items() if max(curve) > top]
-    return [f"{method} leaves the view: up to {loss:.2f} nats per token" for method, loss in beyond]
+def _limit(axes: Any, figure: Figure) -> None:
+    if figure.log_x:
+        axes.set_xscale("log", base=2)
+    if figure.log_y:
+        axes.set_yscale("log")
+    axes.set_xlim(figure.x_range)
+    axes.set_ylim(figure.y_range)
 
 
-def _label(axes: Any, record: Record, column: Column, notes: list[str]) -> None:
-    """Title, axes, the trained length T, and what is out of view."""
-    windows = f"{column.windows} window{'s' if column.windows > 1 else ''}"
-    about = f"{windows} of {column.length} tokens, {record['dtype']}"
-    heading = wrapped(f"{record['model']} on {record['data']['name']}: loss by position", 70)
-    set_text(
-        axes.set_title("", fontsize=12, pad=24, loc="left"), f"{heading}\n{wrapped(about, 90)}"
-    )
-    lines = ["position in the window (tokens)", *(wrapped(note, 90) for note in notes)]
-    set_text(axes.set_xlabel(""), "\n".join(lines))
-    axes.set_ylabel("mean loss (nats per token)")
-    axes.set_xlim(0, column.length)
-    ticks = sorted({column.length * part // 4 for part in range(5)})
-    axes.set_xticks(ticks, [format_length(tick) for tick in ticks])
+def _ticks(axes: Any, figure: Figure) -> None:
+    """Lengths at their places, as many as have room; plain numbers on a logarithmic y axis."""
+    from matplotlib import ticker
+
+    if figure.log_x:
+        low, high = figure.x_range
+        ticks: list[int] = []
+        for length in sorted({int(point.x) for line in figure.lines for point in line.points}):
+            if not ticks or length / ticks[-1] > (high / low) ** _APART:
+                ticks.append(length)
+        axes.set_xticks(ticks, [format_length(tick) for tick in ticks])
+        axes.xaxis.set_minor_locator(ticker.NullLocator())
+    elif figure.x_tokens:
+        ticks = sorted({int(figure.x_range[1]) * part // 4 for part in range(5)})
+        axes.set_xticks(ticks, [format_length(tick) for tick in ticks])
+    if figure.log_y:
+        low, high = figure.y_range
+        few = high / low < _FEW
+        if high / low < _DECADES:
+            axes.yaxis.set_major_locator(
+                ticker.MaxNLocator(6) if few else ticker.LogLocator(subs=(1, 2, 3, 5))
+            )
+            axes.yaxis.set_major_formatter(ticker.FuncFormatter(lambda y, _: f"{y:.6g}"))
+        axes.yaxis.set_minor_locator(ticker.NullLocator())
     axes.grid(color="0.9", linewidth=0.8)
-    trained = record["trained_length"]
-    if trained <= column.length:
-        axes.axvline(trained, color="0.35", linestyle=(0, (4, 3)), linewidth=1.2)
-        name = f"trained length {format_length(trained)}"
-        side = "left" if trained < column.length / 2 else "right"
-        where = {"xycoords": ("data", "axes fraction"), "ha": side, "color": "0.25"}
-        axes.annotate(name, (trained, 1.015), **where)
+    axes.set_axisbelow(True)
+
+
+def _label(axes: Any, figure: Figure) -> None:
+    """Title, axes, the trained length T, and what is out of view."""
+    about = wrapped(figure.about, 100)
+    line = {"xycoords": "axes fraction", "textcoords": "offset points"}
+    above = 6 if figure.mark is None else 21
+    said = axes.annotate("", (0, 1), (0, above), color="0.3", fontsize=9.5, **line)
+    set_text(said, about)
+    pad = above + 3 + 13 * (1 + about.count("\n"))
+    set_text(axes.set_title("", fontsize=12, pad=pad, loc="left"), wrapped(figure.title, 70))
+    lines = [figure.x, *(wrapped(note, 90) for note in figure.notes)]
+    set_text(axes.set_xlabel(""), "\n".join(lines))
+    set_text(axes.set_ylabel(""), wrapped(figure.y, 50))
+    if figure.mark is not None:
+        axes.axvline(figure.mark, color="0.35", linestyle=(0, (4, 3)), linewidth=1.2)
+        where = axes.transAxes.inverted().transform(axes.transData.transform((figure.mark, 1)))[0]
+        side = "left" if where < 0.5 else "right"
+        text = f"trained length {format_length(figure.mark)}"
+        spot = {"xycoords": ("data", "axes fraction"), "ha": side, "color": "0.25"}
+        axes.annotate(text, (figure.mark, 1.015), **spot)
 
 
 def wrapped(text: str, width: int) -> str:

@@ -7,13 +7,14 @@ pairs, so that a row stands by itself: times of other rows may be of another hou
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ctxext.registry import format_length
+from ctxext.report import latex
+from ctxext.report.cost import bytes_text, short
 from ctxext.report.groups import describe, method_order
 from ctxext.report.tables import NO_VALUE, escape
 from ctxext.results import BENCH, MEASURES, RATIO, Record, printable
@@ -80,12 +81,12 @@ def _caption(group: Group, shown: Sequence[Record]) -> str:
     said = []
     if pairs:
         span = NO_VALUE.join(map(str, dict.fromkeys((pairs[0], pairs[-1]))))
-        wide = all(r["ratio"][name]["low"] is not None for r in compared for name in MEASURES[:2])
-        brackets = " and its 95% interval" if wide else ", in brackets its 95% interval"
-        some = any(r["ratio"][name]["low"] is not None for r in compared for name in MEASURES[:2])
+        ratios = [r["ratio"][name] for r in compared for name in MEASURES[:2]]
+        wide = [ratio is not None and ratio["low"] is not None for ratio in ratios]
+        brackets = " and its 95% interval" if all(wide) else ", in brackets its 95% interval"
         said.append(
             "× is the method over the unpatched model, run next to it: the median of "
-            f"{span} pairs{brackets if some else ''}"
+            f"{span} pairs{brackets if any(wide) else ''}"
         )
     many = f", of {group.batch_size} sequences at once" if group.batch_size > 1 else ""
     said += [
@@ -95,21 +96,27 @@ def _caption(group: Group, shown: Sequence[Record]) -> str:
     return "; ".join(said)
 
 
-def _texts(record: Record, space: str = " ") -> list[str]:
-    """One row; `space` comes before an interval."""
+def cells(record: Record, space: str = " ") -> list[tuple[str, float | None]]:
+    """One row, each cell with its number; `space` comes before an interval."""
     names = (printable(record[name]) for name in ("requested", "attention"))
-    head = [format_length(record["length"]), *names]
+    head = [(format_length(record["length"]), record["length"]), *((name, None) for name in names)]
+    nothing = (NO_VALUE, None)
     if record["status"] != "ok":
-        return [*head, record["status"], *[NO_VALUE] * (len(HEADER) - len(head) - 1)]
-    cells = []
-    for name, show in zip(MEASURES, (_short, _milli, _bytes), strict=True):
+        return [*head, (record["status"], None), *[nothing] * (len(HEADER) - len(head) - 1)]
+    row: list[tuple[str, float | None]] = head
+    for name, show in zip(MEASURES, (short, _milli, bytes_text), strict=True):
         value, ratio = record[name], record["ratio"][name]
-        cells += [NO_VALUE if value is None else show(value)]
+        row += [nothing if value is None else (show(value), value)]
         if name in MEASURES[:2]:
             beside = [pair[0] for pair in record["pairs"][name] if len(pair) == 2]
-            cells += [show(statistics.median(beside)) if beside else NO_VALUE]
-        cells += [NO_VALUE if ratio is None else _ratio(ratio, space)]
-    return [*head, *cells]
+            median = statistics.median(beside) if beside else None
+            row += [nothing if median is None else (show(median), median)]
+        row += [nothing if ratio is None else (_ratio(ratio, space), ratio["median"])]
+    return row
+
+
+def _texts(record: Record, space: str = " ") -> list[str]:
+    return [text for text, _ in cells(record, space)]
 
 
 def _ratio(ratio: dict[str, Any], space: str) -> str:
@@ -121,20 +128,7 @@ def _ratio(ratio: dict[str, Any], space: str) -> str:
 
 
 def _milli(seconds: float) -> str:
-    return _short(seconds * 1000)
-
-
-def _bytes(count: float) -> str:
-    scale, unit = (2**30, "GiB") if count >= 2**30 else (2**20, "MiB")
-    return f"{_short(count / scale)} {unit}"
-
-
-def _short(number: float) -> str:
-    """Three digits, or all before the point; an exponent from a million on."""
-    if number >= 1e6:
-        return f"{number:.3g}"
-    before = math.floor(math.log10(number)) if number >= 0.01 else -2
-    return f"{number:.{max(0, 2 - before)}f}"
+    return short(seconds * 1000)
 
 
 def to_rich(table: Table, width: int | None = None) -> RichTable:
@@ -170,6 +164,12 @@ def to_markdown(table: Table) -> str:
     lines += [tuple(map(escape, _texts(record))) for record in table.records]
     body = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     return f"### {escape(table.title)}\n\n{body}\n\n{escape(table.caption)}\n"
+
+
+def to_latex(table: Table) -> str:
+    """A booktabs table."""
+    rows = [[(text, False) for text in _texts(record)] for record in table.records]
+    return latex.table(table.title, table.caption, HEADER, rows, left=(1, 2))
 
 
 def csv_rows(tables: Iterable[Table]) -> Iterator[dict[str, Any]]:

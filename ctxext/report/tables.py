@@ -2,7 +2,8 @@
 
 Perplexities and the scores of benchmarks are shown as they are, shares in percent. The *tax* is
 what a method costs inside the trained length T: its mean over the positions below T minus that of
-the unpatched model (`rope`) over the same tokens, in nats per token or in percentage points.
+the unpatched model (`rope`) over the same tokens, in nats per token or in percentage points. A
+*difference* (Δ) is a value minus that of `rope` over the same windows.
 """
 
 from __future__ import annotations
@@ -10,10 +11,12 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from ctxext.registry import format_length
+from ctxext.report import latex
+from ctxext.report.cost import NO_COST, Cost, bytes_text, cost_of, short
 from ctxext.report.groups import (
     Cells,
     Column,
@@ -31,8 +34,10 @@ if TYPE_CHECKING:
 NO_VALUE = "–"
 CSV = (
     *("model", "task", "metric", "data", "method", "length", "value", "stderr", "status", "tax"),
-    *("windows", "dtype", "seed"),
+    *("windows", "dtype", "seed", "difference"),
+    *("tokens_per_second", "speed_ratio", "peak_memory_bytes", "memory_ratio"),
 )
+_COSTS = {"speed": "tokens/s", "memory": "peak memory"}
 _MARKDOWN = {ord(c): f"\\{c}" for c in "`*_[]~$"} | {ord(c): f"&#{ord(c)};" for c in "&<>|\\"}
 
 
@@ -52,12 +57,17 @@ _TAX = {
 
 @dataclass(frozen=True)
 class Cell:
-    """One result on the scale of its record; `status` is ok, oom, error or missing."""
+    """One result on the scale of its record; `status` is ok, oom, error or missing.
+
+    `difference` is to rope over the same windows, None for rope itself; `cost` is of this result.
+    """
 
     value: float | None = None
     stderr: float | None = None
     status: str = "missing"
     best: bool = False
+    difference: float | None = None
+    cost: Cost = NO_COST
 
 
 @dataclass(frozen=True)
@@ -78,17 +88,30 @@ class Table:
     caption: str
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
+    costed: int  # the column whose speed and memory are shown
 
-    def header(self) -> list[str]:
-        """`method`, each length (with its windows where they differ within a length), and the tax
-        where the metric has one."""
+    def header(self, differences: bool = True) -> list[str]:
+        """`method`, each length (with its windows where they differ within a length), the
+        differences at these lengths, and the tax, speed and memory where there are any."""
         lengths, of = [column.length for column in self.columns], of_what(self.group.metric)
         labels = [
             format_length(length) + (f" ({windows} {of})" if lengths.count(length) > 1 else "")
             for length, windows in self.columns
         ]
         tax = _TAX.get(self.group.metric)
-        return ["method", *labels, *([f"tax ({tax.unit})"] if tax else [])]
+        apart = [f"Δ {labels[number]}" for number in self.compared() if differences]
+        costs = [_COSTS[name] for name in self.costs()]
+        return ["method", *labels, *apart, *([f"tax ({tax.unit})"] if tax else []), *costs]
+
+    def compared(self) -> list[int]:
+        """The columns in which some method differs from rope."""
+        some = {c for _, c, cell in self.cells() if cell.difference is not None}
+        return [number for number, column in enumerate(self.columns) if column in some]
+
+    def costs(self) -> list[str]:
+        """Of "speed" and "memory" those that were measured at the longest length."""
+        shown = [row.cells[self.costed].cost for row in self.rows if self.columns]
+        return [name for name in _COSTS if any(getattr(c, name) is not None for c in shown)]
 
     def cells(self) -> Iterator[tuple[Row, Column, Cell]]:
         """Every cell with its row and column, row by row."""
@@ -100,10 +123,34 @@ class Table:
         """`5.432 ± 0.021`, the status of a failed cell, or a dash."""
         if cell.value is None:
             return NO_VALUE if cell.status == "missing" else cell.status
-        percent = self.group.metric in SHARES
-        numbers = [x * (100 if percent else 1) for x in (cell.value, cell.stderr) if x is not None]
-        digits = 2 if percent else next((d for d in (3, 2, 1) if numbers[0] < 10 ** (4 - d)), 0)
-        return " ± ".join(f"{x:.{digits}f}" if max(numbers) < 1e6 else f"{x:.3g}" for x in numbers)
+        scale, form = self._scale(cell)
+        numbers = [x * scale for x in (cell.value, cell.stderr) if x is not None]
+        return " ± ".join(f"{x:{form}}" for x in numbers)
+
+    def difference_text(self, cell: Cell) -> str:
+        """`+0.123`, in the digits of the value, or a dash."""
+        if cell.difference is None:
+            return NO_VALUE
+        scale, form = self._scale(cell)
+        return _signed(f"{cell.difference * scale:+{form}}")
+
+    def _scale(self, cell: Cell) -> tuple[int, str]:
+        """What a cell's numbers are multiplied by, and how many digits they have."""
+        scale = 100 if self.group.metric in SHARES else 1
+        value, error = (abs(x or 0) * scale for x in (cell.value, cell.stderr))
+        digits = next((d for d in (3, 2, 1) if value < 10 ** (4 - d)), 0)
+        form = f".{2 if scale == 100 else digits}f"
+        return scale, form if max(value, error) < 1e6 else ".3g"
+
+    def cost_texts(self, row: Row) -> list[tuple[str, str]]:
+        """Tokens per second and peak memory, each with its ratio to rope, `×1.02`, or ""."""
+        cost, texts = row.cells[self.costed].cost if self.columns else NO_COST, []
+        for name, show in (("speed", short), ("memory", bytes_text)):
+            value, ratio = getattr(cost, name), getattr(cost, f"{name}_ratio")
+            told = f"×{ratio:.2f}" if ratio and row.method != "rope" else ""
+            if name in self.costs():
+                texts.append((NO_VALUE if value is None else show(value), told))
+        return texts
 
     def tax_texts(self, row: Row) -> list[str]:
         """The tax in a list, which is empty where the metric has none."""
@@ -112,8 +159,12 @@ class Table:
             return []
         if row.tax is None:
             return [NO_VALUE]
-        text = f"{row.tax:+.{tax.digits}f}"
-        return [text if text.strip("+-0.") else text[1:]]
+        return [_signed(f"{row.tax:+.{tax.digits}f}")]
+
+
+def _signed(text: str) -> str:
+    """Without its sign if it is all zeros."""
+    return text if text.strip("+-0.") else text[1:]
 
 
 def of_what(metric: str) -> str:
@@ -135,22 +186,46 @@ def _table(group: Group, groups: dict[Group, list[Record]], order: Sequence[str]
     taxes = _taxes(cells, taxed, group.metric) if taxed else {}
     rows = []
     for method in method_order(groups[group], order):
-        found = [(cells.get((method, column)), best[column]) for column in columns]
-        rows.append(Row(method, tuple(_cell(r, top) for r, top in found), taxes.get(method)))
+        found = (_cell(cells, method, column, best[column]) for column in columns)
+        rows.append(Row(method, tuple(found), taxes.get(method)))
     words = describe(group, groups, ("model", "task", "metric", "data"))
     if words[1].partition(":")[0] == words[2]:
         del words[2]
     title = " · ".join(words)
     caption = _caption(group.metric, cells["rope", taxed] if taxed else None)
-    return Table(group, title, caption, tuple(columns), tuple(rows))
+    finished = [place for place, record in cells.items() if record["status"] == "ok"]
+    with_rope = [column for method, column in finished if method == "rope"]
+    costed = max(with_rope or [column for _, column in finished], default=columns[-1])
+    table = Table(group, title, caption, tuple(columns), tuple(rows), costed=columns.index(costed))
+    return replace(table, caption=caption + _told(table))
 
 
-def _cell(record: Record | None, best: float | None) -> Cell:
+def _told(table: Table) -> str:
+    """What the differences, the speed and the memory are, where they are shown."""
+    told = ""
+    if table.compared():
+        unit = ", in percentage points" if table.group.metric in SHARES else ""
+        of = of_what(table.group.metric)
+        told += f" Δ is the difference to rope over the same {of}{unit}; its standard error is"
+        told += " not recorded."
+    if table.costs():
+        names = " and ".join(_COSTS[name] for name in table.costs())
+        length = format_length(table.columns[table.costed].length)
+        told += f" {names.capitalize()} are of the evaluation at length {length}; × is over rope"
+        told += " on the same device."
+    return told
+
+
+def _cell(cells: Cells, method: str, column: Column, best: float | None) -> Cell:
+    record, rope = cells.get((method, column)), cells.get(("rope", column))
     if record is None:
         return Cell()
     if record["status"] != "ok":
         return Cell(status=record["status"])
-    return Cell(record["value"], record["stderr"], "ok", record["value"] == best)
+    value, cost = record["value"], cost_of(record, rope)
+    compared = method != "rope" and rope is not None and rope["status"] == "ok"
+    difference = value - rope["value"] if compared and rope else None
+    return Cell(value, record["stderr"], "ok", value == best, difference, cost)
 
 
 def _best(cells: Cells, column: Column, metric: str) -> float | None:
@@ -208,22 +283,31 @@ def to_rich(table: Table, width: int | None = None) -> RichTable:
     Cells are broken at their ± to fit into `width` characters, but no name and no number is:
     a table may be wider than the console, so print it with `crop=False`.
     """
+    from rich.cells import cell_len
     from rich.table import Table as RichTable
     from rich.text import Text
 
     starred = any(cell.best for _, _, cell in table.cells())
     caption = table.caption + (" * is the best of its column." if starred else "")
+    caption = caption.replace(" Δ is the difference", " Below a value: the difference")
     rich = RichTable(title=Text(printable(table.title)), caption=Text(printable(caption)))
-    lines = [[Text(label) for label in table.header()]]
+    lines = [[Text(label) for label in table.header(differences=False)]]
     for row in table.rows:
         cells = [Text(table.cell_text(cell).replace("± ", "±")) for cell in row.cells]
         for text, cell in zip(cells, row.cells, strict=True):
             text.append("*" if cell.best else " " * starred)
-            text.style = "bold green" if cell.best else ""
-        lines.append([Text(printable(row.method)), *cells, *map(Text, table.tax_texts(row))])
+            text.stylize("bold green" if cell.best else "")
+            if cell.difference is not None:
+                text.append(f"\n{table.difference_text(cell)}{' ' * starred}", "dim")
+        costs = [
+            Text.assemble(value, (f"\n{ratio}", "dim")) if ratio else Text(value)
+            for value, ratio in table.cost_texts(row)
+        ]
+        taxes = map(Text, table.tax_texts(row))
+        lines.append([Text(printable(row.method)), *cells, *taxes, *costs])
     whole = least = 1
     for number, column in enumerate(zip(*lines, strict=True)):
-        longest = max(text.cell_len for text in column)
+        longest = max(cell_len(part) for text in column for part in text.plain.split("\n"))
         word = longest if number == 0 else max(len(w) for t in column for w in t.plain.split())
         side: Literal["right", "left"] = "right" if number else "left"
         rich.add_column(column[0], justify=side, min_width=word, no_wrap=number == 0)
@@ -243,12 +327,25 @@ def to_markdown(table: Table) -> str:
     """A GitHub table under a heading; the best of a column in bold."""
     header = table.header()
     lines = [header, ["---", *["---:"] * (len(header) - 1)]]
-    for row in table.rows:
-        texts = [(table.cell_text(cell), cell.best) for cell in row.cells]
-        cells = [f"**{text}**" if best else text for text, best in texts]
-        lines.append([escape(row.method), *cells, *table.tax_texts(row)])
+    for (method, _), *cells in _texts(table):
+        lines.append([escape(method), *(f"**{t}**" if best else t for t, best in cells)])
     body = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     return f"### {escape(table.title)}\n\n{body}\n\n{escape(table.caption)}\n"
+
+
+def to_latex(table: Table) -> str:
+    """A booktabs table; the best of a column in bold."""
+    return latex.table(table.title, table.caption, table.header(), list(_texts(table)))
+
+
+def _texts(table: Table) -> Iterator[list[tuple[str, bool]]]:
+    """The cells of each row under the header, and whether each is the best of its column."""
+    for row in table.rows:
+        cells = [(table.cell_text(cell), cell.best) for cell in row.cells]
+        apart = [table.difference_text(row.cells[number]) for number in table.compared()]
+        costs = [f"{value} ({ratio})" if ratio else value for value, ratio in table.cost_texts(row)]
+        plain = [*apart, *table.tax_texts(row), *costs]
+        yield [(row.method, False), *cells, *((text, False) for text in plain)]
 
 
 def to_csv(tables: Iterable[Table]) -> str:
@@ -264,8 +361,14 @@ def csv_rows(tables: Iterable[Table]) -> Iterator[dict[str, Any]]:
             if cell.status != "missing":
                 head = map(printable, (g.model, g.task, g.metric, g.data, row.method))
                 result = (column.length, cell.value, cell.stderr, cell.status, row.tax)
-                rest = (column.windows or None, printable(g.dtype), g.seed)
-                yield dict(zip(CSV, (*head, *result, *rest), strict=True))
+                rest = (column.windows or None, printable(g.dtype), g.seed, cell.difference)
+                yield dict(zip(CSV, (*head, *result, *rest, *cell.cost), strict=True))
+
+
+def _inert(value: Any) -> Any:
+    """A text that no spreadsheet takes for a formula."""
+    formula = isinstance(value, str) and value[:1] in tuple("=+-@")
+    return f"'{value}" if formula else value
 
 
 def write_csv(names: Sequence[str], rows: Iterable[dict[str, Any]]) -> str:
@@ -273,5 +376,5 @@ def write_csv(names: Sequence[str], rows: Iterable[dict[str, Any]]) -> str:
     out = io.StringIO()
     writer = csv.DictWriter(out, names, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({name: _inert(value) for name, value in row.items()} for row in rows)
     return out.getvalue()

@@ -51,12 +51,14 @@ class Task:
     Attributes:
         metric: the name of its number; `results.SHARES` has those from 0 to 1.
         positional: the field that is given without its name, as in `ruler:vt`.
+        draws: whether its samples are drawn with a seed.
     """
 
     name: ClassVar[str]
     metric: ClassVar[str]
     version: ClassVar[int] = 1
     positional: ClassVar[str | None] = None
+    draws: ClassVar[bool] = True
 
     def resolve(self, trained: int, lengths: Sequence[int]) -> Task:
         """The task with defaults that depend on T or on the lengths asked for, both in tokens.
@@ -256,6 +258,8 @@ class TokenScores(NamedTuple):
 @dataclass(frozen=True)
 class TokenTask(Task):
     """A task over the tokens of a text."""
+
+    draws: ClassVar[bool] = False
 
     def read(self, data: str | None) -> Data:
         """The text; `stdlib` unless another is named."""

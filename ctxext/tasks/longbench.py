@@ -28,6 +28,7 @@ class LongBench(SampleTask):
 
     metric = ", ".join(sorted(set(official.TASKS.values())))
     positional = "task"
+    draws = False
     extended: ClassVar[bool] = False
 
     task: str

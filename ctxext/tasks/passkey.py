@@ -60,7 +60,7 @@ class PassKey(SampleTask):
         Raises:
             UsageError: the length is too small for the prompt without filler and its answer.
         """
-        maker = KeyMaker(" ".join(data.documents), data is not _PUBLISHED, seed, self.depths)
+        maker = KeyMaker(" ".join(data.documents), data != _PUBLISHED, seed, self.depths)
         return spread(self, maker, tokenizer, length, limit)
 
     def score(self, rows: Sequence[Row]) -> Score:

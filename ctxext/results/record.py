@@ -1,25 +1,19 @@
-"""The record of one cell and the folder that keeps one JSON file for each.
+"""The record of one cell: its fields, what makes it sound, and the seal that shows later edits.
 
 A record is a flat JSON object: one model, method, task and length, and what was measured:
 scores, or under the task `bench` seconds and bytes, with their ratios to the unpatched model.
 Lengths and positions are in tokens, losses in nats per token, accuracies from 0 to 1, times
-in seconds. Files are written whole or not at all, and a file that is not sound is never used.
+in seconds.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import math
-import os
 import re
-import secrets
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any, NoReturn
-
-from ctxext.errors import CtxextError, UsageError
+from typing import Any
 
 Record = dict[str, Any]
 
@@ -27,102 +21,6 @@ SHARES = ("accuracy", "passkey", "kv")  # metrics from 0 to 1
 BENCH = "bench"  # the task of records that have speed and memory in place of scores
 MEASURES = ("prefill_seconds", "decode_seconds_per_token", "peak_memory_bytes")
 RATIO = ("median", "low", "high")
-
-_MAX_FILE_BYTES = 16 << 20  # a record takes a few kilobytes
-_RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\.|$)", re.IGNORECASE)  # by Windows
-
-
-def safe_name(text: str, limit: int = 64) -> str:
-    """A part of a file name: only [A-Za-z0-9._+=-], no "--", at most `limit` characters."""
-    name = re.sub(r"[^A-Za-z0-9._+=-]+", "-", text)
-    name = re.sub(r"-{2,}", "-", re.sub(r"\.{2,}", ".", name)).lstrip("-.")
-    name = f"_{name}" if _RESERVED.match(name) else name
-    return name[:limit].rstrip("-.") or "_"
-
-
-def printable(text: str) -> str:
-    """One line that is safe to print: control and other unprintable characters become "?"."""
-    return "".join(c if c.isprintable() else "?" for c in text)
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Put `content` at `path`: the whole of it, or nothing and no trace."""
-    temporary = path.with_name(f".{os.getpid()}-{secrets.token_hex(6)}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        if isinstance(error, OSError):
-            raise CtxextError(f"cannot write {path}: {error.strerror or error}") from error
-        raise
-
-
-class Store:
-    """The record files of one folder, named `model--method--task--length--key.json`."""
-
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
-
-    def check_writable(self) -> None:
-        """Create the folder if need be; a UsageError if records cannot be written there."""
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(probe := self.folder / ".probe.tmp", b"")
-            probe.unlink(missing_ok=True)
-        except (OSError, ValueError, CtxextError) as error:
-            raise UsageError(
-                f"cannot keep records in {self.folder}: {error}: give another --out"
-            ) from error
-
-    def path(self, record: Record) -> Path:
-        """Where the record lives: a name a person can read, and 12 hex digits of the key."""
-        model, method = safe_name(record["model"], 48), safe_name(record["requested"])
-        task, length = safe_name(record["task"], 24), record["length"]
-        return self.folder / f"{model}--{method}--{task}--{length}--{record['key'][:12]}.json"
-
-    def get(self, key: str) -> Record | None:
-        """The finished (`ok`) record of this request, if its file is there and sound."""
-        for path in self._files():
-            if path.name.endswith(f"--{key[:12]}.json"):
-                record, _ = _load(path)
-                if record is not None and record["key"] == key and record["status"] == "ok":
-                    return record
-        return None
-
-    def write(self, record: Record) -> Path:
-        """Keep the record, sealed; the value of an `ok` one must be finite."""
-        clean = sealed(record)
-        if problem := problem_with(clean):
-            raise CtxextError(f"this record cannot be kept: {problem}")
-        if self.path(clean).exists() and _load(self.path(clean))[0] == clean:
-            return self.path(clean)
-        text = json.dumps(clean, indent=1, ensure_ascii=False, allow_nan=False)
-        write_atomically(self.path(clean), text.encode("utf-8", "replace") + b"\n")
-        return self.path(clean)
-
-    def read_all(self) -> tuple[list[Record], list[str]]:
-        """All sound records in the order of their file names, and a line about each other file."""
-        records, problems = [], []
-        for path in self._files():
-            record, problem = _load(path)
-            if record is None:
-                problems.append(printable(f"{path.name}: {problem}"))
-            else:
-                records.append(record)
-        return records, problems
-
-    def _files(self) -> list[Path]:
-        try:
-            return sorted(path for path in self.folder.iterdir() if path.suffix == ".json")
-        except FileNotFoundError:
-            return []
-        except (OSError, ValueError) as error:
-            raise UsageError(f"cannot read the folder {self.folder}: {error}") from error
 
 
 def problem_with(record: object) -> str | None:
@@ -138,6 +36,9 @@ def problem_with(record: object) -> str | None:
             return f"the field {field!r} cannot be {str(record[field])[:60]!r}"
     if ok and not _in_range(record["metric"], record["value"]):
         return f"the value of {record['metric']} cannot be {record['value']}"
+    resolved = record.get("task_resolved")
+    if not (resolved is None or _text(resolved)):
+        return f"the field 'task_resolved' cannot be {str(resolved)[:60]!r}"
     parts = record.get("parts") or []
     if not isinstance(parts, list) or not all(map(_part, parts)):
         return "its parts are not a name, a value and a number each"
@@ -159,21 +60,6 @@ def _problem_with_buckets(buckets: list[Any], length: int) -> str | None:
     return None
 
 
-def _load(path: Path) -> tuple[Record | None, str | None]:
-    """The record in a file, or None and what is wrong with the file."""
-    try:
-        if not path.is_file() or path.stat().st_size > _MAX_FILE_BYTES:
-            return None, "not a file, or too large for a record"
-        record = json.loads(path.read_bytes().decode("utf-8"), parse_constant=_refuse)
-        json.dumps(record, ensure_ascii=False).encode("utf-8")  # no lone surrogates
-        problem = problem_with(record)
-        if problem is None and record.get("digest") != digest(record):
-            problem = "its digest is wrong: it was edited by hand"
-    except (OSError, ValueError, RecursionError) as error:
-        return None, f"cannot be read as JSON ({error})"
-    return (None, problem) if problem else (record, None)
-
-
 def sealed(record: Record) -> Record:
     """The record with null for what is not finite, and a digest that shows later edits."""
     clean: Record = _finite(record)
@@ -184,10 +70,6 @@ def digest(record: Record) -> str:
     """The SHA-256 of everything else in the record."""
     rest = {field: value for field, value in record.items() if field != "digest"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
-
-
-def _refuse(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is not JSON")
 
 
 def _finite(value: Any) -> Any:

@@ -1,0 +1,273 @@
+"""The cells of a plan: whether their records are there, and what time and memory they will take."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from ctxext import patches
+from ctxext.errors import UsageError
+from ctxext.estimate.probe import Held, Probe, Speed
+from ctxext.estimate.work import Shape, Work, works
+from ctxext.export.small import outline
+from ctxext.machine import device_name, resident
+from ctxext.measure.attempts import reads_in_parts
+from ctxext.measure.inputs import Inputs, place
+from ctxext.measure.loaded import Loaded
+from ctxext.measure.tokens import LOGITS_AT_ONCE
+from ctxext.models import loading
+from ctxext.patches import Spec
+from ctxext.plan import Cell, Plan
+from ctxext.results import Record, Store
+from ctxext.tasks.base import TokenTask
+
+SECONDS = 1.0  # that a model's measurements may take together, but for the first forwards
+NEAR = 4.0  # times the length of a record from which time is taken, at most
+NEAREST = 3  # lengths that were measured, of which the median counts
+FOUND, RETRY, REFUSED, COMPUTE = "found", "retry", "refused", "compute"
+_BITS = {"4bit": 4, "8bit": 8}
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What is known of a cell before it is computed.
+
+    Attributes:
+        state: `found` where its record is there, `retry` where that is of a failure, `refused`
+            where it cannot be measured, `compute`.
+        shared: whether another cell before it reads the same, so that it costs nothing more.
+        tokens: that it reads; None where another library draws them.
+        seconds: None where that is not known.
+        basis: what seconds come from: `records`, or `measured` on a few layers.
+        memory: bytes at most at once, the process with its libraries included on the CPU.
+    """
+
+    model: str
+    cell: Cell
+    key: str
+    state: str
+    shared: bool = False
+    tokens: int | None = None
+    seconds: float | None = None
+    basis: str | None = None
+    memory: int | None = None
+
+    def to_record(self) -> dict[str, Any]:
+        """As a line of JSON."""
+        cell = self.cell
+        asked = {"method": str(cell.requested), "resolved": cell.method.full()}
+        place = {"task": str(cell.asked), "length": cell.length, "seed": cell.seed}
+        cost = {"tokens": self.tokens, "seconds": self.seconds, "basis": self.basis}
+        return {
+            "model": self.model,
+            **asked,
+            **place,
+            "data": cell.data.name,
+            "state": self.state,
+            "shared": self.shared,
+            **cost,
+            "memory_bytes": self.memory,
+            "key": self.key,
+        }
+
+
+Note = Callable[[str], None]
+
+
+def estimates(plan: Plan, store: Store, note: Note, loaded: Loaded, strict: bool) -> list[Estimate]:
+    """All cells of a plan, in order; nothing is written.
+
+    Args:
+        note: told, in a line, what could not be measured.
+        loaded: what was loaded for plans before this one.
+        strict: whether it is raised where a cell's data is too short or a prompt does not fit.
+
+    Raises:
+        UsageError: something asked for cannot be done.
+    """
+    records = {key: store.get(key) for key in plan.keys}
+    states = [_state(records[plan.key(cell)], plan.request.force) for cell in plan.cells]
+    name, new = plan.request.source.name, [state != FOUND for state in states]
+    cells = [cell for cell, wanted in zip(plan.cells, new, strict=True) if wanted]
+    costs: Iterator[dict[str, Any]] = iter(())
+    if cells:
+        costs = iter(_Costs(plan, Inputs(plan, cells, loaded, strict), store, note).of(cells))
+    found = [
+        Estimate(name, cell, plan.key(cell), state)
+        for cell, state in zip(plan.cells, states, strict=True)
+    ]
+    return [
+        replace(one, **next(costs)) if wanted else one
+        for one, wanted in zip(found, new, strict=True)
+    ]
+
+
+def _state(record: Record | None, force: bool) -> str:
+    if record is not None and record["status"] != "ok":
+        return RETRY
+    return FOUND if record is not None and not force else COMPUTE
+
+
+Group = tuple[str, bool]  # methods that cost the same: the distance method, and query scales
+
+
+def _group(spec: Spec) -> Group:
+    return spec.distance.name if spec.distance else "", bool(spec.query_scales)
+
+
+class _Costs:
+    """What some cells of a plan will take."""
+
+    def __init__(self, plan: Plan, inputs: Inputs, store: Store, note: Note) -> None:
+        self._plan, self._inputs, self._note = plan, inputs, note
+        self._cells = inputs.cells
+        config = loading.load_config(plan.request.source)
+        whole = outline(config, plan.source.trust_remote_code)
+        self._shape = Shape.of(whole)
+        batch, sharing = plan.request.batch, reads_in_parts(whole)
+        self._works = works(self._shape, self._inputs, batch, sharing)
+        self._bytes = getattr(torch, plan.source.dtype).itemsize
+        cpu = plan.source.device.startswith("cpu")
+        self._libraries = (resident() or 0) if cpu else 0
+        self._records = [r for r in store.read_all()[0] if self._is_like(r)]
+        self._probe: Probe | None = self._tried(
+            lambda: Probe(config, plan.source, plan.identity.trained)
+        )
+        self._held: dict[Group, Held | None] = {}
+        self._speeds: dict[Group, dict[int, Speed] | None] = {}
+        self._decodes = any(work is not None and work.steps for work in self._works)
+
+    def of(self, cells: Sequence[Cell]) -> list[dict[str, Any]]:
+        """What the `Estimate` of each cell has beside its name, and its state where refused."""
+        known = {id(cell): fields for cell, fields in zip(self._cells, self._all(), strict=True)}
+        for cell in cells:
+            if why := self._inputs.refusals.of(place(cell)):
+                self._note(f"refused: {why.fields['reason']}")
+        return [known.get(id(cell), {"state": REFUSED}) for cell in cells]
+
+    def _all(self) -> list[dict[str, Any]]:
+        seen, found = set[object](), []
+        for cell, work in zip(self._cells, self._works, strict=True):
+            names = {self._plan.key(cell), self._inputs.shared(cell)}
+            shared = not seen.isdisjoint(names)
+            seen |= names
+            found.append(self._fields(cell, work, shared) if work else {"shared": shared})
+        return found
+
+    def _fields(self, cell: Cell, work: Work, shared: bool) -> dict[str, Any]:
+        seconds, basis = self._known(cell, work), "records"
+        if seconds is None:
+            seconds, basis = self._measured(cell, work), "measured"
+        return {
+            "shared": shared,
+            "tokens": 0 if shared else work.tokens,
+            "seconds": 0.0 if shared else seconds,
+            "basis": None if shared or seconds is None else basis,
+            "memory": self._memory(cell, work),
+        }
+
+    def _tried(self, call: Callable[[], Any]) -> Any:
+        """What is measured; None where that fails, which is told once."""
+        try:
+            return call()
+        except Exception as error:
+            why = " ".join(str(error).split())[:300] or type(error).__name__
+            self._note(f"not estimated for {self._plan.request.source.name}: {why}")
+            return None
+
+    def _is_like(self, record: Record) -> bool:
+        """Whether a record is of this model, type and machine, in one process."""
+        source, device = self._plan.source, device_name(torch.device(self._plan.source.device))
+        mine = (self._plan.identity.sha256, source.load_in or source.dtype, device)
+        theirs = (record["model_sha256"], record["dtype"], record["device"])
+        timed = record["status"] == "ok" and record["tokens_per_second"]
+        return mine == theirs and bool(timed) and record.get("processes", 1) == 1
+
+    def _known(self, cell: Cell, work: Work) -> float | None:
+        """Seconds by the record of the nearest length that reads alike; None without one."""
+        near = [
+            (abs(math.log(record["length"] / cell.length)), record)
+            for record in self._records
+            if self._reads_alike(record, cell)
+        ]
+        far, record = min(near, key=lambda pair: pair[0], default=(math.inf, {}))
+        if far > math.log(NEAR):
+            return None
+        each, known = (self._shape.read(n) / n for n in (cell.length, record["length"]))
+        return float(work.tokens / record["tokens_per_second"] * each / known)
+
+    def _reads_alike(self, record: Record, cell: Cell) -> bool:
+        try:
+            group = _group(patches.parse(record["method"]))
+        except UsageError:
+            return False
+        if isinstance(cell.task, TokenTask):
+            same = bool(record["buckets"])
+        else:
+            same = record.get("task_resolved") == str(cell.task)
+        on = self._plan.attention(cell.method)
+        return same and group == _group(cell.method) and record["attention"] == on
+
+    def _measured(self, cell: Cell, work: Work) -> float | None:
+        """Seconds by the longest lengths up to the cell's at which something was measured."""
+        speeds, held, probe = self._timed(cell), self._hold(cell), self._probe
+        if speeds is None or held is None or probe is None:
+            return None
+
+        def moved(shape: Shape, length: int) -> float:
+            """Bytes that a decoding step reads."""
+            weights: int = (shape.active + shape.head) * self._bytes
+            return weights + shape.layers * length * held.cached
+
+        def seconds(at: int) -> float:
+            share = moved(self._shape, cell.length) / moved(probe.shape, at)
+            return work.reading / speeds[at].reading + work.steps * speeds[at].step * share
+
+        nearest = sorted(n for n in speeds if n <= cell.length)[-NEAREST:]
+        return float(statistics.median(map(seconds, nearest or [min(speeds)])))
+
+    def _alike(self, cell: Cell) -> list[Cell]:
+        """The cells whose methods cost the same, the longest first."""
+        some = [one for one in self._cells if _group(one.method) == _group(cell.method)]
+        return sorted(some, key=lambda one: -one.length)
+
+    def _timed(self, cell: Cell) -> dict[int, Speed] | None:
+        """What is measured for cells with the like of this method, by length."""
+        group = _group(cell.method)
+        if group not in self._speeds and (probe := self._probe) is not None:
+            longest, batch = self._alike(cell)[0], self._plan.request.batch
+            some = SECONDS / len({_group(one.method) for one in self._cells})
+            self._speeds[group] = self._tried(
+                lambda: probe.speeds(longest.method, longest.length, batch, some, self._decodes)
+            )
+        return self._speeds.get(group)
+
+    def _hold(self, cell: Cell) -> Held | None:
+        """What a forward with the like of this method holds."""
+        group = _group(cell.method)
+        if group not in self._held and (probe := self._probe) is not None:
+            longest = self._alike(cell)[0]
+            self._held[group] = self._tried(
+                lambda: probe.held(longest.method, longest.length, self._decodes)
+            )
+        return self._held.get(group)
+
+    def _memory(self, cell: Cell, work: Work) -> int | None:
+        """The most bytes at once: of weights, one forward or the logits after it, and the cache."""
+        held, shape, tokens = self._hold(cell), self._shape, work.rows * cell.length
+        if held is None:
+            return None
+        weights = shape.parameters * _BITS.get(self._plan.source.load_in or "", 8 * self._bytes) / 8
+        forward = tokens * held.token + tokens * cell.length * held.pair
+        cached = tokens * shape.layers * held.cached if work.steps else 0.0
+        scored = 0.0
+        if isinstance(cell.task, TokenTask):
+            wide = 4 if self._bytes < 4 else 0  # a copy in float32 beside the logarithms
+            logits = min(tokens, LOGITS_AT_ONCE // shape.vocabulary) * shape.vocabulary
+            scored = 2 * tokens * shape.hidden * self._bytes + logits * (self._bytes + 4 + wide)
+        return int(self._libraries + weights + max(forward, scored) + cached)

@@ -1,0 +1,216 @@
+"""The arithmetic of a model's forwards, from what it is made of.
+
+An operation is a multiplication or an addition. A token costs two for each parameter that it
+meets, of a mixture of experts those of the experts it is sent to; a query and a key that it sees
+cost four for each dimension of each head. Norms, activations and rotations are left out: what is
+measured at a length holds them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from ctxext.export.small import outline
+from ctxext.measure.answers import common, schedule
+from ctxext.measure.inputs import Inputs
+from ctxext.models import loading
+from ctxext.models.layout import head_dim
+from ctxext.plan import Plan
+from ctxext.tasks.base import Sample, SampleTask, TokenTask, Windows
+
+STEP = 16  # tokens that are read in about the time of a decoding step, where nothing is measured
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+_ACTIVE = ("num_experts_per_tok", "moe_topk", "moe_k", "top_k_experts")
+_WINDOWS = {"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}
+_FULL = ("full_attention", "attention")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a model's forward is made of.
+
+    Attributes:
+        parameters: all of them, tied ones once.
+        active: those between embeddings and head that one token meets.
+        head: those of the head, vocabulary × hidden size.
+        hidden: dimensions of a hidden state.
+        heads: dimensions of all query heads of a layer together.
+        windows: of each attention layer, how many keys a query sees at most; None for all.
+        layers: how many there are, of any kind.
+    """
+
+    parameters: int
+    active: int
+    head: int
+    hidden: int
+    heads: int
+    windows: tuple[int | None, ...]
+    layers: int
+
+    @classmethod
+    def of(cls, model: Any) -> Shape:
+        """The shape of a causal language model, which may be on the meta device."""
+        text, output = model.config.get_text_config(), model.get_output_embeddings().weight
+        tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+        body = model.base_model if model.get_decoder() is None else model.get_decoder()
+        some = [
+            (name.split("."), weight)
+            for name, weight in body.named_parameters()
+            if weight.ndim > 1 and id(weight) not in tables and weight is not output
+        ]
+        routed = sum(weight.numel() for name, weight in some if "experts" in name)
+        dense = sum(weight.numel() for name, weight in some) - routed
+        return cls(
+            parameters=sum(weight.numel() for weight in model.parameters()),
+            active=dense + int(routed * _share(text)),
+            head=output.numel(),
+            hidden=output.shape[-1],
+            heads=head_dim(model.config) * getattr(text, "num_attention_heads", 1),
+            windows=tuple(_windows(text)),
+            layers=text.num_hidden_layers,
+        )
+
+    @classmethod
+    def guessed(cls, model: Any) -> Shape:
+        """The same; where a model is not understood, one by which tokens alone cost."""
+        try:
+            return cls.of(model)
+        except Exception:
+            return cls(0, 1, 0, 1, 0, (), 0)
+
+    @property
+    def vocabulary(self) -> int:
+        """Tokens that the head tells apart."""
+        return self.head // self.hidden
+
+    def read(self, tokens: int, after: int = 0) -> int:
+        """Operations of a forward over so many tokens after those in the cache, without head."""
+        seen = sum(_pairs(tokens, after, window) for window in self.windows)
+        return 2 * self.active * tokens + 4 * self.heads * seen
+
+    def scored(self, tokens: int) -> int:
+        """Operations of the head on so many tokens."""
+        return 2 * self.head * tokens
+
+
+def _share(text: Any) -> float:
+    """The share of the experts that a token is sent to; 1 where the config does not say."""
+    total = next((n for name in _EXPERTS if (n := getattr(text, name, None))), None)
+    active = next((n for name in _ACTIVE if (n := getattr(text, name, None))), None)
+    known = isinstance(total, int) and isinstance(active, int) and 0 < active <= total
+    return active / total if known else 1.0  # type: ignore[operator]
+
+
+def _windows(text: Any) -> Iterator[int | None]:
+    """The window of each layer that attends, from the config."""
+    sliding = getattr(text, "sliding_window", None) and getattr(text, "use_sliding_window", True)
+    own = "sliding_attention" if sliding else "full_attention"
+    for kind in getattr(text, "layer_types", None) or [own] * text.num_hidden_layers:
+        if kind in _WINDOWS:
+            yield getattr(text, _WINDOWS[kind], None)
+        elif kind in _FULL:
+            yield None
+
+
+def _pairs(tokens: int, after: int, window: int | None) -> int:
+    """How many keys the queries see together: those before them, and themselves."""
+    whole = tokens if window is None else min(tokens, max(0, window - after))
+    seen = whole * after + whole * (whole + 1) // 2
+    return seen + (tokens - whole) * (window or 0)
+
+
+class Work(NamedTuple):
+    """What a cell takes.
+
+    Attributes:
+        tokens: those it reads, also those that prompts have in common.
+        reading: operations of all its forwards over more than one token, head included.
+        steps: decoding steps, at most: an answer may end before.
+        rows: windows or prompts that are read at once.
+    """
+
+    tokens: int
+    reading: int
+    steps: int
+    rows: int
+
+    def relative(self, shape: Shape) -> float:
+        """Its cost beside other cells of the same model, in operations."""
+        return self.reading + 2.0 * self.steps * STEP * (shape.active + shape.head)
+
+
+def relative_costs(plan: Plan, inputs: Inputs) -> dict[str, tuple[str, float]]:
+    """The kind of each cell by its key, and what it takes beside others of its kind.
+
+    It is 0 for a cell that reads what one before it reads, and NaN where another library reads.
+
+    Raises:
+        UnsupportedModelError: transformers builds no such model.
+    """
+    config = loading.load_config(plan.request.source)
+    shape = Shape.guessed(outline(config, plan.source.trust_remote_code))
+    costs, seen = dict[str, tuple[str, float]](), set[object]()
+    for cell, work in zip(
+        inputs.cells, works(shape, inputs, plan.request.batch, sharing=False), strict=True
+    ):
+        kind = "tokens" if isinstance(cell.task, TokenTask) else cell.task.name
+        cost = math.nan if work is None else work.relative(shape)
+        again = inputs.shared(cell) in seen
+        seen.add(inputs.shared(cell))
+        costs.setdefault(plan.key(cell), (kind, 0.0 if again else cost))
+    return costs
+
+
+def works(
+    shape: Shape, inputs: Inputs, batch: Callable[[int], int], sharing: bool
+) -> list[Work | None]:
+    """What each cell of the inputs takes; None for what another library reads.
+
+    Args:
+        batch: tells how many windows or prompts are read at once at a length.
+        sharing: whether what prompts have in common is read once, as it is where the model's
+            cache can be cut back.
+    """
+    known: dict[int, Work] = {}
+    found: list[Work | None] = []
+    for cell in inputs.cells:
+        rows = batch(cell.length)
+        if isinstance(cell.task, TokenTask):
+            found.append(_windows_work(shape, inputs.windows(cell), rows))
+        elif isinstance(cell.task, SampleTask):
+            samples = inputs.samples(cell)
+            if id(samples) not in known:
+                most = cell.task.generates - 1  # the first token comes with the prompt
+                known[id(samples)] = _answers(shape, samples, most, rows, sharing)
+            found.append(known[id(samples)])
+        else:
+            found.append(None)
+    return found
+
+
+def _windows_work(shape: Shape, windows: Windows, batch: int) -> Work:
+    scored = int((windows.length - windows.first).sum())
+    reading = len(windows) * shape.read(windows.length) + shape.scored(scored)
+    return Work(windows.tokens, reading, 0, min(batch, len(windows)))
+
+
+def _answers(shape: Shape, samples: Sequence[Sample], most: int, batch: int, sharing: bool) -> Work:
+    reading = steps = rows = 0
+    for some, shares in schedule(samples, batch, sharing):
+        longest = max(len(sample.ids) for sample in some)
+        if shares:
+            before: Sequence[int] = ()
+            for sample in some:
+                kept = min(common(before, sample.ids), len(sample.ids) - 1)
+                reading += shape.read(len(sample.ids) - kept, kept) + shape.scored(1)
+                before = sample.ids
+        else:
+            reading += len(some) * (shape.read(longest) + shape.scored(1))
+        steps += most * (len(some) if shares else 1)
+        rows = max(rows, 1 if shares else len(some))
+    return Work(sum(len(sample.ids) for sample in samples), reading, steps, rows)

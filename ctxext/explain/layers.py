@@ -1,0 +1,153 @@
+"""Which frequencies turn which layers of a model, and how far back these see: from its config."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from ctxext.engine.probe import call_rotary, learn
+from ctxext.errors import UnsupportedModelError, UsageError
+from ctxext.explain.angles import PLAIN, Angles, Floats, angles
+from ctxext.models.layout import LENGTH_DEPENDENT, Source, find_sources
+from ctxext.patches import Spec
+from ctxext.patches.base import Part
+
+ATTENTION = ("full_attention", "sliding_attention", "chunked_attention", "attention")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Layers that are alike: one set of frequencies, one window.
+
+    Attributes:
+        name: transformers' name for the layer type.
+        layers: how many there are.
+        window: how many keys, its own included, a query sees; None for all.
+        trained_theta: θ [p] as training had it, radians per token, before any rope scaling.
+        theta: θ [p] of the unpatched model at the length.
+        trained: T in tokens.
+    """
+
+    name: str
+    layers: int
+    window: int | None
+    trained_theta: Floats
+    theta: Floats
+    trained: int
+    source: Source
+
+    @property
+    def alone(self) -> bool:
+        """Whether no layer of it sees further back than T, so that methods leave it alone."""
+        return self.window is not None and self.window <= self.trained
+
+    def under(self, spec: Spec, length: int) -> tuple[Angles, tuple[Part, ...]]:
+        """The angles at `length` tokens under a resolved spec, and its parts.
+
+        Raises:
+            UsageError: the spec's frequencies are not finite, or the length is too long.
+        """
+        theta, parts = self.theta, PLAIN
+        if spec.frequencies and not self.alone:
+            with np.errstate(all="ignore"):
+                theta = self.trained_theta / np.array(spec.scales(self.source.facts))
+            if not np.isfinite(theta).all():
+                raise UsageError(f"{spec} gives frequencies that are not finite")
+        if spec.distance and not self.alone:
+            parts = spec.distance.parts()
+        own = self.trained_theta
+        return angles(own, self.trained, theta, parts, length, self.window), parts
+
+
+def find_kinds(config: Any, length: int, train_len: int | None, trusted: bool) -> list[Kind]:
+    """The kinds of layers with positions, those that see furthest first.
+
+    Raises:
+        UnsupportedModelError: no rotary embeddings, or of a kind that is not supported.
+    """
+    model = bare_model(config, trusted)
+    sources = find_sources(model, train_len)
+    counts = Counter(_layers(config.get_text_config()))
+    kinds = []
+    for (name, window), count in counts.items():
+        used = [s for s in sources if s.layer_type in (None, name)]
+        for source in used[: None if len(counts) == 1 else 1]:
+            theta = np.array(source.facts.theta)
+            now = _in_force(source, length)
+            kinds.append(Kind(name, count, window, theta, now, source.trained, source))
+    if not kinds:
+        raise UnsupportedModelError(
+            f"{config.model_type}: its layer types {', '.join(sorted(n for n, _ in counts))} are "
+            "not those of its frequencies"
+        )
+    return sorted(kinds, key=lambda kind: (-(kind.window or 2**31), kind.name))
+
+
+def turned(kinds: list[Kind], model: Any) -> list[Kind]:
+    """The kinds as a few tokens through the loaded model show them: without layers that it does
+    not rotate. All as they are where the model is not understood, or none would be left."""
+    try:
+        layers, _ = learn(model, find_sources(model, kinds[0].trained))
+        numbers = [layer.module.layer_idx for layer in layers if layer.source is not None]
+        types = getattr(model.config.get_text_config(), "layer_types", None)
+        counts = Counter(types[int(str(i))] if types else kinds[0].name for i in numbers)
+    except Exception:  # what is not understood stays as the config has it
+        return kinds
+    left = [replace(kind, layers=counts[kind.name]) for kind in kinds if counts[kind.name]]
+    return left or kinds
+
+
+def _layers(text: Any) -> list[tuple[str, int | None]]:
+    """Type and window of each attention layer that has positions, as the config has them."""
+    names = {"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}
+    given = {name: getattr(text, field, None) for name, field in names.items()}
+    windows = {name: w for name, w in given.items() if isinstance(w, int) and w > 0}
+    count = getattr(text, "num_hidden_layers", 1)
+    types = getattr(text, "layer_types", None)
+    if not isinstance(types, list):
+        slides = "sliding_attention" in windows and getattr(text, "use_sliding_window", True)
+        types = ["sliding_attention" if slides else "full_attention"] * count
+    turned = getattr(text, "no_rope_layers", None) or [1] * len(types)  # 1: with positions
+    found = [
+        (name, windows.get(name))
+        for name, positions in zip(types, turned, strict=False)
+        if positions and name in ATTENTION
+    ]
+    return found or [("full_attention", None)] * count
+
+
+def bare_model(config: Any, trusted: bool) -> Any:
+    """The model without weights: all on the meta device but the rotary modules, which are real.
+
+    Raises:
+        UnsupportedModelError: transformers cannot build it, or its rotary modules alone.
+    """
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(
+                config, attn_implementation="eager", trust_remote_code=trusted
+            )
+        for module in {source.module for source in find_sources(model, 2)}:
+            module.__init__(module.config)  # type: ignore[misc]
+    except UnsupportedModelError:
+        raise
+    except Exception as error:
+        why = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UnsupportedModelError(
+            f"{config.model_type} cannot be explained from its config: {why}"
+        ) from error
+    return model
+
+
+def _in_force(source: Source, length: int) -> Floats:
+    """θ [p] of the unpatched model when it reads `length` tokens."""
+    if source.scaling in LENGTH_DEPENDENT:
+        last = torch.tensor([[length - 1]])
+        call_rotary(source.module, torch.zeros(1, 1, 1), last, source.layer_type)
+    return source.inv_freq.double().numpy().copy()

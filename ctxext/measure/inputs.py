@@ -1,0 +1,127 @@
+"""What the cells of a plan read: windows of tokens, and prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ctxext.errors import UsageError
+from ctxext.measure import tokens as reading
+from ctxext.measure.loaded import Loaded
+from ctxext.measure.outcome import Refusals
+from ctxext.plan import Cell, Plan
+from ctxext.tasks.base import Sample, SampleTask, TokenTask, Windows
+
+
+class Inputs:
+    """The tokenizer, and what it makes of the data of some cells; no weights are read.
+
+    Args:
+        loaded: what was loaded before.
+        strict: whether it is raised where the data is too short for a cell's window, or its
+            prompt does not fit into its length; else the cell is refused.
+
+    Attributes:
+        cells: those of which it has what they read.
+        refusals: why others cannot be measured.
+        data_tokens: tokens of the text that windows are cut from.
+
+    Raises:
+        UsageError: the tokenizer cannot be had, or a cell is refused and it is strict.
+    """
+
+    def __init__(
+        self, plan: Plan, cells: Sequence[Cell], loaded: Loaded, strict: bool = True
+    ) -> None:
+        self._plan, self.data_tokens, self.refusals = plan, 0, Refusals(strict)
+        self.tokenizer: Any = loaded.tokenizer(plan.source)
+        self._windows: dict[tuple[Any, ...], Windows] = {}
+        self._samples: dict[tuple[Any, ...], list[Sample]] = {}
+        self._cut([cell for cell in cells if isinstance(cell.task, TokenTask)], loaded)
+        self._draw([cell for cell in cells if isinstance(cell.task, SampleTask)])
+        self.cells = [cell for cell in cells if self.refusals.of(place(cell)) is None]
+
+    def windows(self, cell: Cell) -> Windows:
+        """What a token task's cell reads; the same object for cells that read the same."""
+        return self._windows[place(cell)]
+
+    def samples(self, cell: Cell) -> list[Sample]:
+        """The prompts of a sample task's cell."""
+        return self._samples[place(cell)]
+
+    def shared(self, cell: Cell) -> tuple[object, ...]:
+        """What cells that share a forward have in common."""
+        read = id(self.windows(cell)) if isinstance(cell.task, TokenTask) else self._plan.key(cell)
+        return str(cell.requested), cell.length, read
+
+    def tokens(self, cell: Cell) -> int:
+        """The tokens that the cell reads; 0 where another library draws them, or it is refused."""
+        if windows := self._windows.get(place(cell)):
+            return windows.tokens
+        return prompt_tokens(self._samples.get(place(cell), []))
+
+    def _cut(self, cells: Sequence[Cell], loaded: Loaded) -> None:
+        """The windows of the tasks over tokens, which read the same text."""
+        if not cells:
+            return
+        request, text = self._plan.request, cells[0].data
+        with self.refusals.guard(*map(place, cells)):
+            ids = loaded.ids(text, self.tokenizer, request.tokens)  # type: ignore[arg-type]
+            start, self.data_tokens = reading.start_token(self.tokenizer), len(ids)
+        for cell in cells:
+            if not isinstance(cell.task, TokenTask) or self._is_known(cell):
+                continue
+            with self.refusals.guard(place(cell)):
+                try:
+                    found = cell.task.windows(
+                        ids, cell.length, start, request.limit, self._plan.identity.trained
+                    )
+                except UsageError as error:
+                    raise UsageError(f"data {text.name!r}: {error}") from None
+                self._windows[place(cell)] = self._once(found)
+
+    def _is_known(self, cell: Cell) -> bool:
+        """Whether it is settled what the cell reads, or that it cannot."""
+        known = place(cell) in self._windows or place(cell) in self._samples
+        return known or self.refusals.of(place(cell)) is not None
+
+    def _once(self, windows: Windows) -> Windows:
+        """The windows, or the same ones that another task has."""
+        for other in self._windows.values():
+            if windows.same(other):
+                return other
+        return windows
+
+    def _draw(self, cells: Sequence[Cell]) -> None:
+        """The prompts."""
+        for cell in cells:
+            if isinstance(cell.task, SampleTask) and not self._is_known(cell):
+                with self.refusals.guard(place(cell)):
+                    self._samples[place(cell)] = self._prompts(cell, cell.task)
+
+    def _prompts(self, cell: Cell, task: SampleTask) -> list[Sample]:
+        """UsageError where a prompt does not fit into its length with its answer."""
+        limit, most = self._plan.request.limit, task.generates
+        samples = task.prompts(self.tokenizer, cell.length, cell.data, cell.seed, limit)
+        if not samples:
+            raise UsageError(f"{cell.asked}: no samples in data {cell.data.name!r}")
+        if len({sample.name for sample in samples}) < len(samples):
+            raise UsageError(f"{cell.asked}: two of its samples have the same name")
+        longest = max(samples, key=lambda sample: len(sample.ids))
+        if len(longest.ids) + most > cell.length:
+            raise UsageError(
+                f"{cell.asked}, sample {longest.name}: its prompt of {len(longest.ids)} tokens "
+                f"and its answer of {most} are longer than --len {cell.length}: give at least "
+                f"{len(longest.ids) + most}"
+            )
+        return samples
+
+
+def prompt_tokens(samples: Sequence[Sample]) -> int:
+    """The tokens of all prompts."""
+    return sum(len(sample.ids) for sample in samples)
+
+
+def place(cell: Cell) -> tuple[Any, ...]:
+    """What tells the windows or samples of a cell from others."""
+    return str(cell.task), cell.length, cell.seed

@@ -1,0 +1,58 @@
+"""What the sessions of one evaluation share: the last model, its tokenizer, and token ids."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from ctxext.data import Text
+from ctxext.machine import release
+from ctxext.models import loading
+from ctxext.models.loading import Source
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Loaded:
+    """Loads what is not there yet; of models and tokenizers it holds one, of token ids all."""
+
+    def __init__(self) -> None:
+        self._tokenizer: tuple[dict[str, Any], Any] | None = None
+        self._model: tuple[Source, Any] | None = None
+        self._ids: dict[tuple[str, str, int | None], Tensor] = {}
+
+    def tokenizer(self, source: Source) -> Any:
+        """The model's tokenizer; errors as for `loading.load`."""
+        name = source.pretrained()
+        if self._tokenizer is None or self._tokenizer[0] != name:
+            self._tokenizer = (name, loading.load_tokenizer(source))
+        return self._tokenizer[1]
+
+    def model(self, source: Source, note: Callable[[str], None]) -> Any:
+        """The model of a settled source, the one before it let go of; errors as for `load`."""
+        if self._model is None or self._model[0] != source:
+            if self._model is not None:
+                self._model = None
+                release()
+            self._model = (source, loading.load_model(source, note))
+        return self._model[1]
+
+    def ids(self, text: Text, tokenizer: Any, at_most: int | None) -> Tensor:
+        """The text's token ids [tokens]; errors as for `tokenise`."""
+        from ctxext.measure.tokens import tokenise
+
+        key = (text.sha256, _mark(tokenizer), at_most)
+        if key not in self._ids:
+            self._ids[key] = tokenise(text, tokenizer, at_most)
+        return self._ids[key]
+
+
+def _mark(tokenizer: Any) -> str:
+    """What tells tokenizers apart: their class and tables; the object, where it has none to say."""
+    core = getattr(tokenizer, "backend_tokenizer", None)
+    if core is None:
+        return f"{type(tokenizer)} {id(tokenizer)}"
+    tables = hashlib.sha256(core.to_str().encode("utf-8", "surrogatepass")).hexdigest()
+    return f"{type(tokenizer)} {tables}"

@@ -1,0 +1,150 @@
+"""What became of a cell: the fields of its record that were measured, or why there are none."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import traceback
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ctxext.errors import ENDS_RUN, CtxextError
+from ctxext.machine import failure
+from ctxext.measure.workers import Workers
+from ctxext.plan import Cell
+from ctxext.tasks.base import HarnessTask, Row, SampleTask, Score, TokenScores, TokenTask
+
+if TYPE_CHECKING:
+    from ctxext.engine.patch import Handle
+
+CLOSE = 1e-4  # two best logits this near may change places with the batch or the machine
+_NOTHING: dict[str, Any] = {
+    **dict.fromkeys(("value", "stderr", "seconds", "tokens_per_second", "peak_memory_bytes")),
+    "n": 0,
+    "windows": 0,
+    "buckets": [],
+}
+
+
+class Failure(NamedTuple):
+    """Why there is nothing, in a form that every process can be told.
+
+    Attributes:
+        fields: status and reason.
+        trace: the traceback.
+    """
+
+    fields: dict[str, str]
+    trace: str
+
+    @classmethod
+    def of(cls, error: BaseException) -> Failure:
+        """What an error says; it keeps nothing of what the error's frames hold."""
+        return cls(failure(error), "".join(traceback.format_exception(error)))
+
+    @property
+    def short_of_memory(self) -> bool:
+        """Whether less at once might do."""
+        return self.fields["status"] == "oom"
+
+    def after(self, tries: Sequence[str]) -> Failure:
+        """The same, with what was tried."""
+        said = f"{self.fields['reason']} (tried {', '.join(tries)})"
+        return Failure({**self.fields, "reason": said}, self.trace)
+
+
+class Refusals:
+    """Why some cells cannot be measured, by what they read or how they are patched.
+
+    Args:
+        strict: whether an error of ours is raised at once, and is no refusal.
+    """
+
+    def __init__(self, strict: bool) -> None:
+        self._strict = strict
+        self._why: dict[tuple[Any, ...], Failure] = {}
+
+    @contextlib.contextmanager
+    def guard(self, *keys: tuple[Any, ...]) -> Iterator[None]:
+        """What goes wrong in the block keeps the cells of these keys from being measured."""
+        try:
+            yield
+        except ENDS_RUN:
+            raise
+        except BaseException as error:  # a tokenizer's core may panic
+            if self._strict and isinstance(error, CtxextError):
+                raise
+            self._why |= dict.fromkeys(keys, Failure.of(error))
+
+    def of(self, *keys: tuple[Any, ...]) -> Failure | None:
+        """The refusal of one of the keys."""
+        return next((self._why[key] for key in keys if key in self._why), None)
+
+    def agree(self, workers: Workers) -> None:
+        """Let every process refuse what one of them does; all must come here."""
+        for refused in workers.gather(self._why):
+            self._why = {**refused, **self._why}
+
+
+@dataclass
+class Measured:
+    """What became of a cell.
+
+    Attributes:
+        fields: those of its record that were measured, or its status and reason.
+        handle: the patch that was on, if it came to that.
+        trace: the traceback of what failed.
+    """
+
+    cell: Cell
+    fields: dict[str, Any]
+    handle: Handle | None = None
+    trace: str | None = None
+
+    @classmethod
+    def failed(
+        cls, cell: Cell, why: Failure, cost: dict[str, Any] | None = None, handle: Any = None
+    ) -> Measured:
+        """A cell without a number, and what it cost."""
+        return cls(cell, {**_NOTHING, **(cost or {}), **why.fields}, handle, why.trace)
+
+
+def of_tokens(task: TokenTask, scores: TokenScores) -> dict[str, Any]:
+    """The fields of a task over tokens; CtxextError where the loss is not finite."""
+    if not math.isfinite(scores.nll.sum()):
+        raise CtxextError("the loss is not finite")
+    score, buckets = task.summarise(scores), scores.buckets()
+    return {
+        "value": score.value,
+        "stderr": score.stderr,
+        "n": scores.n,
+        "windows": scores.windows,
+        "buckets": buckets,
+    }
+
+
+def of_rows(task: SampleTask, rows: Sequence[Row]) -> dict[str, Any]:
+    """The fields of a task whose samples are answered."""
+    truncated = [bool(row["truncated"]) for row in rows if "truncated" in row]
+    chat = [bool(row["chat"]) for row in rows if "chat" in row]
+    return {
+        **_of_score(task.score(rows)),
+        "n": len(rows),
+        "windows": len(rows),
+        "buckets": [],
+        "truncated": sum(truncated) if truncated else None,
+        "chat": all(chat) if chat else None,
+        "close_calls": sum(row["margin"] <= CLOSE for row in rows),
+    }
+
+
+def of_harness(task: HarnessTask, found: Sequence[tuple[Score, int]]) -> dict[str, Any]:
+    """The fields of a task that another library ran."""
+    score, count = found[0]
+    return {**_of_score(score), "n": count, "windows": count, "buckets": []}
+
+
+def _of_score(score: Score) -> dict[str, Any]:
+    parts = [dict(part) for part in score.parts]
+    return {"value": score.value, "stderr": score.stderr, "parts": parts, "also": dict(score.also)}

@@ -1,0 +1,31 @@
+"""The record of one cell, and the folder that keeps one JSON file for each."""
+
+from ctxext.results.files import check_writable, write_atomically
+from ctxext.results.names import printable, safe_name
+from ctxext.results.record import (
+    BENCH,
+    MEASURES,
+    RATIO,
+    SHARES,
+    Record,
+    digest,
+    problem_with,
+    sealed,
+)
+from ctxext.results.store import Store
+
+__all__ = [
+    "BENCH",
+    "MEASURES",
+    "RATIO",
+    "SHARES",
+    "Record",
+    "Store",
+    "check_writable",
+    "digest",
+    "printable",
+    "problem_with",
+    "safe_name",
+    "sealed",
+    "write_atomically",
+]

@@ -1,0 +1,20 @@
+"""Names that come from outside, made harmless for files and terminals."""
+
+from __future__ import annotations
+
+import re
+
+_RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\.|$)", re.IGNORECASE)  # by Windows
+
+
+def safe_name(text: str, limit: int = 64) -> str:
+    """A part of a file name: only [A-Za-z0-9._+=-], no "--", at most `limit` characters."""
+    name = re.sub(r"[^A-Za-z0-9._+=-]+", "-", text)
+    name = re.sub(r"-{2,}", "-", re.sub(r"\.{2,}", ".", name)).lstrip("-.")
+    name = f"_{name}" if _RESERVED.match(name) else name
+    return name[:limit].rstrip("-.") or "_"
+
+
+def printable(text: str) -> str:
+    """One line that is safe to print: control and other unprintable characters become "?"."""
+    return "".join(c if c.isprintable() else "?" for c in text)

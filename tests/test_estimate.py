@@ -1,0 +1,147 @@
+"""What a cell will take: counted by hand, for plain configs; and `--dry-run`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import random_model
+from test_eval import Ran, Run, letters, runner, save_model
+
+from ctxext.estimate import Shape
+from ctxext.models import loading
+from ctxext.results import sealed
+
+ASKED = ("--model", "plain", "--data", "t.txt", "--limit", "3")
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    return runner(monkeypatch, capsys)
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    save_model(tmp_path / "plain")
+    (tmp_path / "t.txt").write_text(letters(2000))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def dry(run: Run, *argv: str) -> Ran:
+    ran = run("eval", *ASKED, *argv, "--dry-run", "--json")
+    assert ran.code == 0, ran.err
+    return ran
+
+
+# The arithmetic.
+
+
+def test_the_shape_of_a_llama() -> None:
+    shape = Shape.of(random_model())  # 64 wide, 96 inside, 4 heads of 16, 2 for keys; 97 tokens
+    layer = 64 * 64 * 2 + 64 * 32 * 2 + 64 * 96 * 3
+    assert (shape.active, shape.head, shape.vocabulary) == (2 * layer, 97 * 64, 97)
+    assert (shape.hidden, shape.heads, shape.layers, shape.windows) == (64, 64, 2, (None, None))
+    assert shape.parameters == 2 * layer + 2 * 97 * 64 + 5 * 64
+    assert shape.read(1) == 2 * 2 * layer + 2 * 4 * 64
+
+
+def test_a_token_meets_the_experts_it_is_sent_to() -> None:
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    sizes: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 48, "vocab_size": 64}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 4, "num_hidden_layers": 1}
+    config = MixtralConfig(**sizes, **heads, num_local_experts=8, num_experts_per_tok=2)
+    with torch.device("meta"):
+        shape = Shape.of(MixtralForCausalLM(config))
+    assert shape.active == 4 * 32 * 32 + 8 * 32 + 2 * 3 * 32 * 48
+
+
+@pytest.mark.parametrize(("tokens", "after"), [(1, 0), (7, 0), (5, 3), (9, 30), (40, 0)])
+@pytest.mark.parametrize("window", [None, 1, 4, 16])
+def test_pairs_are_counted_one_by_one(tokens: int, after: int, window: int | None) -> None:
+    shape = Shape(0, 0, 0, 1, heads=1, windows=(window,), layers=1)
+    seen = [range(q + 1)[-window if window else None :] for q in range(after, after + tokens)]
+    assert shape.read(tokens, after) == 4 * sum(map(len, seen))
+
+
+def test_a_forward_after_a_cache_costs_what_it_adds(llama: Any) -> None:
+    shape = Shape.of(llama)
+    assert shape.read(10) + shape.read(6, after=10) == shape.read(16)
+
+
+# The command.
+
+
+def test_the_cells_are_printed_and_nothing_is_computed_or_written(
+    run: Run, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*given: object) -> None:
+        raise AssertionError("weights are read")
+
+    monkeypatch.setattr(loading, "load_model", load)
+    before = sorted(here.rglob("*"))
+    argv = ("--len", "640,704", "--method", "rerope:window=8", "--task", "ppl,acc,kv:samples=1")
+    lines = dry(run, *argv, "--seed", "0,1").records
+    assert sorted(here.rglob("*")) == before
+    assert [(e["method"], e["length"], e["task"], e["seed"]) for e in lines] == [
+        (method, length, task, seed)
+        for method in ("rope", "rerope:window=8")
+        for length in (640, 704)
+        for task, seed in (("ppl", 0), ("acc", 0), ("kv:samples=1", 0), ("kv:samples=1", 1))
+    ]
+    for line in lines:
+        again = line["task"] == "acc"  # which reads what ppl reads
+        assert line["state"] == "compute"
+        assert (line["shared"], line["tokens"] == 0, line["seconds"] == 0) == (again,) * 3
+        assert line["basis"] == (None if again else "measured")
+        assert line["memory_bytes"] > 0
+        if line["task"] == "ppl":
+            assert line["tokens"] == 3 * line["length"]
+
+
+def test_found_retried_and_forced_cells(run: Run, here: Path) -> None:
+    assert run("eval", *ASKED, "--len", "32").code == 0
+    (done,) = Path("results").glob("*.json")
+    both = ("--len", "32,64")
+    assert [e["state"] for e in dry(run, *both).records] == ["found", "compute"]
+    assert [e["state"] for e in dry(run, *both, "--force").records] == ["compute"] * 2
+    lost = {"status": "error", "reason": "lost", "value": None, "digest": None}
+    whole = json.loads(done.read_text()) | lost
+    done.write_text(json.dumps(sealed(whole)))
+    assert [e["state"] for e in dry(run, *both).records] == ["retry", "compute"]
+
+
+def test_time_comes_from_records_first(run: Run, here: Path) -> None:
+    assert run("eval", *ASKED, "--len", "32").code == 0
+    (done,) = Path("results").glob("*.json")
+    done.write_text(json.dumps(sealed(json.loads(done.read_text()) | {"tokens_per_second": 4.0})))
+    near, far = dry(run, "--len", "32,1k", "--tokens", "3k").records
+    assert (near["seconds"], near["basis"]) == (96 / 4, "records")
+    assert far["basis"] == "measured"  # 32 times as long
+    other = dry(run, "--len", "32", "--method", "rerope:window=8", "--tokens", "200").records[1]
+    assert other["basis"] == "measured"
+
+
+def test_the_table_has_every_cell_and_the_totals(run: Run, here: Path) -> None:
+    Path("grid.yaml").write_text(
+        "models: plain\nlengths: [32, 64]\nmethods: ntk\ntasks: [ppl, acc]\ndata: t.txt\nlimit: 2\n"
+    )
+    ran = run("eval", "--grid", "grid.yaml", "--dry-run")
+    assert ran.code == 0
+    rows = [line for line in ran.out.splitlines() if "compute" in line and "cells" not in line]
+    assert len(rows) == 8
+    assert sum("shared" in row for row in rows) == 4
+    assert ran.out.splitlines()[-1].startswith("8 cells: 8 compute; about ")
+    assert not Path("results").exists()
+
+
+@pytest.mark.parametrize("last", [("--len", "1m"), ("--method", "nope"), ("--out", "t.txt")])
+def test_a_dry_run_refuses_what_a_run_refuses(run: Run, here: Path, last: tuple[str, ...]) -> None:
+    ran = run("eval", *ASKED, "--len", "32", *last, "--dry-run")
+    assert (ran.code, ran.out) == (2, "")
+    assert ran.err.startswith("error: ")
+    assert len(ran.err.splitlines()) == 1
