@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shutil
 import tempfile
+from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach the Hub
 os.environ.setdefault("CTXEXT_CACHE", tempfile.mkdtemp(prefix="ctxext-"))
@@ -64,6 +67,26 @@ def random_model(
 def llama() -> transformers.PreTrainedModel:
     """A fresh random Llama with grouped-query attention."""
     return random_model()
+
+
+SHORT, LONG = [1.0] * 64, [1 + i / 3 for i in range(64)]  # longrope's lists, by the pair
+FOLDER = Path(tempfile.mkdtemp(prefix="ctxext-factors-"))
+
+
+def fitted(spec: str, pairs: int) -> str:
+    """The spec with lists of so many pairs for `longrope`, which has none of its own."""
+    file = FOLDER / f"{pairs}.json"
+    if not file.exists():
+        lists = {"short_factor": SHORT[:pairs], "long_factor": LONG[:pairs]}
+        file.write_text(json.dumps(lists))
+    return re.sub(
+        r"\blongrope\b(:)?", lambda m: f"longrope:factors=@{file}{',' * bool(m[1])}", spec
+    )
+
+
+def pairs_of(model: transformers.PreTrainedModel) -> int:
+    """d/2 of a model."""
+    return len(model.base_model.rotary_emb.inv_freq)
 
 
 def tokens(length: int, batch: int = 1, seed: int = 1) -> torch.Tensor:

@@ -187,7 +187,13 @@ def tiny_model(kind: str, **changes: Any) -> Any:
 
 FREQUENCY = ("ntk:factor=4", "yarn:factor=4")
 INFINITE = "rerope:window=4096"
-DISTANCE = (INFINITE, "rerope:window=16", "leaky-rerope:window=9,leak=3+logn")
+DISTANCE = (
+    INFINITE,
+    "rerope:window=16",
+    "leaky-rerope:window=9,leak=3+logn",
+    "dca:chunk=20,local=9",
+    "lm-infinite:window=16,sinks=4",
+)
 EXACT, AS_IS = "exact", "as exact as unpatched"
 
 
@@ -224,6 +230,8 @@ def survey(kind: str, **changes: Any) -> dict[str, str]:
                 continue  # the unpatched model cannot
             off = _off(read, model, ids, ours, skip)
             allowed = max(tolerance, 4 * own[read_name])
+            if "from a row's first token" in str(off) and own[read_name] > 0.1:
+                continue  # the unpatched model counts positions wrong, and a method refuses that
             assert not isinstance(off, str), (kind, spec, read_name, off)
             assert off <= allowed, (kind, spec, read_name, off, allowed)
         handle.remove()

@@ -6,11 +6,12 @@ and never rotates a vector by its position. Each score is the sum over pairs i o
     Re[q_i · conj(k_i) · exp(j · r · θ_i)],    q_i = q[i] + j·q[i + d/2]   (Llama's pairing),
 
 where r is the effective relative position of the query and the key, so a distance method is just
-another r(δ). A method is a plain dict, of which every key is optional:
+another r(q, k) and a choice of the keys that are seen. A method is a plain dict, of which every key
+is optional:
 
-    {"T": 256,                                       # trained length; for yarn and logn
+    {"T": 256,                                       # trained length; for yarn, dca, logn, …
      "frequency": [("ntk", {"factor": 8.0}), ...],   # the λs multiply
-     "distance": ("rerope", {"window": 256}),        # or ("leaky-rerope", {"window":, "leak":})
+     "distance": ("rerope", {"window": 256}),        # or ("leaky-rerope", {"window":, "leak":}), …
      "logn": {"clip": True}}
 
 `weights` is a LlamaForCausalLM state dict, `config` its config as a plain dict.
@@ -67,6 +68,14 @@ def default_leak(length: int, trained: int, window: int) -> int:
     return max(1, -(-2 * (length - 1 - window) // (trained - 2 * window)))  # ⌈⌉ in integers
 
 
+def default_group(length: int, trained: int, window: int) -> int:
+    """max(1, ⌈(L−w)/(T−w)⌉), by counting up; needs w < T."""
+    group = 1
+    while window + group * (trained - window) < length:
+        group += 1
+    return group
+
+
 # The three parts of a method --------------------------------------------------------------------
 
 
@@ -99,6 +108,24 @@ def yarn_lambda(
     return 1 / (gamma + (1 - gamma) / factor)
 
 
+def llama3_lambda(
+    theta: Tensor, trained: int, factor: float, low_freq_factor: float, high_freq_factor: float
+) -> Tensor:
+    """Llama 3.1's λ, [d/2], by each pair's wavelength against T."""
+    lams = []
+    for t in theta.tolist():
+        wavelength = 2 * math.pi / t
+        if wavelength < trained / high_freq_factor:
+            lams.append(1.0)
+        elif wavelength > trained / low_freq_factor:
+            lams.append(factor)
+        else:
+            smooth = trained / wavelength - low_freq_factor
+            smooth /= high_freq_factor - low_freq_factor
+            lams.append(t / ((1 - smooth) * t / factor + smooth * t))
+    return torch.tensor(lams, dtype=F64)
+
+
 def frequencies(config: Config, method: Method) -> tuple[Tensor, float]:
     """θ_i / Πλ_i, [d/2], and the attention factor that multiplies rotated q and k each."""
     d, base = head_dim(config), rope_theta(config)
@@ -115,26 +142,97 @@ def frequencies(config: Config, method: Method) -> tuple[Tensor, float]:
         "yarn": lambda factor, beta_fast=32.0, beta_slow=1.0: yarn_lambda(
             d, base, method["T"], factor, beta_fast, beta_slow
         ),
+        "dynamic-ntk": lambda length, factor=1.0: (
+            max(1.0, factor * length / method["T"] - (factor - 1)) ** (2 * i / (d - 2))
+        ),
+        "llama3": lambda factor, low_freq_factor=1.0, high_freq_factor=4.0: llama3_lambda(
+            base ** (-2 * i / d), method["T"], factor, low_freq_factor, high_freq_factor
+        ),
+        "longrope": lambda length, short, long: torch.tensor(
+            (short if length <= method["T"] else long)[: d // 2], dtype=F64
+        ),
     }
     theta, attention_factor = base ** (-2 * i / d), 1.0
     for name, args in method.get("frequency", ()):
         theta = theta / lambdas[name](**args)
         if name == "yarn":
             attention_factor *= 0.1 * math.log(max(1.0, args["factor"])) + 1
+        if name == "longrope" and args["length"] > method["T"]:
+            k = args["length"] / method["T"]
+            attention_factor *= math.sqrt(1 + math.log(k) / math.log(method["T"]))
     return theta, attention_factor
 
 
 def effective_positions(length: int, method: Method) -> Tensor:
-    """r(δ) for δ = 0 … L−1, [L]: δ below the window, and what the method says from there on."""
-    delta = torch.arange(length, dtype=F64)
-    beyond: dict[str, Callable[..., Tensor]] = {
-        "rerope": lambda window: torch.full_like(delta, window),
-        "leaky-rerope": lambda window, leak: window + (delta - window) / leak,
-    }
+    """r(q, k) for q, k = 0 … L−1, [L, L]; where a key is not seen, it means nothing."""
+    position = torch.arange(length)
+    q, k = position[:, None], position[None, :]
+    delta = (q - k).clamp(min=0).to(F64)
     if method.get("distance") is None:
         return delta
     name, args = method["distance"]
-    return torch.where(delta < args["window"], delta, beyond[name](**args))
+    return RELATIVE[name](q, k, delta, method, **args).to(F64)
+
+
+def seen(length: int, method: Method) -> Tensor:
+    """Which keys each query sees, [L, L]."""
+    causal = torch.ones(length, length, dtype=torch.bool).tril()
+    if method.get("distance") is None:
+        return causal
+    name, args = method["distance"]
+    if name in ("window", "lm-infinite"):
+        kept = causal.triu(1 - args["window"])
+        kept[:, : args.get("sinks", 0)] = True
+        return kept & causal
+    if name == "streaming":
+        kept = torch.zeros_like(causal)
+        for q in range(length):
+            kept[q, _kept(q, **args)] = True
+        return kept
+    return causal
+
+
+def _kept(q: int, window: int, sinks: int) -> list[int]:
+    """The keys that StreamingLLM's cache holds for the query at q, in order."""
+    return [k for k in range(q + 1) if k < sinks or k > q - window]
+
+
+def _streaming(q: Tensor, k: Tensor, delta: Tensor, _: Method, window: int, sinks: int) -> Tensor:
+    """Places are counted in what is kept; the query stands at the last."""
+    r = torch.zeros(delta.shape, dtype=F64)
+    for row in range(len(delta)):
+        kept = _kept(row, window, sinks)
+        for place, key in enumerate(kept):
+            r[row, key] = len(kept) - 1 - place
+    return r
+
+
+def _dca(q: Tensor, k: Tensor, _: Tensor, method: Method, chunk: int, local: int) -> Tensor:
+    """The paper's position lists of one chunk, P_q for its own, the last and older chunks."""
+    last = method["T"] - 1
+    own = list(range(chunk))
+    succ = [min(chunk + i, last) if i < local else last for i in range(chunk)]
+    lists = torch.tensor([own, succ, [last] * chunk])
+    steps = (q // chunk - k // chunk).clamp(0, 2)
+    return lists[steps, q % chunk] - k % chunk
+
+
+RELATIVE: dict[str, Callable[..., Tensor]] = {
+    "rerope": lambda q, k, d, _, window: d.clamp(max=window),
+    "leaky-rerope": lambda q, k, d, _, window, leak: d.where(
+        d < window, window + (d - window) / leak
+    ),
+    "inv-leaky-rerope": lambda q, k, d, _, window, expansion: d.where(
+        d < window, window + (d - window) * (2 * expansion)
+    ),
+    "self-extend": lambda q, k, d, _, window, group: d.where(
+        d < window, q // group - k // group + window - window // group
+    ),
+    "dca": _dca,
+    "lm-infinite": lambda q, k, d, _, window, sinks: d.clamp(max=window),
+    "streaming": _streaming,
+    "window": lambda q, k, d, _, window: d,
+}
 
 
 def query_scale(length: int, method: Method) -> Tensor:
@@ -150,20 +248,19 @@ def query_scale(length: int, method: Method) -> Tensor:
 
 
 def scores(q: Tensor, k: Tensor, theta: Tensor, r: Tensor) -> Tensor:
-    """Σ_i Re[q_i conj(k_i) exp(j r θ_i)], [H, L, L], of q, k [H, L, d], θ [d/2] and r(δ) [L].
+    """Σ_i Re[q_i conj(k_i) exp(j r θ_i)], [H, L, L], of q, k [H, L, d], θ [d/2] and r [L, L].
 
     With q_i = a + jb and k_i = c + jd, q_i conj(k_i) = (ac + bd) + j(bc − ad): its real part takes
     cos(rθ), its imaginary part −sin(rθ). Entries with the key ahead of its query mean nothing.
     """
-    length, half, position = q.shape[1], q.shape[2] // 2, torch.arange(q.shape[1])
-    delta = (position[:, None] - position[None, :]).clamp(min=0)  # [L, L]
+    length, half = q.shape[1], q.shape[2] // 2
     out = torch.zeros(q.shape[0], length, length, dtype=F64)
     for i in range(half):
         a, b, c, d = q[..., i], q[..., i + half], k[..., i], k[..., i + half]  # [H, L] each
         real = torch.stack((a, b), -1) @ torch.stack((c, d), -2)  # ac + bd, [H, L, L]
-        out.addcmul_(real, (r * theta[i]).cos()[delta])
+        out.addcmul_(real, (r * theta[i]).cos())
         imag = torch.stack((b, -a), -1) @ torch.stack((c, d), -2)  # bc − ad, [H, L, L]
-        out.addcmul_(imag, (r * theta[i]).sin()[delta], value=-1)
+        out.addcmul_(imag, (r * theta[i]).sin(), value=-1)
     return out
 
 
@@ -177,7 +274,7 @@ def hidden_states(weights: Weights, config: Config, ids: Sequence[int], method: 
     groups = heads // (config.get("num_key_value_heads") or heads)
     theta, attention_factor = frequencies(config, method)
     r, scale = effective_positions(length, method), query_scale(length, method)
-    ahead = torch.ones(length, length, dtype=torch.bool).triu(1)
+    hidden = ~seen(length, method)
 
     def linear(x: Tensor, name: str) -> Tensor:
         bias = weights.get(f"{name}.bias")
@@ -198,7 +295,7 @@ def hidden_states(weights: Weights, config: Config, ids: Sequence[int], method: 
         q, k, v = (split(linear(y, f"{at}.self_attn.{n}_proj")) for n in "qkv")
         k, v = k.repeat_interleave(groups, 0), v.repeat_interleave(groups, 0)
         s = scores(q * scale[:, None], k, theta, r) * (attention_factor**2 / math.sqrt(d))
-        y = s.masked_fill_(ahead, -math.inf).softmax(-1) @ v  # [H, L, d]
+        y = s.masked_fill_(hidden, -math.inf).softmax(-1) @ v  # [H, L, d]
         x = x + linear(y.transpose(0, 1).reshape(length, -1), f"{at}.self_attn.o_proj")
         y = norm(x, f"{at}.post_attention_layernorm")
         y = silu(linear(y, f"{at}.mlp.gate_proj")) * linear(y, f"{at}.mlp.up_proj")

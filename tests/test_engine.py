@@ -10,16 +10,18 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
 
+import oracle
 import pytest
 import torch
 import transformers
-from conftest import FAMILIES, SETTINGS, TRAINED, random_model, tokens
+from conftest import FAMILIES, SETTINGS, TRAINED, fitted, pairs_of, random_model, tokens
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -34,7 +36,7 @@ from ctxext.engine.reference import dense_attention
 from ctxext.engine.seams import STATE
 from ctxext.errors import UnsupportedModelError, UsageError
 from ctxext.patches import REGISTRY, names
-from ctxext.patches.base import Distance, Part, QueryScale, identity
+from ctxext.patches.base import Distance, Part, QueryScale, as_held, identity
 
 L = 50  # beyond TRAINED, so that every default method has something to do
 MIX = "yarn+rerope:window=5+logn"
@@ -42,8 +44,27 @@ SPECS = [*names(), MIX]
 KINDS = {name: REGISTRY.get(name) for name in names()}
 DISTANCE = [name for name in names() if issubclass(KINDS[name], Distance)]
 SCALED = [name for name in names() if issubclass(KINDS[name], QueryScale)]
-WIDE = {"rerope": "rerope:window=4096", "leaky-rerope": "leaky-rerope:window=4096,leak=3"}
-FEW = ["ntk", "rerope", "leaky-rerope", "logn", MIX]
+WIDE = {
+    "dca": "dca:chunk=4096,reach=8192",
+    "inv-leaky-rerope": "inv-leaky-rerope:window=4096,expansion=2",
+    "leaky-rerope": "leaky-rerope:window=4096,leak=3",
+    "lm-infinite": "lm-infinite:window=4096",
+    "rerope": "rerope:window=4096",
+    "self-extend": "self-extend:window=4096,group=3",
+    "streaming": "streaming:window=4096",
+    "window": "window:window=4096",
+}
+NARROW = {
+    "dca": "dca:chunk=5,local=3,reach=12",
+    "inv-leaky-rerope": "inv-leaky-rerope:window=5,expansion=2",
+    "leaky-rerope": "leaky-rerope:window=5,leak=3",
+    "lm-infinite": "lm-infinite:window=5,sinks=3",
+    "rerope": "rerope:window=5",
+    "self-extend": "self-extend:window=5,group=3",
+    "streaming": "streaming:window=5,sinks=3",
+    "window": "window:window=5",
+}
+FEW = ["ntk", *NARROW.values(), "logn", MIX]
 
 
 def logits(model: Any, ids: Tensor, **kwargs: Any) -> Tensor:
@@ -92,22 +113,36 @@ def three_parts(window: int, leak: float) -> tuple[Part, ...]:
     )
 
 
+def arguments(kind: str, window: int, leak: float) -> dict[str, Any]:
+    """Parameters of a distance method, made from two numbers."""
+    group = math.ceil(leak)
+    more: dict[str, dict[str, Any]] = {
+        "inv-leaky-rerope": {"expansion": leak},
+        "leaky-rerope": {"leak": leak},
+        "lm-infinite": {"sinks": group},
+        "self-extend": {"group": group},
+        "streaming": {"sinks": group},
+    }
+    if kind == "dca":
+        return {"chunk": window, "local": max(1, window // 2)}
+    return {"window": window, **more.get(kind, {})}
+
+
 def parts_of(kind: str, window: int, leak: float) -> tuple[Part, ...]:
     if kind == "three":
         return three_parts(window, leak)
-    args = {"window": window} | ({"leak": leak} if kind == "leaky-rerope" else {})
-    return KINDS[kind](**args).parts()
+    more = {"reach": window + 3} if kind == "dca" else {}
+    return KINDS[kind](**arguments(kind, window, leak), **more).parts()
 
 
-def relative(kind: str, window: int, leak: float, delta: int) -> float:
-    """The effective relative position, from METHODS.md."""
-    if delta < window:
-        return delta
-    if kind == "rerope":
-        return window
-    if kind == "three" and delta >= 2 * window:
-        return 1.5 * window
-    return window + (delta - window) / leak
+def shown(kind: str, window: int, leak: float, m: int) -> tuple[Tensor, Tensor]:
+    """The effective relative positions, and which keys are seen, from the oracle: [m, m] each."""
+    if kind != "three":
+        method = {"T": window + 3, "distance": (kind, arguments(kind, window, leak))}
+        return oracle.effective_positions(m, method), oracle.seen(m, method)
+    method = {"distance": ("leaky-rerope", {"window": window, "leak": leak})}
+    r, delta = oracle.effective_positions(m, method), oracle.effective_positions(m, {})
+    return r.where(delta < 2 * window, torch.tensor(1.5 * window)), oracle.seen(m, {})
 
 
 def inputs(
@@ -125,11 +160,10 @@ def rotated(
     """q and k as a model hands them over, rotated like the last part's keys, and what is left."""
     done, position = parts[-1].key, torch.arange(k.shape[2], dtype=torch.float64)
     left = tuple(
-        Part(
-            p.start,
-            p.stop,
-            lambda x, p=p: p.query(x) - done(x),
-            lambda x, p=p: p.key(x) - done(x),
+        dataclasses.replace(
+            p,
+            query=lambda x, p=p: p.query(x) - done(x),
+            key=as_held if p.key is done else lambda x, p=p: p.key(x) - done(x),
         )
         for p in parts
     )
@@ -148,20 +182,21 @@ def test_dense_by_hand(kind: str, n: int, m: int, with_mask: bool) -> None:
     ours = dense_attention(
         q, k, v, parts_of(kind, window, leak), turn, scaling, seen if with_mask else None
     )
+    relative, visible = (x.tolist() for x in shown(kind, window, leak, m))
     for b, head, i in itertools.product(range(2), range(h), range(n)):
         query, place, group = q[b, head, i].tolist(), m - n + i, head // (h // g)
         weights = []
         for j in range(m):
             key = k[b, group, j].tolist()
-            r = relative(kind, window, leak, place - j)
+            r = relative[place][j]
             score = 0.0
             for p, theta in enumerate(THETA.tolist()):
                 a, c = complex(query[p], query[p + 4]), complex(key[p], key[p + 4])
                 score += (
                     a * c.conjugate() * complex(math.cos(r * theta), math.sin(r * theta))
                 ).real
-            visible = j <= place and (not with_mask or bool(seen[b, 0, i, j]))
-            weights.append(math.exp(score * scaling) if visible else 0.0)
+            here = visible[place][j] and (not with_mask or bool(seen[b, 0, i, j]))
+            weights.append(math.exp(score * scaling) if here else 0.0)
         expected = sum(w * v[b, group, j] for j, w in enumerate(weights)) / sum(weights)
         torch.testing.assert_close(ours[b, head, i], expected, rtol=0, atol=1e-12)
 
@@ -301,7 +336,7 @@ def test_a_chunk_holds_what_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_distance_method_has_a_wide_window() -> None:
-    assert set(WIDE) == set(DISTANCE)
+    assert set(WIDE) == set(NARROW) == set(DISTANCE)
 
 
 @pytest.mark.parametrize("name", names())
@@ -310,7 +345,8 @@ def test_nothing_to_do_is_unpatched(family: str, name: str) -> None:
     """An infinite window, a factor of 1, log-n within T: the unpatched logits."""
     model, ids = random_model(family), tokens(L, 2)
     plain = logits(model, ids)
-    with ctxext.patched(model, WIDE.get(name, name), 2, train_len=4096):
+    spec = WIDE.get(name, fitted(name, pairs_of(model)))
+    with ctxext.patched(model, spec, 2, train_len=4096):
         close(logits(model, ids), plain)
 
 
@@ -319,7 +355,7 @@ def test_nothing_to_do_is_unpatched(family: str, name: str) -> None:
 def test_paths_and_caches(family: str, spec: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Dense, chunked, chunked prefill, a continued cache and single steps: one full forward."""
     model, ids = random_model(family), tokens(L, 2)
-    plain = logits(model, ids)
+    spec, plain = fitted(spec, pairs_of(model)), logits(model, ids)
     with ctxext.patched(model, spec, 4 * L, attn="dense") as handle:
         full = logits(model, ids)
         distant = handle.spec.distance is not None
@@ -360,6 +396,7 @@ def test_decoding_hoards_nothing() -> None:
 def test_padding_and_packing(family: str, spec: str) -> None:
     """Rows of a padded batch, or of a packed sequence, give what they give alone."""
     model = random_model(family)
+    spec = fitted(spec, pairs_of(model))
     rows = [tokens(n, seed=n)[0] for n in (41, 9, 1)]
     with ctxext.patched(model, spec, 4 * L):
         alone = [logits(model, row[None])[0] for row in rows]
@@ -411,6 +448,7 @@ def test_padding_in_the_middle(spec: str) -> None:
 def test_generate(family: str, spec: str) -> None:
     """Greedy tokens are the arg max of one full forward of the same tokens, row by row."""
     model = random_model(family)
+    spec = fitted(spec, pairs_of(model))
     model.generation_config.eos_token_id = None
     rows = [tokens(n, seed=n)[0] for n in (30, 9, 1)]
     ids, mask, _ = padded(rows)
@@ -472,6 +510,94 @@ def test_a_mask_given_by_position(spec: str) -> None:
         close(model.model(ids, mask)[0][1, 31:], model.model(row[None])[0][0])
 
 
+ABSOLUTE = [spec for name, spec in NARROW.items() if KINDS[name].absolute]
+
+
+def test_which_methods_go_by_more_than_distance() -> None:
+    names_of = {spec.partition(":")[0] for spec in ABSOLUTE}
+    assert names_of == {"dca", "lm-infinite", "self-extend", "streaming"}
+
+
+@pytest.mark.parametrize("spec", NARROW.values())
+def test_what_methods_go_by(spec: str) -> None:
+    """Moved as a whole, positions change nothing, or are refused where they would."""
+    model, ids = random_model(), tokens(20)
+    moved = torch.arange(7, 27)[None]
+    with ctxext.patched(model, spec, L):
+        plain = logits(model, ids)
+        if spec not in ABSOLUTE:
+            close(logits(model, ids, position_ids=moved), plain)
+            return
+        for wrong in (moved, torch.arange(20)[None] * 2, moved - 8):
+            with pytest.raises(UnsupportedModelError, match="from a row's first token") as caught:
+                model(ids, position_ids=wrong)
+            assert "\n" not in str(caught.value)
+        assert torch.equal(logits(model, ids), plain)
+
+
+@pytest.mark.parametrize("attn", ["sdpa", "eager", "dense"])
+@pytest.mark.parametrize("spec", ABSOLUTE)
+def test_masks_over_positions_that_count(spec: str, attn: str) -> None:
+    """Masks of four dimensions: causal, of a padded row, of what a row may not see."""
+    model, ids = random_model(), tokens(40)
+    causal = torch.ones(40, 40, dtype=torch.bool).tril()[None, None]
+    with ctxext.patched(model, spec, L, attn=attn):
+        plain = logits(model, ids)
+        close(logits(model, ids, attention_mask=causal), plain)
+        short, positions = logits(model, ids[:, 9:]), (torch.arange(40) - 9).clamp(min=0)[None]
+        padding = causal.clone()
+        padding[..., :9] = False
+        given = {"attention_mask": padding, "position_ids": positions}
+        close(logits(model, ids, **given)[:, 9:], short)
+        with pytest.raises(UnsupportedModelError, match="from a row's first token"):
+            model(ids, attention_mask=causal, position_ids=positions)
+        hidden = causal.clone()
+        hidden[..., 20:, 15:18] = False
+        ours = logits(model, ids, attention_mask=hidden)
+        close(ours[:, :20], plain[:, :20])
+        assert (ours[:, 20] - plain[:, 20]).abs().max() > 1e-2
+    with ctxext.patched(model, spec, L, attn="dense"):
+        close(ours, logits(model, ids, attention_mask=hidden))
+
+
+@pytest.mark.parametrize("spec", ABSOLUTE)
+def test_one_step_under_a_mask_of_its_own(spec: str) -> None:
+    """A step of a padded batch, whose mask [b, 1, 1, m] hides the newest key of one row."""
+    model, ids = random_model(), tokens(20, 2)
+    with ctxext.patched(model, spec, L):
+        cache = DynamicCache(config=model.config)
+        logits(model, ids[:, :-1], past_key_values=cache)
+        seen = torch.ones(2, 1, 1, 20, dtype=torch.bool)
+        seen[1, ..., -3:] = False
+        ours = logits(model, ids[:, -1:], attention_mask=seen, past_key_values=cache)
+    with ctxext.patched(model, spec, L, attn="dense"):
+        hidden = torch.ones(20, 20, dtype=torch.bool).tril().repeat(2, 1, 1, 1)
+        hidden[1, ..., -1, -3:] = False
+        close(ours, logits(model, ids, attention_mask=hidden)[:, -1:])
+
+
+@pytest.mark.parametrize(
+    ("spec", "windows"),
+    [
+        ("window:window=6", lambda q: range(q - 5, q + 1)),
+        ("streaming:window=6,sinks=2", lambda q: [0, 1, *range(q - 5, q + 1)]),
+        ("lm-infinite:window=6,sinks=2", lambda q: [0, 1, *range(q - 5, q + 1)]),
+    ],
+)
+def test_unseen_keys_change_nothing(spec: str, windows: Callable[[int], Any]) -> None:
+    """In one layer, a token's logits are those of what it sees, and of no other token."""
+    model, ids = random_model(num_hidden_layers=1), tokens(30)
+    for attn in ("sdpa", "eager", "dense"):
+        with ctxext.patched(model, spec, attn=attn):
+            plain = logits(model, ids)
+            for changed in (0, 1, 2, 11):
+                other = ids.clone()
+                other[0, changed] = 5 if ids[0, changed] != 5 else 6
+                same = (logits(model, other) == plain).all(-1)[0]
+                for q in range(30):
+                    assert bool(same[q]) == (changed > q or changed not in windows(q))
+
+
 # Number formats ----------------------------------------------------------------------------------
 
 
@@ -497,7 +623,7 @@ def test_half_precision(family: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("spec", SPECS)
 def test_other_formats_of_one_model(spec: str) -> None:
     """float64 agrees with float32; 16 bits do not round the frequencies of a patched model."""
-    model, ids = random_model(), tokens(L)
+    model, ids, spec = random_model(), tokens(L), fitted(spec, 8)
     with ctxext.patched(model, spec, 4 * L):
         truth, exact = logits(model, ids), model.model.rotary_emb.inv_freq.clone()
     model.double()
@@ -535,17 +661,24 @@ def test_autocast(spec: str) -> None:
 
 
 def gradient(model: Any, spec: str, dense: bool, ids: Tensor) -> Tensor:
-    """The gradient of two forward passes at different positions, as one vector."""
+    """The gradient of two forward passes at different positions, as one vector.
+
+    The second is of other positions, or of two packed rows where those must count from 0.
+    """
     model.zero_grad()
-    with ctxext.patched(model, spec, 4 * L, attn="dense" if dense else "sdpa"):
-        shifted = {"position_ids": torch.arange(9, 9 + L)[None], "use_cache": False}
+    with ctxext.patched(model, spec, 4 * L, attn="dense" if dense else "sdpa") as handle:
+        distance = handle.spec.distance
+        other = torch.arange(9, 9 + L)
+        if distance and distance.absolute:
+            other = torch.cat((torch.arange(20), torch.arange(L - 20)))
         loss = model(ids, labels=ids, use_cache=False).loss
-        (loss + model(ids, labels=ids, **shifted).loss).backward()
+        second = model(ids, labels=ids, position_ids=other[None], use_cache=False).loss
+        (loss + second).backward()
     return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
 
 @pytest.mark.filterwarnings("ignore:.gradient_checkpointing_:FutureWarning")
-@pytest.mark.parametrize("spec", ["rerope", "leaky-rerope", MIX])
+@pytest.mark.parametrize("spec", [*NARROW.values(), MIX])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_training(family: str, spec: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Gradients of chunked, dense and checkpointed passes are the same, and the method's own."""
@@ -626,7 +759,7 @@ def untouched(model: Any, ids: Tensor) -> Iterator[None]:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_removal(family: str, spec: str) -> None:
     model, ids = random_model(family), tokens(L)
-    plain = logits(model, ids)
+    spec, plain = fitted(spec, pairs_of(model)), logits(model, ids)
     with untouched(model, ids):
         handle = ctxext.patch(model, spec, 4 * L)
         first = logits(model, ids)
@@ -685,7 +818,7 @@ def test_models_that_share_a_config(spec: str) -> None:
     one, other = (transformers.LlamaForCausalLM(config).eval() for _ in range(2))
     assert one.config is other.config
     ids = tokens(L)
-    implementation = config._attn_implementation
+    implementation, spec = config._attn_implementation, fitted(spec, 8)
     plain = logits(one, ids)
     with untouched(other, ids):
         handle = ctxext.patch(one, spec, 4 * L)
@@ -796,7 +929,7 @@ def test_own_scaling_is_replaced_by_frequency_methods(rope_type: str) -> None:
 def test_own_scaling_by_length_goes_by_true_positions(rope_type: str, distance: str) -> None:
     """Where far keys stand at a constant, frequencies are still those of the length at hand."""
     model, ids = own_scaling(rope_type), tokens(L)
-    spec = f"{distance}:window=5" + (",leak=3" if "leaky" in distance else "")
+    spec = NARROW[distance]
     with untouched_scaling(model, ids):
         with ctxext.patched(model, spec, attn="dense"):
             wanted = logits(model, ids)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from conftest import TRAINED, random_model, tokens
+from conftest import TRAINED, fitted, pairs_of, random_model, tokens
 from families import tiny_model
 
 import ctxext
@@ -36,6 +36,9 @@ SPECS = {  # and how a config says them
     "beta-radix": "longrope",
     "yarn": "yarn",
     "ntk+beta-radix": "longrope",
+    "llama3": "longrope",
+    "dynamic-ntk:factor=2": "longrope",
+    "longrope+llama3:factor=2": "longrope",
 }
 FAMILIES = (
     "llama-gqa",
@@ -106,8 +109,9 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_stock_transformers_gives_the_patched_logits(family: str, tmp_path: Path) -> None:
     source = saved(tmp_path / "source", family)
-    for i, (spec, expression) in enumerate(SPECS.items()):
-        out = tmp_path / str(i)
+    pairs = pairs_of(random_model(family))
+    for i, (name, expression) in enumerate(SPECS.items()):
+        spec, out = fitted(name, pairs), tmp_path / str(i)
         assert run(source, spec, out).expression == expression
         assert_same(source, spec, out)
         assert load(out).config.max_position_embeddings == LENGTH
@@ -289,14 +293,16 @@ def test_mixtral_has_no_head_dim_in_its_config(tmp_path: Path) -> None:
 
 def test_one_pair_of_dimensions(tmp_path: Path) -> None:
     source = saved(tmp_path / "source", head_dim=2)
-    for spec in ("ntk", "ntk-old", "pi", "beta-radix"):
+    for spec in ("ntk", "ntk-old", "pi", "beta-radix", "dynamic-ntk", "llama3"):
         run(source, spec, tmp_path / spec)
         assert_same(source, spec, tmp_path / spec)
 
 
 def test_what_a_config_cannot_express(llama: Path, tmp_path: Path) -> None:
     for spec in ("rerope:window=8", "logn", "ntk+logn"):
-        with pytest.raises(UsageError, match=r"leave out --native-only.*beta-radix, ntk") as error:
+        with pytest.raises(
+            UsageError, match=r"leave out --native-only.*beta-radix, .*, ntk"
+        ) as error:
             run(llama, spec, tmp_path / "out", native_only=True)
         assert "rerope" not in str(error.value).partition("take of")[2]
     deepseek = {"rope_type": "yarn", "factor": 2.0, "mscale": 1.0, "mscale_all_dim": 1.0}

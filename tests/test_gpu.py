@@ -13,6 +13,7 @@ from test_paths import SCALE, attend, parts_of, rotated_by, truth, turn
 import ctxext
 from ctxext.engine.paths import NAMES, choose
 from ctxext.errors import UsageError
+from ctxext.patches.base import Part
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 SHAPES = ((300, 300), (150, 400), (1, 300), (200, 201))
@@ -27,9 +28,9 @@ def inputs(
     return tuple(torch.randn(s, generator=generator).to(dtype) for s in shapes)
 
 
-def able(path: str, dtype: torch.dtype, head_dim: int) -> None:
+def able(path: str, dtype: torch.dtype, head_dim: int, parts: tuple[Part, ...] = ()) -> None:
     try:
-        choose(path, "cuda", dtype, head_dim)
+        choose(path, "cuda", dtype, head_dim, (), parts)
     except UsageError as error:
         pytest.skip(str(error))
 
@@ -43,7 +44,7 @@ def test_paths_on_cuda(
     kind: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    able(path, dtype, 16 if path != "triton" else 32)
+    able(path, dtype, 16 if path != "triton" else 32, parts_of(kind, 9, 2.5))
     d = 32 if path == "triton" else 16
     theta = 100.0 ** (-torch.arange(d // 2, dtype=torch.float64) / (d // 2))
     monkeypatch.setattr("test_paths.THETA", theta)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
+import itertools
+import json
 import math
 import pkgutil
 import re
@@ -17,7 +20,7 @@ from unittest import mock
 import oracle
 import pytest
 import torch
-from conftest import FAMILIES, TRAINED, random_model, tokens
+from conftest import FAMILIES, LONG, SHORT, TRAINED, fitted, pairs_of, random_model, tokens
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -36,6 +39,7 @@ from ctxext.patches.base import (
     QueryScale,
     Rotary,
     Span,
+    Stretch,
 )
 from ctxext.registry import Registry
 
@@ -63,6 +67,22 @@ def leaky(window: int, leak: float | None = None) -> Callable[[int], oracle.Meth
             {"window": window, "leak": leak or oracle.default_leak(n, T, window)},
         )
     }
+
+
+def distance(name: str, **args: float) -> Callable[[int], oracle.Method]:
+    return lambda n: {"T": T, "distance": (name, args)}
+
+
+def by_length(name: str, **args: Any) -> Callable[[int], oracle.Method]:
+    """The oracle's method with a λ that is chosen by the length."""
+    return lambda n: {"T": T, "frequency": [(name, {"length": n} | args)]}
+
+
+def self_extend(window: int) -> Callable[[int], oracle.Method]:
+    """… with the default group."""
+    return lambda n: distance(
+        "self-extend", window=window, group=oracle.default_group(n, T, window)
+    )(n)
 
 
 def logn(clip: bool) -> Callable[[int], oracle.Method]:
@@ -113,6 +133,70 @@ ROWS: dict[str, list[Row]] = {
     ]
     + [(f"leaky-rerope:window={w},leak=2.5", leaky(w, 2.5)) for w in (1, 2, 7, 94, 300)],
     "logn": [("logn", logn(True)), ("logn:clip=false", logn(False))],
+    "llama3": [
+        ("llama3", freq("llama3")),
+        (
+            "llama3:factor=4,low_freq_factor=0.5,high_freq_factor=2",
+            freq("llama3", factor=4, low_freq_factor=0.5, high_freq_factor=2),
+        ),
+    ],
+    "dynamic-ntk": [
+        ("dynamic-ntk", by_length("dynamic-ntk")),
+        ("dynamic-ntk:factor=2", by_length("dynamic-ntk", factor=2)),
+        ("dynamic-ntk:sequence=200", lambda n: by_length("dynamic-ntk")(200)),
+    ],
+    "longrope": [
+        ("longrope", by_length("longrope", short=SHORT, long=LONG)),
+        ("longrope:sequence=200", lambda n: by_length("longrope", short=SHORT, long=LONG)(200)),
+    ],
+    "inv-leaky-rerope": [
+        (
+            "inv-leaky-rerope",
+            lambda n: distance("inv-leaky-rerope", window=T // 4, expansion=n / T)(n),
+        ),
+        *(
+            (
+                f"inv-leaky-rerope:window={w},expansion=1.5",
+                distance("inv-leaky-rerope", window=w, expansion=1.5),
+            )
+            for w in (1, 7, 94)
+        ),
+    ],
+    "self-extend": [
+        ("self-extend", self_extend(T // 4)),
+        ("self-extend:window=5", self_extend(5)),
+        *(
+            (f"self-extend:window={w},group={g}", distance("self-extend", window=w, group=g))
+            for w, g in ((1, 3), (7, 3), (8, 5), (60, 2))
+        ),
+    ],
+    "dca": [
+        ("dca", distance("dca", chunk=3 * T // 4, local=T // 4)),
+        *(
+            (f"dca:chunk={s},local={local}", distance("dca", chunk=s, local=local))
+            for s, local in ((1, 1), (9, 4), (25, 2), (31, 31))
+        ),
+        ("dca:chunk=20", distance("dca", chunk=20, local=T - 20)),
+    ],
+    "lm-infinite": [
+        ("lm-infinite", distance("lm-infinite", window=T, sinks=10)),
+        *(
+            (f"lm-infinite:window={w},sinks={s}", distance("lm-infinite", window=w, sinks=s))
+            for w, s in ((5, 3), (1, 1), (9, 0), (7, 30))
+        ),
+    ],
+    "streaming": [
+        ("streaming", distance("streaming", window=T - 4, sinks=4)),
+        ("streaming:sinks=6", distance("streaming", window=T - 6, sinks=6)),
+        *(
+            (f"streaming:window={w},sinks={s}", distance("streaming", window=w, sinks=s))
+            for w, s in ((5, 3), (1, 2), (11, 0), (7, 30))
+        ),
+    ],
+    "window": [
+        ("window", distance("window", window=T)),
+        *((f"window:window={w}", distance("window", window=w)) for w in (2, 7, 90)),
+    ],
 }
 COMPOSED: list[Row] = [
     ("ntk+logn", both(freq("ntk"), logn(True))),
@@ -122,8 +206,26 @@ COMPOSED: list[Row] = [
     ("pi+ntk", both(freq("pi"), freq("ntk"))),
     ("pi:factor=2+yarn:factor=4", both(freq("pi", factor=2), freq("yarn", factor=4))),
     ("rope+ntk:factor=2+logn:clip=false", both(freq("ntk", factor=2), logn(False))),
+    (
+        "longrope+self-extend:window=5,group=3+logn",
+        both(
+            by_length("longrope", short=SHORT, long=LONG),
+            distance("self-extend", window=5, group=3),
+            logn(True),
+        ),
+    ),
+    ("yarn:factor=4+dca", both(freq("yarn", factor=4), distance("dca", chunk=24, local=8))),
+    (
+        "llama3:factor=4+streaming:window=9+logn",
+        both(freq("llama3", factor=4), distance("streaming", window=9, sinks=4), logn(True)),
+    ),
+    (
+        "dynamic-ntk+lm-infinite:window=9",
+        both(by_length("dynamic-ntk"), distance("lm-infinite", window=9, sinks=10)),
+    ),
 ]
 FREQUENCY = [name for name in names() if issubclass(REGISTRY.get(name), Frequency)]
+STRETCHED = [name for name in FREQUENCY if issubclass(REGISTRY.get(name), Stretch)]
 
 
 def all_rows() -> list[Row]:
@@ -147,17 +249,19 @@ def nll(model: Any, ids: Tensor) -> Tensor:
     return -log_p.gather(1, ids[0, 1:, None])[:, 0]
 
 
-def assert_nll(ours: Tensor, truth: Tensor) -> None:
+def assert_nll(ours: Tensor, truth: Tensor, farthest: float = 256) -> None:
     """The issue asks for 1e-4 nat in the mean and 2e-2 at the worst token; we ask for a tenth.
 
     At 256 tokens a float32 angle is off by 256·2^-24 = 1.5e-5 rad, and a score, a float32 sum of
     16 products of up to 10, by about 1e-5: seen are 3e-6 nat in the mean and 9e-5 at the worst.
     A window off by one costs 0.1 in the mean of these models, 3e-3 in that of a trained one.
+    Where relative positions go beyond 256, to `farthest`, angles are off by as much more.
     """
+    more = max(1.0, farthest / 256)
     assert torch.isfinite(ours).all()
     difference = (ours - truth).abs()
-    assert difference.mean() <= 1e-5
-    assert difference.max() <= 1e-3
+    assert difference.mean() <= min(1e-5 * more, 1e-4)
+    assert difference.max() <= min(1e-3 * more, 2e-2)
 
 
 # Against the oracle ------------------------------------------------------------------------------
@@ -173,16 +277,18 @@ def test_nll(name: str, length: int) -> None:
     model, ids = shake(random_model()), tokens(length)
     weights, config = model.state_dict(), model.config.to_dict()
     for spec, method in ROWS[name]:
-        with ctxext.patched(model, spec, length):
+        with ctxext.patched(model, fitted(spec, 8), length):
             ours = nll(model, ids)
-        assert_nll(ours, oracle.token_nll(weights, config, ids[0].tolist(), method(length)))
+        farthest = float(oracle.effective_positions(length, method(length)).max())
+        truth = oracle.token_nll(weights, config, ids[0].tolist(), method(length))
+        assert_nll(ours, truth, farthest)
 
 
 @pytest.mark.parametrize("length", LENGTHS)
 @pytest.mark.parametrize(("spec", "method"), COMPOSED, ids=[spec for spec, _ in COMPOSED])
 def test_nll_composed(spec: str, method: Callable[[int], oracle.Method], length: int) -> None:
     model, ids = shake(random_model()), tokens(length)
-    with ctxext.patched(model, spec, length):
+    with ctxext.patched(model, fitted(spec, 8), length):
         ours = nll(model, ids)
     truth = (model.state_dict(), model.config.to_dict(), ids[0].tolist(), method(length))
     assert_nll(ours, oracle.token_nll(*truth))
@@ -199,6 +305,29 @@ def test_nll_distance_and_unclipped_logn(distance: str) -> None:
     assert_nll(ours, oracle.token_nll(*truth))
 
 
+@pytest.mark.parametrize("attn", ["sdpa", "eager", "dense"])
+@pytest.mark.parametrize("name", names())
+def test_nll_of_a_padded_batch_on_a_cache(name: str, attn: str) -> None:
+    """Two rows, one of them padded on the left: a prefill in two chunks, one by one, a last few."""
+    model, rows = shake(random_model()), [tokens(60)[0], tokens(41, seed=2)[0]]
+    weights, config = model.state_dict(), model.config.to_dict()
+    ids = torch.stack([torch.nn.functional.pad(row, (60 - len(row), 0)) for row in rows])
+    mask = torch.stack([torch.arange(60) >= 60 - len(row) for row in rows]).long()
+    for spec, method in ROWS[name][:3]:
+        with ctxext.patched(model, fitted(spec, 8), 97, attn=attn), torch.no_grad():
+            out, cache = [], None
+            for a, z in itertools.pairwise((0, 25, 45, *range(46, 52), 60)):
+                seen = {"attention_mask": mask[:, :z], "past_key_values": cache}
+                step = model(ids[:, a:z], **seen)
+                cache = step.past_key_values
+                out.append(step.logits.double().log_softmax(-1))
+        for row, log_p in zip(rows, torch.cat(out, 1), strict=True):
+            ours = -log_p[60 - len(row) : -1].gather(1, row[1:, None])[:, 0]
+            truth = oracle.token_nll(weights, config, row.tolist(), method(97))
+            farthest = float(oracle.effective_positions(len(row), method(97)).max())
+            assert_nll(ours, truth, farthest)
+
+
 SHAPES: dict[str, dict[str, Any]] = {
     "mha": {"num_key_value_heads": 4},
     "mqa-tied": {"num_key_value_heads": 1, "tie_word_embeddings": True},
@@ -213,7 +342,7 @@ def test_nll_of_other_shapes(shape: str) -> None:
     model, ids = shake(random_model(**SHAPES[shape])), tokens(97)
     weights, config = model.state_dict(), model.config.to_dict()
     for spec, method in [rows[0] for rows in ROWS.values()] + COMPOSED[:3]:
-        with ctxext.patched(model, spec, 97):
+        with ctxext.patched(model, fitted(spec, pairs_of(model)), 97):
             ours = nll(model, ids)
         assert_nll(ours, oracle.token_nll(weights, config, ids[0].tolist(), method(97)))
 
@@ -224,7 +353,7 @@ def test_nll_of_a_folder(tmp_path: Path) -> None:
     ).save_pretrained(tmp_path)
     model, ids = AutoModelForCausalLM.from_pretrained(tmp_path), tokens(97)
     for spec, method in COMPOSED:
-        with ctxext.patched(model, spec, 97):
+        with ctxext.patched(model, fitted(spec, 8), 97):
             ours = nll(model, ids)
         assert_nll(ours, oracle.token_nll(*oracle.load(tmp_path), ids[0].tolist(), method(97)))
 
@@ -258,6 +387,7 @@ def float64_nll(family: str, ids: Tensor, method: oracle.Method) -> Tensor:
     )
     assert theta.shape == model.base_model.rotary_emb.inv_freq.shape
     r, n = oracle.effective_positions(length, method), oracle.query_scale(length, method)
+    hidden = ~oracle.seen(length, method)
     order = torch.arange(width).view(-1, 2).mT.flatten() if neighbours else torch.arange(width)
 
     def attend(
@@ -268,8 +398,7 @@ def float64_nll(family: str, ids: Tensor, method: oracle.Method) -> Tensor:
         k, v = k.repeat_interleave(groups, 0), v.repeat_interleave(groups, 0)
         s = oracle.scores(q[..., order], k[..., order], theta, r) * factor**2
         s = (s + q[..., width:] @ k[..., width:].mT) * scaling
-        ahead = torch.ones(length, length, dtype=torch.bool).triu(1)
-        return (s.masked_fill(ahead, -math.inf).softmax(-1) @ v).transpose(0, 1)[None], None
+        return (s.masked_fill(hidden, -math.inf).softmax(-1) @ v).transpose(0, 1)[None], None
 
     AttentionInterface.register("oracle", attend)
     model.set_attn_implementation("oracle")
@@ -283,7 +412,7 @@ def float64_nll(family: str, ids: Tensor, method: oracle.Method) -> Tensor:
 def test_nll_of_every_family(family: str, name: str) -> None:
     model, ids = shaken(family), tokens(97)
     for spec, method in COMPOSED[1:3] if name == "composed" else ROWS[name][:2]:
-        with ctxext.patched(model, spec, 97):
+        with ctxext.patched(model, fitted(spec, pairs_of(model)), 97):
             ours = nll(model, ids)
         assert_nll(ours, float64_nll(family, ids, method(97)))
 
@@ -292,13 +421,16 @@ def test_methods_differ() -> None:
     """No two rows of the tests above say the same, so none can stand in for another."""
     model, ids = random_model(), tokens(97)
     seen: dict[str, Tensor] = {}
-    same = {"rope", "rerope:window=300", "leaky-rerope:window=300,leak=2.5"}  # w ≥ L
+    same = [
+        {"rope", "rerope:window=300", "leaky-rerope:window=300,leak=2.5"},  # w ≥ L
+        {"dynamic-ntk", "ntk"},  # the same factor, by default
+    ]
     for spec, _ in all_rows():
-        with ctxext.patched(model, spec, 97):
+        with ctxext.patched(model, fitted(spec, 8), 97):
             seen[spec] = nll(model, ids)
     for a in seen:
         for b in seen:
-            if a < b and not {a, b} <= same:
+            if a < b and not any({a, b} <= some for some in same):
                 assert (seen[a] - seen[b]).abs().max() > 2e-3, (a, b)
 
 
@@ -311,12 +443,12 @@ def test_lambdas(name: str) -> None:
     for spec, method in ROWS[name]:
         for d in (2, 4, 6, 16, 128):
             for base in (50.0, 1e4, 5e5):
-                if d == 2 and name == "ntk":
+                if d == 2 and "ntk" in name.split("-")[-1]:
                     continue  # 0/0 in the formula
                 config = {"head_dim": d, "rope_theta": base}
                 expected, factor = oracle.frequencies(config, method(97))
                 theta = tuple(base ** (-2 * i / d) for i in range(d // 2))
-                resolved = parse(spec).resolve(Span(T, 97))
+                resolved = parse(fitted(spec, d // 2)).resolve(Span(T, 97))
                 scales = resolved.scales(Rotary(theta, base, T))
                 ours = [own / scale for own, scale in zip(theta, scales, strict=True)]
                 assert ours == pytest.approx(expected.tolist(), rel=1e-12)
@@ -327,7 +459,7 @@ def test_ntk_of_one_pair_is_rope() -> None:
     assert parse("ntk:factor=8").scales(Rotary((1.0,), 1e4, T)) == [1.0]
 
 
-@pytest.mark.parametrize("name", sorted(set(FREQUENCY) - {"rope"}))
+@pytest.mark.parametrize("name", STRETCHED)
 def test_factor_one_is_the_identity(name: str) -> None:
     rotary = Rotary(tuple(1e4 ** (-i / 8) for i in range(8)), 1e4, T)
     spec = parse(f"{name}:factor=1")
@@ -342,6 +474,10 @@ def transformers_inv_freq(rope: dict[str, Any], family: str = "llama-gqa") -> tu
     return ROPE_INIT_FUNCTIONS[rope["rope_type"]](config, torch.device("cpu"))
 
 
+LLAMA3 = {
+    "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": T,
+}  # fmt: skip
 YARN = {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": T}
 
 
@@ -355,6 +491,11 @@ YARN = {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 
             "yarn:factor=8,beta_fast=4,beta_slow=0.5",
             YARN | {"beta_fast": 4.0, "beta_slow": 0.5},
         ),
+        ("llama3:factor=8", LLAMA3),
+        (
+            "llama3:factor=8,low_freq_factor=0.5,high_freq_factor=6",
+            LLAMA3 | {"low_freq_factor": 0.5, "high_freq_factor": 6.0},
+        ),
     ],
 )
 def test_published_by_transformers(spec: str, rope: dict[str, Any], family: str) -> None:
@@ -367,6 +508,50 @@ def test_published_by_transformers(spec: str, rope: dict[str, Any], family: str)
         assert rotary.attention_scaling == pytest.approx(factor, rel=1e-12)
         assert rotary.inv_freq.dtype == torch.float32
         assert not torch.equal(rotary.inv_freq, own)
+
+
+@pytest.mark.parametrize("family", ["llama-gqa", "glm-interleaved-partial", "phi-partial-outside"])
+@pytest.mark.parametrize("length", [T - 1, T, T + 1, 8 * T])
+def test_longrope_is_that_of_transformers(length: int, family: str) -> None:
+    """As its own forward has it, by a sequence of that length, attention factor and all."""
+    model = random_model(family)
+    pairs = pairs_of(model)
+    lists = {"short_factor": SHORT[:pairs], "long_factor": LONG[:pairs]}
+    rope = {"rope_type": "longrope", "factor": max(1.0, length / T), **lists}
+    config = random_model(family).config
+    config.rope_parameters = {**config.rope_parameters, **rope}
+    config.rope_parameters["original_max_position_embeddings"] = T
+    init = ROPE_INIT_FUNCTIONS["longrope"]
+    expected, factor = init(config, torch.device("cpu"), seq_len=length)
+    with ctxext.patched(model, fitted("longrope", pairs), length):
+        rotary = model.base_model.rotary_emb
+        torch.testing.assert_close(rotary.inv_freq, expected, rtol=2.4e-7, atol=0)
+        assert rotary.attention_scaling == pytest.approx(factor, rel=1e-12)
+        assert (factor > 1) == (length > T)
+
+
+@pytest.mark.parametrize("factor", [1.0, 2.5])
+@pytest.mark.parametrize("length", [T, T + 1, 8 * T])
+def test_dynamic_ntk_is_that_of_transformers(length: int, factor: float) -> None:
+    """The base of a whole sequence of that length, at each of its tokens and under all its keys."""
+    rope = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": factor}
+    theirs, model, ids = random_model(rope_parameters=rope), random_model(), tokens(length)
+    with torch.no_grad():
+        whole = theirs(ids, use_cache=False).logits
+        with ctxext.patched(model, f"dynamic-ntk:factor={factor}", length):
+            bits = model.model.rotary_emb.inv_freq.clone()
+            ours, cache = [], None
+            for some in ids.split([length - 3, 1, 1, 1], 1):
+                out = model(some, past_key_values=cache)
+                ours.append(out.logits)
+                cache = out.past_key_values
+                assert torch.equal(model.model.rotary_emb.inv_freq, bits)
+    torch.testing.assert_close(bits, theirs.model.rotary_emb.inv_freq, rtol=2.4e-7, atol=0)
+    assert_close_logits(torch.cat(ours, 1), whole)
+
+
+def assert_close_logits(ours: Tensor, truth: Tensor) -> None:
+    assert (ours - truth).abs().max() <= 1e-5 * truth.abs().max()
 
 
 @pytest.mark.parametrize(("name", "exponent"), [("ntk", 16 / 14), ("ntk-old", 1.0)])
@@ -403,7 +588,7 @@ SPANS = [
 ]
 
 
-@pytest.mark.parametrize("name", sorted(set(FREQUENCY) - {"rope"}))
+@pytest.mark.parametrize("name", STRETCHED)
 def test_default_factor(name: str) -> None:
     for trained, length in SPANS:
         resolved = parse(name).resolve(Span(trained, length))
@@ -435,7 +620,13 @@ def test_no_default_leak_for_a_window_of_half() -> None:
             parse(f"leaky-rerope:window={window}").resolve(Span(32, length))
 
 
-NEEDS_LENGTH = dict.fromkeys(set(FREQUENCY) - {"rope"}, "factor") | {"leaky-rerope": "leak"}
+NEEDS_LENGTH = dict.fromkeys(STRETCHED, "factor") | {
+    "dynamic-ntk": "sequence",
+    "inv-leaky-rerope": "expansion",
+    "leaky-rerope": "leak",
+    "longrope": "sequence",
+    "self-extend": "group",
+}
 
 
 @pytest.mark.parametrize("name", names())
@@ -446,10 +637,37 @@ def test_defaults_without_a_length(name: str) -> None:
             assert "None" not in handle.spec.full()
         return
     with pytest.raises(UsageError, match=rf"{NEEDS_LENGTH[name]}.*length.*give length= or"):
-        ctxext.patch(model, name)
-    with ctxext.patched(model, name, 97) as handle:
+        ctxext.patch(model, fitted(name, 8))
+    with ctxext.patched(model, fitted(name, 8), 97) as handle:
         assert f"{NEEDS_LENGTH[name]}=" in handle.spec.full()
         assert parse(handle.spec.full()) == handle.spec
+
+
+def test_default_groups_chunks_and_sinks() -> None:
+    for trained, length in SPANS:
+        span = Span(trained, length)
+        extended = parse("self-extend").resolve(span).methods[0]
+        assert extended.window == trained // 4
+        assert extended.group == oracle.default_group(length, trained, extended.window)
+        chunked = parse("dca").resolve(span)
+        s = 3 * trained // 4
+        assert chunked.full() == str(parse(f"dca:chunk={s},local={trained - s},reach={trained}"))
+        assert parse("window").resolve(span) == parse(f"window:window={trained}")
+        assert parse("lm-infinite").resolve(span) == parse(f"lm-infinite:window={trained}")
+        kept = max(1, trained - 4)
+        assert parse("streaming").resolve(span) == parse(f"streaming:window={kept}")
+        inverse = parse("inv-leaky-rerope").resolve(span).methods[0]
+        assert inverse.expansion == oracle.default_factor(length, trained)
+        assert inverse.window == trained // 4
+
+
+def test_groups_and_chunks_that_cannot_be() -> None:
+    assert parse("self-extend:window=40").resolve(Span(32, 40)).methods[0].group == 1
+    with pytest.raises(UsageError, match=r"window 40.*give group, or window < T"):
+        parse("self-extend:window=40").resolve(Span(32, 41))
+    for text in ("dca:chunk=32", "dca:chunk=40,local=3"):
+        with pytest.raises(UsageError, match=r"chunk \d+ is not below 32: give a smaller chunk"):
+            parse(text).resolve(Span(32, 400))
 
 
 def test_train_len_replaces_the_trained_length() -> None:
@@ -471,6 +689,10 @@ def values(kind: str, below: float) -> st.SearchStrategy[Any]:
     """Values for a parameter of this declared type."""
     if kind.startswith("bool"):
         return st.booleans()
+    if kind.startswith("Count"):
+        return st.integers(0, 2**31 - 1)
+    if kind.startswith("str"):
+        return st.sampled_from(["@lists.json", "@a/b c#0123456789ab", "@@"])
     if kind.startswith("int"):
         return st.integers(1, 2**31 - 1)
     return st.one_of(st.floats(0, below), st.floats(1, 64), st.integers(1, 10**6).map(float))
@@ -567,6 +789,17 @@ MISTAKES = {
     "beta-radix:factor=0": ["0", "'factor'", "at least 1"],
     "yarn:beta_slow=0": ["0", "'beta_slow'", "at least"],
     "yarn:beta_fast=1,beta_slow=2": ["1", "'beta_fast'", "beta_slow"],
+    "self-extend:group=0": ["'0'", "'group'", "whole number"],
+    "lm-infinite:sinks=-1": ["'-1'", "'sinks'", "whole number such as 5"],
+    "dca:chunk=9,reach=9": ["9", "'chunk'", "below reach, 9"],
+    "inv-leaky-rerope:expansion=0.5": ["0.5", "'expansion'", "at least 1"],
+    "dynamic-ntk:factor=0.5": ["0.5", "'factor'", "at least 1"],
+    "llama3:low_freq_factor=4": ["4", "'high_freq_factor'", "above low_freq_factor"],
+    "llama3:low_freq_factor=0": ["0", "'low_freq_factor'", "at least 1e-6"],
+    "longrope:factors=a.json": ["'a.json'", "'factors'", "@ and the name of a JSON file"],
+    "longrope:factors=@": ["'@'", "'factors'", "@ and the name of a JSON file"],
+    "longrope:attention=0": ["0", "'attention'", "0.1 … 1e"],
+    "window+streaming": ["window and streaming", "exclude each other"],
     "rerope+leaky-rerope": ["rerope and leaky-rerope", "exclude each other"],
     "rerope+rerope": ["rerope and rerope", "exclude each other"],
 }
@@ -588,7 +821,7 @@ def test_mistakes_in_python(kwargs: dict[str, float]) -> None:
         REGISTRY.get("leaky-rerope")(**kwargs)
 
 
-@pytest.mark.parametrize("name", [n for n in names() if n not in ("rope", "logn", "rerope")])
+@pytest.mark.parametrize("name", [n for n in names() if n not in ("rope", "logn")])
 def test_unresolved_methods_refuse(name: str) -> None:
     method = REGISTRY.get(name)()
     with pytest.raises(UsageError, match="resolve"):
@@ -601,6 +834,72 @@ def test_yarn_extremes(text: str) -> None:
     with contextlib.suppress(UsageError):
         scales = parse(f"yarn:factor=2,{text}").scales(Rotary((1.0, 0.1), 100.0, T))
         assert all(1 <= s <= 2 for s in scales)
+
+
+# LongRoPE's file ---------------------------------------------------------------------------------
+
+GOOD = {"short_factor": [1.0] * 8, "long_factor": [1.5] * 8}
+BAD_FILES: dict[str, tuple[bytes, str]] = {
+    "no JSON": (b"{", "is not JSON"),
+    "no text": (b"\xff\xfe\x00\x01", "is not JSON"),
+    "too deep": (b"[" * 200_000, "is not JSON"),
+    "too large": (b" " * (2**20 + 1), "more than 1048576 bytes"),
+    "a list": (b"[]", "must hold an object with short_factor and long_factor"),
+    "one list": (json.dumps({"short_factor": [1.0]}).encode(), "must hold an object with"),
+    "more than lists": (json.dumps(GOOD | {"attention_factor": 2}).encode(), "and no more"),
+    "no list": (json.dumps(GOOD | {"long_factor": 3}).encode(), "long_factor of .* must be a list"),
+    "text": (json.dumps(GOOD | {"long_factor": ["\n"]}).encode(), r"long_factor\[0\] of .* is"),
+    "true": (json.dumps(GOOD | {"long_factor": [True]}).encode(), "give numbers of 0.1"),
+    "NaN": (json.dumps(GOOD | {"long_factor": [1, math.nan]}).encode(), r"\[1\] of .* is 'nan'"),
+    "infinity": (json.dumps(GOOD | {"short_factor": [math.inf]}).encode(), "is 'inf'"),
+    "zero": (json.dumps(GOOD | {"long_factor": [0]}).encode(), "is '0': give numbers of 0.1"),
+    "below": (json.dumps(GOOD | {"long_factor": [-1e300]}).encode(), "give numbers of 0.1"),
+    "a long number": (b'{"short_factor": [' + b"9" * 9999 + b'], "long_factor": []}', "JSON|give"),
+    "too short": (json.dumps(GOOD | {"long_factor": [2.0] * 7}).encode(), "7 numbers.*8 pairs"),
+    "too long": (json.dumps(GOOD | {"long_factor": [2.0] * 9}).encode(), "9 numbers.*8 pairs"),
+}
+
+
+@pytest.mark.parametrize("what", BAD_FILES)
+def test_bad_files_of_factors(what: str, tmp_path: Path) -> None:
+    content, message = BAD_FILES[what]
+    file = tmp_path / "lists.json"
+    file.write_bytes(content)
+    model, own = random_model(), random_model().model.rotary_emb.inv_freq
+    with pytest.raises(UsageError, match=message) as caught:
+        ctxext.patch(model, f"longrope:factors=@{file}", 97)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 500
+    assert torch.equal(model.model.rotary_emb.inv_freq, own)
+
+
+@pytest.mark.parametrize("name", ["", "none.json", "nul\0.json", "x" * 5000])
+def test_files_of_factors_that_are_not_there(name: str, tmp_path: Path) -> None:
+    """Also a folder, for no name."""
+    with pytest.raises(UsageError, match=r"there is no file|cannot be read|File name too long"):
+        parse(f"longrope:factors=@{tmp_path}/{name}").resolve(Span(T, 97))
+
+
+def test_a_resolved_longrope_says_which_file_it_read(tmp_path: Path) -> None:
+    file = tmp_path / "lists.json"
+    file.write_text(json.dumps(GOOD | {"type": "longrope"}))
+    with pytest.raises(UsageError, match=r"no default factors: give factors=@FILE\.json"):
+        parse("longrope").resolve(Span(T, 97))
+    found = parse(f"longrope:factors=@{file}").resolve(Span(T, 97))
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()[:12]
+    attention = math.sqrt(1 + math.log(97 / T) / math.log(T))
+    text = f"longrope:factors=@{file}#{digest},sequence=97,attention={attention!r}"
+    assert found.full() == text
+    assert parse(text) == parse(text).resolve(Span(T, 97)) == found
+    rotary = Rotary(tuple(1e4 ** (-i / 8) for i in range(8)), 1e4, T)
+    assert found.scales(rotary) == [1.5] * 8
+    file.write_text(json.dumps(GOOD | {"long_factor": [3.0] * 8}))
+    other = parse(f"longrope:factors=@{file}").resolve(Span(T, 97))
+    assert other != found
+    assert other.scales(rotary) == [3.0] * 8
+    ctxext.patches.REGISTRY.get("longrope").scales.__globals__["_lists"].cache_clear()
+    with pytest.raises(UsageError, match=rf"is not the file that it was.*leave out #{digest}"):
+        parse(text).resolve(Span(T, 97))
 
 
 # The registry and the docstrings -----------------------------------------------------------------

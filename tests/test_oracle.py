@@ -130,10 +130,89 @@ def test_beta_radix_ends(ids: list[int]) -> None:
 
 def test_effective_positions_by_hand() -> None:
     def r(name: str, **args: float) -> list[float]:
-        return oracle.effective_positions(8, {"distance": (name, args)}).tolist()
+        r = oracle.effective_positions(8, {"T": 6, "distance": (name, args)})
+        return r[-1].flip(0).tolist()  # of the last query, by δ
 
     assert r("rerope", window=3) == [0, 1, 2, 3, 3, 3, 3, 3]
     assert r("leaky-rerope", window=3, leak=2) == [0, 1, 2, 3, 3.5, 4, 4.5, 5]
+    assert r("inv-leaky-rerope", window=3, expansion=2) == [0, 1, 2, 3, 7, 11, 15, 19]
+    assert r("self-extend", window=3, group=2) == [0, 1, 2, 3, 4, 4, 5, 5]  # 7//2 − k//2 + 2
+    assert r("self-extend", window=4, group=3) == [0, 1, 2, 3, 4, 5, 5, 5]  # 7//3 − k//3 + 3
+    assert r("dca", chunk=3, local=3) == [0, 1, 4 - 2, 4 - 1, 4 - 0, 5 - 2, 5 - 1, 5 - 0]
+    assert r("dca", chunk=5, local=1) == [0, 1, 2, 5 - 4, 5 - 3, 5 - 2, 5 - 1, 5 - 0]
+    assert r("dca", chunk=4, local=2) == [0, 1, 2, 3, 5 - 3, 5 - 2, 5 - 1, 5 - 0]
+    assert r("lm-infinite", window=3, sinks=2) == [0, 1, 2, 3, 3, 3, 3, 3]
+    assert r("window", window=3) == [0, 1, 2, 3, 4, 5, 6, 7]
+    assert r("streaming", window=3, sinks=2) == [0, 1, 2, 0, 0, 0, 3, 4]  # 0, 1, 5, 6, 7 are kept
+
+
+def test_seen_by_hand() -> None:
+    def keys(name: str, **args: float) -> list[list[int]]:
+        seen = oracle.seen(6, {"distance": (name, args)})
+        return [row.nonzero().flatten().tolist() for row in seen]
+
+    assert keys("window", window=2) == [[0], [0, 1], [1, 2], [2, 3], [3, 4], [4, 5]]
+    kept = [[0], [0, 1], [0, 1, 2], [0, 2, 3], [0, 3, 4], [0, 4, 5]]
+    assert keys("streaming", window=2, sinks=1) == keys("lm-infinite", window=2, sinks=1) == kept
+    assert oracle.seen(6, {}).equal(torch.ones(6, 6).tril().bool())
+
+
+@pytest.mark.parametrize(
+    ("name", "args"),
+    [
+        ("self-extend", {"window": 16, "group": 1}),
+        ("self-extend", {"window": L, "group": 4}),
+        ("dca", {"chunk": L, "local": 1}),
+        ("lm-infinite", {"window": L, "sinks": 0}),
+        ("streaming", {"window": L - 4, "sinks": 4}),
+        ("window", {"window": L}),
+        ("inv-leaky-rerope", {"window": 16, "expansion": 0.5}),
+    ],
+)
+def test_what_leaves_rope_as_it_is(name: str, args: dict[str, float], ids: list[int]) -> None:
+    same(nll(ids, {"T": 2 * L, "distance": (name, args)}), nll(ids, {}))
+
+
+def test_window_of_transformers(ids: list[int]) -> None:
+    """Mistral is Llama with a window: of so many keys, a query's own with them."""
+    from transformers import MistralConfig, MistralForCausalLM
+
+    model = build()
+    settings = {**model.config.to_dict(), "sliding_window": 20, "model_type": "mistral"}
+    mistral = MistralForCausalLM(MistralConfig(**settings)).double().eval()
+    mistral.load_state_dict(model.state_dict())
+    mistral.model.rotary_emb.inv_freq = mistral.model.rotary_emb.inv_freq.float()
+    with torch.no_grad():
+        out = mistral(torch.tensor([ids])).logits[0]
+    theirs = torch.nn.functional.cross_entropy(out[:-1], torch.tensor(ids[1:]), reduction="none")
+    ours = nll(ids, {"distance": ("window", {"window": 20})})
+    same(ours, theirs, 1e-3)  # their angles are float32
+    assert (ours - nll(ids, {"distance": ("window", {"window": 21})})).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("base", [500.0, 10000.0])
+def test_llama3_is_transformers(base: float, ids: list[int]) -> None:
+    rope = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    rope["original_max_position_embeddings"] = T
+    ours = nll(ids, {"T": T, "frequency": [("llama3", {"factor": 8.0})]}, theta=base)
+    same(ours, double_nll(ids, rope=rope, theta=base))
+
+
+@pytest.mark.parametrize("factor", [1.0, 2.0])
+def test_dynamic_is_transformers(factor: float, ids: list[int]) -> None:
+    method = {"T": T, "frequency": [("dynamic-ntk", {"length": L, "factor": factor})]}
+    theirs = double_nll(ids, rope={"rope_type": "dynamic", "factor": factor})
+    same(nll(ids, method), theirs, 1e-4)  # their exponents are float32
+
+
+@pytest.mark.parametrize("length", [T, L])
+def test_longrope_is_transformers(length: int, ids: list[int]) -> None:
+    lists = {"short": [1.0 + i / 9 for i in range(8)], "long": [1.0 + i for i in range(8)]}
+    rope: dict[str, Any] = {f"{name}_factor": values for name, values in lists.items()}
+    rope |= {"rope_type": "longrope", "factor": max(1.0, length / T)}
+    rope["original_max_position_embeddings"] = T
+    method = {"T": T, "frequency": [("longrope", {"length": length, **lists})]}
+    same(nll(ids[:length], method), double_nll(ids[:length], rope=rope), 1e-4)  # as above
 
 
 def test_distance_identities(ids: list[int]) -> None:
@@ -201,6 +280,7 @@ def test_published_defaults() -> None:
         assert window + (length - 1 - window) / leak <= 256
         assert leak == 1 or window + (length - 1 - window) / (leak - 1) > 256  # the smallest
     assert [oracle.default_leak(n, 512, 128) for n in (256, 257, 258, 4096)] == [1, 1, 2, 31]
+    assert [oracle.default_group(n, 512, 128) for n in (9, 512, 513, 896, 897)] == [1, 1, 2, 2, 3]
 
 
 def test_mistakes_are_errors(ids: list[int]) -> None:

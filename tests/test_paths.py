@@ -19,7 +19,18 @@ import torch
 from conftest import random_model, tokens
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_engine import DISTANCE, KINDS, Largest, close, logits, padded, rotated, three_parts
+from test_engine import (
+    DISTANCE,
+    KINDS,
+    NARROW,
+    Largest,
+    close,
+    logits,
+    padded,
+    parts_of,
+    rotated,
+    shown,
+)
 from torch import Tensor
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from torch.nn.functional import scaled_dot_product_attention
@@ -34,11 +45,13 @@ from ctxext.engine.merged import merged_attention
 from ctxext.engine.operators import TORCH, CudaEfficient, CudaFlash, Pattern
 from ctxext.engine.paths import FEW, NAMES, attend, choose
 from ctxext.errors import UsageError
+from ctxext.patches import parse
 from ctxext.patches.base import Part
 
 D = 16
 THETA = 100.0 ** (-torch.arange(D // 2, dtype=torch.float64) / (D // 2))
 SCALE = 0.3
+BY_DISTANCE = [*(name for name in DISTANCE if not KINDS[name].absolute), "three"]
 
 
 def turn(x: Tensor, positions: Tensor) -> Tensor:
@@ -50,41 +63,27 @@ def turn(x: Tensor, positions: Tensor) -> Tensor:
     return torch.cat((a * cos - b * sin, b * cos + a * sin), -1).to(x.dtype)
 
 
-def parts_of(kind: str, window: int, leak: float) -> tuple[Part, ...]:
-    if kind == "three":
-        return three_parts(window, leak)
-    return KINDS[kind](**{"window": window, **({"leak": leak} if "leaky" in kind else {})}).parts()
-
-
-def relative(kind: str, window: int, leak: float, delta: Tensor) -> Tensor:
-    """r(δ) as METHODS.md has it, and `three_parts`."""
-    beyond = {
-        "rerope": torch.full_like(delta, window),
-        "leaky-rerope": window + (delta - window) / leak,
-        "three": torch.where(
-            delta < 2 * window,
-            window + (delta - window) / leak,
-            torch.tensor(1.5 * window).to(delta),
-        ),
-    }
-    return torch.where(delta < window, delta, beyond[kind])
-
-
 def truth(
     q: Tensor, k: Tensor, v: Tensor, kind: str, window: int, leak: float, first: list[int]
 ) -> Tensor:
-    """float64 attention [b, h, n, d]: score Σ_i Re[q_i·conj(k_i)·exp(j·r(δ)·θ_i)]; 0 unseen."""
+    """float64 attention [b, h, n, d] of a method over rows that begin at `first`."""
+    return weighed(q, k, v, *shown(kind, window, leak, k.shape[2]), first)
+
+
+def weighed(
+    q: Tensor, k: Tensor, v: Tensor, relative: Tensor, visible: Tensor, first: list[int]
+) -> Tensor:
+    """Score Σ_i Re[q_i·conj(k_i)·exp(j·r·θ_i)] for r, and where it counts, [m, m]; 0 unseen."""
     q, k, v = (x.double() for x in (q, k, v))
     k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
     n, m = q.shape[2], k.shape[2]
-    delta = (torch.arange(m - n, m)[:, None] - torch.arange(m)).double()
-    angle = relative(kind, window, leak, delta.clamp(min=0))[..., None] * THETA
+    angle = relative[m - n :, :, None] * THETA
     a, b = torch.complex(*q.chunk(2, -1)), torch.complex(*k.chunk(2, -1))
     scores = torch.einsum(
         "bhni,bhmi,nmi->bhnm", a, b.conj(), torch.polar(angle * 0 + 1, angle)
     ).real
     slots = torch.arange(m)
-    seen = torch.stack([(delta >= 0) & (slots >= start) for start in first])[:, None]
+    seen = torch.stack([visible[m - n :] & (slots >= start) for start in first])[:, None]
     weights = (scores * SCALE).masked_fill(~seen, -torch.inf).softmax(-1)
     return weights.nan_to_num() @ v
 
@@ -106,13 +105,12 @@ class DenseWindows:
     def forward(
         self, q: Tensor, k: Tensor, v: Tensor, scale: float, pattern: Pattern
     ) -> tuple[Tensor, Tensor]:
-        assert pattern.causal
         assert pattern.mask is None
         n, m, r = q.shape[2], k.shape[2], q.shape[1] // k.shape[1]
         dtype, wide = v.dtype, torch.promote_types(v.dtype, torch.float32)
         q, k, v = q.to(wide), *(x.repeat_interleave(r, 1).to(wide) for x in (k, v))
         delta = torch.arange(m - n, m)[:, None] - torch.arange(m)
-        seen = (delta >= 0) & (delta < (pattern.window or m))
+        seen = (delta >= 0) & (delta < (pattern.window or m)) if pattern.causal else delta == delta
         scores = (q @ k.mT * scale).masked_fill(~seen, -torch.inf)
         assert seen.any(-1).all()
         return (scores.softmax(-1) @ v).to(dtype), scores.logsumexp(-1)
@@ -158,7 +156,8 @@ def test_every_path_is_the_reference(path: str, data: st.DataObject) -> None:
     m = draw(st.integers(1, 200))
     n = draw(st.one_of(st.just(m), st.integers(1, m)))
     window = draw(st.one_of(st.just(1), st.just(m), st.integers(1, m + 5)))
-    kind, leak = draw(st.sampled_from([*DISTANCE, "three"])), draw(st.sampled_from([1.0, 2.5, 8.0]))
+    kinds = [kind for kind in [*DISTANCE, "three"] if (path, kind) != ("flex", "dca")]
+    kind, leak = draw(st.sampled_from(kinds)), draw(st.sampled_from([1.0, 2.5, 8.0]))
     q, k, v = inputs(b, g * r, g, n, m, seed=draw(st.integers(0, 99)))
     sizes = {
         "BLOCK": draw(st.sampled_from([1, 7, 64])),
@@ -189,7 +188,7 @@ def test_left_padded_rows(path: str, data: st.DataObject) -> None:
     m = draw(st.integers(FEW, 120))
     n = draw(st.one_of(st.just(m), st.integers(FEW, m)))
     first = [draw(st.integers(0, m - 1)) for _ in range(3)]
-    window, kind = draw(st.integers(1, m)), draw(st.sampled_from([*DISTANCE, "three"]))
+    window, kind = draw(st.integers(1, m)), draw(st.sampled_from(BY_DISTANCE))
     q, k, v = inputs(3, 4, 2, n, m)
     parts = parts_of(kind, window, 2.5)
     expected = truth(q, k, v, kind, window, 2.5, first)
@@ -211,7 +210,7 @@ def test_left_padded_rows(path: str, data: st.DataObject) -> None:
 def test_half_precision_errs_no_more_than_plain_attention(
     kind: str, path: str, dtype: torch.dtype
 ) -> None:
-    """Mean error against float64 on the same 16-bit inputs, by that of sdpa on as many.
+    """Mean error against float64 on the same 16-bit inputs, by that of sdpa on the same keys.
 
     Plain attention is given q and k that were rotated and rounded; so are ours, and the near ones
     are rotated and rounded once more, which adds at most its own share: √2 in a mean.
@@ -220,11 +219,12 @@ def test_half_precision_errs_no_more_than_plain_attention(
     q, k, v = inputs(2, 4, 2, 150, 150, dtype)
     position = torch.arange(150, dtype=torch.float64)
     turned_q, turned_k = turn(q, position), turn(k, position)
+    visible, delta = shown(kind, 37, 2.5, 150)[1], shown("rerope", 150, 1.0, 150)[0]
     plain = scaled_dot_product_attention(
-        turned_q, turned_k, v, is_causal=True, scale=SCALE, enable_gqa=True
+        turned_q, turned_k, v, attn_mask=visible, scale=SCALE, enable_gqa=True
     )
     expected = truth(q, k, v, kind, 37, 2.5, [0, 0])
-    exact = truth(q, k, v, "rerope", 150, 1.0, [0, 0])  # an infinite window: plain RoPE
+    exact = weighed(q, k, v, delta, visible, [0, 0])  # plain RoPE
     q, k, left = rotated_by(q, k, parts)
     ours = PATHS[path](q, k, v, left, turn, SCALE)
     assert ours.dtype == dtype
@@ -394,6 +394,27 @@ def test_a_path_that_cannot_run(asked: str, device: str, dtype: torch.dtype, wor
         assert torch.equal(logits(model, ids), plain)
 
 
+@pytest.mark.parametrize(
+    ("spec", "asked", "words"),
+    [
+        ("dca:chunk=9,local=3,reach=20", "flex", "chunks are not served"),
+        ("dca:chunk=9,local=3,reach=20", "triton", "chunks and first keys are not served"),
+        ("streaming:window=5", "triton", "chunks and first keys are not served"),
+        ("window:window=5", "triton", "keys that no part shows are not served"),
+    ],
+)
+def test_parts_that_a_path_does_not_serve(spec: str, asked: str, words: str) -> None:
+    """Named where the path is asked for; FlashAttention and torch's own operators serve all."""
+    parts = parse(spec).distance.parts()
+    served = mock.patch.object(paths, "_why_not", return_value=None)
+    with served, pytest.raises(UsageError, match=rf"'{asked}' cannot run: {words}.*sdpa"):
+        choose(asked, "cuda", torch.bfloat16, 64, (), parts)
+    with served:
+        assert choose("auto", "cuda", torch.bfloat16, 64, (), parts).name == "flash"
+        far = parse("self-extend:window=5,group=3").distance.parts()
+        assert choose(asked, "cuda", torch.bfloat16, 64, (), far).name == asked
+
+
 def test_every_path_has_a_line() -> None:
     assert paths.__doc__
     assert [line.split()[0] for line in paths.__doc__.splitlines()[2:]] == [*NAMES, "dense"]
@@ -403,7 +424,7 @@ def test_every_path_has_a_line() -> None:
 
 
 @pytest.mark.parametrize("attn", ["sdpa", "eager"])
-@pytest.mark.parametrize("spec", ["rerope:window=7", "leaky-rerope:window=5,leak=3+logn"])
+@pytest.mark.parametrize("spec", [*NARROW.values(), "leaky-rerope:window=5,leak=3+logn"])
 def test_prefill_in_chunks_of_padded_rows(spec: str, attn: str) -> None:
     """Left-padded rows read in long chunks, short ones and single steps, each as it is alone."""
     model, rows = random_model(), [tokens(n, seed=n)[0] for n in (90, 61, 20)]

@@ -40,11 +40,11 @@ from ctxext.engine.fused import fused_attention, why_not
 from ctxext.engine.reference import dense_attention
 from ctxext.errors import UnsupportedModelError
 from ctxext.patches import REGISTRY
-from ctxext.patches.base import Part, identity
+from ctxext.patches.base import Part, as_held, identity
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 HALVES = [torch.float16] if DEVICE == "cpu" else [torch.float16, torch.bfloat16]
-KINDS = ["rerope", "leaky-rerope", "three"]
+KINDS = ["rerope", "leaky-rerope", "self-extend", "three"]
 TILINGS = [(16, 16), (32, 16), (16, 32), (64, 32)]
 
 
@@ -78,15 +78,17 @@ def method(kind: str, window: int) -> tuple[Part, ...]:
             Part(2 * window, None, lambda q: q * 0 + 1.5 * window, lambda k: k * 0),
         )
     else:
-        parts = REGISTRY.get(kind)(
-            window=window, **({"leak": 2.5} if "leaky" in kind else {})
-        ).parts()
+        more = {"leaky-rerope": {"leak": 2.5}, "self-extend": {"group": 3}}.get(kind, {})
+        parts = REGISTRY.get(kind)(window=window, **more).parts()
     done = parts[-1].key
 
     def left(own: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
         return lambda x: own(x) - done(x)
 
-    return tuple(Part(p.start, p.stop, left(p.query), left(p.key)) for p in parts)
+    return tuple(
+        Part(p.start, p.stop, left(p.query), as_held if p.key is done else left(p.key))
+        for p in parts
+    )
 
 
 def inputs(

@@ -1,7 +1,7 @@
 """Distance attention by query chunks: memory is linear in length, and few pairs are scored twice.
 
-Each part's keys for a chunk of queries are one slice, since a part is a range of distances; the
-parts' scores stand side by side and share one softmax.
+Each part's keys for a chunk of queries are taken as one slice (`Part.span`); the parts' scores
+stand side by side and share one softmax.
 
 Dimensions: b batch, g key heads, r queries heads per key head, n queries, m keys, c queries in a
 chunk, d head dimension.
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import dropout as drop
 
-from ctxext.patches.base import Part
+from ctxext.patches.base import Part, as_held
 
 SCORES_AT_ONCE = 2**22  # scores held for a chunk: 16 MiB of float32, which a CPU cache still holds
 LONGEST_CHUNK = 128  # a longer one scores more pairs outside the window than it saves in calls
@@ -43,7 +43,7 @@ def chunked_attention(
 ) -> Tensor:
     """Equal to `reference.dense_attention`, argument for argument, in linear memory.
 
-    The last part's keys are taken as they are, unturned: its `key` must be the identity rotation.
+    Keys of parts whose `key` is `as_held` are taken as they are, unturned.
     """
     (b, h, n, _), m = query.shape, key.shape[2]
     turned = _turned(query, key, parts, turn)
@@ -91,12 +91,12 @@ def _turned(
     position = torch.arange(m, dtype=torch.float64)
     turned = []
     for part in parts:
-        first = max(0, m - n - part.stop + 1) if part.stop else 0
-        keys, where = key[:, :, first : m - part.start], position[first : m - part.start]
-        if not keys.shape[2]:
+        first, last = part.span(m - n, m - 1)
+        if last <= first:
             continue
-        if part is not parts[-1]:
-            keys = turn(keys, part.key(where))
+        keys = key[:, :, first:last]
+        if part.key is not as_held:
+            keys = turn(keys, part.key(position[first:last]))
         queries = turn(query, part.query(position[m - n :]))
         turned.append(_Turned(part, queries.view(b, g, h // g, n, d), keys, first))
     return turned
@@ -116,21 +116,26 @@ def single_attention(
     turn: Callable[[Tensor, Tensor], Tensor],
     scaling: float,
 ) -> Tensor:
-    """Equal to `chunked_attention` for one query, n = 1, which sees every key: no mask is made."""
+    """Equal to `chunked_attention` for one query, n = 1, without a mask."""
     (b, h, _, d), (g, m) = query.shape, key.shape[1:3]
     last, scores = torch.tensor([m - 1.0], dtype=torch.float64), []
-    for part in reversed(parts):  # in the order of the slots
-        low = max(0, m - part.stop) if part.stop else 0
-        high = m - part.start
+    spans = [(part.span(m - 1, m - 1), part) for part in parts]
+    seen: list[list[int]] = []  # slots, those that adjoin as one
+    for (low, high), part in sorted(spans, key=lambda item: item[0]):
         if low >= high:
             continue
         keys = key[:, :, low:high]
-        if part is not parts[-1]:
+        if part.key is not as_held:
             keys = turn(keys, part.key(torch.arange(low, high, dtype=torch.float64)))
         q = turn(query, part.query(last)) * scaling
         scores.append(q.view(b, g, h // g, d) @ keys.mT)
-    weights = torch.softmax(torch.cat(scores, -1), -1)
-    return (weights @ value).view(b, h, 1, value.shape[-1])
+        if seen and seen[-1][1] == low:
+            seen[-1][1] = high
+        else:
+            seen.append([low, high])
+    weights = torch.softmax(torch.cat(scores, -1), -1).split([z - a for a, z in seen], -1)
+    some = [w @ value[:, :, a:z] for w, (a, z) in zip(weights, seen, strict=True)]
+    return torch.stack(some).sum(0).view(b, h, 1, value.shape[-1])
 
 
 def _attend_chunk(
@@ -175,8 +180,8 @@ def _score_chunk(
     """Each part's scores [b, g, r, c, keys], and the sinks' last; the slots of each part's keys."""
     scores, spans = [], []
     for part, query, key, first in turned:
-        low = max(first, offset + start - part.stop + 1) if part.stop else first
-        high = min(first + key.shape[2], offset + stop - part.start)
+        low, high = part.span(offset + start, offset + stop - 1)
+        low, high = max(first, low), min(first + key.shape[2], high)
         if high <= low:
             continue
         q = query[:, :, :, start:stop].to(wide) * scaling
@@ -185,9 +190,9 @@ def _score_chunk(
         s = (q.reshape(b, g, r * c, d) @ k.mT).view(b, g, r, c, high - low)
         if softcap is not None:
             s = softcap * torch.tanh(s / softcap)
-        # without a mask or an end, the whole chunk sees every key before its first query's limit
+        # without a mask or an end, the whole chunk sees every key that its first query sees
         sure = mask is None and part.stop is None
-        edge = max(low, offset + start - part.start + 1) if sure else low
+        edge = max(low, part.span(offset + start, offset + start)[1]) if sure else low
         seen = _seen(part, mask, offset, start, stop, edge, high, s.device)
         s[..., edge - low :].masked_fill_(~seen, torch.finfo(s.dtype).min)
         scores.append(s)
@@ -210,8 +215,5 @@ def _seen(
 ) -> Tensor:
     """Which keys low … high−1 queries start … stop−1 see in this part: [b or 1, 1, 1, c, keys]."""
     query = torch.arange(offset + start, offset + stop, device=device)
-    delta = query[:, None] - torch.arange(low, high, device=device)
-    seen = delta >= part.start
-    if part.stop is not None:
-        seen = seen & (delta < part.stop)
+    seen = part.holds(query[:, None], torch.arange(low, high, device=device))
     return seen if mask is None else seen & mask[:, :, None, start:stop, low:high]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
 
-from ctxext.patches.base import Part
+from ctxext.patches.base import Part, as_held
 
 BLOCK = 128  # queries and keys of a block
 
@@ -28,7 +28,7 @@ def flex_part_attention(
     scaling: float,
     flex: Callable[..., Any] | None = None,
 ) -> Tensor:
-    """Equal to `merged.merged_attention`; arguments as there.
+    """Equal to `merged.merged_attention`, for parts whose unit is 1; arguments as there.
 
     Args:
         flex: the FlexAttention function, by default compiled.
@@ -39,16 +39,15 @@ def flex_part_attention(
     out, lse = torch.empty(0), torch.empty(0)
     for part in parts:
         low = max(m - n, part.start)
-        if low >= m:
+        left, right = part.span(low, m - 1)
+        if left >= right:
             continue
-        left = max(0, low - part.stop + 1) if part.stop else 0
-        q, k = query[:, :, low - (m - n) :], key[:, :, left : m - part.start]
-        where = position[left : m - part.start]
+        q, k = query[:, :, low - (m - n) :], key[:, :, left:right]
         new, aux = flex(
             turn(q, part.query(position[low:])),
-            k if part is parts[-1] else turn(k, part.key(where)),
-            value[:, :, left : m - part.start],
-            block_mask=block_mask(m - low, len(where), low - left, part, query.device),
+            k if part.key is as_held else turn(k, part.key(position[left:right])),
+            value[:, :, left:right],
+            block_mask=block_mask(m - low, right - left, low - left, part, query.device),
             scale=scaling,
             enable_gqa=grouped,
             return_aux=AuxRequest(lse=True),

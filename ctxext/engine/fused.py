@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ctxext.errors import UnsupportedModelError
-from ctxext.patches.base import Part
+from ctxext.patches.base import Part, as_held
 
 try:
     import triton
@@ -71,6 +71,19 @@ def why_not(device_type: str, dtype: torch.dtype, head_dim: int) -> str | None:
     return None
 
 
+def why_not_parts(parts: tuple[Part, ...]) -> str | None:
+    """What keeps the kernel from a method's parts, in a few words; None where it serves them."""
+    if not parts:
+        return None
+    if len(parts) > MOST_PARTS:
+        return f"{len(parts)} parts are more than {MOST_PARTS}"
+    if any(part.unit > 1 or part.first is not None for part in parts):
+        return "chunks and first keys are not served"
+    if [part.start for part in parts] != [0, *(part.stop for part in parts[:-1])]:
+        return "parts that are not next to each other are not served"
+    return None if parts[-1].stop is None else "keys that no part shows are not served"
+
+
 def fused_attention(
     query: Tensor,
     key: Tensor,
@@ -82,12 +95,12 @@ def fused_attention(
 ) -> Tensor:
     """Equal to `chunked_attention`, argument for argument, but for a mask and dropout.
 
-    The last part's keys are taken as they are, unturned: its `key` must be the identity rotation.
+    Keys of parts whose `key` is `as_held` are taken as they are, unturned.
 
     Args:
         query: [b, h, n, d]; the queries are the last n of the m slots.
         key, value: [b, g, m, d] and [b, g, m, v], with h a multiple of g.
-        parts: one to three, nearest first; they cover every δ ≥ 0 once.
+        parts: one to three, nearest first; they cover every δ ≥ 0 once (`why_not_parts`).
         turn: `turn(x [b, *, l, d], positions [l])` rotates each x by its position (tokens;
             float64, on the CPU).
         scaling: what scores are multiplied by, above 0.
@@ -147,8 +160,7 @@ def _require_served(
     reason = why_not(kind, dtype, query.shape[3]) or why_not(kind, dtype, value.shape[3])
     if reason is None and not key.dtype == value.dtype == dtype:
         reason = f"its dtypes differ: {dtype}, {key.dtype} and {value.dtype}"
-    if reason is None and len(parts) > MOST_PARTS:
-        reason = f"{len(parts)} parts are more than {MOST_PARTS}"
+    reason = reason or why_not_parts(parts)
     if reason is None and not scaling > 0:
         reason = f"a scaling of {scaling} is not above 0"
     if torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value)):
@@ -173,7 +185,7 @@ def _turn_parts(
         if here.start >= here.stop:
             continue
         keys = key[:, :, here]
-        if part is not parts[-1]:
+        if part.key is not as_held:
             keys = turn(keys, part.key(position[here]))
         queries = turn(query, part.query(position[m - n :]))
         turned.append(_Turned(_heads(queries), _heads(keys)))

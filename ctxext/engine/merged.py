@@ -1,9 +1,10 @@
 """Distance attention as a few plain attentions, merged by their log-sum-exp.
 
 No pair is scored twice but at the corners of the window's blocks, and memory is linear in length.
-Each part falls into calls of a plain attention operator: where every query sees every key, where
-as many queries see as many keys causally, and along the window's far edge blocks of queries, each
-with the keys that it sees. With the same views of its gradients a call serves the backward.
+Each part falls into regions of consecutive queries and keys, and these into calls of a plain
+attention operator: where every query sees every key, where as many queries see as many keys
+causally, and along a window's far edge blocks of queries, each with the keys that it sees. With the
+same views of its gradients a call serves the backward.
 
 Dimensions: b batch, h query heads, g key heads, n queries, m keys, d head dimension.
 """
@@ -18,12 +19,28 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ctxext.engine.operators import Operator, Pattern
-from ctxext.patches.base import Part
+from ctxext.patches.base import Part, as_held
 
 BLOCK = 64  # queries in a block: it scores (window + BLOCK − 1) keys to each
 BLOCKS_AT_ONCE = 32  # bounds what the backward holds: the blocks' keys overlap
 
 View = Callable[[Tensor], Tensor]
+
+
+class Region(NamedTuple):
+    """Queries low … high−1 and keys left … right−1, by position, within one part.
+
+    Without a `lag` every query sees every key. With one, a query at p sees keys up to p − lag, of
+    them the last `window`; right is then high − lag.
+    """
+
+    part: int
+    low: int
+    high: int
+    left: int
+    right: int
+    lag: int | None = None
+    window: int | None = None
 
 
 class Call(NamedTuple):
@@ -56,7 +73,7 @@ def merged_attention(
 
     Args:
         query, key, value, turn, scaling: as there; key and value have one head dimension.
-        parts: the last part's keys are taken as they are: its `key` must be the identity.
+        parts: as there; keys of those whose `key` is `as_held` are taken as they are.
         operator: what computes plain attention on this device, in this dtype.
     """
     n, m = query.shape[2], key.shape[2]
@@ -64,10 +81,14 @@ def merged_attention(
     position = torch.arange(m, dtype=torch.float64)
     queries, keys, firsts = [], [], []
     for part in parts:
-        first = max(0, m - n - part.stop + 1) if part.stop else 0
-        k = key[:, :, first:]
-        keys.append(k if part is parts[-1] else turn(k, part.key(position[first:])))
-        queries.append(turn(query, part.query(position[m - n :])))
+        first, last = part.span(m - n, m - 1)
+        q, k = query, key[:, :, first : max(first, last)]
+        if first < last:
+            q = turn(q, part.query(position[m - n :]))
+        if first < last and part.key is not as_held:
+            k = turn(k, part.key(position[first:last]))
+        queries.append(q)
+        keys.append(k)
         firsts.append(first)
     (b, h, _, d), g = query.shape, key.shape[1]
     divide = _windows if operator.windows else _triangles
@@ -86,30 +107,59 @@ def _single(
     """One call for each part of a single query, which sees all of the part's keys."""
     m = key.shape[2]
     for index, part in enumerate(parts):
-        low = max(0, m - part.stop) if part.stop else 0
-        if low < m - part.start:
-            keys = _cut(low - firsts[index], m - part.start - firsts[index])
+        low, high = part.span(m - 1, m - 1)
+        if low < high:
+            keys = _cut(low - firsts[index], high - firsts[index])
             yield Call(index, _cut(0, None), keys, Pattern(), False, index == 0)
 
 
 def _windows(
     parts: tuple[Part, ...], firsts: list[int], query: Tensor, key: Tensor
 ) -> Iterator[Call]:
-    """One call for each part, for operators that take windows."""
+    """One call for each region, for operators that take windows."""
     n, m = query.shape[2], key.shape[2]
-    for index, part in enumerate(parts):
-        low = max(m - n, part.start)
-        if low >= m:
-            continue
-        left = max(0, low - part.stop + 1) if part.stop else 0
-        skip, a, z = low - (m - n), left - firsts[index], m - part.start - firsts[index]
-        pattern = Pattern(True, None, part.stop - part.start if part.stop else None)
-        rows, keys = _cut(skip, n), _cut(a, z)
-        yield Call(index, rows, keys, pattern, False, index == 0)
+    for part, low, high, left, right, lag, window in _all_regions(parts, n, m):
+        rows = _cut(low - (m - n), high - (m - n))
+        keys = _cut(left - firsts[part], right - firsts[part])
+        yield Call(part, rows, keys, Pattern(lag is not None, None, window), False, part == 0)
 
 
 def _cut(start: int, stop: int | None) -> View:
     return lambda x: x[:, :, start:stop]
+
+
+def _all_regions(parts: tuple[Part, ...], n: int, m: int) -> Iterator[Region]:
+    """The regions of every part for the last n of m positions, those of the first part first."""
+    for index, part in enumerate(parts):
+        yield from _chunks(part, index, n, m) if part.unit > 1 else _range(part, index, n, m)
+
+
+def _range(part: Part, index: int, n: int, m: int) -> Iterator[Region]:
+    """The regions of a part that is a range of distances."""
+    low = max(m - n, part.start)  # the first position whose query sees a key of this part
+    last = m if part.first is None else part.start + part.first  # from which on it sees all `first`
+    if part.stop is not None:
+        window, left = part.stop - part.start, max(0, low - part.stop + 1)
+        if low < m:
+            yield Region(index, low, m, left, m - part.start, part.start, window)
+        return
+    high = min(m, last)
+    if low < high:
+        yield Region(index, low, high, 0, high - part.start, part.start)
+    if part.first and max(low, high) < m:
+        yield Region(index, max(low, high), m, 0, part.first)
+
+
+def _chunks(part: Part, index: int, n: int, m: int) -> Iterator[Region]:
+    """The regions of a part that goes by chunks of `unit` positions: one or two for each chunk."""
+    for chunk in range((m - n) // part.unit, (m - 1) // part.unit + 1):
+        begin = chunk * part.unit
+        low, high = max(m - n, begin), min(m, begin + part.unit)
+        left, right = part.span(low, low)
+        if part.start == 0:  # of which the query's own chunk is causal
+            yield Region(index, low, high, left, high, 0)
+        elif left < right:
+            yield Region(index, low, high, left, right)
 
 
 def _triangles(
@@ -117,26 +167,41 @@ def _triangles(
 ) -> Iterator[Call]:
     """The calls that cover every pair of every part once, those of the first part first."""
     (b, h, n, _), (g, m) = query.shape, key.shape[1:3]
-    for index, part in enumerate(parts):
-        low = max(m - n, part.start)  # the first position whose query sees a key of this part
-        high = min(m, max(low, part.stop)) if part.stop else m  # the first that may miss one
+    for region in _all_regions(parts, n, m):
         for r in range(h // g):
 
             def rows(x: Tensor, a: int, z: int, r: int = r) -> Tensor:
                 return x[:, r :: h // g, a - (m - n) : z - (m - n)]
 
-            def keys(x: Tensor, a: int, z: int, first: int = firsts[index]) -> Tensor:
+            def keys(x: Tensor, a: int, z: int, first: int = firsts[region.part]) -> Tensor:
                 return x[:, :, a - first : z - first]
 
-            if low < high:
-                here = _bound(rows, low, high)
-                seen = _bound(keys, low - part.start, high - part.start)
-                yield Call(index, here, seen, Pattern(causal=True), False, index == 0)
-            if part.start < low < high:
-                seen = _bound(keys, 0, low - part.start)
-                yield Call(index, here, seen, Pattern(), False, False)
-            if high < m:
-                yield from _blocks(part, index, rows, keys, high, m, b, query)
+            yield from _corners(region, rows, keys, b, query)
+
+
+def _corners(
+    region: Region,
+    rows: Callable[[Tensor, int, int], Tensor],
+    keys: Callable[[Tensor, int, int], Tensor],
+    b: int,
+    like: Tensor,
+) -> Iterator[Call]:
+    """A region as a triangle, a rectangle beside it, and blocks along its window's far edge."""
+    index, low, high, left, right, lag, window = region
+    fresh = index == 0
+    if lag is None:
+        here = _bound(rows, low, high)
+        yield Call(index, here, _bound(keys, left, right), Pattern(), False, fresh)
+        return
+    whole = high if window is None else min(high, max(low, lag + window))
+    if low < whole:  # queries that see every key from `left` on
+        here = _bound(rows, low, whole)
+        seen = _bound(keys, low - lag, whole - lag)
+        yield Call(index, here, seen, Pattern(causal=True), False, fresh)
+    if left < low - lag and low < whole:
+        yield Call(index, here, _bound(keys, left, low - lag), Pattern(), False, False)
+    if whole < high and window is not None:
+        yield from _blocks(index, lag, window, rows, keys, whole, high, b, like)
 
 
 def _bound(view: Callable[[Tensor, int, int], Tensor], start: int, stop: int) -> View:
@@ -144,8 +209,9 @@ def _bound(view: Callable[[Tensor, int, int], Tensor], start: int, stop: int) ->
 
 
 def _blocks(
-    part: Part,
     index: int,
+    lag: int,
+    window: int,
     rows: Callable[[Tensor, int, int], Tensor],
     keys: Callable[[Tensor, int, int], Tensor],
     low: int,
@@ -153,9 +219,8 @@ def _blocks(
     b: int,
     like: Tensor,
 ) -> Iterator[Call]:
-    """Calls for the queries low … high−1, all of which stand beyond the part's far edge."""
-    assert part.stop is not None
-    window, start = part.stop - part.start, low
+    """Calls for the queries low … high−1, all of which see as many keys as the window holds."""
+    start = low
     while start < high:
         size = min(BLOCK, high - start)
         count = min((high - start) // size, BLOCKS_AT_ONCE)
@@ -170,7 +235,7 @@ def _blocks(
             def seen(
                 x: Tensor, i: int = i, a: int = start, z: int = stop, n: int = size, w: int = width
             ) -> Tensor:
-                some = keys(x, a - part.stop + 1, z - part.start)[i]  # type: ignore[operator]
+                some = keys(x, a - lag - window + 1, z - lag)[i]
                 return some.unfold(1, w, n).permute(1, 0, 3, 2)
 
             yield Call(index, here, seen, Pattern(mask=mask), True, index == 0)

@@ -138,7 +138,7 @@ class CudaFlash:
         self, q: Tensor, k: Tensor, v: Tensor, scale: float, pattern: Pattern
     ) -> tuple[Tensor, Tensor]:
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-        left = self._left(pattern)
+        left, right = self._sides(pattern)
         if self._package:
             flash = importlib.import_module("flash_attn")
             out, lse, _ = flash.flash_attn_func(
@@ -146,8 +146,8 @@ class CudaFlash:
                 k,
                 v,
                 softmax_scale=scale,
-                causal=True,
-                window_size=(left, 0),
+                causal=pattern.causal,
+                window_size=(left, right),
                 return_attn_probs=True,
             )
         else:
@@ -160,11 +160,11 @@ class CudaFlash:
                 q.shape[1],
                 k.shape[1],
                 0.0,
-                True,
+                pattern.causal,
                 False,
                 scale=scale,
                 window_size_left=left,
-                window_size_right=0,
+                window_size_right=right,
             )
         return out.transpose(1, 2), lse
 
@@ -181,6 +181,7 @@ class CudaFlash:
     ) -> Gradients:
         grad, q, k, v, out = (x.transpose(1, 2) for x in (grad, q, k, v, out))
         state = torch.zeros(2, dtype=torch.uint64, device=q.device)  # of a dropout of 0
+        left, right = self._sides(pattern)
         dq, dk, dv = aten._flash_attention_backward(
             grad.contiguous(),
             q,
@@ -193,18 +194,20 @@ class CudaFlash:
             q.shape[1],
             k.shape[1],
             0.0,
-            True,
+            pattern.causal,
             state,
             state,
             scale=scale,
-            window_size_left=self._left(pattern),
-            window_size_right=0,
+            window_size_left=left,
+            window_size_right=right,
         )
         return dq.transpose(1, 2), dk.transpose(1, 2), dv.transpose(1, 2)
 
     @staticmethod
-    def _left(pattern: Pattern) -> int:
-        return -1 if pattern.window is None else pattern.window - 1
+    def _sides(pattern: Pattern) -> tuple[int, int]:
+        """How many keys before and after its own a query sees; −1 for all."""
+        left = -1 if pattern.window is None else pattern.window - 1
+        return left, 0 if pattern.causal else -1
 
 
 TORCH: dict[str, Operator] = {"cpu": CpuFlash(), "cuda": CudaEfficient()}  # by device type

@@ -27,7 +27,7 @@ from ctxext.engine.switch import replace, use_attention
 from ctxext.errors import UnsupportedModelError, UsageError
 from ctxext.models.layout import UNSCALED, Source, find_sources, head_dim
 from ctxext.patches import Spec, parse
-from ctxext.patches.base import Span
+from ctxext.patches.base import Part, Span
 
 HANDLE = "_ctxext_handle"
 
@@ -143,21 +143,24 @@ def refit(model: Any, handle: Handle) -> None:
     state = next(states, None)
     if state is not None and state.parts:
         taking = [layer for layer in state.layers.values() if not layer.inside]
-        handle.choice = _fitting(model, taking, "auto")
+        handle.choice = _fitting(model, taking, state.parts, "auto")
         state.path = handle.choice.name
 
 
 def _choose(model: Any, anatomy: Anatomy, spec: Spec, attn: str) -> Choice:
     """The attention path; errors as for `paths.choose`, whatever the spec."""
-    choice = _fitting(model, anatomy.taking, attn)
+    parts = spec.distance.parts() if spec.distance else ()
+    choice = _fitting(model, anatomy.taking, parts, attn)
     return choice if spec.distance and anatomy.sources else Choice(_own(model), ())
 
 
-def _fitting(model: Any, layers: list[Layer], attn: str) -> Choice:
+def _fitting(model: Any, layers: list[Layer], parts: tuple[Part, ...], attn: str) -> Choice:
     """The path for these layers where the model is."""
     wide = max((layer.head_dim for layer in layers), default=None)
     needs = [name for name in ("softcap", "sinks") if any(getattr(x, name) for x in layers)]
-    return choose(attn, str(model.device), model.dtype, wide or head_dim(model.config), needs)
+    return choose(
+        attn, str(model.device), model.dtype, wide or head_dim(model.config), needs, parts
+    )
 
 
 def _own(model: Any) -> str:
@@ -222,7 +225,8 @@ def _apply_seams(
     undo: contextlib.ExitStack,
 ) -> None:
     """Put the seams on, and check on a few tokens that they are the ones the model uses."""
-    parts = spec.distance.parts() if spec.distance and feeds else ()
+    distance = spec.distance if feeds else None
+    parts = distance.parts() if distance else ()
     deep = bool(parts or spec.query_scales)
     alone = anatomy.alone if parts or spec.frequencies else {}
     if not (deep or alone):
@@ -235,6 +239,8 @@ def _apply_seams(
     layers = {layer.module: layer for layer in anatomy.layers}
     by_source = {feed.source: feed for feed in feeds}
     state = State(layers, by_source, trained, (), spec.query_scales, path, own)
+    if distance:
+        state.cached, state.absolute = parts[distance.cached].key, distance.absolute
     for feed in feeds:
         feed.before = feed.before if alone else None
     for module in {id(s.module): s.module for s in by_source}.values():
@@ -289,7 +295,8 @@ def _check_inputs(state: State, module: nn.Module, args: Any, kwargs: dict[str, 
             "distance methods do not support padding between the tokens of a row: pad on one "
             "side only"
         )
-    if state.query_scales and flat is not None and given.get("position_ids") is None:
+    counting = state.query_scales or state.absolute
+    if counting and flat is not None and given.get("position_ids") is None:
         tokens = given.get("input_ids")
         tokens = given["inputs_embeds"] if tokens is None else tokens
         positions = (flat.long().cumsum(-1) - 1).clamp(min=0)

@@ -21,7 +21,7 @@ from torch.nn.functional import pad
 
 from ctxext.engine.chunked import chunked_attention, single_attention
 from ctxext.engine.flex import flex_part_attention
-from ctxext.engine.fused import fused_attention
+from ctxext.engine.fused import fused_attention, why_not_parts
 from ctxext.engine.fused import why_not as why_not_fused
 from ctxext.engine.merged import merged_attention
 from ctxext.engine.operators import TORCH, CudaFlash
@@ -46,7 +46,12 @@ class Choice(NamedTuple):
 
 
 def choose(
-    asked: str, device: str, dtype: torch.dtype, head_dim: int, needs: Sequence[str] = ()
+    asked: str,
+    device: str,
+    dtype: torch.dtype,
+    head_dim: int,
+    needs: Sequence[str] = (),
+    parts: tuple[Part, ...] = (),
 ) -> Choice:
     """The path to take.
 
@@ -56,6 +61,7 @@ def choose(
         head_dim: of queries and keys.
         needs: what the model's attention has besides, such as "softcap" or "sinks", which only
             the reference serves.
+        parts: of the distance method.
 
     Raises:
         UsageError: an unknown path, or one that cannot run there; the message says why.
@@ -69,6 +75,9 @@ def choose(
     if needs:
         unserved = dict.fromkeys(NAMES[:-1], f"{' and '.join(needs)} are not served")
         why |= {name: why[name] or reason for name, reason in unserved.items()}
+    why["triton"] = why["triton"] or why_not_parts(parts)
+    if any(part.unit > 1 for part in parts):
+        why["flex"] = why["flex"] or "chunks are not served"
     if asked == "auto":
         why |= {name: why[name] or "not measured to be faster" for name in UNMEASURED}
         name = next(name for name in NAMES if why[name] is None)

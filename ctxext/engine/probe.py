@@ -495,7 +495,7 @@ def check_outputs(model: Any, state: State, before: list[Tensor]) -> None:
     rounding an angle of TOKENS radians costs 1e-6 a layer; in 16 bits, where each rounding
     costs 4e-3 and may route a token to another expert, half of the tokens must be within 1e-1.
     """
-    kept, state.parts = state.parts, _wide(state.parts)
+    kept, state.parts = state.parts, _wide(state) if state.parts else ()
     scales, state.query_scales = state.query_scales, ()
     try:
         after = outputs(model, state.layers.values(), state.feeds)
@@ -512,10 +512,7 @@ def check_outputs(model: Any, state: State, before: list[Tensor]) -> None:
             )
 
 
-def _wide(parts: tuple[Part, ...]) -> tuple[Part, ...]:
+def _wide(state: State) -> tuple[Part, ...]:
     """The same cached keys, with a near part that reaches over the whole probe."""
-    if not parts:
-        return parts
-    far = parts[-1]
     near = Part(0, TOKENS, identity, identity)
-    return (near, Part(TOKENS, None, far.query, far.key))
+    return (near, Part(TOKENS, None, state.cached, state.cached))

@@ -25,16 +25,16 @@ def dense_attention(
     softcap: float | None = None,
     sinks: Tensor | None = None,
 ) -> Tensor:
-    """Softmax attention in which each pair is scored by the part that its distance falls in.
+    """Softmax attention in which each pair is scored by the part that it is in.
 
     Args:
         query: [b, h, n, d]; the queries are the last n of the m positions.
         key, value: [b, g, m, d], with h a multiple of g.
-        parts: cover every δ ≥ 0 once.
+        parts: none of which share a pair; pairs in none are not seen.
         turn: `turn(x [b, *, l, d], positions [l])` rotates each x by its position (tokens;
             float64, on the CPU).
         scaling: what scores are multiplied by.
-        mask: [b or 1, 1, n, m], True where seen; None is causal.
+        mask: [b or 1, 1, n, m], True where seen; None hides nothing more.
         dropout: probability of dropping a weight.
         softcap: scores s become softcap · tanh(s / softcap).
         sinks: [h], a score for each head that takes weight and gives nothing.
@@ -46,15 +46,15 @@ def dense_attention(
     n, m = query.shape[2], key.shape[2]
     key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], 1) for x in (key, value))
     position = torch.arange(m, dtype=torch.float64)
-    delta = (position[m - n :, None] - position).to(query.device)
-    scores = query.new_zeros(*query.shape[:3], m)
+    slot = torch.arange(m, device=query.device)
+    scores, seen = query.new_zeros(*query.shape[:3], m), slot < 0
     for part in parts:
         far = turn(query, part.query(position[m - n :])) @ turn(key, part.key(position)).mT
-        here = (delta >= part.start) & (delta < (part.stop or m))
-        scores = torch.where(here, far * scaling, scores)
+        here = part.holds(slot[m - n :, None], slot)
+        scores, seen = torch.where(here, far * scaling, scores), seen | here
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
-    seen = delta >= 0 if mask is None else mask & (delta >= 0)
+    seen = seen if mask is None else mask & seen
     scores = scores.masked_fill(~seen, torch.finfo(scores.dtype).min)
     wide = torch.promote_types(scores.dtype, torch.float32)
     if sinks is not None:

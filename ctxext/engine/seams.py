@@ -7,9 +7,10 @@ cached; the attention function turns queries, and the near keys, by what is left
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar, cast
 
 import torch
@@ -20,10 +21,11 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ctxext.engine.paths import attend
 from ctxext.engine.probe import Layer, call_rotary, plain_type
+from ctxext.engine.runs import Run, attend_runs, find_runs
 from ctxext.engine.switch import registered
 from ctxext.errors import UnsupportedModelError
 from ctxext.models.layout import LENGTH_DEPENDENT, Source
-from ctxext.patches.base import Part, QueryScale, identity
+from ctxext.patches.base import Part, QueryScale, as_held, identity
 
 KEPT = "_ctxext_kept"  # the attribute of a table that has the tables of before the patch
 STATE = "_ctxext_state"  # the attribute by which an attention module finds its model's state
@@ -133,6 +135,9 @@ class State:
     padding: tuple[Tensor, list[int] | None] | None = None  # a mask, and what it says
     causal: Tensor | None = None  # a mask that shows no token what comes after it
     name: str | None = None  # what the attention function is registered as
+    cached: Callable[[Tensor], Tensor] = identity  # the positions of the keys that a cache holds
+    absolute: bool = False  # whether the parts go by more than distance
+    runs: tuple[Tensor, Tensor | None, list[Run] | None] | None = None  # of positions and a mask
 
     @uncompiled
     def forward(
@@ -149,7 +154,7 @@ class State:
         if feed is None:
             return call_rotary(own, x, position_ids, layer_type)
         self.positions = position_ids if position_ids.ndim == 2 else position_ids[0]
-        self.padding = self.causal = None
+        self.padding = self.causal = self.runs = None
         feed.turned.clear()
         feed.given = self._tables(feed, x, position_ids)
         if feed.before is not None:
@@ -195,7 +200,7 @@ class State:
             return call_rotary(feed.rotate, x, position_ids, feed.source.layer_type)
         if feed.source.scaling in LENGTH_DEPENDENT:  # let the module see the true positions
             call_rotary(feed.rotate, x, position_ids, feed.source.layer_type)
-        tables = feed.tables(x, self.parts[-1].key(position_ids.double()))
+        tables = feed.tables(x, self.cached(position_ids.double()))
         if feed.factor == 1:
             return tables
         if isinstance(tables, tuple):
@@ -204,13 +209,16 @@ class State:
 
     def left_over(self) -> tuple[Part, ...]:
         """The parts as seen from keys, and queries, that the rotary module rotated already."""
-        done = self.parts[-1].key
+        done = self.cached
+
+        def left(own: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+            return lambda p: own(p) - done(p)
+
         return tuple(
-            Part(
-                part.start,
-                part.stop,
-                lambda p, own=part.query: own(p) - done(p),  # type: ignore[misc]
-                lambda p, own=part.key: own(p) - done(p),  # type: ignore[misc]
+            replace(
+                part,
+                query=left(part.query),
+                key=as_held if part.key is done else left(part.key),
             )
             for part in self.parts
         )
@@ -226,6 +234,18 @@ class State:
             flat = mask[:, 0, 0]
             self.padding = (mask, None if has_holes(flat) else flat.int().argmax(-1).tolist())
         return self.padding[1]
+
+    def find_runs(
+        self, mask: Tensor | None, given: Tensor | None, query: Tensor, key: Tensor
+    ) -> list[Run] | None:
+        """`find_runs` of the forward that is running, whose layers share positions and mask."""
+        positions = self.positions if given is None else given
+        assert positions is not None
+        positions = positions if positions.ndim == 2 else positions[0]
+        if self.runs is None or self.runs[0] is not positions or self.runs[1] is not mask:
+            b, _, n, _ = query.shape
+            self.runs = (positions, mask, find_runs(positions, mask, b, n, key.shape[2]))
+        return self.runs[2]
 
     def refuse_ahead(self, mask: Tensor) -> None:
         """UnsupportedModelError where a mask [b, 1, n, m] shows a token what comes after it."""
@@ -326,20 +346,16 @@ def _distance_attention(
     scaling = scaling if scaling is not None else query.shape[-1] ** -0.5
     if watch := layer.module.__dict__.get(WATCH):
         watch(query, key, parts, turn, scaling, mask, softcap, s_aux)
-    output = attend(
-        state.path,
-        query,
-        key,
-        value,
-        parts,
-        turn,
-        scaling,
-        mask,
-        dropout,
-        state.first_tokens(mask, query.shape[2]),
-        softcap,
-        s_aux,
-    )
+    run = functools.partial(
+        attend, state.path, parts=parts, turn=turn, scaling=scaling,
+        dropout=dropout, softcap=softcap, sinks=s_aux,
+    )  # fmt: skip
+    if state.absolute and layer.source is not None:
+        runs = state.find_runs(mask, kwargs.get("position_ids"), query, key)
+        output = attend_runs(run, runs, query, key, value)
+    else:
+        first = state.first_tokens(mask, query.shape[2])
+        output = run(query, key, value, mask=mask, first=first)
     return output.transpose(1, 2).contiguous(), None
 
 

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from typing_extensions import Self
 
+    Map = Callable[[Tensor], Tensor]
+
 SECTIONS = ("Formula", "Source", "Parameters", "Inside T", "Beyond T")
 
 
@@ -136,29 +138,71 @@ class Stretch(Frequency):
 
 @dataclass(frozen=True)
 class Part:
-    """The keys at start ≤ δ < stop, and the positions that they and their query take there.
+    """Some of the pairs of a query and a key not ahead of it, and the positions they take there.
+
+    The pairs are those with start ≤ ⌊q/unit⌋ − ⌊k/unit⌋ < stop, q and k true positions in tokens;
+    with a `unit` of 1 that is start ≤ δ < stop. `stop` None: no end. With `first` only the keys at
+    positions below it are meant: such a part has no end, and a unit of 1.
 
     `query` and `key` map true positions (any tensor of numbers, tokens) to effective ones, so
-    that the part is plain attention between R(query(q))·q and R(key(k))·k. `stop` None: no end.
+    that the part is plain attention between R(query(q))·q and R(key(k))·k.
     """
 
     start: int
     stop: int | None
-    query: Callable[[Tensor], Tensor]
-    key: Callable[[Tensor], Tensor]
+    query: Map
+    key: Map
+    unit: int = 1
+    first: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.first is not None and (self.stop is not None or self.unit != 1):
+            raise ValueError("a part of the first keys has no end, and a unit of 1")
+
+    def span(self, oldest: int, newest: int) -> tuple[int, int]:
+        """Between which positions the keys are that queries oldest … newest have: low, high.
+
+        Where there are none, high ≤ low; for one query, oldest = newest, it has all of them.
+        """
+        low, high = 0, min(newest + 1, (newest // self.unit - self.start + 1) * self.unit)
+        if self.stop is not None:
+            low = max(0, (oldest // self.unit - self.stop + 1) * self.unit)
+        return low, high if self.first is None else min(high, self.first)
+
+    def holds(self, query: Tensor, key: Tensor) -> Tensor:
+        """Which pairs are the part's, for integer positions of shapes that broadcast."""
+        steps = query - key
+        held = steps >= (0 if self.unit > 1 else self.start)
+        if self.unit > 1:
+            steps = query // self.unit - key // self.unit
+            held = held & (steps >= self.start)
+        if self.stop is not None:
+            held = held & (steps < self.stop)
+        return held if self.first is None else held & (key < self.first)
 
 
 @dataclass(frozen=True)
 class Distance(Method):
-    """A method that changes what a key at distance δ looks like to its query."""
+    """A method that changes what a key at distance δ looks like to its query, or hides it.
+
+    Attributes:
+        cached: the index of the part as whose keys a cache holds keys; parts with the same `key`
+            function share them. Other parts turn keys anew with each forward, so that it should
+            be the part that shows most keys.
+        absolute: whether the parts go by more than δ. Else shifting all true positions alike
+            leaves every part's pairs, and in it every query − key of effective positions, as they
+            are, and the engine may count from anywhere. If so, it counts from each row's first
+            token, and refuses positions that do not.
+    """
 
     kind: ClassVar[str] = "distance"
+    cached: ClassVar[int] = -1
+    absolute: ClassVar[bool] = False
 
     def parts(self) -> tuple[Part, ...]:
-        """The parts, nearest first, that cover every δ ≥ 0 once; called on a resolved method.
+        """The parts, none of which share a pair; called on a resolved method.
 
-        The last part's keys are what a cache holds. Each `query` and `key` must be such that
-        shifting all true positions alike leaves every query − key of effective positions as is.
+        Pairs in no part are not seen. The first part starts at 0: each query sees itself in it.
         """
         raise NotImplementedError
 
@@ -177,6 +221,11 @@ class QueryScale(Method):
 def identity(position: Tensor) -> Tensor:
     """The true position."""
     return position
+
+
+def as_held(position: Tensor) -> Tensor:
+    """No turn at all: the `key` of parts that take keys as a cache holds them."""
+    return position * 0
 
 
 def require(holds: bool, key: str, value: object, need: str) -> None:

@@ -53,8 +53,12 @@ class LeakyReRoPE(Distance):
     def parts(self) -> tuple[Part, ...]:
         """Far keys stand at k/leak, far queries at w + (q−w)/leak."""
         require(None not in (self.window, self.leak), "window and leak", None, "resolved first")
-        w, leak = self.window or 0, self.leak or 1.0
-        return (
-            Part(0, w, identity, identity),
-            Part(w, None, lambda q: w + (q - w) / leak, lambda k: k / leak),
-        )
+        return leaky_parts(self.window or 1, self.leak or 1.0)
+
+
+def leaky_parts(w: int, leak: float) -> tuple[Part, ...]:
+    """δ if δ < w, else w + (δ−w)/leak; leaks below 1 are for training (inv-leaky-rerope)."""
+    return (
+        Part(0, w, identity, identity),
+        Part(w, None, lambda q: w + (q - w) / leak, lambda k: k / leak),
+    )
