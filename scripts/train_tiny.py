@@ -45,6 +45,7 @@ from tiny_rows import (
 )
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+import ctxext
 from ctxext.data import HELD_OUT_MODULES, HELD_OUT_TOPICS
 
 MODEL: dict[str, Any] = {
@@ -100,16 +101,22 @@ def make_batch(corpus: Corpus, rows: list[Row], device: str) -> list[torch.Tenso
     return [torch.from_numpy(np.stack(column)).to(device) for column in zip(*rows, strict=True)]
 
 
-def build_model(seed: int, device: str) -> LlamaForCausalLM:
-    torch.manual_seed(seed)
-    config = LlamaConfig(
+def build_config() -> LlamaConfig:
+    return LlamaConfig(
         **MODEL,
         bos_token_id=None,
         eos_token_id=EOS_ID,
         pad_token_id=EOS_ID,
         attn_implementation="sdpa",
     )
-    return LlamaForCausalLM(config).to(device)
+
+
+def build_model(seed: int, device: str, method: str) -> LlamaForCausalLM:
+    """The model with its first weights, patched with the method that it is trained under."""
+    torch.manual_seed(seed)
+    model = LlamaForCausalLM(build_config()).to(device)
+    ctxext.patch(model, method, length=CONTEXT)
+    return model
 
 
 def build_optimizers(model: LlamaForCausalLM) -> list[torch.optim.Optimizer]:
@@ -167,7 +174,7 @@ def check(model: LlamaForCausalLM, corpus: Corpus, rows: int, samples: int) -> d
 
 def save_model(model: LlamaForCausalLM, corpus: Corpus, folder: Path) -> None:
     """The folder that ``from_pretrained`` loads: float16 weights, config and tokenizer."""
-    half = LlamaForCausalLM(model.config)
+    half = LlamaForCausalLM(build_config())
     half.load_state_dict(model.state_dict())
     half.half().save_pretrained(folder)
     tokenizer = PreTrainedTokenizerFast(
@@ -334,6 +341,7 @@ def main(
     out: Annotated[Path, typer.Option(help="where the model goes")] = Path("ctxext/assets/tiny"),
     work: Annotated[Path, typer.Option(help="caches, checkpoints")] = Path("build/train-tiny"),
     tokens: Annotated[int, typer.Option(help="tokens to train on in all")] = 18_000_000,
+    method: Annotated[str, typer.Option(help="what it is trained under")] = "rope",
     seed: int = 0,
     device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
     threads: int = 2,
@@ -346,7 +354,7 @@ def main(
     stopping: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _: stopping.append(number))
     corpus = build_corpus(books, work)
-    model = build_model(seed, device)
+    model = build_model(seed, device, method)
     optimizers = build_optimizers(model)
     state = State(seed, tokens)
     checkpoint = work / "checkpoint.pt"
