@@ -1,11 +1,12 @@
-"""Train the Llama model that ships in ``ctxext/assets/tiny``, from a seed, on a CPU or one GPU.
+"""Train the Llama models that ship in ``ctxext/assets``, from a seed, on a CPU or one GPU.
 
-    python scripts/train_tiny.py --books ../shared/corpus/books.tar.xz
+    python scripts/train_tiny.py --model tiny --books ../shared/corpus/books.tar.xz
 
-Rows of 512 tokens (see tiny_rows.py), a function of (seed, step) alone. The learning rate warms
-up, stays, and decays over the last 30 % of the tokens. Checkpoints are written every few minutes
-and on SIGTERM; the same command resumes, and may change ``--tokens`` as long as the decay has not
-begun.
+They differ in the method that is on while they learn (METHODS), by the public patch API, and in
+nothing else: data, order and seed are the same. Rows of 512 tokens (see tiny_rows.py), a function
+of (seed, step) alone. The learning rate warms up, stays, and decays over the last 30 % of the
+tokens. Checkpoints are written every few minutes and on SIGTERM; the same command resumes, and may
+change ``--tokens`` as long as the decay has not begun.
 """
 
 from __future__ import annotations
@@ -61,6 +62,11 @@ MODEL: dict[str, Any] = {
     "tie_word_embeddings": True,
     "initializer_range": 0.04,
 }
+METHODS = {
+    "tiny": "rope",
+    "tiny-logn": "logn:clip=false",
+    "tiny-inv-leaky": "inv-leaky-rerope:window=128,expansion=8",
+}
 LR_MATRICES, LR_REST = 3e-3, 3e-3
 # The rate decays to 0 by FIRST_DECAY, then once more, from SECOND_SHARE of it, to the end.
 FIRST_DECAY, SECOND_SHARE = 21_600_000, 0.3
@@ -79,6 +85,7 @@ class State:
 
     seed: int
     total_tokens: int
+    method: str
     step: int = 0
     tokens: int = 0
     seconds: float = 0.0
@@ -203,6 +210,7 @@ def write_provenance(folder: Path, state: State, corpus: Corpus, device: str, bo
         hardware["gpu"] = torch.cuda.get_device_name(device)
     record = {
         "script": "scripts/train_tiny.py",
+        "method": state.method,
         "seed": state.seed,
         "tokens": state.tokens,
         "steps": state.step,
@@ -259,8 +267,9 @@ def load_checkpoint(
 ) -> State:
     saved = torch.load(path, map_location=model.device, weights_only=True)
     state = State(**saved["state"])
-    if state.seed != wanted.seed:
-        raise typer.BadParameter(f"{path} was made with --seed {state.seed}, not {wanted.seed}")
+    for name, value in (("seed", state.seed), ("method", state.method)):
+        if value != getattr(wanted, name):
+            raise typer.BadParameter(f"{path} was made with {name} {value}")
     changed = state.total_tokens != wanted.total_tokens
     if changed and state.tokens > FIRST_DECAY + state.phase.rows * CONTEXT:
         raise typer.BadParameter(
@@ -286,7 +295,7 @@ class Log:
             rich.progress.TextColumn("{task.fields[note]}"),
         )
         self.task = self.bar.add_task(
-            "tiny", total=state.total_tokens, completed=state.tokens, note=""
+            "training", total=state.total_tokens, completed=state.tokens, note=""
         )
         if self.bar.console.is_terminal:
             self.bar.start()
@@ -338,17 +347,20 @@ def main(
     books: Annotated[Path, typer.Option(help="folder or tar of *.txt")] = Path(
         "../shared/corpus/books.tar.xz"
     ),
-    out: Annotated[Path, typer.Option(help="where the model goes")] = Path("ctxext/assets/tiny"),
-    work: Annotated[Path, typer.Option(help="caches, checkpoints")] = Path("build/train-tiny"),
-    tokens: Annotated[int, typer.Option(help="tokens to train on in all")] = 18_000_000,
-    method: Annotated[str, typer.Option(help="what it is trained under")] = "rope",
+    name: Annotated[str, typer.Option("--model", help=", ".join(METHODS))] = "tiny",
+    assets: Annotated[Path, typer.Option(help="where its folder goes")] = Path("ctxext/assets"),
+    build: Annotated[Path, typer.Option(help="caches, checkpoints")] = Path("build"),
+    tokens: Annotated[int, typer.Option(help="tokens to train on in all")] = FIRST_DECAY,
     seed: int = 0,
     device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
     threads: int = 2,
     compiled: Annotated[bool, typer.Option("--compile", help="use torch.compile")] = False,
     every: Annotated[float, typer.Option(help="minutes between checkpoints")] = 3.0,
 ) -> None:
-    """Train the tiny model, or go on from the work folder's checkpoint."""
+    """Train a tiny model, or go on from the checkpoint in its build folder."""
+    if name not in METHODS:
+        raise typer.BadParameter(f"unknown model {name!r}: valid: {', '.join(METHODS)}")
+    method, work = METHODS[name], build / f"train-{name}"
     torch.set_num_threads(threads)
     transformers.logging.disable_progress_bar()
     stopping: list[int] = []
@@ -356,7 +368,7 @@ def main(
     corpus = build_corpus(books, work)
     model = build_model(seed, device, method)
     optimizers = build_optimizers(model)
-    state = State(seed, tokens)
+    state = State(seed, tokens, method)
     checkpoint = work / "checkpoint.pt"
     if checkpoint.exists():
         state = load_checkpoint(checkpoint, model, optimizers, state)
@@ -390,7 +402,7 @@ def main(
     if stopping:
         save_checkpoint(checkpoint, model, optimizers, state)
     else:
-        keep(512, 100, out)
+        keep(512, 100, assets / name)
 
 
 if __name__ == "__main__":

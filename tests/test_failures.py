@@ -26,7 +26,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from conftest import FAMILIES, random_model, tokens
+from conftest import FAMILIES, fitted, pairs_of, random_model, tokens
 from test_answers import MOST, SPECS, Words, by_hand, plain, prompts, words
 from test_eval import Run, evaluate, kept, letters, runner, save_model
 
@@ -124,7 +124,7 @@ def test_a_window_in_chunks_is_the_whole_window(family: str, chunk: int) -> None
     windows.first[1] = 30
     assert reads_in_parts(model)
     for spec in (*(names() if chunk == 16 else ()), "yarn+rerope:window=5+logn"):
-        with ctxext.patched(model, spec, 64):
+        with ctxext.patched(model, fitted(spec, pairs_of(model)), 64):
             whole = reading.score(model, windows, 3)
             parts = reading.score(model, windows, 1 + chunk % 2, lambda read: None, chunk)
         np.testing.assert_array_equal(parts.window, whole.window)

@@ -8,7 +8,9 @@ from typing import NamedTuple
 from ctxext.errors import UsageError
 from ctxext.registry import did_you_mean
 
-TINY = Path(__file__).parent.parent / "assets" / "tiny"
+ASSETS = Path(__file__).parent.parent / "assets"
+TINY = ASSETS / "tiny"
+SHIPPED = ("tiny", "tiny-logn", "tiny-inv-leaky")
 
 
 class Alias(NamedTuple):
@@ -20,7 +22,7 @@ class Alias(NamedTuple):
 
 
 ALIASES = {
-    "tiny": Alias("shipped in the package", 512),
+    **dict.fromkeys(SHIPPED, Alias("shipped in the package", 512)),
     "deepseek": Alias("deepseek-ai/DeepSeek-V2-Lite", 4096),
     "falcon3": Alias("tiiuae/Falcon3-7B-Base", 32768),
     "gemma2": Alias("google/gemma-2-2b", 8192, gated=True),
@@ -57,8 +59,8 @@ def locate(name: str) -> str:
     Raises:
         UsageError: none of these; the message has the aliases.
     """
-    if name == "tiny":
-        return str(TINY)
+    if name in SHIPPED:
+        return str(ASSETS / name)
     if name in ALIASES:
         return ALIASES[name].hub_id
     folder = Path(name)
