@@ -10,7 +10,7 @@ DEMO := build/demo
 OLDEST := $(shell sed -n 's/.*"transformers>=\([0-9.]*\).*/\1/p' pyproject.toml)
 OLD := .venv-oldest
 
-.PHONY: demo test test-families test-oldest test-triton test-gguf check format results bench test-gpu bench-gpu clean
+.PHONY: demo reproduce test test-families test-oldest test-triton test-gguf check format results bench test-gpu bench-gpu clean
 
 demo: $(READY)
 	$(BIN)/ctxext eval --model tiny --len 512,2k,4k --tokens 64k \
@@ -29,6 +29,11 @@ results: $(READY)
 	$(BIN)/ctxext report --out results/tiny
 	$(BIN)/ctxext explain --len 4k $(foreach m,pi ntk yarn rerope leaky-rerope+logn,--method $(m)) \
 	  --out results/explain
+	$(BIN)/python scripts/readme.py
+
+# The seed's table on the tiny family; what has a record is not measured again.
+reproduce: $(READY)
+	$(BIN)/python scripts/reproduce.py
 	$(BIN)/python scripts/readme.py
 
 test: $(READY)

@@ -7,6 +7,7 @@ python scripts/readme.py --check    exit 1 where they are out of date
 from __future__ import annotations
 
 import inspect
+import json
 import re
 import sys
 import typing
@@ -16,7 +17,7 @@ from typing import Any
 from ctxext import cli, patches, report
 from ctxext import tasks as rooms_of_tasks
 from ctxext.models import families as rooms
-from ctxext.models.aliases import ALIASES
+from ctxext.models.aliases import ALIASES, ASSETS, SHIPPED
 from ctxext.report import tables
 from ctxext.results import Record, Store
 
@@ -76,6 +77,19 @@ def models() -> str:
     return ", ".join(f"`{name}` ({a.hub_id}, {a.trained})" for name, a in ALIASES.items()) + "."
 
 
+def shipped() -> str:
+    """One row for each model in the package, from its provenance."""
+    lines = [
+        "| model | trained under | tokens seen | held-out loss (nats per token) |",
+        "|---|---|---:|---:|",
+    ]
+    for name in SHIPPED:
+        made = json.loads((ASSETS / name / "provenance.json").read_text(encoding="utf-8"))
+        loss = f"{made['checks']['held_out_loss']:.3f}"
+        lines.append(f"| `{name}` | `{made['method']}` | {made['tokens'] / 1e6:.1f} M | {loss} |")
+    return "\n".join(lines)
+
+
 def families() -> str:
     """What model types take, the types that take the same in one row."""
     lines = [
@@ -120,6 +134,7 @@ def main() -> None:
         "patch_options": lambda: options(cli.patch),
         "models": models,
         "families": families,
+        "shipped": shipped,
         "results": results,
         "speed": speed,
     }

@@ -13,7 +13,7 @@ from conftest import by_window, whole
 import ctxext
 from ctxext.data import HELD_OUT_MODULES, HELD_OUT_TOPICS, load_text
 from ctxext.measure import tokens as reading
-from ctxext.models.aliases import TINY
+from ctxext.models.aliases import ASSETS, SHIPPED
 
 TRAINED, LONG, COUNT = 512, 4096, 16
 TAIL = slice(LONG - TRAINED // 2 - 1, None)  # of nll [windows, length−1]: tokens 3840 … 4095
@@ -38,14 +38,15 @@ def tail_loss(tiny: tuple[object, object], ids: torch.Tensor, method: str) -> np
         return by_window(found, COUNT)[:, TAIL].mean(1)
 
 
-def test_it_is_small_trained_at_512_and_stored_in_16_bits(tiny: tuple[object, object]) -> None:
-    model, tokenizer = tiny
-    assert sum(path.stat().st_size for path in TINY.iterdir()) <= 8 * 2**20
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_model_is_small_trained_at_512_and_stored_in_16_bits(name: str) -> None:
+    model, tokenizer = ctxext.load(name)
+    assert sum(path.stat().st_size for path in (ASSETS / name).iterdir()) <= 8 * 2**20
     assert model.config.max_position_embeddings == TRAINED
     assert model.config.head_dim == 64
     assert model.dtype == torch.float32
     assert 2000 <= len(tokenizer) <= 4096
-    assert json.loads((TINY / "config.json").read_text())["dtype"] in ("float16", "bfloat16")
+    assert json.loads((ASSETS / name / "config.json").read_text())["dtype"] == "float16"
 
 
 def test_its_tokenizer_gives_back_any_text(tiny: tuple[object, object]) -> None:
@@ -53,11 +54,25 @@ def test_its_tokenizer_gives_back_any_text(tiny: tuple[object, object]) -> None:
         assert tiny[1].decode(tiny[1](text).input_ids) == text
 
 
-def test_its_provenance_names_what_was_held_out() -> None:
-    provenance = json.loads((TINY / "provenance.json").read_text())
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_provenance_names_what_was_held_out(name: str) -> None:
+    provenance = json.loads((ASSETS / name / "provenance.json").read_text())
     text = json.dumps(provenance)
-    assert all(name in text for name in (*HELD_OUT_MODULES, *HELD_OUT_TOPICS))
+    assert all(word in text for word in (*HELD_OUT_MODULES, *HELD_OUT_TOPICS))
     assert str(Path.home()) not in text
+    assert provenance["finished"]
+
+
+@pytest.mark.parametrize("name", SHIPPED[1:])
+def test_the_family_differs_in_what_it_was_trained_under_alone(name: str) -> None:
+    made, tiny = (json.loads((ASSETS / n / "provenance.json").read_text()) for n in (name, "tiny"))
+    alike = ("seed", "tokens", "steps", "context", "model", "optimizer", "phases", "corpus")
+    assert [made[field] for field in alike] == [tiny[field] for field in alike]
+    assert made["method"] != tiny["method"] == "rope"
+    for file in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        assert (ASSETS / name / file).read_bytes() == (ASSETS / "tiny" / file).read_bytes()
+    weights = [ctxext.load(n)[0].state_dict() for n in (name, "tiny")]
+    assert any(not weights[0][key].equal(weights[1][key]) for key in weights[0])
 
 
 def test_methods_rank_as_published_beyond_the_trained_length(

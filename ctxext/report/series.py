@@ -144,7 +144,7 @@ def _by_position(
         return None
     record = next(iter(members.values()))
     lines = tuple(Line(method, tuple(_positions(r))) for method, r in members.items())
-    y_range, notes = _view(lines)
+    y_range, notes = view(lines)
     trained, length = record["trained_length"], column.length
     return Figure(
         name,
@@ -192,7 +192,7 @@ def _by_length(
     shown = [*lengths, *([group.trained_length] if near else [])]
     low, high = min(shown), max(shown)
     pad = (high / low) ** 0.04
-    y_range, notes = _view(lines, group.metric)
+    y_range, notes = view(lines, group.metric)
     return Figure(
         name,
         title=printable(f"{group.model} on {group.data}: {_subject(group)} by length"),
@@ -268,7 +268,7 @@ def _by_cost(
     lines = tuple(Line(m, (_priced(values[m], costs[m]),)) for m in methods if m in costs)
     if len(lines) < 2:
         return None
-    y_range, notes = _view(lines, group.metric)
+    y_range, notes = view(lines, group.metric)
     unknown = [method for method in methods if method not in costs]
     missing = [printable(f"no cost measured of {', '.join(unknown)}")] if unknown else []
     lowest, highest = min(costs.values()), max(costs.values())
@@ -367,9 +367,7 @@ def _bar(point: Point, log: bool) -> list[float]:
     ]
 
 
-def _view(
-    lines: Sequence[Line], metric: str = _LOSS
-) -> tuple[tuple[float, float], tuple[str, ...]]:
+def view(lines: Sequence[Line], metric: str = _LOSS) -> tuple[tuple[float, float], tuple[str, ...]]:
     """The range of y that keeps the methods apart, and a note on each line that leaves it.
 
     A loss may explode, or a perplexity, which is treated as its logarithm; these are cut.

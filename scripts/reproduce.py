@@ -1,0 +1,207 @@
+"""The seed's table on the tiny family, beside the published figures, into results/seed-table.
+
+    python scripts/reproduce.py             measure what has no record yet, then write all of it
+    python scripts/reproduce.py --no-run    write tables and plots from the records that are there
+
+A run that is ended goes on where it was. `make reproduce` does this and README's part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import seed_table as table
+import transformers
+import typer
+
+from ctxext import cli, request
+from ctxext.models.loading import Source
+from ctxext.progress import Progress
+from ctxext.registry import format_length
+from ctxext.report import plots
+from ctxext.report.series import Figure, Line, Point, view
+from ctxext.results import Record, Store, write_atomically
+from ctxext.run import Evaluation
+
+OUT = Path("results/seed-table")
+TOKENS, REPEATED = 131072, 65536
+SPAN = 16384
+TAIL = f"ppl-tail:span={SPAN}"
+TAIL_LENGTHS = (512, 1024, 2048, 4096, 8192, SPAN)
+TAILS = {
+    "tiny": (
+        *("pi", "ntk", "beta-radix", "yarn", "rerope", "rerope+logn", "leaky-rerope+logn"),
+        *("self-extend", "dca", "lm-infinite", "streaming", "window"),
+    ),
+    "tiny-logn": ("logn:clip=false", "rerope+logn:clip=false"),
+}
+
+
+def requests() -> Iterator[request.Request]:
+    """Everything that is measured, cheap things first."""
+    for model in dict.fromkeys(row.read_by(c) for row in table.ROWS for c in row.columns):
+        specs: dict[bool, list[str]] = {True: [], False: []}
+        for row in table.ROWS:
+            for column in row.columns:
+                if row.read_by(column) == model:
+                    specs[column != table.DAGGER].append(row.asked(column))
+        yield _request(model, specs[True], (table.TRAINED,), "acc", TOKENS)
+        for length in table.LENGTHS:
+            for task, tokens in (("acc", TOKENS), ("acc-repeat", REPEATED)):
+                yield _request(model, specs[True] + specs[False], (length,), task, tokens)
+    for model, methods in TAILS.items():
+        yield _request(model, methods, TAIL_LENGTHS, TAIL, 2 * TOKENS)
+
+
+def _request(
+    model: str, methods: Iterable[str], lengths: tuple[int, ...], task: str, tokens: int
+) -> request.Request:
+    return request.Request(
+        Source(model),
+        request.parse_methods(list(methods)),
+        lengths,
+        request.parse_tasks([task]),
+        tokens=tokens,
+        out=OUT,
+    )
+
+
+def measure() -> None:
+    """Every cell that has no record yet."""
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    with Progress() as progress:
+        work = Evaluation(list(requests()), progress.monitor())
+        try:
+            work.run()
+        except KeyboardInterrupt:
+            raise typer.Exit(cli.INTERRUPTED) from None
+    if failed := [r for r in work.records if r["status"] != "ok"]:
+        raise SystemExit(f"{len(failed)} cells failed, the first: {failed[0]['reason']}")
+
+
+# What is written.
+
+
+def document(records: list[Record]) -> str:
+    """The tables and verdicts, with what they were made of."""
+    found = table.Found(records)
+    one = records[0]
+    data, versions = one["data"], one["versions"]
+    weights = {r["model"]: r["model_sha256"] for r in records}
+    models = ", ".join(f"{name} ({sha:.12})" for name, sha in sorted(weights.items()))
+    return "\n\n".join(
+        [
+            "# The seed's table",
+            (table.__doc__ or "").split("\n\n", 1)[1].strip(),
+            "Here: next-token accuracy in percent of the tiny family, trained at 512 tokens, on "
+            f"{data['name']} (sha256 {data['sha256'][:12]}), the first {TOKENS} tokens for N and "
+            f"{REPEATED} for R. k is the length over 512. {table.PLAIN} and {table.DAGGER}: tiny, "
+            f"without log n and with it on a model that was not trained with it; {table.LOGN}: "
+            "tiny-logn, trained with it. inv-leaky-rerope is tiny-inv-leaky, read with plain rope.",
+            "## Kept",
+            table.keeps(found),
+            "## Published orderings",
+            "In brackets the pair that is nearest to the other way round: its difference in "
+            "percentage points, with the standard error over windows, paired.",
+            table.held(found),
+            "## At 4096 tokens",
+            table.beside(found),
+            "## At 512 and 16384 tokens",
+            table.longest(found),
+            "## Made with",
+            f"`make reproduce`; weights {models}; "
+            + ", ".join(f"{name} {version}" for name, version in sorted(versions.items()))
+            + f"; {one['device']}, {one['dtype']}. Each record has all of its own.",
+        ]
+    )
+
+
+def write(records: list[Record]) -> None:
+    """seed-table.md and both plots."""
+    write_atomically(OUT / "seed-table.md", (document(records) + "\n").encode())
+    for suffix in plots.SUFFIXES:
+        plots.save(OUT / f"seed-table{suffix}", lambda: shares(table.Found(records)))
+        plots.save(OUT / f"tail{suffix}", lambda: plots.draw(tail(records)))
+
+
+def shares(found: table.Found) -> Any:
+    """What each method keeps at 4096 of the accuracy at 512, N: here, and as published."""
+    from matplotlib.figure import Figure as Canvas
+
+    rows = table.ROWS[::-1]
+    canvas = Canvas(figsize=(11, 0.3 * len(rows) + 1.6), layout="constrained")
+    panels = canvas.subplots(1, len(table.FAMILY), sharex=True, sharey=True)
+    for axes, column in zip(panels, table.FAMILY, strict=True):
+        for y, row in enumerate(rows):
+            if column not in row.columns:
+                continue
+            known = table.kept(found, table.Place(row.label, column, table.LENGTHS[0]))
+            if known is not None:
+                share, error = (100 * (x or 0) for x in known)
+                axes.errorbar(share, y, xerr=error, fmt="o", color="#0072B2", capsize=2.5)
+            if pair := row.published.get(column):
+                share = 100 * pair.N / table.PUBLISHED_AT_512
+                axes.plot(share, y, "D", color="#D55E00", fillstyle="none", markersize=7)
+        axes.axvline(100, color="0.35", linestyle=(0, (4, 3)), linewidth=1.2)
+        axes.set_title(column, loc="left", fontsize=11)
+        axes.grid(color="0.9", linewidth=0.8)
+        axes.set_axisbelow(True)
+    panels[0].set_yticks(range(len(rows)), [row.label for row in rows])
+    panels[1].set_xlabel(
+        "accuracy at 4096 tokens over that at 512 (%)\n"
+        "● here, ± a standard error    ◇ published, a model of 100 million parameters"
+    )
+    canvas.suptitle("What is kept at eight times the trained length", x=0.01, ha="left")
+    return canvas
+
+
+def tail(records: list[Record]) -> Figure:
+    """Loss of the last 512 tokens of spans as the context before them grows."""
+    lines, windows = [], 0
+    for model, methods in TAILS.items():
+        for asked in dict.fromkeys(map(str, request.parse_methods(list(methods)))):
+            if model != "tiny" and asked == "rope":
+                continue
+            name = asked if model == "tiny" else f"{asked} ({model})"
+            points = []
+            for r in sorted(records, key=lambda r: r["length"]):
+                if (r["model"], r["requested"], r["task"], r["status"]) == (
+                    model, asked, "ppl-tail", "ok",
+                ):  # fmt: skip
+                    value, error = table.loss(r)
+                    label = f"{format_length(r['length'])}: {value:.3f}"
+                    points.append(Point(r["length"], value, error, label))
+                    windows = r["windows"]
+            if points:
+                lines.append(Line(name, tuple(points)))
+    y_range, notes = view(lines)
+    return Figure(
+        name="tail",
+        title="tiny family on stdlib: loss of the same last tokens as the context grows",
+        about=f"the last 511 tokens of {windows} spans of {SPAN}; bars: ± a standard error",
+        x="context (tokens)",
+        y="mean loss (nats per token)",
+        lines=tuple(lines),
+        x_range=(TAIL_LENGTHS[0] / 1.15, TAIL_LENGTHS[-1] * 1.15),
+        y_range=y_range,
+        log_x=True,
+        mark=table.TRAINED,
+        notes=notes,
+    )
+
+
+def main(run: bool = True) -> None:
+    """Measure, then write."""
+    if run:
+        measure()
+    records, problems = Store(OUT).read_all()
+    if problems or not records:
+        raise typer.BadParameter(problems[0] if problems else f"no records in {OUT}")
+    write(records)
+
+
+if __name__ == "__main__":
+    typer.run(main)

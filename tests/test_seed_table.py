@@ -1,0 +1,150 @@
+"""The seed's table: the published figures, their orderings, and what is made of records."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import sys
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ctxext import patches
+from ctxext.patches.base import Span
+from ctxext.results import Record
+
+ROOT = Path(__file__).parents[1]
+METHODS = ROOT.parent / "shared" / "METHODS.md"
+sys.path.insert(0, str(ROOT / "scripts"))
+table: Any = importlib.import_module("seed_table")
+reproduce: Any = importlib.import_module("reproduce")
+COLUMNS = (table.PLAIN, table.DAGGER, table.LOGN)
+LEAKS = "leak=8, 16, 32, 64"
+
+
+def record(place: Any, hits: list[int], n: int = 1000) -> Record:
+    row = table.BY_LABEL[place.label]
+    return {
+        "model": row.read_by(place.column),
+        "requested": str(patches.parse(row.asked(place.column))),
+        "task": table.TASKS[place.text],
+        "metric": "accuracy",
+        "length": place.length,
+        "value": sum(hits) / (n * len(hits)),
+        "stderr": 0.01,
+        "status": "ok",
+        "created": "2026-01-01T00:00:00+00:00",
+        "by_window": {"n": [n] * len(hits), "nll": [2.0 * n] * len(hits), "hits": hits},
+    }
+
+
+def as_published() -> list[Record]:
+    """Records with the published figures, and ntk between ntk-old and ntk-fixed."""
+    figures = {
+        (row.label, column): pair
+        for row in table.ROWS
+        for column, pair in row.published.items()
+        if row.model is None
+    }
+    for column in (table.PLAIN, table.LOGN):
+        ends = zip(figures["ntk-old", column], figures["ntk-fixed", column], strict=True)
+        figures["ntk", column] = table.Pair(*((a + b) / 2 for a, b in ends))
+    return [
+        record(table.Place(*where, 4096, text), [round(100 * getattr(pair, text))] * 2, 10_000)
+        for where, pair in figures.items()
+        for text in table.TASKS
+    ]
+
+
+def test_figures_are_those_of_the_specification() -> None:
+    if not METHODS.exists():
+        pytest.skip("no METHODS.md beside the repository")
+    text = METHODS.read_text(encoding="utf-8")
+    lines = [line for line in text.splitlines() if line.startswith("| ")]
+    want = {}
+    for line in lines:
+        name, *cells = (cell.strip() for cell in line.strip("|").split("|"))
+        name = name.split(",")[0].replace("beta-radix b=.625", "beta-radix")
+        figures = [re.findall(r"(\d+\.\d+)/(\d+\.\d+)", cell) for cell in cells]
+        if any(figures):
+            want[name] = [[tuple(map(float, pair)) for pair in cell] for cell in figures]
+    for row in table.ROWS:
+        if row.label.startswith("leaky-rerope w="):
+            window, leak = re.findall(r"=(\d+)", row.label)
+            line = want[f"leaky w={window} leak=8"]
+            place = ["8", "16", "32", "64"].index(leak)
+            assert tuple(row.published[table.LOGN]) == line[2][place]
+        elif row.label.startswith("inv-leaky"):
+            (own, based) = want["inv-leaky w=128 (own training)"][2]
+            assert tuple(row.published[table.PLAIN]) == (based if "base" in row.label else own)
+        else:
+            line = want.get(row.label, [[], [], []])
+            for column, cell in zip(COLUMNS, line, strict=True):
+                assert [tuple(p) for p in [row.published.get(column)] if p] == cell
+
+
+def test_every_row_asks_for_something_that_can_be_had() -> None:
+    for row, length in product(table.ROWS, (512, 4096, 16384)):
+        for column in row.columns:
+            patches.parse(row.asked(column)).resolve(Span(512, length))
+    labels = [row.label.split()[0] for row in table.ROWS]
+    assert set(patches.names()) - set(labels) == {"logn"}  # a column
+
+
+def test_the_published_orderings_hold_for_the_published_figures() -> None:
+    found = table.Found(as_published())
+    verdicts = [table.verdict(found, ordering, 4096, "N") for ordering in table.orderings()]
+    assert [(one.held, one.against, one.count) for one in verdicts] == [
+        *((True, 0, count) for count in (12, 5, 12, 8, 14)),
+    ]
+
+
+def test_an_ordering_names_the_pair_that_is_the_other_way_round() -> None:
+    records = as_published()
+    place = table.Place("rerope w=128", table.LOGN, 4096)
+    (old,) = (r for r in records if r == table.Found(records).at(place))
+    hits = [4000, 4050]
+    records[records.index(old)] = record(place, hits, 10_000)
+    one = next(o for o in table.orderings() if "logn†" in o.words)
+    verdict = table.verdict(table.Found(records), one, 4096, "N")
+    assert (verdict.held, verdict.against, verdict.count) == (False, 1, 8)
+    assert verdict.pair == "rerope w=128 + logn over rerope w=128 + logn†"
+    assert verdict.value == pytest.approx(40.25 - 48.78)
+    gaps = np.array([40.00, 40.50]) - 48.78
+    assert verdict.stderr == pytest.approx(gaps.std(ddof=1) / 2**0.5)
+    assert table._said(verdict).startswith("**not held**: 1 of 8 pairs")
+    assert table.verdict(table.Found([]), one, 4096, "N") is None
+
+
+def test_what_is_kept_has_a_paired_error() -> None:
+    long, short = table.Place("rope", table.PLAIN, 4096), table.Place("rope", table.PLAIN, 512)
+    rng = np.random.default_rng(0)
+    longs = rng.integers(300, 500, 6)
+    shorts = (longs[:, None] + rng.integers(20, 60, (6, 8))).clip(0, 1000)
+    found = table.Found(
+        [record(long, (8 * longs).tolist(), 8000), record(short, shorts.ravel().tolist())]
+    )
+    share, error = table.kept(found, long)
+    assert share == pytest.approx(longs.mean() / shorts.mean())
+    leave = [np.delete(longs, i).mean() / np.delete(shorts, i, 0).mean() for i in range(6)]
+    jackknife = (5 / 6 * ((np.array(leave) - np.mean(leave)) ** 2).sum()) ** 0.5
+    assert error == pytest.approx(jackknife, rel=0.1)  # they part in second order
+    apart = table.Found([record(long, [3000] * 6, 8000), record(short, [400] * 40)])
+    assert table.kept(apart, long) == (pytest.approx(0.375 / 0.4), None)
+    assert table.kept(table.Found([]), long) is None
+
+
+def test_everything_in_the_table_is_asked_for() -> None:
+    asked = {
+        (r.source.name, str(spec), str(task), length)
+        for r in reproduce.requests()
+        for spec, task, length in product(r.methods, r.tasks, r.lengths)
+    }
+    for row in table.ROWS:
+        for column, length, text in product(row.columns, (512, *table.LENGTHS), table.TASKS):
+            if length > 512 or (text == "N" and column != table.DAGGER):
+                spec = str(patches.parse(row.asked(column)))
+                assert (row.read_by(column), spec, table.TASKS[text], length) in asked
