@@ -825,10 +825,12 @@ ROOMS: dict[str, tuple[str, ...]] = {
               "monitor", "estimate"),
     "explain": ("errors", "registry", "data", "patches", "models", "engine", "results", "monitor",
                 "tasks", "report", "measure"),
+    "tune": ("errors", "registry", "patches", "models", "results", "monitor", "tasks", "request",
+             "measure", "run"),
     "progress": ("registry", "results", "monitor"),
     "cli": ("errors", "registry", "patches", "models", "scoring", "tasks", "request", "run",
             "grid", "launch", "bench", "results", "report", "export", "measure",
-            "estimate", "explain", "progress"),
+            "estimate", "explain", "tune", "progress"),
     "__init__": ("patches", "models", "engine"),
     "__main__": ("cli",),
 }  # fmt: skip
