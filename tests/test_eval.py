@@ -33,7 +33,7 @@ from ctxext import cli
 from ctxext.measure import tokens as reading
 from ctxext.models.aliases import TINY
 from ctxext.results import Store, problem_with
-from ctxext.tasks.base import BUCKETS, TokenScores
+from ctxext.tasks.base import BLOCKS, BUCKETS, TokenScores
 
 Run = Callable[..., "Ran"]
 VOCABULARY, BOS = 300, 1
@@ -226,6 +226,9 @@ def test_values_are_those_of_a_plain_forward(run: Run, here: Path, name: str, le
     assert acc["stderr"] == pytest.approx(rates.std(ddof=1) / 5**0.5, rel=1e-9)
     for record in (ppl, acc):
         assert (record["windows"], record["n"]) == (5, 5 * (length - 1))
+        assert record["by_window"]["n"] == [length - 1] * 5
+        assert record["by_window"]["nll"] == pytest.approx(want.nll.sum(1), rel=1e-5)
+        assert record["by_window"]["hits"] == want.hit.sum(1).tolist()
         for bucket in record["buckets"]:
             inside = [p - 1 for p in range(1, length) if bucket["start"] <= p < bucket["stop"]]
             assert bucket["n"] == 5 * len(inside)
@@ -351,6 +354,19 @@ def test_sixteen_buckets_of_equal_width_hold_every_token(length: int) -> None:
         if columns:
             assert b["nll"] == pytest.approx(nll[:, columns].mean(), rel=1e-12)
             assert b["acc"] == pytest.approx(hit[:, columns].mean(), rel=1e-12)
+
+
+@pytest.mark.parametrize("count", [1, 2, BLOCKS, BLOCKS + 1, 3 * BLOCKS - 1])
+def test_sums_by_window_are_of_all_tokens_in_at_most_so_many_blocks(count: int) -> None:
+    rng = np.random.default_rng(0)
+    window = np.sort(np.concatenate([np.arange(count), rng.integers(0, count, 50)]))
+    nll, hit = rng.random(len(window)), rng.random(len(window)) < 0.5
+    sums = TokenScores(4, window, window % 3 + 1, nll, hit).by_window()
+    assert {len(column) for column in sums.values()} == {min(count, BLOCKS)}
+    for name, values in (("n", np.ones(len(window))), ("nll", nll), ("hits", hit)):
+        assert sum(sums[name]) == pytest.approx(values.sum(), rel=1e-12)
+    first = window < (1 if count <= BLOCKS else -(-count // BLOCKS))
+    assert sums["hits"][0] == hit[first].sum()
 
 
 @pytest.mark.parametrize("length", [2, 3, 8, 15])

@@ -428,6 +428,24 @@ def test_differences_are_to_rope_at_the_same_windows() -> None:
     assert "in percentage points" in table.caption
 
 
+def test_differences_have_the_error_of_the_pairs_where_windows_are_recorded() -> None:
+    ids = {"n": [10, 20, 30], "nll": [20.0, 44.0, 63.0]}
+    rope, pi = ({**ids, "hits": hits} for hits in ([5, 9, 15], [6, 13, 17]))
+    shares = [("rope", 29 / 60, rope), ("pi", 36 / 60, pi), ("ntk", 0.5, None)]
+    table = only([cell(m, 64, metric="accuracy", value=v, by_window=w, n=60) for m, v, w in shares])
+    d = [1 / 10, 4 / 20, 2 / 30]
+    weights, mean = [10, 20, 30], 7 / 60
+    squares = sum((w * (x - mean)) ** 2 for w, x in zip(weights, d, strict=True))
+    error = 100 * math.sqrt(squares * 3 / 2) / 60
+    shown = {row.method: table.difference_text(row.cells[0]) for row in table.rows}
+    assert shown == {"rope": "–", "pi": f"+11.67 ± {error:.2f}", "ntk": "+1.67"}
+    assert "paired over windows" in table.caption
+    lines = csv.DictReader(io.StringIO(tables.to_csv([table])))
+    errors = {row["method"]: row["difference_stderr"] for row in lines}
+    assert (errors["rope"], errors["ntk"]) == ("", "")
+    assert float(errors["pi"]) == pytest.approx(error / 100)
+
+
 def test_speed_and_memory_are_those_of_the_longest_length_that_rope_finished() -> None:
     gib = 2**30
     records = [

@@ -114,13 +114,14 @@ def of_tokens(task: TokenTask, scores: TokenScores) -> dict[str, Any]:
     """The fields of a task over tokens; CtxextError where the loss is not finite."""
     if not math.isfinite(scores.nll.sum()):
         raise CtxextError("the loss is not finite")
-    score, buckets = task.summarise(scores), scores.buckets()
+    score = task.summarise(scores)
     return {
         "value": score.value,
         "stderr": score.stderr,
         "n": scores.n,
         "windows": scores.windows,
-        "buckets": buckets,
+        "buckets": scores.buckets(),
+        "by_window": scores.by_window(),
     }
 
 

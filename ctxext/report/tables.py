@@ -26,7 +26,7 @@ from ctxext.report.groups import (
     method_order,
     newest,
 )
-from ctxext.results import SHARES, Record, printable
+from ctxext.results import SHARES, Difference, Record, difference, printable
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 NO_VALUE = "–"
 CSV = (
     *("model", "task", "metric", "data", "method", "length", "value", "stderr", "status", "tax"),
-    *("windows", "dtype", "seed", "difference"),
+    *("windows", "dtype", "seed", "difference", "difference_stderr"),
     *("tokens_per_second", "speed_ratio", "peak_memory_bytes", "memory_ratio"),
 )
 _COSTS = {"speed": "tokens/s", "memory": "peak memory"}
@@ -59,14 +59,15 @@ _TAX = {
 class Cell:
     """One result on the scale of its record; `status` is ok, oom, error or missing.
 
-    `difference` is to rope over the same windows, None for rope itself; `cost` is of this result.
+    `difference` is to rope over the same windows, None for rope itself, with its paired standard
+    error where that is known; `cost` is of this result.
     """
 
     value: float | None = None
     stderr: float | None = None
     status: str = "missing"
     best: bool = False
-    difference: float | None = None
+    difference: Difference | None = None
     cost: Cost = NO_COST
 
 
@@ -128,11 +129,13 @@ class Table:
         return " ± ".join(f"{x:{form}}" for x in numbers)
 
     def difference_text(self, cell: Cell) -> str:
-        """`+0.123`, in the digits of the value, or a dash."""
+        """`+0.123 ± 0.004`, in the digits of the value, or a dash."""
         if cell.difference is None:
             return NO_VALUE
         scale, form = self._scale(cell)
-        return _signed(f"{cell.difference * scale:+{form}}")
+        value, error = cell.difference
+        text = _signed(f"{value * scale:+{form}}")
+        return text if error is None else f"{text} ± {error * scale:{form}}"
 
     def _scale(self, cell: Cell) -> tuple[int, str]:
         """What a cell's numbers are multiplied by, and how many digits they have."""
@@ -206,8 +209,10 @@ def _told(table: Table) -> str:
     if table.compared():
         unit = ", in percentage points" if table.group.metric in SHARES else ""
         of = of_what(table.group.metric)
-        told += f" Δ is the difference to rope over the same {of}{unit}; its standard error is"
-        told += " not recorded."
+        told += f" Δ is the difference to rope over the same {of}{unit}"
+        known = [c.difference.stderr for _, _, c in table.cells() if c.difference]
+        paired = f", with its standard error, paired over {of}, where that is recorded"
+        told += (paired if any(known) else "; its standard error is not recorded") + "."
     if table.costs():
         names = " and ".join(_COSTS[name] for name in table.costs())
         length = format_length(table.columns[table.costed].length)
@@ -224,8 +229,8 @@ def _cell(cells: Cells, method: str, column: Column, best: float | None) -> Cell
         return Cell(status=record["status"])
     value, cost = record["value"], cost_of(record, rope)
     compared = method != "rope" and rope is not None and rope["status"] == "ok"
-    difference = value - rope["value"] if compared and rope else None
-    return Cell(value, record["stderr"], "ok", value == best, difference, cost)
+    apart = difference(record, rope) if compared and rope else None
+    return Cell(value, record["stderr"], "ok", value == best, apart, cost)
 
 
 def _best(cells: Cells, column: Column, metric: str) -> float | None:
@@ -298,7 +303,8 @@ def to_rich(table: Table, width: int | None = None) -> RichTable:
             text.append("*" if cell.best else " " * starred)
             text.stylize("bold green" if cell.best else "")
             if cell.difference is not None:
-                text.append(f"\n{table.difference_text(cell)}{' ' * starred}", "dim")
+                apart = table.difference_text(cell).replace("± ", "±")
+                text.append(f"\n{apart}{' ' * starred}", "dim")
         costs = [
             Text.assemble(value, (f"\n{ratio}", "dim")) if ratio else Text(value)
             for value, ratio in table.cost_texts(row)
@@ -361,7 +367,8 @@ def csv_rows(tables: Iterable[Table]) -> Iterator[dict[str, Any]]:
             if cell.status != "missing":
                 head = map(printable, (g.model, g.task, g.metric, g.data, row.method))
                 result = (column.length, cell.value, cell.stderr, cell.status, row.tax)
-                rest = (column.windows or None, printable(g.dtype), g.seed, cell.difference)
+                apart = cell.difference or (None, None)
+                rest = (column.windows or None, printable(g.dtype), g.seed, *apart)
                 yield dict(zip(CSV, (*head, *result, *rest, *cell.cost), strict=True))
 
 

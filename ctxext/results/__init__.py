@@ -2,6 +2,7 @@
 
 from ctxext.results.files import check_writable, write_atomically
 from ctxext.results.names import printable, safe_name
+from ctxext.results.paired import Difference, difference
 from ctxext.results.record import (
     BENCH,
     MEASURES,
@@ -19,9 +20,11 @@ __all__ = [
     "MEASURES",
     "RATIO",
     "SHARES",
+    "Difference",
     "Record",
     "Store",
     "check_writable",
+    "difference",
     "digest",
     "printable",
     "problem_with",

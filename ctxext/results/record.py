@@ -42,6 +42,8 @@ def problem_with(record: object) -> str | None:
     parts = record.get("parts") or []
     if not isinstance(parts, list) or not all(map(_part, parts)):
         return "its parts are not a name, a value and a number each"
+    if not _by_window(record.get("by_window"), record["n"]):
+        return "its by_window is not as many n as nll and hits, or not of all n tokens"
     return _problem_with_buckets(record["buckets"] or [], record["length"])
 
 
@@ -145,6 +147,20 @@ def _part(value: object) -> bool:
     if not isinstance(value, dict) or not _text(value.get("name")) or not _whole(value.get("n")):
         return False
     return _finite_number(value.get("value")) and _size(value.get("depth", 0))
+
+
+def _by_window(value: object, total: object) -> bool:
+    """Nothing, or three lists of one length: tokens, losses and hits of each window."""
+    if value is None:
+        return True
+    if not isinstance(value, dict):
+        return False
+    lists = [x for x in map(value.get, ("n", "nll", "hits")) if isinstance(x, list)]
+    if len(lists) < 3 or len({len(x) for x in lists}) > 1:
+        return False
+    rows = list(zip(*lists, strict=True))
+    sizes = all(_whole(n) and _size(nll) and _whole(hits) and hits <= n for n, nll, hits in rows)
+    return sizes and sum(n for n, _, _ in rows) == total
 
 
 def _data(value: object) -> bool:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 BUCKETS = 16
+BLOCKS = 1024  # windows of which a record keeps the sums, one by one
 MOST = 100_000  # samples of a task, or depths
 
 
@@ -242,6 +243,19 @@ class TokenScores(NamedTuple):
         residuals = sums - mean * weights
         error = float((residuals**2).sum() * count / (count - 1)) ** 0.5 / float(weights.sum())
         return mean, error
+
+    def by_window(self) -> dict[str, list[float]]:
+        """Window by window the scored tokens `n`, the sum of their losses `nll` and their `hits`.
+
+        Of more than BLOCKS windows, neighbours are added up until there are so many.
+        """
+        import numpy as np
+
+        block = self.window * min(self.windows, BLOCKS) // self.windows
+        sums = {"nll": self.nll, "hits": self.hit}
+        found = {name: np.bincount(block, values) for name, values in sums.items()}
+        hits = found["hits"].astype(int).tolist()
+        return {"n": np.bincount(block).tolist(), "nll": found["nll"].tolist(), "hits": hits}
 
     def buckets(self) -> list[dict[str, float | int | None]]:
         """Means over 16 equal parts of the length, by the scored token's position."""

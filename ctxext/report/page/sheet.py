@@ -43,7 +43,8 @@ def _numbers(table: tables.Table, row: tables.Row) -> Iterator[Shown]:
         yield Shown(table.cell_text(cell), cell.value, _look(cell))
     for number in table.compared():
         cell = row.cells[number]
-        yield Shown(table.difference_text(cell), cell.difference, _blank(cell.difference))
+        apart = cell.difference and cell.difference.value
+        yield Shown(table.difference_text(cell), apart, _blank(apart))
     for text in table.tax_texts(row):
         yield Shown(text, row.tax, _blank(row.tax))
     for name, (text, ratio) in zip(table.costs(), table.cost_texts(row), strict=True):
