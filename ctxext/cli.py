@@ -508,7 +508,7 @@ def tune(
         int | None,
         typer.Option(
             help="Windows or samples that each trial reads, of which as many again, twice, are "
-            "kept for the comparison in the end; default 8 or 22."
+            "kept for the comparison in the end; default 6 or 22."
         ),
     ] = None,
     tokens: Annotated[

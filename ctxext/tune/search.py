@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from optuna import Study
     from optuna.trial import Trial as Asked
 
-WINDOWS, SAMPLES = 8, 22  # that a trial reads where no limit is given
+WINDOWS, SAMPLES = 6, 22  # that a trial reads where no limit is given
 UNSEEN = 2  # times as many are kept for the comparison in the end
 INSIDE = 2  # times as many windows of T tokens tell the tax
 
