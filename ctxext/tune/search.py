@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -92,8 +91,7 @@ class Search:
     """
 
     def __init__(self, request: Request, monitor: Monitor | None = None) -> None:
-        if importlib.util.find_spec("optuna") is None:
-            raise UsageError("ctxext tune needs Optuna: pip install 'ctxext[tune]'")
+        _require_optuna()
         if several():
             raise UsageError("ctxext tune runs in one process: leave out the launcher")
         self.request, self.monitor = request, monitor or Monitor()
@@ -242,6 +240,14 @@ class Search:
         found = compare(ours, theirs, self.request.objective, seen, self.request.out)
         what = "samples" if isinstance(self.request.objective, SampleTask) else "windows"
         return None if found is None else Comparison(default, *found, what)
+
+
+def _require_optuna() -> None:
+    """UsageError where it is not installed."""
+    try:
+        import optuna  # noqa: F401
+    except ImportError:
+        raise UsageError("ctxext tune needs Optuna: pip install 'ctxext[tune]'") from None
 
 
 def _study(lower: bool, request: Request) -> Study:
