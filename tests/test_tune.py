@@ -10,6 +10,7 @@ import dataclasses
 import json
 import math
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_eval import Ran, Run, folders, here, run, runner  # noqa: F401
+from test_eval import Ran, Run, folders, here, letters, run  # noqa: F401
 
 from ctxext import patches, tasks
 from ctxext.errors import UsageError
@@ -32,6 +33,7 @@ from ctxext.results import Store
 from ctxext.results.paired import Difference
 from ctxext.tune import outcome as outcomes
 from ctxext.tune.outcome import Comparison, Outcome, Trial
+from ctxext.tune.search import Request, Search
 from ctxext.tune.space import Space, parse_families
 from ctxext.tune.unseen import compare
 
@@ -66,7 +68,8 @@ class Drawn:
         return self._between(name, low, high)
 
     def suggest_int(self, name: str, low: int, high: int, *, log: bool = False) -> int:
-        assert isinstance(low, int) and isinstance(high, int) and (low > 0 or not log)
+        assert (type(low), type(high)) == (int, int)
+        assert low > 0 or not log
         return round(self._between(name, low, high))
 
     def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
@@ -293,11 +296,43 @@ def test_the_comparison_of_answers_is_over_the_samples_that_follow(tmp_path: Pat
     assert compare(*records, tasks.parse("passkey"), 2, tmp_path) is None
 
 
-def tune(run: Run, *more: Any, out: str = "out") -> Ran:  # noqa: F811
+def tune(run: Run, *more: Any) -> Ran:  # noqa: F811
     """A short search of a random model, two families, two windows a trial."""
-    given = ["--model", "plain", "--data", "t.txt", "--limit", 2, "--out", out]
-    given += ["--trials", 6, "--method", "rerope", "--method", "ntk", "--tax", 0.05]
+    given = ["--model", "plain", "--data", "t.txt", "--limit", 2, "--out", "out"]
+    given += ["--trials", 4, "--method", "rerope", "--method", "ntk", "--tax", 0.05]
     return run("tune", *given, *(() if "--len" in more else ("--len", LENGTH)), *more)
+
+
+@pytest.fixture(scope="module")
+def made(
+    tmp_path_factory: pytest.TempPathFactory,
+    folders: dict[str, Path],  # noqa: F811
+) -> tuple[Path, list[dict[str, Any]]]:
+    """The records of that search, made once, and what it found."""
+    place = tmp_path_factory.mktemp("made")
+    (place / "t.txt").write_text(letters())
+    shutil.copytree(folders["plain"], place / "plain")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        request = Request(
+            Source("plain"),
+            LENGTH,
+            ("rerope", "ntk"),
+            data="t.txt",
+            trials=4,
+            tax=0.05,
+            limit=2,
+            out=Path("out"),
+        )
+        found = outcomes.records(Search(request).run())
+    return place / "out", found
+
+
+@pytest.fixture
+def done(made: tuple[Path, list[dict[str, Any]]], here: Path) -> list[dict[str, Any]]:  # noqa: F811
+    """What the search found, its records at hand."""
+    shutil.copytree(made[0], here / "out")
+    return made[1]
 
 
 def ppl_of(path: str, key: str) -> dict[str, Any]:
@@ -308,10 +343,11 @@ def ppl_of(path: str, key: str) -> dict[str, Any]:
 
 def test_a_search_is_made_of_records_and_its_winner_is_no_worse_than_any_default(
     run: Run,  # noqa: F811
-    here: Path,  # noqa: F811
+    done: list[dict[str, Any]],
 ) -> None:
     ran = tune(run, "--json")
     assert ran.code == 0, ran.err
+    assert ran.records == done
     found = sorted(ran.records, key=lambda r: r["trial"])
     assert [r["method"] for r in found[:6]] == [
         "rope", "logn", "rerope:window=16", "rerope:window=16+logn", "ntk:factor=2",
@@ -339,14 +375,13 @@ def test_a_search_is_made_of_records_and_its_winner_is_no_worse_than_any_default
 
 def test_the_winner_is_compared_on_windows_that_no_trial_read(
     run: Run,  # noqa: F811
-    here: Path,  # noqa: F811
+    done: list[dict[str, Any]],
 ) -> None:
-    ran = tune(run, "--json")
-    winner = ran.records[0]
+    winner = done[0]
     if winner["default"]:  # then nothing is compared
         assert winner["unseen"] is None
         return
-    against = [r for r in ran.records if r["default"] and r["within_tax"]][0]["method"]
+    against = next(r["method"] for r in done if r["default"] and r["within_tax"])
     assert winner["unseen"]["against"] == against
     assert winner["unseen"]["windows"] == 4
     values = []
@@ -365,27 +400,23 @@ def test_the_winner_is_compared_on_windows_that_no_trial_read(
 
 def test_a_search_begun_again_computes_nothing_and_finds_the_same(
     run: Run,  # noqa: F811
-    here: Path,  # noqa: F811
+    done: list[dict[str, Any]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    first = tune(run, "--json")
-    calls = []
+    calls: list[Any] = []
     monkeypatch.setattr(reading, "score", lambda *a, **k: calls.append(a))
-    again = tune(run, "--json")
-    assert again.records == first.records
+    assert tune(run, "--json").records == done
     assert calls == []
 
 
-@pytest.mark.parametrize("after", [1, 9, 15])
 def test_a_search_that_was_interrupted_goes_on_where_it_ended(
     run: Run,  # noqa: F811
     here: Path,  # noqa: F811
+    made: tuple[Path, list[dict[str, Any]]],
     monkeypatch: pytest.MonkeyPatch,
-    after: int,
 ) -> None:
     """No windows are read twice, and the same trials are made as without the interrupt."""
-    whole = tune(run, "--json", out="whole")
-    count, real = 0, reading.score
+    count, real, after = 0, reading.score, 15  # in the second trial that is proposed
 
     def counted(*given: Any, **more: Any) -> Any:
         nonlocal count
@@ -398,34 +429,36 @@ def test_a_search_that_was_interrupted_goes_on_where_it_ended(
     stopped = tune(run, "--json")
     assert stopped.code == 130
     assert "interrupted: finished trials are kept" in stopped.err
-    assert {r["method"] for r in stopped.records} < {r["method"] for r in whole.records}
+    assert {r["method"] for r in stopped.records} < {r["method"] for r in made[1]}
     again = tune(run, "--json")
-    plain = [[{**r, "seconds": 0} for r in ran.records] for ran in (again, whole)]
+    plain = [[{**r, "seconds": 0} for r in found] for found in (again.records, made[1])]
     assert plain[0] == plain[1]
-    records = Store("whole").read_all()[0]
-    assert count - 1 == len({record["key"] for record in records})
+    assert count - 1 == len({record["key"] for record in Store(made[0]).read_all()[0]})
 
 
-def test_a_killed_search_leaves_its_finished_trials(here: Path) -> None:  # noqa: F811
-    argv = [sys.executable, "-m", "ctxext", "tune", "--model", "plain", "--data", "t.txt"]
-    argv += ["--len", "64", "--limit", "2", "--method", "rerope", "--trials", "3", "--tax", "9"]
-    process = subprocess.Popen([*argv, "--out", "out"], stderr=subprocess.DEVNULL)
-    end = time.monotonic() + 60
-    while len(list(Path("out").glob("*.json"))) < 3 and time.monotonic() < end:
+def test_a_killed_search_leaves_its_finished_trials(
+    run: Run,  # noqa: F811
+    here: Path,  # noqa: F811
+) -> None:
+    given = ["tune", "--model", "plain", "--data", "t.txt", "--len", "64", "--limit", "2"]
+    given += ["--method", "rerope", "--trials", "3", "--tax", "9", "--out", "out"]
+    argv = [sys.executable, "-m", "ctxext", *given]
+    process = subprocess.Popen(argv, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    while len(list(Path("out").glob("*.json"))) < 3 and process.poll() is None:
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()
     kept = {path: path.stat().st_mtime_ns for path in Path("out").glob("*.json")}
     assert len(kept) >= 3
-    done = subprocess.run([*argv, "--out", "out", "--json"], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    again = run(*given, "--json")
+    assert again.code == 0, again.err
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
-    assert sum(json.loads(line)["winner"] for line in done.stdout.splitlines()) == 1
+    assert sum(record["winner"] for record in again.records) == 1
 
 
 def test_the_table_has_every_default_and_the_winner(
     run: Run,  # noqa: F811
-    here: Path,  # noqa: F811
+    done: list[dict[str, Any]],
 ) -> None:
     ran = tune(run)
     lines = ran.out.splitlines()
@@ -452,10 +485,11 @@ def test_a_retrieval_score_is_sought_too(run: Run, here: Path) -> None:  # noqa:
 
 def test_a_method_that_the_model_cannot_take_is_a_failed_trial(
     run: Run,  # noqa: F811
-    here: Path,  # noqa: F811
+    done: list[dict[str, Any]],
 ) -> None:
     ran = tune(run, "--json", "--trials", 0, "--method", "longrope:factors=@lists.json")
-    assert ran.code == 2
+    assert (ran.code, ran.out) == (2, "")
+    assert "there is no file 'lists.json'" in ran.err
     Path("lists.json").write_text(json.dumps({"short_factor": [1.0], "long_factor": [2.0]}))
     ran = tune(run, "--json", "--trials", 0, "--method", "longrope:factors=@lists.json")
     assert ran.code == 1
@@ -510,7 +544,7 @@ def test_data_too_short_for_a_window_is_refused(run: Run, here: Path) -> None:  
 
 
 def test_without_text_left_there_is_no_comparison(run: Run, here: Path) -> None:  # noqa: F811
-    ran = tune(run, "--tokens", 2 * LENGTH)
+    ran = tune(run, "--tokens", 2 * LENGTH, "--trials", 1)
     assert ran.code == 0
     assert "not compared on unseen text" in ran.out or "it is a default" in ran.out
 

@@ -111,11 +111,16 @@ class Space:
         """Every family with its parameters at their defaults, without a query scale and with each.
 
         A family whose defaults do not exist at this span has none of them.
+
+        Raises:
+            UsageError: that is so of a family that has nothing to search for.
         """
         for family in self.families:
             try:
                 resolved = family.spec.resolve(self.span)
             except UsageError:
+                if not family.ranges(self.span):
+                    raise
                 continue
             drawn: dict[str, Any] = {"family": family.name}
             for place, name in family.ranges(self.span):
