@@ -507,7 +507,7 @@ def tune(
     limit: Annotated[
         int | None,
         typer.Option(
-            help="Windows or samples that each trial reads, of which as many again, twice, are "
+            help="Windows or samples that each trial reads, four times as many more are "
             "kept for the comparison in the end; default 6 or 22."
         ),
     ] = None,
@@ -583,7 +583,7 @@ def _tune(request: Any, as_json: bool) -> int:
 
     _quieten()
     interrupted = False
-    with Progress(unit="trials") as progress:
+    with Progress(unit="steps") as progress:
         search = room.Search(request, progress.monitor())
         try:
             with _terminable():

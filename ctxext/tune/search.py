@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from optuna.trial import Trial as Asked
 
 WINDOWS, SAMPLES = 6, 22  # that a trial reads where no limit is given
-UNSEEN = 2  # times as many are kept for the comparison in the end
+UNSEEN = 4  # times as many are kept for the comparison in the end
+COMPARED = 2.0 * (1 + UNSEEN)  # what the comparison takes, in trials
 INSIDE = 2  # times as many windows of T tokens tell the tax
 
 
@@ -116,6 +117,7 @@ class Search:
         )
         self._loaded, self._told = Loaded(), set[str]()
         self._tried = dict[str, Trial]()
+        self._count = 0
         self._base = math.nan  # the unpatched model's perplexity at T
 
     def run(self) -> Outcome:
@@ -130,38 +132,43 @@ class Search:
         defaults, study = list(self._space.defaults()), _study(self.outcome.lower, self.request)
         for default in defaults:
             study.enqueue_trial(default.drawn)
-        count = len(defaults) + self.request.trials
-        self.monitor.plan(count, 0)
-        for number in range(count):
+        self._count = len(defaults) + self.request.trials
+        self.monitor.plan(self._count + 1, 0)
+        for number in range(self._count):
             asked = study.ask()
-            left = {"trial": float(count - number - 1)}
-            self.monitor.begin(Step("", kind="trial", cost=1.0, left=left))
-            trial = self._try(asked, defaults[number] if number < len(defaults) else None)
-            self.monitor.done(None)
+            trial = self._try(asked, number, defaults[number] if number < len(defaults) else None)
             if trial is None or trial.value is None or trial.tax is None:
                 study.tell(asked, state=TrialState.FAIL)
             else:
                 asked.set_constraint("tax", trial.tax - self.request.tax)
                 study.tell(asked, trial.value)
         self.outcome.comparison = self._compare()
+        self.monitor.done(None)
         return self.outcome
 
-    def _try(self, asked: Asked, default: Default | None) -> Trial | None:
-        """The trial of what is drawn, or of the default that it stands for; None where the values
-        drawn do not go together."""
+    def _begin(self, what: str, cost: float, left: float = 0.0) -> None:
+        """Tell of a step, and of what is left after it; in trials."""
+        self.monitor.begin(Step(what, kind="trial", cost=cost, left={"trial": left}))
+
+    def _try(self, asked: Asked, number: int, default: Default | None) -> Trial | None:
+        """The trial of what is drawn, or of the default that it stands for, each made once; None
+        where the values drawn do not go together."""
         try:
             drawn = self._space.draw(asked)
             spec = drawn if default is None else default.spec
             method = spec.resolve(self._span)
         except UsageError as error:
             self.monitor.note(f"not tried: {error}")
+            self.monitor.done(None)
             return None
         if method.full() not in self._tried:
+            self._begin(str(method), 1.0, self._count - number - 1 + COMPARED)
             trial = self._measured(spec, method, default is not None)
             self._tried[method.full()] = trial
             self.outcome.trials.append(trial)
-            place = f"[{len(self.outcome.trials)}]"
+            place = f"[{number + 1}/{self._count + 1}]"
             self.monitor.note(f"{place} {line(self.outcome, trial)}")
+        self.monitor.done(None)
         return self._tried[method.full()]
 
     def _measured(self, spec: Spec, method: Spec, default: bool) -> Trial:
@@ -231,7 +238,7 @@ class Search:
         winner, default, seen = self.outcome.winner, self.outcome.best_default, self.request.seen
         if winner is None or default is None or winner is default:
             return None
-        self.monitor.begin(Step("the winner and the best default on unseen text"))
+        self._begin("the winner and the best default on what is unseen", COMPARED)
         theirs, ours = self._evaluate(
             self._cells(seen * (1 + UNSEEN), default.spec, winner.spec),
         )
