@@ -479,6 +479,144 @@ def _print_sheets(study: Any) -> None:
 
 
 @app.command()
+def tune(
+    length: Annotated[str, typer.Option("--len", help="The length to stretch to, in tokens.")],
+    model: Model = "tiny",
+    method: Annotated[
+        list[str],
+        typer.Option(
+            help="Search these alone: a name, or a spec whose given parameters stay; repeatable. "
+            "Default: every method by itself."
+        ),
+    ] = [],  # noqa: B006
+    trials: Annotated[
+        int, typer.Option(help="Specs that are proposed, beside every default; 0 for none.")
+    ] = 40,
+    objective: Annotated[
+        str,
+        typer.Option(help="ppl-tail, or a task whose samples are answered: passkey, ruler:vt, …."),
+    ] = "ppl-tail",
+    tax: Annotated[
+        float,
+        typer.Option(help="The most that a winner may lose at the trained length, in nats/token."),
+    ] = 0.02,
+    data: Annotated[
+        str | None,
+        typer.Option(help="As for ctxext eval. The tax is on it too, for ppl-tail; else stdlib."),
+    ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            help="Windows or samples that each trial reads, four times as many more are "
+            "kept for the comparison in the end; default 6 or 22."
+        ),
+    ] = None,
+    tokens: Annotated[
+        str | None,
+        typer.Option(help="Only so many tokens of a text that is cut into windows."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the proposals, and of drawn samples.")] = 0,
+    attn: Annotated[
+        str, typer.Option(help="auto, flash, triton, flex, sdpa or eager (the slow reference).")
+    ] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ….")] = "auto",
+    batch_size: Annotated[
+        int | None, typer.Option(help="Windows or prompts at once; default about 4096 tokens.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder of the trials' record files.")] = Path(
+        "results/tune"
+    ),
+    as_json: Json = False,
+    revision: Revision = None,
+    trust_remote_code: Trust = False,
+    load_in: Annotated[str | None, typer.Option(help="4bit or 8bit, with bitsandbytes.")] = None,
+    device_map: Annotated[
+        str | None, typer.Option(help="auto: spread a model over all devices.")
+    ] = None,
+    train_len: TrainLen = None,
+) -> None:
+    """Search for the method and the parameters that suit a model at a length best."""
+    from ctxext import request as ask
+    from ctxext.errors import UsageError
+    from ctxext.models.loading import Source
+    from ctxext.registry import parse_length
+
+    lengths, objectives = ask.parse_lengths([length]), ask.parse_tasks([objective])
+    for option, text, found in (("len", length, lengths), ("objective", objective, objectives)):
+        if len(found) > 1:
+            raise UsageError(f"--{option} {text} are {len(found)}: give one")
+    source = Source(
+        model,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+        dtype=dtype,
+        device=device,
+        load_in=load_in,
+        device_map=ask.check_device_map(device_map, device),
+        attn=ask.check_attention(attn),
+        train_len=None if train_len is None else parse_length(train_len),
+    )
+    from ctxext import tune as room
+
+    request = room.Request(
+        source,
+        lengths[0],
+        tuple(method),
+        objectives[0],
+        ask.check_data(data),
+        trials=ask.in_range("--trials", trials, least=0) or 0,
+        tax=tax,
+        limit=ask.in_range("--limit", limit),
+        tokens=None if tokens is None else parse_length(tokens),
+        seed=ask.in_range("--seed", seed, least=0) or 0,
+        batch_size=ask.in_range("--batch-size", batch_size),
+        out=out,
+    )
+    raise typer.Exit(_tune(request, as_json))
+
+
+def _tune(request: Any, as_json: bool) -> int:
+    """Run a search and print what it has found; the exit code."""
+    from ctxext import tune as room
+    from ctxext.progress import Progress
+
+    _quieten()
+    interrupted = False
+    with Progress(unit="steps") as progress:
+        search = room.Search(request, progress.monitor())
+        try:
+            with _terminable():
+                search.run()
+        except KeyboardInterrupt:
+            interrupted = True
+    outcome = search.outcome
+    if as_json:
+        for record in room.records(outcome):
+            typer.echo(json.dumps(record, ensure_ascii=False, allow_nan=False))
+    elif outcome.trials:
+        _print_outcome(outcome)
+    if interrupted:
+        typer.echo("interrupted: finished trials are kept, the same command goes on", err=True)
+        return INTERRUPTED
+    failed = [trial for trial in outcome.trials if trial.value is None]
+    for trial in failed:
+        typer.echo(f"{trial.spec}: {trial.status}: {trial.reason}", err=True)
+    return FAILED if failed or outcome.winner is None else OK
+
+
+def _print_outcome(outcome: Any) -> None:
+    from rich.console import Console
+
+    from ctxext import tune as room
+
+    console = Console(width=None if sys.stdout.isatty() else 100)
+    console.print(room.to_rich(outcome), crop=False)
+    for line in room.verdict(outcome):
+        typer.echo(line)
+
+
+@app.command()
 def report(
     out: Out = Path("results"),
     style: Annotated[

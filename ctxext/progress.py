@@ -97,10 +97,11 @@ class Progress:
 
     Args:
         silent: show nothing, as in all but one of several processes.
+        unit: what is counted.
     """
 
-    def __init__(self, silent: bool = False) -> None:
-        self._silent = silent
+    def __init__(self, silent: bool = False, unit: str = "cells") -> None:
+        self._silent, self._unit = silent, unit
         self._course = Course()
         self._live: Any = None
         self._console: Any = None
@@ -140,7 +141,7 @@ class Progress:
     def _plan(self, cells: int, found: int) -> None:
         self._course.cells, self._course.over = cells, found
         if found == cells:
-            self._say(f"{cells} cells, all of them found")
+            self._say(f"{cells} {self._unit}, all of them found")
 
     def _begin(self, step: Step) -> None:
         """A cell begins; before the first one, all having been checked, say how many there are."""
@@ -149,7 +150,7 @@ class Progress:
         if first:
             self._counted = True
             found = f", {course.over} of them found" if course.over else ""
-            self._say(f"{course.cells} cells{found}")
+            self._say(f"{course.cells} {self._unit}{found}")
 
     def _advance(self, tokens: int) -> None:
         self._course.read += tokens
@@ -210,7 +211,9 @@ class Progress:
         failed = f", {course.failed} failed" if course.failed else ""
         times = ", ".join(filter(None, (format_seconds(course.elapsed), self._eta())))
         whole = (course.over + course.share) / max(1, course.cells)
-        cells = f"{course.over} of {course.cells} cells{failed}" if course.cells else "starting"
+        cells = (
+            f"{course.over} of {course.cells} {self._unit}{failed}" if course.cells else "starting"
+        )
         table = Table.grid(padding=(0, 2), expand=True)
         table.width = max(1, width)
         table.add_column(ratio=1, no_wrap=True, overflow="ellipsis")

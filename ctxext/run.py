@@ -39,13 +39,14 @@ class Evaluation:
 
     `records` grows as cells are done; in the end it is in the order of the cells. Under
     `accelerate launch` every process runs the same evaluation: windows and samples are split
-    among them, and the first alone has records.
+    among them, and the first alone has records. `loaded` is what evaluations before it have loaded.
     """
 
     requests: Sequence[Request]
     monitor: Monitor = field(default_factory=Monitor)
     records: list[Record] = field(default_factory=list)
     launcher: Callable[[Sequence[Run]], None] | None = None
+    loaded: Loaded = field(default_factory=Loaded)
 
     @property
     def methods(self) -> list[str]:
@@ -74,9 +75,9 @@ class Evaluation:
         from ctxext.estimate import estimates
 
         store, note = Store(self.requests[0].out), self.monitor.note
-        made, loaded = self.plans(Workers(self.requests[0].source.device)), Loaded()
+        made = self.plans(Workers(self.requests[0].source.device))
         alone = len(made) == 1
-        return [one for plan in made for one in estimates(plan, store, note, loaded, alone)]
+        return [one for plan in made for one in estimates(plan, store, note, self.loaded, alone)]
 
     def run(self) -> list[Record]:
         """Make or find every cell's record.
@@ -91,9 +92,10 @@ class Evaluation:
                 self.monitor.note(f"not trusted: {line}")
         for line in dict.fromkeys(line for r in self.requests for line in _unused(r)):
             self.monitor.note(line)
-        alone, loaded = len(made) == 1, Loaded()
+        alone = len(made) == 1
         runs = [
-            Run(plan, store, workers, self.monitor, self.records, alone, loaded) for plan in made
+            Run(plan, store, workers, self.monitor, self.records, alone, self.loaded)
+            for plan in made
         ]
         for run in runs if self.launcher is None else ():
             run.prepare()

@@ -132,6 +132,7 @@ def main() -> None:
         "options": lambda: options(cli.evaluate),
         "bench_options": lambda: options(cli.bench),
         "patch_options": lambda: options(cli.patch),
+        "tune_options": lambda: options(cli.tune),
         "models": models,
         "families": families,
         "shipped": shipped,

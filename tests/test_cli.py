@@ -673,12 +673,14 @@ def test_every_method_says_what_it_is(run: Run) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", [(), ("eval",), ("bench",), ("explain",), ("patch",), ("report",), ("methods",)]
+    "command",
+    [(), ("eval",), ("bench",), ("explain",), ("tune",), ("patch",), ("report",), ("methods",)],
 )
 def test_help(run: Run, command: tuple[str, ...]) -> None:
     ran = run(*command, "--help")
     assert (ran.code, ran.err) == (0, "")
-    expected = {(): ["eval", "bench", "explain", "patch", "report", "methods", "models", "tasks"]}
+    expected = {(): ["eval", "bench", "explain", "tune", "patch", "report", "methods", "models"]}
+    expected["tune",] = ["--objective", "--tax", "--trials", "--method", "--len", "--json"]
     expected["eval",] = ["--model", "--method", "--len", "--task", "--data", "--limit", "--json"]
     for word in expected.get(command, ["--"]):
         assert word in ran.out
@@ -770,8 +772,8 @@ import sys
 from ctxext import cli
 import ctxext.results, ctxext.report, ctxext.data
 heavy, late = sys.argv[1].split(), ["pandas", "matplotlib"]
-helps = ["--help"], ["eval", "--help"], ["bench", "--help"], ["explain", "--help"]
-for argv in (*helps, ["methods"], ["models"], ["tasks"], ["report"]):
+helps = [[name, "--help"] for name in ("eval", "bench", "explain", "tune")]
+for argv in (["--help"], *helps, ["methods"], ["models"], ["tasks"], ["report"]):
     if argv == ["report"]:
         heavy.remove("numpy"), late.clear()  # matplotlib needs numpy
     sys.argv = ["ctxext", *argv]
@@ -825,10 +827,12 @@ ROOMS: dict[str, tuple[str, ...]] = {
               "monitor", "estimate"),
     "explain": ("errors", "registry", "data", "patches", "models", "engine", "results", "monitor",
                 "tasks", "report", "measure"),
+    "tune": ("errors", "registry", "patches", "models", "results", "monitor", "tasks", "request",
+             "measure", "run"),
     "progress": ("registry", "results", "monitor"),
     "cli": ("errors", "registry", "patches", "models", "scoring", "tasks", "request", "run",
             "grid", "launch", "bench", "results", "report", "export", "measure",
-            "estimate", "explain", "progress"),
+            "estimate", "explain", "tune", "progress"),
     "__init__": ("patches", "models", "engine"),
     "__main__": ("cli",),
 }  # fmt: skip
@@ -854,6 +858,7 @@ WITHOUT = {
     "machine": {"typer", "rich", "datasets"},
     "bench": {"typer", "rich", "datasets"},
     "explain": {"typer", "datasets"},
+    "tune": {*HEAVY, "typer", "datasets"},
 }
 
 

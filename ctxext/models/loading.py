@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import glob
 import hashlib
 import importlib.util
@@ -246,11 +247,18 @@ def identify(source: Source, config: Any) -> Identity:
 
 
 def _hash_folder(folder: Path) -> str:
+    files = sorted(p for p in folder.iterdir() if p.suffix in _HASHED and p.is_file())
+    kept = [path for path in files if path.name != "provenance.json"]
+    states = [path.stat() for path in kept]
+    return _hash_files(tuple(kept), tuple((s.st_size, s.st_mtime_ns, s.st_ino) for s in states))
+
+
+@functools.cache
+def _hash_files(files: tuple[Path, ...], states: tuple[tuple[int, ...], ...]) -> str:
+    """The hash of what is in the files, read anew where their sizes, times or places differ."""
     digest = hashlib.sha256()
-    for path in sorted(p for p in folder.iterdir() if p.suffix in _HASHED and p.is_file()):
-        if path.name == "provenance.json":
-            continue
-        digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
+    for path, (size, *_) in zip(files, states, strict=True):
+        digest.update(f"{path.name}\0{size}\0".encode())
         with path.open("rb") as file:
             while block := file.read(2**20):
                 digest.update(block)

@@ -1,6 +1,7 @@
 """The methods: one file each, one registry, and specs that compose them with `+`.
 
     parse("ntk:factor=8+logn")      a Spec
+    given("ntk:factor=8+logn")      [{"factor"}, set()]
     names()                         every method's name
     register("my-method")           decorator that enters a dataclass from outside the package
 
@@ -17,7 +18,7 @@ from ctxext.errors import UsageError
 from ctxext.patches.base import Distance, Frequency, Method, QueryScale, Rotary, Span
 from ctxext.registry import Registry
 
-__all__ = ["REGISTRY", "Spec", "names", "parse", "register"]
+__all__ = ["REGISTRY", "Spec", "given", "names", "parse", "register"]
 
 REGISTRY: Registry[Method] = Registry("method", __name__, private=("base",))
 _SUM = re.compile(r"(?<![0-9][eE])\+")  # the plus of 1e+3 parts nothing
@@ -72,6 +73,12 @@ class Spec:
     def attention_factor(self) -> float:
         """The product of the attention factors; rotated queries and keys each carry it."""
         return math.prod(method.attention_factor() for method in self.frequencies)
+
+
+def given(text: str) -> list[set[str]]:
+    """The parameters that a spec which parses gives, method by method, defaults among them."""
+    lists = (item.partition(":")[2].split(",") for item in _SUM.split(text))
+    return [{pair.partition("=")[0].strip() for pair in pairs} - {""} for pairs in lists]
 
 
 def parse(text: str) -> Spec:

@@ -59,6 +59,27 @@ class Rotary:
 
 
 @dataclass(frozen=True)
+class Range:
+    """Where a search looks for a parameter: from `low` to `high`, both included.
+
+    Attributes:
+        log: whether steps of the same ratio weigh the same, or else steps of the same size.
+        whole: whether it looks at whole numbers alone.
+    """
+
+    low: float
+    high: float
+    log: bool = True
+    whole: bool = False
+
+
+def tokens_between(low: float, high: float) -> Range:
+    """Whole numbers of tokens, at least 1."""
+    least = max(1, int(low))
+    return Range(least, max(least, int(high)), whole=True)
+
+
+@dataclass(frozen=True)
 class Method:
     """One method; its fields are its parameters, None where the default depends on T or L."""
 
@@ -68,6 +89,14 @@ class Method:
     def resolve(self, span: Span) -> Self:
         """The method with every parameter a value; UsageError where a default needs a length."""
         return self
+
+    def search(self, span: Span) -> dict[str, Range] | None:
+        """Where a search looks for each parameter, beside what the method was given.
+
+        Empty for a method that has nothing to search for. None for one that must not be tried as
+        it is: it is for training, or lacks what only its user can give.
+        """
+        return {}
 
     def __str__(self) -> str:
         """The shortest spec that parses back to this method."""
@@ -127,6 +156,10 @@ class Stretch(Frequency):
     def resolve(self, span: Span) -> Self:
         """Fill in k."""
         return self if self.factor is not None else dataclasses.replace(self, factor=span.stretch())
+
+    def search(self, span: Span) -> dict[str, Range] | None:
+        """k up to four times as large as L needs."""
+        return {"factor": Range(1, 4 * span.stretch())}
 
     @property
     def k(self) -> float:

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from ctxext.patches import register
-from ctxext.patches.base import Rotary, Stretch, require
+from ctxext.patches.base import Range, Rotary, Span, Stretch, require
 
 
 @register("beta-radix")
@@ -31,6 +31,10 @@ class BetaRadix(Stretch):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.b >= 0, "b", self.b, "at least 0")
+
+    def search(self, span: Span) -> dict[str, Range] | None:
+        """k, and b from that of pi to twice that of ntk-fixed."""
+        return {**(super().search(span) or {}), "b": Range(0, 2, log=False)}
 
     def scales(self, rotary: Rotary) -> list[float]:
         """λ_i = exp(a·(i+1)^b) = k^(((i+1)/(d/2))^b), which cannot overflow at a large b."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ctxext.errors import UsageError
 from ctxext.patches import register
-from ctxext.patches.base import Distance, Part, Span, require
+from ctxext.patches.base import Distance, Part, Range, Span, require, tokens_between
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -56,6 +56,11 @@ class DualChunk(Distance):
         return dataclasses.replace(
             self, chunk=chunk, local=self.local or reach - chunk, reach=reach
         )
+
+    def search(self, span: Span) -> dict[str, Range] | None:
+        """s from an eighth of the reach to seven of them."""
+        reach = self.reach or span.trained
+        return {"chunk": tokens_between(reach / 8, 7 * reach // 8)}
 
     def parts(self) -> tuple[Part, ...]:
         """The same chunk, the one before, and all older ones."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ctxext.patches import register
-from ctxext.patches.base import Frequency, Rotary, Span, require
+from ctxext.patches.base import Frequency, Range, Rotary, Span, require
 from ctxext.patches.ntk import NTK
 
 
@@ -43,6 +43,10 @@ class DynamicNTK(Frequency):
         if self.sequence is not None:
             return self
         return dataclasses.replace(self, sequence=span.need_length("sequence"))
+
+    def search(self, span: Span) -> dict[str, Range] | None:
+        """Factors up to 4."""
+        return {"factor": Range(1, 4)}
 
     def scales(self, rotary: Rotary) -> list[float]:
         """λ_i = k^(2i/(d−2))."""

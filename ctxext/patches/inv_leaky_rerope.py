@@ -48,6 +48,10 @@ class InvLeakyReRoPE(Distance):
         window = self.window or max(1, span.trained // 4)
         return dataclasses.replace(self, window=window, expansion=expansion)
 
+    def search(self, span: Span) -> None:
+        """It is for training."""
+        return
+
     def parts(self) -> tuple[Part, ...]:
         """Far keys stand at 2·expansion·k, far queries at w + 2·expansion·(q−w)."""
         w, expansion = self.window, self.expansion

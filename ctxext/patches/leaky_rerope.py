@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from ctxext.errors import UsageError
 from ctxext.patches import register
-from ctxext.patches.base import Distance, Part, Span, identity, require
+from ctxext.patches.base import Distance, Part, Range, Span, identity, require, tokens_between
 
 
 @register("leaky-rerope")
@@ -49,6 +49,13 @@ class LeakyReRoPE(Distance):
         if room <= 0:
             raise UsageError(f"window {w} leaves no default leak: give leak, or window < T/2")
         return float(max(1, math.ceil(far / room)))
+
+    def search(self, span: Span) -> dict[str, Range] | None:
+        """w from T/16 to T; leaks up to four times as large as keep to T/2 with w = T/4."""
+        return {
+            "window": tokens_between(span.trained / 16, span.trained),
+            "leak": Range(1, 16 * span.stretch()),
+        }
 
     def parts(self) -> tuple[Part, ...]:
         """Far keys stand at k/leak, far queries at w + (q−w)/leak."""

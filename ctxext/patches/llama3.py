@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ctxext.patches import register
-from ctxext.patches.base import Rotary, Stretch, require
+from ctxext.patches.base import Range, Rotary, Span, Stretch, require
 
 
 @register("llama3")
@@ -38,6 +38,16 @@ class Llama3(Stretch):
         require(low >= 1e-6, "low_freq_factor", low, "at least 1e-6 turns")
         require(high <= 1e6, "high_freq_factor", high, "at most 1e6 turns")
         require(high > low, "high_freq_factor", high, "above low_freq_factor")
+
+    def search(self, span: Span) -> dict[str, Range] | None:
+        """k, and both ends of the ramp, the upper one above the lower one."""
+        low = min(2.0, self.high_freq_factor / 1.25)
+        high = max(2.5, self.low_freq_factor * 1.25)
+        return {
+            **(super().search(span) or {}),
+            "low_freq_factor": Range(min(0.25, low), low),
+            "high_freq_factor": Range(high, max(32.0, high)),
+        }
 
     def scales(self, rotary: Rotary) -> list[float]:
         """λ_i = 1/((1−m)/k + m), m from 0 to 1 over the turns between the two factors."""

@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from ctxext.patches import register
-from ctxext.patches.base import Distance, Part, Span, identity, require
+from ctxext.patches.base import Distance, Part, Range, Span, identity, require, tokens_between
 from ctxext.registry import Count
 
 
@@ -40,6 +40,13 @@ class LMInfinite(Distance):
     def resolve(self, span: Span) -> LMInfinite:
         """w = T by default."""
         return dataclasses.replace(self, window=self.window or span.trained)
+
+    def search(self, span: Span) -> dict[str, Range] | None:
+        """w from T/8 to T, and up to 64 sinks."""
+        return {
+            "window": tokens_between(span.trained / 8, span.trained),
+            "sinks": tokens_between(1, 64),
+        }
 
     def parts(self) -> tuple[Part, ...]:
         """Sinks that the window has left behind stand at 0, their queries at w."""

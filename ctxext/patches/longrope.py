@@ -14,7 +14,7 @@ from typing import Any
 
 from ctxext.errors import UsageError
 from ctxext.patches import register
-from ctxext.patches.base import Frequency, Rotary, Span, require
+from ctxext.patches.base import Frequency, Range, Rotary, Span, require
 
 LISTS = ("short_factor", "long_factor")
 LABELS = {"type", "rope_type"}  # which a config's own rope scaling has beside the lists
@@ -68,6 +68,10 @@ class LongRoPE(Frequency):
         marked = self.factors if known else f"{self.factors}#{_digest(_bytes(self.factors[1:]))}"
         _lists(marked)
         return dataclasses.replace(self, factors=marked, sequence=s, attention=attention)
+
+    def search(self, span: Span) -> dict[str, Range] | None:
+        """Its lists are its user's to give; with them there is nothing left to search for."""
+        return None if self.factors is None else {}
 
     def scales(self, rotary: Rotary) -> list[float]:
         """The list's λ_i; UsageError where it is not d/2 long."""

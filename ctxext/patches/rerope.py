@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from ctxext.patches import register
-from ctxext.patches.base import Distance, Part, Span, identity, require
+from ctxext.patches.base import Distance, Part, Range, Span, identity, require, tokens_between
 
 
 @register("rerope")
@@ -33,6 +33,10 @@ class ReRoPE(Distance):
     def resolve(self, span: Span) -> ReRoPE:
         """w = T/2 by default."""
         return dataclasses.replace(self, window=self.window or max(1, span.trained // 2))
+
+    def search(self, span: Span) -> dict[str, Range] | None:
+        """w from T/16 to T."""
+        return {"window": tokens_between(span.trained / 16, span.trained)}
 
     def parts(self) -> tuple[Part, ...]:
         """Far queries stand at w, far keys at 0."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ctxext.errors import UsageError
 from ctxext.patches import register
-from ctxext.patches.base import Distance, Part, Span, identity, require
+from ctxext.patches.base import Distance, Part, Range, Span, identity, require, tokens_between
 
 
 @register("self-extend")
@@ -50,6 +50,13 @@ class SelfExtend(Distance):
         if room <= 0:
             raise UsageError(f"window {w} leaves no default group: give group, or window < T")
         return max(1, -(-far // room))
+
+    def search(self, span: Span) -> dict[str, Range] | None:
+        """w from T/16 to T, G up to four times as large as L/T."""
+        return {
+            "window": tokens_between(span.trained / 16, span.trained),
+            "group": tokens_between(1, 4 * span.stretch()),
+        }
 
     def parts(self) -> tuple[Part, ...]:
         """Far keys stand at ⌊k/G⌋, far queries at ⌊q/G⌋ + w − ⌊w/G⌋."""

@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from ctxext.patches import register
-from ctxext.patches.base import Distance, Part, Span, identity, require
+from ctxext.patches.base import Distance, Part, Range, Span, identity, require, tokens_between
 from ctxext.registry import Count
 
 
@@ -42,6 +42,13 @@ class Streaming(Distance):
         """w = T − sinks by default."""
         window = self.window or max(1, span.trained - self.sinks)
         return dataclasses.replace(self, window=window)
+
+    def search(self, span: Span) -> dict[str, Range] | None:
+        """w from T/8 to T, and up to 64 sinks."""
+        return {
+            "window": tokens_between(span.trained / 8, span.trained),
+            "sinks": tokens_between(1, 64),
+        }
 
     def parts(self) -> tuple[Part, ...]:
         """A query with sinks beyond its window stands at the end of what is kept."""

@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from ctxext.patches import register
-from ctxext.patches.base import Distance, Part, Span, identity, require
+from ctxext.patches.base import Distance, Part, Range, Span, identity, require, tokens_between
 
 
 @register("window")
@@ -34,6 +34,10 @@ class Window(Distance):
     def resolve(self, span: Span) -> Window:
         """w = T by default."""
         return dataclasses.replace(self, window=self.window or span.trained)
+
+    def search(self, span: Span) -> dict[str, Range] | None:
+        """w from T/8 to T."""
+        return {"window": tokens_between(span.trained / 8, span.trained)}
 
     def parts(self) -> tuple[Part, ...]:
         """One part, which ends at w."""

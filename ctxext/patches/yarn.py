@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ctxext.patches import register
-from ctxext.patches.base import Rotary, Stretch, require
+from ctxext.patches.base import Range, Rotary, Span, Stretch, require
 
 
 @register("yarn")
@@ -37,6 +37,16 @@ class Yarn(Stretch):
         require(self.beta_slow >= 1e-6, "beta_slow", self.beta_slow, "at least 1e-6 turns")
         require(self.beta_fast <= 1e6, "beta_fast", self.beta_fast, "at most 1e6 turns")
         require(self.beta_fast >= self.beta_slow, "beta_fast", self.beta_fast, "≥ beta_slow")
+
+    def search(self, span: Span) -> dict[str, Range] | None:
+        """k, and both ends of the ramp, the fast one above the slow one."""
+        slow = min(4.0, self.beta_fast)
+        fast = max(8.0, self.beta_slow)
+        return {
+            **(super().search(span) or {}),
+            "beta_fast": Range(fast, max(128.0, fast)),
+            "beta_slow": Range(min(0.25, slow), slow),
+        }
 
     def scales(self, rotary: Rotary) -> list[float]:
         """λ_i = 1/((1−m_i)/k + m_i)."""

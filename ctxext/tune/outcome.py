@@ -1,0 +1,246 @@
+"""What a search has found: the order of its trials, the table, and the JSON records."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ctxext.models.loading import Source
+from ctxext.patches import Spec
+from ctxext.registry import format_length, format_seconds
+from ctxext.results.paired import Difference
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+SHOWN = 10  # trials in the table, beside the defaults
+SURE = 2.0  # standard errors from which a difference is one
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One spec and what was measured with it.
+
+    Attributes:
+        number: in the order in which they were tried; 0 is the unpatched model.
+        spec: with every parameter a value, as resolved for the length.
+        default: whether it is a method, or what was asked for, with its defaults.
+        status: as that of its records.
+        value: of the objective, on what the search reads; None where it failed.
+        tax: mean loss at length T beyond that of the unpatched model on the same tokens, in nats
+            per token; below 0 is better; None where it failed.
+        keys: of its records, that of the objective first.
+    """
+
+    number: int
+    spec: Spec
+    default: bool
+    status: str
+    reason: str | None
+    value: float | None
+    stderr: float | None
+    tax: float | None
+    seconds: float
+    keys: tuple[str, ...]
+
+
+class Comparison(NamedTuple):
+    """The winner against the best default on what the search has not read.
+
+    Attributes:
+        against: the default.
+        difference: of the objective's values, the winner's minus the default's.
+        read: windows or samples, as `what` says.
+    """
+
+    against: Trial
+    difference: Difference
+    read: int
+    what: str
+
+
+@dataclass
+class Outcome:
+    """The trials so far, and how they are ordered.
+
+    Attributes:
+        lower: whether lower values are better.
+        bound: the most tax, in nats per token.
+        comparison: None where the winner is a default, or nothing is left to compare on.
+    """
+
+    source: Source
+    trained: int
+    length: int
+    task: str
+    metric: str
+    lower: bool
+    bound: float
+    trials: list[Trial] = field(default_factory=list)
+    comparison: Comparison | None = None
+
+    def within(self, trial: Trial) -> bool:
+        """Whether it was measured, and keeps to the bound."""
+        return trial.value is not None and trial.tax is not None and trial.tax <= self.bound
+
+    @property
+    def ranked(self) -> list[Trial]:
+        """The best first: those over the bound after those within, those that failed last."""
+        return sorted(self.trials, key=self._rank)
+
+    def _rank(self, trial: Trial) -> tuple[int, float, float, int]:
+        if trial.value is None or trial.tax is None:
+            return 2, 0.0, 0.0, trial.number
+        value = trial.value if self.lower else -trial.value
+        return int(not self.within(trial)), value, max(trial.tax, 0.0), trial.number
+
+    @property
+    def winner(self) -> Trial | None:
+        """The best within the bound."""
+        return next(filter(self.within, self.ranked), None)
+
+    @property
+    def best_default(self) -> Trial | None:
+        """The best default within the bound."""
+        return next((t for t in self.ranked if t.default and self.within(t)), None)
+
+
+def records(outcome: Outcome) -> list[dict[str, Any]]:
+    """One JSON object for each trial, the best first; the winner's says how to use it, and how it
+    did on what the search has not read."""
+    about = {
+        "model": outcome.source.name,
+        "trained_length": outcome.trained,
+        "length": outcome.length,
+        "task": outcome.task,
+        "metric": outcome.metric,
+        "tax_bound": outcome.bound,
+    }
+    return [{**about, **_fields(outcome, trial)} for trial in outcome.ranked]
+
+
+def _fields(outcome: Outcome, trial: Trial) -> dict[str, Any]:
+    won, unseen = trial is outcome.winner, outcome.comparison
+    found = None
+    if won and unseen is not None:
+        found = {
+            "against": str(unseen.against.spec),
+            "difference": unseen.difference.value,
+            "stderr": unseen.difference.stderr,
+            unseen.what: unseen.read,
+        }
+    return {
+        "trial": trial.number,
+        "method": str(trial.spec),
+        "default": trial.default,
+        "winner": won,
+        "status": trial.status,
+        "reason": trial.reason,
+        "value": trial.value,
+        "stderr": trial.stderr,
+        "tax": trial.tax,
+        "within_tax": outcome.within(trial),
+        "seconds": trial.seconds,
+        "keys": list(trial.keys),
+        "unseen": found,
+        "command": command(outcome, trial) if won else None,
+    }
+
+
+def to_rich(outcome: Outcome) -> Table:
+    """The best trials and every default, the best first."""
+    from rich.table import Table
+
+    ranked = outcome.ranked
+    at, model = format_length(outcome.length), outcome.source.name
+    title = f"{model} · {outcome.task} at {at} · {len(ranked)} specs tried"
+    table = Table(title=title, title_justify="left", highlight=False)
+    table.add_column("method", overflow="fold")
+    table.add_column(outcome.metric, justify="right", no_wrap=True)
+    table.add_column("tax (nat)", justify="right", no_wrap=True)
+    table.add_column("")
+    for place, trial in enumerate(ranked):
+        if place < SHOWN or trial.default:
+            table.add_row(
+                str(trial.spec), _number(trial.value), _tax(trial), _remark(outcome, trial)
+            )
+    return table
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def _tax(trial: Trial) -> str:
+    return "–" if trial.tax is None else f"{trial.tax:+.3f}"
+
+
+def _remark(outcome: Outcome, trial: Trial) -> str:
+    over = trial.tax is not None and not outcome.within(trial)
+    words = {
+        "winner": trial is outcome.winner,
+        "default": trial.default,
+        "over the tax": over,
+        trial.status: trial.value is None,
+    }
+    return ", ".join(word for word, holds in words.items() if holds)
+
+
+def verdict(outcome: Outcome) -> list[str]:
+    """The winner, how it did on what the search has not read, and how to use it, in lines."""
+    winner, default = outcome.winner, outcome.best_default
+    if winner is None:
+        return [f"no winner: no trial is within the tax of {outcome.bound:g} nats per token"]
+    lines = [f"winner: {winner.spec}"]
+    if default is None or winner is default:
+        lines.append("it is a default: the search found nothing better")
+    elif (unseen := outcome.comparison) is None:
+        lines.append(
+            f"not compared on unseen text with the best default, {default.spec}: none is left, or "
+            "its records do not keep it; give more data or a smaller --limit"
+        )
+    else:
+        lines.append(_compared(outcome, unseen))
+    return [*lines, f"use it: {command(outcome, winner)}"]
+
+
+def _compared(outcome: Outcome, unseen: Comparison) -> str:
+    value, stderr = unseen.difference
+    gain = -value if outcome.lower else value
+    if stderr is None:
+        said = "one alone tells nothing of its error"
+    elif gain > SURE * stderr:
+        said = "better"
+    elif gain < -SURE * stderr:
+        said = "worse: take the default"
+    else:
+        said = f"no difference beyond {SURE:g} standard errors"
+    error = "" if stderr is None else f" ± {stderr:.3f}"
+    return (
+        f"on {unseen.read} {unseen.what} that the search did not read, {outcome.metric} against "
+        f"the best default, {unseen.against.spec}: {value:+.3f}{error} (paired): {said}"
+    )
+
+
+def command(outcome: Outcome, trial: Trial) -> str:
+    """The command that exports the model with the trial's spec."""
+    source = outcome.source
+    words = ["ctxext", "patch", "--model", source.name, "--method", str(trial.spec)]
+    words += ["--len", format_length(outcome.length), "--out", "DIR"]
+    if source.revision is not None:
+        words += ["--revision", source.revision]
+    if source.trust_remote_code:
+        words += ["--trust-remote-code"]
+    if source.train_len is not None:
+        words += ["--train-len", str(source.train_len)]
+    return shlex.join(words)
+
+
+def line(outcome: Outcome, trial: Trial) -> str:
+    """A trial in a line, for progress."""
+    if trial.value is None:
+        return f"{trial.spec}: {trial.status}: {trial.reason}"
+    over = "" if outcome.within(trial) else ", over the bound"
+    tax = f"tax {_tax(trial)}{over}"
+    return f"{trial.spec} {_number(trial.value)}, {tax} ({format_seconds(trial.seconds)})"

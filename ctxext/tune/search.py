@@ -1,0 +1,270 @@
+"""The trials: specs that Optuna proposes, each a few ordinary records in the folder."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ctxext.errors import CtxextError, UsageError
+from ctxext.measure.loaded import Loaded
+from ctxext.measure.workers import several
+from ctxext.models import loading
+from ctxext.models.loading import Source
+from ctxext.models.trained import trained_length
+from ctxext.monitor import Monitor, Step
+from ctxext.patches import Spec
+from ctxext.patches.base import Span
+from ctxext.registry import format_length
+from ctxext.request import Request as Cells
+from ctxext.results import Record
+from ctxext.run import Evaluation
+from ctxext.tasks.base import SampleTask, Task
+from ctxext.tasks.ppl import Perplexity
+from ctxext.tasks.ppl_tail import PerplexityOfTails
+from ctxext.tune.outcome import Comparison, Outcome, Trial, line
+from ctxext.tune.space import Default, Space, parse_families
+from ctxext.tune.unseen import compare
+
+if TYPE_CHECKING:
+    from optuna import Study
+    from optuna.trial import Trial as Asked
+
+WINDOWS, SAMPLES = 6, 22  # that a trial reads where no limit is given
+UNSEEN = 4  # times as many are kept for the comparison in the end
+COMPARED = 2.0 * (1 + UNSEEN)  # what the comparison takes, in trials
+INSIDE = 2  # times as many windows of T tokens tell the tax
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to search for.
+
+    Attributes:
+        methods: specs, whose given parameters stay; none for every method by itself.
+        length: L in tokens, above T.
+        objective: ppl-tail, or a task whose samples are answered.
+        trials: how many specs are proposed beside the defaults.
+        tax: how much worse the mean loss at length T may be, in nats per token.
+        limit: windows or samples that each trial reads; None for WINDOWS or SAMPLES.
+        seed: of the proposals, and of samples that are drawn.
+    """
+
+    source: Source
+    length: int
+    methods: tuple[str, ...] = ()
+    objective: Task = field(default_factory=PerplexityOfTails)
+    data: str | None = None
+    trials: int = 40
+    tax: float = 0.02
+    limit: int | None = None
+    tokens: int | None = None
+    seed: int = 0
+    batch_size: int | None = None
+    out: Path = Path("results/tune")
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.objective, (PerplexityOfTails, SampleTask)):
+            raise UsageError(
+                f"--objective cannot be {self.objective}: give ppl-tail, or a task whose samples "
+                "are answered, such as passkey, kv, ruler:niah_single_1 or longbench:hotpotqa"
+            )
+        if not (math.isfinite(self.tax) and self.tax >= 0):
+            raise UsageError(
+                f"bad value {self.tax} for --tax: give nats per token, 0 or more, such as 0.02"
+            )
+
+    @property
+    def seen(self) -> int:
+        """Windows or samples that each trial reads."""
+        return self.limit or (SAMPLES if isinstance(self.objective, SampleTask) else WINDOWS)
+
+
+class Search:
+    """A search in progress; `outcome` grows as trials are done.
+
+    A trial that was computed before is found in the folder, so that a search that is begun again
+    with the same arguments makes the same proposals and goes on where it ended.
+
+    Raises:
+        UsageError: what is asked for cannot be done.
+    """
+
+    def __init__(self, request: Request, monitor: Monitor | None = None) -> None:
+        _require_optuna()
+        if several():
+            raise UsageError("ctxext tune runs in one process: leave out the launcher")
+        self.request, self.monitor = request, monitor or Monitor()
+        config = loading.load_config(request.source)
+        trained = request.source.train_len or trained_length(config)
+        if request.length <= trained:
+            raise UsageError(
+                f"--len {format_length(request.length)} is not beyond the trained length "
+                f"{format_length(trained)}: there is nothing to stretch; give a longer one"
+            )
+        self._span = Span(trained, request.length)
+        self._space = Space(parse_families(request.methods, self._span), self._span)
+        objective, lower = request.objective, isinstance(request.objective, PerplexityOfTails)
+        self.outcome = Outcome(
+            request.source,
+            trained,
+            request.length,
+            str(objective),
+            objective.metric,
+            lower,
+            request.tax,
+        )
+        self._loaded, self._told = Loaded(), set[str]()
+        self._tried = dict[str, Trial]()
+        self._count = 0
+        self._base = math.nan  # the unpatched model's perplexity at T
+
+    def run(self) -> Outcome:
+        """Try the defaults, then what is proposed, then compare the winner on unseen text.
+
+        Raises:
+            UsageError: the model or the data cannot be had.
+            CtxextError: the unpatched model cannot be measured.
+        """
+        from optuna.trial import TrialState
+
+        defaults, study = list(self._space.defaults()), _study(self.outcome.lower, self.request)
+        for default in defaults:
+            study.enqueue_trial(default.drawn)
+        self._count = len(defaults) + self.request.trials
+        self.monitor.plan(self._count + 1, 0)
+        for number in range(self._count):
+            asked = study.ask()
+            trial = self._try(asked, number, defaults[number] if number < len(defaults) else None)
+            if trial is None or trial.value is None or trial.tax is None:
+                study.tell(asked, state=TrialState.FAIL)
+            else:
+                asked.set_constraint("tax", trial.tax - self.request.tax)
+                study.tell(asked, trial.value)
+        self.outcome.comparison = self._compare()
+        self.monitor.done(None)
+        return self.outcome
+
+    def _begin(self, what: str, cost: float, left: float = 0.0) -> None:
+        """Tell of a step, and of what is left after it; in trials."""
+        self.monitor.begin(Step(what, kind="trial", cost=cost, left={"trial": left}))
+
+    def _try(self, asked: Asked, number: int, default: Default | None) -> Trial | None:
+        """The trial of what is drawn, or of the default that it stands for, each made once; None
+        where the values drawn do not go together."""
+        try:
+            drawn = self._space.draw(asked)
+            spec = drawn if default is None else default.spec
+            method = spec.resolve(self._span)
+        except UsageError as error:
+            self.monitor.note(f"not tried: {error}")
+            self.monitor.done(None)
+            return None
+        if method.full() not in self._tried:
+            self._begin(str(method), 1.0, self._count - number - 1 + COMPARED)
+            trial = self._measured(spec, method, default is not None)
+            self._tried[method.full()] = trial
+            self.outcome.trials.append(trial)
+            place = f"[{number + 1}/{self._count + 1}]"
+            self.monitor.note(f"{place} {line(self.outcome, trial)}")
+        self.monitor.done(None)
+        return self._tried[method.full()]
+
+    def _measured(self, spec: Spec, method: Spec, default: bool) -> Trial:
+        """A trial, from two records: of the objective, and of the perplexity at T of the method as
+        it is at L."""
+        number = len(self.outcome.trials)
+        requests = (self._cells(self.request.seen, spec), self._inside(method))
+        if number == 0:  # each alone raises what cannot be done
+            records = [*self._evaluate(requests[0]), *self._evaluate(requests[1])]
+        else:
+            records = self._evaluate(*requests)
+        failed = next((r for r in records if r["status"] != "ok"), None)
+        value, inside = (record["value"] for record in records)
+        if number == 0 and failed is not None:
+            raise CtxextError(f"the unpatched model cannot be measured: {failed['reason']}")
+        if number == 0:
+            self._base = inside
+        return Trial(
+            number,
+            method,
+            default,
+            failed["status"] if failed else "ok",
+            failed["reason"] if failed else None,
+            None if failed else value,
+            records[0]["stderr"],
+            None if failed else math.log(inside / self._base),
+            sum(record["seconds"] or 0.0 for record in records),
+            tuple(record["key"] for record in records),
+        )
+
+    def _cells(self, limit: int, *methods: Spec) -> Cells:
+        """The objective at L."""
+        request = self.request
+        return Cells(
+            request.source,
+            methods,
+            (request.length,),
+            (request.objective,),
+            request.data,
+            limit,
+            request.tokens,
+            (request.seed,),
+            request.batch_size,
+            request.out,
+        )
+
+    def _inside(self, method: Spec) -> Cells:
+        """The perplexity at T: of windows that the search reads, where it reads windows."""
+        request, trained = self.request, self._span.trained
+        limit = min(INSIDE * request.seen, request.seen * request.length // trained)
+        data = None if isinstance(request.objective, SampleTask) else request.data
+        cells = self._cells(limit, method)
+        return replace(cells, lengths=(trained,), tasks=(Perplexity(),), data=data)
+
+    def _evaluate(self, *requests: Cells) -> list[Record]:
+        monitor = Monitor(advance=self.monitor.advance, note=self._note)
+        return Evaluation(requests, monitor, loaded=self._loaded).run()
+
+    def _note(self, text: str) -> None:
+        """Tell the user a line, once."""
+        if text not in self._told:
+            self._told.add(text)
+            self.monitor.note(text)
+
+    def _compare(self) -> Comparison | None:
+        """The winner and the best default on what comes after all that the search has read."""
+        winner, default, seen = self.outcome.winner, self.outcome.best_default, self.request.seen
+        if winner is None or default is None or winner is default:
+            return None
+        self._begin("the winner and the best default on what is unseen", COMPARED)
+        theirs, ours = self._evaluate(
+            self._cells(seen * (1 + UNSEEN), default.spec, winner.spec),
+        )
+        if not ours["status"] == theirs["status"] == "ok":
+            return None
+        found = compare(ours, theirs, self.request.objective, seen, self.request.out)
+        what = "samples" if isinstance(self.request.objective, SampleTask) else "windows"
+        return None if found is None else Comparison(default, *found, what)
+
+
+def _require_optuna() -> None:
+    """UsageError where it is not installed."""
+    try:
+        import optuna  # noqa: F401
+    except ImportError:
+        raise UsageError("ctxext tune needs Optuna: pip install 'ctxext[tune]'") from None
+
+
+def _study(lower: bool, request: Request) -> Study:
+    """Optuna's tree of Parzen estimators, which prefers what keeps to its constraints."""
+    import warnings
+
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of options called experimental
+        sampler = optuna.samplers.TPESampler(seed=request.seed, multivariate=True, group=True)
+    return optuna.create_study(direction="minimize" if lower else "maximize", sampler=sampler)

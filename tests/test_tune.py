@@ -1,0 +1,559 @@
+"""`ctxext tune`: what it searches, what may win, what a killed search does again, what it says.
+
+The search itself runs on a random model of trained length 32, whose values were not chosen: only
+what holds for any values is asserted, against records and formulas computed here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_eval import Ran, Run, folders, here, letters, run  # noqa: F401
+
+from ctxext import patches, tasks
+from ctxext.errors import UsageError
+from ctxext.measure import tokens as reading
+from ctxext.models.loading import Source
+from ctxext.patches.base import Rotary, Span
+from ctxext.results import Store
+from ctxext.results.paired import Difference
+from ctxext.tune import outcome as outcomes
+from ctxext.tune.outcome import Comparison, Outcome, Trial
+from ctxext.tune.search import Request, Search
+from ctxext.tune.space import Space, parse_families
+from ctxext.tune.unseen import compare
+
+TRAINED, LENGTH = 32, 64
+TAIL = tasks.parse("ppl-tail")
+SPECS = (
+    "ntk+rerope",
+    "rerope+logn:clip=false",
+    "leaky-rerope:window=5",
+    "beta-radix:b=0.625",
+    "yarn:beta_slow=20",
+    "yarn:beta_fast=2",
+    "llama3:low_freq_factor=3",
+    "llama3:high_freq_factor=1.5",
+)
+
+
+class Drawn:
+    """Draws by a random generator, now and then from the very ends."""
+
+    def __init__(self, seed: int) -> None:
+        self._rng, self.ends = random.Random(seed), seed % 3
+        self.found: dict[str, Any] = {}
+
+    def _between(self, name: str, low: float, high: float) -> float:
+        assert low <= high, name
+        self.found[name] = [self._rng.uniform(low, high), low, high][self.ends]
+        return self.found[name]
+
+    def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float:
+        assert low > 0 or not log
+        return self._between(name, low, high)
+
+    def suggest_int(self, name: str, low: int, high: int, *, log: bool = False) -> int:
+        assert (type(low), type(high)) == (int, int)
+        assert low > 0 or not log
+        return round(self._between(name, low, high))
+
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
+        self.found[name] = self._rng.choice(list(choices))
+        return self.found[name]
+
+
+class Given:
+    """Draws what it was given, which must be in range."""
+
+    def __init__(self, values: dict[str, Any]) -> None:
+        self.left = dict(values)
+
+    def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float:
+        value = self.left.pop(name)
+        assert low <= value <= high, (name, low, value, high)
+        return value
+
+    suggest_int = suggest_float
+
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
+        assert self.left[name] in choices
+        return self.left.pop(name)
+
+
+def space(trained: int, length: int, *methods: str) -> Space:
+    span = Span(trained, length)
+    return Space(parse_families(methods, span), span)
+
+
+spans = st.integers(2, 5000).flatmap(
+    lambda t: st.tuples(st.just(t), st.integers(t + 1, 100 * t + 7))
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(spans, st.integers(0, 10**6), st.sampled_from([(), *((spec,) for spec in SPECS)]))
+def test_every_spec_of_the_space_parses_resolves_and_can_be_computed(
+    span: tuple[int, int], seed: int, methods: tuple[str, ...]
+) -> None:
+    trained, length = span
+    spec = space(trained, length, *methods).draw(Drawn(seed))
+    method = spec.resolve(Span(trained, length))
+    assert patches.parse(str(method)) == method == patches.parse(method.full())
+    theta = tuple(10000 ** (-i / 4) for i in range(4))
+    scales = method.scales(Rotary(theta, 10000.0, trained))
+    assert all(math.isfinite(scale) and scale > 0 for scale in scales)
+    if method.distance is not None:
+        assert method.distance.parts()[0].start == 0
+        window = getattr(method.distance, "window", None)
+        assert window is None or 1 <= window <= trained or "window" in str(methods)
+
+
+@settings(max_examples=60, deadline=None)
+@given(spans)
+def test_every_default_is_in_the_space(span: tuple[int, int]) -> None:
+    found = space(*span)
+    whole = Span(*span)
+    for default in found.defaults():
+        draw = Given(default.drawn)
+        drawn = found.draw(draw).resolve(whole).full()
+        assert draw.left == {}
+        kept = default.spec.resolve(whole).full()
+        assert [p.partition(":")[0] for p in drawn.split("+")] == [
+            p.partition(":")[0] for p in kept.split("+")
+        ]
+        numbers = [[float(v) for v in _values(text) if v[0].isdigit()] for text in (drawn, kept)]
+        assert numbers[0] == pytest.approx(numbers[1], rel=5e-3)  # three digits are kept
+
+
+def _values(spec: str) -> list[str]:
+    pairs = [pair for item in spec.split("+") for pair in item.partition(":")[2].split(",")]
+    return [pair.partition("=")[2] for pair in pairs if pair]
+
+
+def test_all_methods_but_those_for_training_or_with_a_file_are_searched() -> None:
+    names = {family.name for family in parse_families((), Span(512, 4096))}
+    left_out = set(patches.names()) - names
+    assert left_out == {"inv-leaky-rerope", "longrope", "logn"}
+    assert len(list(space(512, 4096).defaults())) == 2 * len(names)
+
+
+def test_every_parameter_but_a_few_is_searched() -> None:
+    """What is left out: dca's other two, and the length that dynamic-ntk is for, which is L."""
+    span = Span(512, 4096)
+    missing = set()
+    for family in parse_families((), span):
+        (method,) = family.spec.methods
+        searched = {name for _, name in family.ranges(span)}
+        fields = {field.name for field in dataclasses.fields(method)}
+        missing |= {f"{method.name}:{name}" for name in fields - searched}
+    assert missing == {"dca:local", "dca:reach", "dynamic-ntk:sequence"}
+
+
+def test_given_parameters_stay() -> None:
+    for text, kept in (("beta-radix:b=0.625", "b=0.625"), ("yarn: beta_fast = 32", "beta_fast=32")):
+        (_, family) = parse_families([text], Span(512, 4096))
+        for seed in range(20):
+            assert kept in family.draw(Drawn(seed), Span(512, 4096)).full()
+    assert patches.given("ntk:factor=1e+3+yarn: beta_slow=2 , factor=3+logn") == [
+        {"factor"},
+        {"beta_slow", "factor"},
+        set(),
+    ]
+
+
+def test_a_query_scale_is_drawn_unless_one_is_given() -> None:
+    drawn = {str(space(512, 4096, "rope").draw(Drawn(seed))) for seed in range(20)}
+    assert drawn == {"rope", "logn"}
+    fixed = space(512, 4096, "rerope+logn:clip=false").families[1]
+    assert fixed.draw(Drawn(1), Span(512, 4096)).query_scales == (
+        patches.parse("logn:clip=false").methods[0],
+    )
+
+
+def test_a_default_that_does_not_exist_is_left_out() -> None:
+    defaults = space(512, 4096, "leaky-rerope:window=400").defaults()
+    assert [str(one.spec) for one in defaults] == ["rope", "logn"]
+
+
+@pytest.mark.parametrize("spec", ["inv-leaky-rerope", "longrope"])
+def test_methods_that_cannot_be_tried_are_refused(spec: str) -> None:
+    with pytest.raises(UsageError, match=f"{spec} cannot be tuned .*valid: .*rerope"):
+        parse_families([spec], Span(512, 4096))
+
+
+def a_trial(number: int, value: float | None, tax: float | None, **more: Any) -> Trial:
+    spec = patches.parse(f"rerope:window={number + 1}")
+    given: dict[str, Any] = {"default": False, "status": "ok", "reason": None, "stderr": 0.1}
+    return Trial(number, spec, value=value, tax=tax, seconds=1.0, keys=("k",), **{**given, **more})
+
+
+def an_outcome(*trials: Trial, lower: bool = True) -> Outcome:
+    source = Source("a model", revision="v1", train_len=32)
+    metric = "perplexity" if lower else "passkey"
+    return Outcome(source, 32, 64, "a task", metric, lower, 0.02, list(trials))
+
+
+def test_what_is_over_the_bound_or_failed_is_shown_and_cannot_win() -> None:
+    trials = (
+        a_trial(0, 9.0, 0.0, default=True),
+        a_trial(1, 5.0, 0.03),
+        a_trial(2, 7.0, 0.02),
+        a_trial(3, None, None, status="oom", reason="memory"),
+        a_trial(4, 8.0, -0.1, default=True),
+    )
+    outcome = an_outcome(*trials)
+    assert [t.number for t in outcome.ranked] == [2, 4, 0, 1, 3]
+    assert outcome.winner is trials[2]
+    assert outcome.best_default is trials[4]
+    assert [r["winner"] for r in outcomes.records(outcome)] == [True] + [False] * 4
+    assert [r["within_tax"] for r in outcomes.records(outcome)] == [True] * 3 + [False] * 2
+
+
+def test_higher_shares_are_better_and_ties_go_to_less_tax_and_then_the_first() -> None:
+    trials = (
+        a_trial(0, 0.2, 0.0, default=True),
+        a_trial(1, 1.0, 0.015, default=True),
+        a_trial(2, 1.0, 0.01),
+        a_trial(3, 1.0, 0.01),
+    )
+    assert [t.number for t in an_outcome(*trials, lower=False).ranked] == [2, 3, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("difference", "said"),
+    [
+        (Difference(-0.5, 0.2), "-0.500 ± 0.200 (paired): better"),
+        (Difference(0.5, 0.2), "+0.500 ± 0.200 (paired): worse: take the default"),
+        (Difference(-0.3, 0.2), "-0.300 ± 0.200 (paired): no difference beyond 2 standard errors"),
+        (Difference(-0.3, None), "-0.300 (paired): one alone tells nothing of its error"),
+    ],
+)
+def test_the_verdict_says_how_the_winner_did_on_unseen_text(
+    difference: Difference, said: str
+) -> None:
+    outcome = an_outcome(a_trial(0, 9.0, 0.0, default=True), a_trial(1, 8.0, 0.0))
+    outcome.comparison = Comparison(outcome.trials[0], difference, 12, "windows")
+    lines = outcomes.verdict(outcome)
+    assert lines[0] == "winner: rerope:window=2"
+    assert lines[1].startswith("on 12 windows that the search did not read, perplexity against")
+    assert lines[1].endswith(said)
+    assert lines[2] == (
+        "use it: ctxext patch --model 'a model' --method rerope:window=2 --len 64 --out DIR "
+        "--revision v1 --train-len 32"
+    )
+
+
+def test_without_a_winner_or_a_better_one_the_verdict_says_so() -> None:
+    assert outcomes.verdict(an_outcome(a_trial(0, 9.0, 1.0))) == [
+        "no winner: no trial is within the tax of 0.02 nats per token"
+    ]
+    lines = outcomes.verdict(an_outcome(a_trial(0, 9.0, 0.0, default=True)))
+    assert lines[1] == "it is a default: the search found nothing better"
+
+
+def test_the_comparison_is_over_the_windows_that_follow(tmp_path: Path) -> None:
+    """Against sums by hand: two windows seen, two left, of 10 and 30 tokens."""
+    n = [10, 10, 10, 30]
+    a = {"metric": "perplexity", "value": 99.0, "by_window": {"n": n, "nll": [1, 9, 20, 30]}}
+    b = {"metric": "perplexity", "value": 99.0, "by_window": {"n": n, "nll": [7, 7, 24, 48]}}
+    found = compare(a, b, TAIL, 2, tmp_path)
+    assert found is not None
+    assert found[0].value == pytest.approx(math.exp(50 / 40) - math.exp(72 / 40))
+    assert found[0].stderr is not None
+    assert found[1] == 2
+    assert compare(a, b, TAIL, 4, tmp_path) is None
+    assert compare({**a, "by_window": None}, b, TAIL, 2, tmp_path) is None
+
+
+def test_the_comparison_of_answers_is_over_the_samples_that_follow(tmp_path: Path) -> None:
+    records = []
+    for name, preds in (("a", "01111"), ("b", "11001")):
+        rows = [{"pred": f"{p}2345", "answers": ["12345"], "depth": 0.5} for p in preds]
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (tmp_path / f"{name}.jsonl").write_text(text)
+        records.append({"predictions": f"{name}.jsonl"})
+    found = compare(*records, tasks.parse("passkey"), 2, tmp_path)
+    assert found is not None
+    assert found[0].value == pytest.approx(2 / 3)  # right in 3 of 3 against 1 of 3
+    assert found[0].stderr == pytest.approx(math.sqrt(1 / 3) / math.sqrt(3))
+    assert found[1] == 3
+    records[0]["predictions"] = "gone.jsonl"
+    assert compare(*records, tasks.parse("passkey"), 2, tmp_path) is None
+
+
+def tune(run: Run, *more: Any) -> Ran:  # noqa: F811
+    """A short search of a random model, a family, two windows a trial."""
+    given = ["--model", "plain", "--data", "t.txt", "--limit", 2, "--out", "out"]
+    given += ["--trials", 8, "--method", "streaming", "--seed", 1]
+    given += ["--tax", 0.05]
+    return run("tune", *given, *(() if "--len" in more else ("--len", LENGTH)), *more)
+
+
+@pytest.fixture(scope="module")
+def made(
+    tmp_path_factory: pytest.TempPathFactory,
+    folders: dict[str, Path],  # noqa: F811
+) -> tuple[Path, list[dict[str, Any]]]:
+    """The records of that search, made once, and what it found."""
+    place = tmp_path_factory.mktemp("made")
+    (place / "t.txt").write_text(letters())
+    shutil.copytree(folders["plain"], place / "plain")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        request = Request(
+            Source("plain"),
+            LENGTH,
+            ("streaming",),
+            data="t.txt",
+            trials=8,
+            tax=0.05,
+            limit=2,
+            seed=1,
+            out=Path("out"),
+        )
+        found = outcomes.records(Search(request).run())
+    return place / "out", found
+
+
+@pytest.fixture
+def done(made: tuple[Path, list[dict[str, Any]]], here: Path) -> list[dict[str, Any]]:  # noqa: F811
+    """What the search found, its records at hand."""
+    shutil.copytree(made[0], here / "out")
+    return made[1]
+
+
+def ppl_of(path: str, key: str) -> dict[str, Any]:
+    record = Store(path).finished(key)
+    assert record is not None
+    return record
+
+
+def test_a_search_is_made_of_records_and_its_winner_is_no_worse_than_any_default(
+    run: Run,  # noqa: F811
+    done: list[dict[str, Any]],
+) -> None:
+    ran = tune(run, "--json")
+    assert ran.code == 0, ran.err
+    assert ran.records == done
+    found = sorted(ran.records, key=lambda r: r["trial"])
+    assert [r["method"] for r in found[:4]] == [
+        "rope", "logn", "streaming:window=28", "streaming:window=28+logn",
+    ]  # fmt: skip
+    assert [r["default"] for r in found] == [True] * 4 + [False] * (len(found) - 4)
+    assert len({r["method"] for r in found}) == len(found)
+    base = ppl_of("out", found[0]["keys"][1])["value"]
+    for one in found:
+        objective, inside = (ppl_of("out", key) for key in one["keys"])
+        resolved = patches.parse(one["method"]).full()
+        assert objective["method"] == inside["method"] == resolved
+        assert (objective["length"], inside["length"]) == (LENGTH, TRAINED)
+        assert (objective["task"], inside["task"]) == ("ppl-tail", "ppl")
+        assert one["value"] == objective["value"]
+        assert one["tax"] == pytest.approx(math.log(inside["value"] / base), abs=1e-12)
+        assert one["within_tax"] == (one["tax"] <= 0.05)
+    allowed = [r for r in found if r["within_tax"]]
+    (winner,) = [r for r in found if r["winner"]]
+    assert winner["value"] == min(r["value"] for r in allowed)
+    assert ran.records[0] == winner
+    assert winner["command"].split()[:2] == ["ctxext", "patch"]
+    assert [r["command"] is None for r in found] == [not r["winner"] for r in found]
+
+
+def test_the_winner_is_compared_on_windows_that_no_trial_read(
+    run: Run,  # noqa: F811
+    done: list[dict[str, Any]],
+) -> None:
+    winner = done[0]
+    assert not winner["default"]  # small windows suit a model that only repeats
+    against = next(r["method"] for r in done if r["default"] and r["within_tax"])
+    assert winner["unseen"]["against"] == against
+    assert winner["unseen"]["windows"] == 8
+    values = []
+    for method in (winner["method"], against):
+        where = ("--data", "t.txt", "--len", LENGTH, "--task", "ppl-tail", "--out", "other")
+        (record,) = [
+            r
+            for r in run("eval", "--model", "plain", "--method", method, *where, "--limit", 10,
+                         "--json").records
+            if r["method"] == patches.parse(method).full()
+        ]  # fmt: skip
+        kept = record["by_window"]
+        values.append(math.exp(sum(kept["nll"][2:]) / sum(kept["n"][2:])))
+    assert winner["unseen"]["difference"] == pytest.approx(values[0] - values[1], abs=1e-9)
+
+
+def test_a_search_begun_again_computes_nothing_and_finds_the_same(
+    run: Run,  # noqa: F811
+    done: list[dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls: list[Any] = []
+    monkeypatch.setattr(reading, "score", lambda *a, **k: calls.append(a))
+    assert tune(run, "--json").records == done
+    assert calls == []
+
+
+def test_a_search_that_was_interrupted_goes_on_where_it_ended(
+    run: Run,  # noqa: F811
+    here: Path,  # noqa: F811
+    made: tuple[Path, list[dict[str, Any]]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """No windows are read twice, and the same trials are made as without the interrupt."""
+    count, real, after = 0, reading.score, 15  # in the fourth trial that is proposed
+
+    def counted(*given: Any, **more: Any) -> Any:
+        nonlocal count
+        count += 1
+        if count == after:
+            raise KeyboardInterrupt
+        return real(*given, **more)
+
+    monkeypatch.setattr(reading, "score", counted)
+    stopped = tune(run, "--json")
+    assert stopped.code == 130
+    assert "interrupted: finished trials are kept" in stopped.err
+    assert {r["method"] for r in stopped.records} < {r["method"] for r in made[1]}
+    again = tune(run, "--json")
+    plain = [[{**r, "seconds": 0} for r in found] for found in (again.records, made[1])]
+    assert plain[0] == plain[1]
+    assert count - 1 == len({record["key"] for record in Store(made[0]).read_all()[0]})
+
+
+def test_a_killed_search_leaves_its_finished_trials(
+    run: Run,  # noqa: F811
+    here: Path,  # noqa: F811
+) -> None:
+    given = ["tune", "--model", "plain", "--data", "t.txt", "--len", "64", "--limit", "2"]
+    given += ["--method", "rerope", "--trials", "3", "--tax", "9", "--out", "out"]
+    argv = [sys.executable, "-m", "ctxext", *given]
+    process = subprocess.Popen(argv, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    while len(list(Path("out").glob("*.json"))) < 3 and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    kept = {path: path.stat().st_mtime_ns for path in Path("out").glob("*.json")}
+    assert len(kept) >= 3
+    again = run(*given, "--json")
+    assert again.code == 0, again.err
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    assert sum(record["winner"] for record in again.records) == 1
+
+
+def test_the_table_has_every_default_and_the_winner(
+    run: Run,  # noqa: F811
+    done: list[dict[str, Any]],
+) -> None:
+    ran = tune(run)
+    lines = ran.out.splitlines()
+    assert sum(" default" in line for line in lines if "│" in line) == 4
+    assert sum("winner" in line for line in lines if "│" in line) == 1
+    assert any(line.startswith("winner: ") for line in lines)
+    assert lines[-1].startswith("use it: ctxext patch --model plain --method ")
+    assert "[4/13] streaming:window=28+logn" in ran.err
+
+
+def test_a_retrieval_score_is_sought_too(run: Run, here: Path) -> None:  # noqa: F811
+    ran = run(
+        "tune", "--model", "plain", "--len", 512, "--train-len", 256, "--objective",
+        "passkey:samples=2,depths=3", "--limit", 2, "--trials", 0, "--method", "ntk",
+        "--tokens", "2k", "--tax", 100, "--json",
+    )  # fmt: skip
+    assert ran.code == 0, ran.err
+    assert [r["metric"] for r in ran.records] == ["passkey"] * 4
+    winner = ran.records[0]
+    assert winner["value"] == max(r["value"] for r in ran.records)
+    inside = ppl_of("results/tune", winner["keys"][1])
+    assert inside["data"]["name"] == "stdlib"
+
+
+def test_a_method_that_the_model_cannot_take_is_a_failed_trial(
+    run: Run,  # noqa: F811
+    done: list[dict[str, Any]],
+) -> None:
+    ran = tune(run, "--json", "--trials", 0, "--method", "longrope:factors=@lists.json")
+    assert (ran.code, ran.out) == (2, "")
+    assert "there is no file 'lists.json'" in ran.err
+    Path("lists.json").write_text(json.dumps({"short_factor": [1.0], "long_factor": [2.0]}))
+    ran = tune(run, "--json", "--trials", 0, "--method", "longrope:factors=@lists.json")
+    assert ran.code == 1
+    failed = [r for r in ran.records if r["status"] == "error"]
+    assert len(failed) == 2
+    assert all("has 1 numbers, and the model 8 pairs" in r["reason"] for r in failed)
+    assert not any(r["winner"] or r["within_tax"] for r in failed)
+    assert ran.err.count("has 1 numbers") >= 2
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (("--trials", -1), "bad value -1 for --trials: give 0 …"),
+        (("--tax", -0.1), "bad value -0.1 for --tax: give nats per token, 0 or more"),
+        (("--tax", "nan"), "bad value nan for --tax"),
+        (("--tax", "inf"), "bad value inf for --tax"),
+        (("--limit", 0), "bad value 0 for --limit: give 1 …"),
+        (("--seed", -1), "bad value -1 for --seed"),
+        (("--len", 32), "--len 32 is not beyond the trained length 32"),
+        (("--len", "4x"), "malformed length '4x'"),
+        (("--len", "64,128"), "--len 64,128 are 2: give one"),
+        (("--objective", "ppl"), "--objective cannot be ppl: give ppl-tail, or a task whose"),
+        (("--objective", "lm-eval:arc_easy"), "--objective cannot be lm-eval:arc_easy"),
+        (("--objective", "pplt"), "unknown task 'pplt': did you mean 'ppl'?"),
+        (("--objective", "passkey,kv"), "--objective passkey,kv are 2: give one"),
+        (("--method", "rerop"), "unknown method 'rerop': did you mean 'rerope'?"),
+        (("--method", "inv-leaky-rerope"), "inv-leaky-rerope cannot be tuned"),
+        (("--data", "none.txt"), "data 'none.txt' cannot be read"),
+        (("--model", "no-such"), "model 'no-such'"),
+        (("--attn", "quick"), "unknown attention path 'quick'"),
+    ],
+)
+def test_what_cannot_be_searched_is_refused_in_one_line(
+    run: Run,  # noqa: F811
+    here: Path,  # noqa: F811
+    given: tuple[Any, ...],
+    said: str,
+) -> None:
+    ran = tune(run, "--json", *given)
+    assert (ran.code, ran.out) == (2, "")
+    assert ran.err.splitlines()[-1].startswith("error: ")
+    assert said in ran.err.splitlines()[-1]
+    assert not Path("out").exists() or not list(Path("out").glob("*.json"))
+
+
+def test_data_too_short_for_a_window_is_refused(run: Run, here: Path) -> None:  # noqa: F811
+    Path("short.txt").write_text("a b c")
+    ran = tune(run, "--data", "short.txt")
+    assert ran.code == 2
+    assert "fewer than one window of 64" in ran.err
+
+
+def test_without_text_left_there_is_no_comparison(run: Run, here: Path) -> None:  # noqa: F811
+    ran = tune(run, "--tokens", 2 * LENGTH, "--trials", 1)
+    assert ran.code == 0
+    assert "not compared on unseen text" in ran.out or "it is a default" in ran.out
+
+
+def test_without_optuna_one_line_says_how_to_have_it(
+    run: Run,  # noqa: F811
+    here: Path,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    ran = tune(run)
+    assert (ran.code, ran.out) == (2, "")
+    assert ran.err == "error: ctxext tune needs Optuna: pip install 'ctxext[tune]'\n"
