@@ -535,6 +535,46 @@ def test_what_methods_go_by(spec: str) -> None:
         assert torch.equal(logits(model, ids), plain)
 
 
+@pytest.mark.parametrize("spec", ABSOLUTE)
+def test_sliding_caches_of_methods_that_count(spec: str) -> None:
+    """A model's own window, above T, drops keys of its cache: positions count on, rows padded."""
+    changed = {**SETTINGS, "sliding_window": 38}
+    torch.manual_seed(0)
+    model = transformers.MistralForCausalLM(transformers.MistralConfig(**changed)).eval()
+    rows = [tokens(n, seed=n)[0] for n in (75, 51)]
+    ids, mask, _ = padded(rows)
+    with ctxext.patched(model, spec, 4 * L):
+        alone = [logits(model, row[None], use_cache=False)[0] for row in rows]
+        for size in (1, 19, 50):
+            cache, given = DynamicCache(config=model.config), []
+            for a in range(0, 75, size):
+                kwargs = {"attention_mask": mask[:, : a + size], "past_key_values": cache}
+                given.append(logits(model, ids[:, a : a + size], **kwargs))
+            for i, truth in enumerate(alone):
+                close(torch.cat(given, 1)[i][mask[i].bool()], truth)
+
+
+@pytest.mark.parametrize("spec", ABSOLUTE)
+def test_positions_that_count_padding_are_refused(spec: str) -> None:
+    model = random_model()
+    ids, mask, _ = padded([tokens(20)[0], tokens(9)[0]])
+    with ctxext.patched(model, spec, L):
+        with pytest.raises(UnsupportedModelError, match="from a row's first token"):
+            model(ids, attention_mask=mask, position_ids=torch.arange(20)[None])
+        cache = DynamicCache(config=model.config)  # at whose first step a row is all padding
+        model(ids[:, :1], attention_mask=mask[:, :1], past_key_values=cache)
+        given = {"position_ids": torch.arange(1, 20)[None], "past_key_values": cache}
+        with pytest.raises(UnsupportedModelError, match="from a row's first token"):
+            model(ids[:, 1:], attention_mask=mask, **given)
+
+
+@pytest.mark.parametrize("spec", [spec for spec in NARROW.values() if spec not in ABSOLUTE])
+def test_positions_with_gaps_are_refused(spec: str) -> None:
+    model, ids = random_model(), tokens(20)
+    with ctxext.patched(model, spec, L), pytest.raises(UnsupportedModelError, match="leave out"):
+        model(ids, position_ids=torch.arange(20)[None] * 2)
+
+
 @pytest.mark.parametrize("attn", ["sdpa", "eager", "dense"])
 @pytest.mark.parametrize("spec", ABSOLUTE)
 def test_masks_over_positions_that_count(spec: str, attn: str) -> None:

@@ -20,10 +20,11 @@ from families import tiny_model
 import ctxext
 from ctxext import patches
 from ctxext.errors import UnsupportedModelError, UsageError
+from ctxext.export import carried, write
 from ctxext.export import native as module
-from ctxext.export import write
 from ctxext.export.proof import Figure, Proof
 from ctxext.export.write import CARRIED, Exported, Order, export
+from ctxext.patches.base import Span
 
 LENGTH = 4 * TRAINED
 PROOF = Proof((Figure("logits", 0.0, 1e-5),), 0.5, "a model", "torch", 1.0, ())
@@ -378,3 +379,11 @@ def test_a_failure_leaves_nothing(llama: Path, tmp_path: Path) -> None:
         with pytest.raises(UsageError, match=r"no (weights|config\.json)"):
             run(source, "pi", tmp_path / "new" / "out")
     assert [p.name for p in tmp_path.iterdir()] == ["source"]
+
+
+def test_no_carried_folder_depends_on_a_file_elsewhere(tmp_path: Path) -> None:
+    (tmp_path / "f.json").write_text('{"short_factor": [1.0], "long_factor": [2.0]}')
+    parsed = patches.parse(f"longrope:factors=@{tmp_path}/f.json+rerope")
+    spec = parsed.resolve(Span(512, 4096))
+    with pytest.raises(UnsupportedModelError, match="'longrope' reads a file of its own"):
+        carried._code(spec)

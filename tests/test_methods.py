@@ -992,3 +992,18 @@ def test_register_refuses_the_name_of_a_file_not_imported_yet() -> None:
     fresh: Registry[Method] = Registry("method", "ctxext.patches", private=("base",))
     with pytest.raises(ValueError, match="'pi'"), mock.patch.object(Half, "name", "", create=True):
         fresh.register("pi")(Half)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "longrope:factors=@two\nlines.json",
+        "longrope:factors=@nul\0.json",
+        "inv-leaky-rerope:expansion=1e308",
+    ],
+)
+def test_values_that_no_method_can_use(spec: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse(spec).resolve(Span(512, 4096))
+    assert re.search(r"bad value .* must be [^\n]*$", str(caught.value))
+    assert "\n" not in str(caught.value)

@@ -17,6 +17,7 @@ from ctxext.engine.seams import (
     STATE,
     Feed,
     State,
+    has_gaps,
     has_holes,
     register_distance,
     register_scaled,
@@ -274,6 +275,12 @@ def _implementation(layer: nn.Module) -> str | None:
     return getattr(layer.__dict__.get("config"), "_attn_implementation", None)
 
 
+def _length(cache: Any) -> int:
+    """How many tokens a cache has seen; 0 for none."""
+    length = getattr(cache, "get_seq_length", None)
+    return 0 if length is None else int(length())
+
+
 @uncompiled
 def _check_inputs(state: State, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
     """A pre-hook of the base model: refuses what we cannot serve, and finds true positions."""
@@ -295,8 +302,15 @@ def _check_inputs(state: State, module: nn.Module, args: Any, kwargs: dict[str, 
             "distance methods do not support padding between the tokens of a row: pad on one "
             "side only"
         )
+    counted, state.before = given.get("position_ids"), _length(cache)
+    relative = state.parts and not state.absolute  # others find more out of place
+    if relative and isinstance(counted, Tensor) and has_gaps(counted, flat):
+        raise UnsupportedModelError(
+            "distance methods do not support position_ids that leave out positions: give ones that "
+            "count every token, or none"
+        )
     counting = state.query_scales or state.absolute
-    if counting and flat is not None and given.get("position_ids") is None:
+    if counting and flat is not None and counted is None:
         tokens = given.get("input_ids")
         tokens = given["inputs_embeds"] if tokens is None else tokens
         positions = (flat.long().cumsum(-1) - 1).clamp(min=0)

@@ -4,27 +4,37 @@ A run is some consecutive queries of a row whose positions count from one slot, 
 row of a batch, padded or not, is one run, a packed row has one for each of its sequences. Within a
 run, slots counted from its beginning are true positions.
 
+A sliding cache drops its oldest slots: those that it holds are numbered from 0, and the runs that
+it has cut begin below.
+
 Dimensions: b batch, n queries, the last of m slots.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import replace
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from ctxext.errors import UnsupportedModelError
+from ctxext.patches.base import Part, as_held
+
+if TYPE_CHECKING:
+    from ctxext.patches.base import Map
 
 
 class Run(NamedTuple):
     """Queries start … stop−1 of a row, which see no slot before `begin`.
 
     Attributes:
-        mask: [1, 1, stop − start, m' ] over slots from `begin` to the last query's, where more
-            than causal order hides keys.
+        mask: [1, 1, stop − start, m' ] over slots from `begin`, or the first that is held, to the
+            last query's, where more than causal order hides keys.
     """
 
     row: int
@@ -34,7 +44,9 @@ class Run(NamedTuple):
     mask: Tensor | None
 
 
-def find_runs(positions: Tensor, mask: Tensor | None, b: int, n: int, m: int) -> list[Run] | None:
+def find_runs(
+    positions: Tensor, mask: Tensor | None, b: int, n: int, m: int, dropped: int = 0
+) -> list[Run] | None:
     """The runs of every row; None where each row is one that begins at slot 0, unmasked.
 
     Queries in no run are padding.
@@ -42,6 +54,7 @@ def find_runs(positions: Tensor, mask: Tensor | None, b: int, n: int, m: int) ->
     Args:
         positions: true positions of the queries [b or 1, n or more], of which the last n are meant.
         mask: [b or 1, 1, n or 1, m], True where seen.
+        dropped: how many slots before these a sliding cache has dropped.
 
     Raises:
         UnsupportedModelError: positions do not count from the first token that a query may see.
@@ -53,15 +66,18 @@ def find_runs(positions: Tensor, mask: Tensor | None, b: int, n: int, m: int) ->
         )
     slots = torch.arange(m - n, m)
     begins = slots - positions[:, -n:].cpu().long()  # [b or 1, n]
-    if mask is None:
+    if mask is None and dropped == 0:
         if begins.any():
             raise _astray()
         return None
-    runs, rows = [], mask[:, 0].cpu()
+    runs = []
+    rows = torch.ones(1, 1, m, dtype=torch.bool) if mask is None else mask[:, 0].cpu()
     for row in range(b):
         begin = begins[row if len(begins) > 1 else 0]
         own = rows[row if len(rows) > 1 else 0]
         for start, stop in _pieces(begin, _real(own, begin, m - n)):
+            if begin[start] < -dropped:
+                raise _astray()
             runs.append(_run(row, start, stop, int(begin[start]), own, m - n))
     return runs
 
@@ -98,9 +114,12 @@ def _pieces(begin: Tensor, real: Tensor) -> list[tuple[int, int]]:
 def _run(row: int, start: int, stop: int, begin: int, mask: Tensor, past: int) -> Run:
     """One run; its mask [n or 1, m] is cut to it, and left out where causal order is all."""
     own = mask[start:stop] if len(mask) > 1 else mask
-    if begin < 0 or bool(own[:, :begin].any()):
+    first = max(0, begin)
+    if bool(own[:, :first].any()):
         raise _astray()
-    own = own[:, begin : past + stop]
+    if begin >= 0 and _starts_late(mask, start, stop, begin, past):
+        raise _astray()
+    own = own[:, first : past + stop]
     n, m = own.shape
     hides = ~own if n == 1 else ~own & torch.ones(n, m, dtype=torch.bool).tril(m - n)
     if not hides.any():
@@ -108,28 +127,77 @@ def _run(row: int, start: int, stop: int, begin: int, mask: Tensor, past: int) -
     return Run(row, start, stop, begin, own.expand(1, 1, stop - start, -1))
 
 
+def _starts_late(mask: Tensor, start: int, stop: int, begin: int, past: int) -> bool:
+    """Whether queries start … stop−1 see nothing of `begin`, under the mask [n or 1, m] of a row.
+
+    Not so where a window may have hidden it, or they are padding.
+    """
+    if len(mask) < mask.shape[1] - past:
+        return not bool(mask[0, begin])
+    own = mask[start:stop]
+    return past == 0 and bool(own.diagonal(start).any()) and not bool(own[:, begin].any())
+
+
 def attend_runs(
     attend: Callable[..., Tensor],
+    parts: tuple[Part, ...],
     runs: list[Run] | None,
     query: Tensor,
     key: Tensor,
     value: Tensor,
 ) -> Tensor:
-    """What `attend(query, key, value, mask)` gives of each run, and 0 for padding: [b, h, n, ·]."""
+    """What `attend(query, key, value, parts, mask)` gives of each run: [b, h, n, ·], 0 for padding.
+
+    Args:
+        parts: for true positions.
+    """
     if runs is None:
-        return attend(query, key, value)
+        return attend(query, key, value, parts=parts)
     (b, h, n, _), m = query.shape, key.shape[2]
     rows = [query.new_zeros(h, n, value.shape[3], dtype=value.dtype) for _ in range(b)]
     pieces: list[list[Tensor]] = [[] for _ in range(b)]
     done = [0] * b
     for row, start, stop, begin, mask in runs:
-        seen = slice(begin, m - n + stop)
+        seen = slice(max(0, begin), m - n + stop)
         one = slice(row, row + 1)
         k, v = key[one, :, seen], value[one, :, seen]
-        here = None if mask is None else mask.to(k.device)
-        out = attend(query[one, :, start:stop], k, v, mask=here)
+        here, own = None if mask is None else mask.to(k.device), parts
+        if begin < 0:
+            k, v, here, own = _after(-begin, k, v, here, parts)
+        out = attend(query[one, :, start:stop], k, v, parts=own, mask=here)
         pieces[row] += [rows[row][:, done[row] : start], out[0]]
         done[row] = stop
     for row in range(b):
         pieces[row].append(rows[row][:, done[row] :])
     return torch.stack([torch.cat(some, 1) for some in pieces])
+
+
+def _after(
+    gone: int, key: Tensor, value: Tensor, mask: Tensor | None, parts: tuple[Part, ...]
+) -> tuple[Tensor, Tensor, Tensor | None, tuple[Part, ...]]:
+    """Keys, values, mask and parts of a run whose first `gone` tokens are no longer held.
+
+    Positions are counted from the first key. Chunks must begin at multiples of their unit, so that
+    hidden keys fill up the first.
+    """
+    fill = gone % math.lcm(*(part.unit for part in parts))
+    if fill:
+        if mask is None:
+            mask = torch.ones(1, 1, 1, key.shape[2], dtype=torch.bool, device=key.device)
+        key, value = (pad(x, (0, 0, fill, 0)) for x in (key, value))
+        mask = pad(mask, (fill, 0))
+    return key, value, mask, tuple(_moved(part, gone - fill) for part in parts)
+
+
+def _moved(part: Part, by: int) -> Part:
+    """The part for positions that are less than true ones by so many tokens."""
+
+    def moved(own: Map) -> Map:
+        return lambda position: own(position + by)
+
+    return replace(
+        part,
+        query=moved(part.query),
+        key=part.key if part.key is as_held else moved(part.key),
+        first=None if part.first is None else max(0, part.first - by),
+    )

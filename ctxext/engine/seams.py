@@ -137,7 +137,9 @@ class State:
     name: str | None = None  # what the attention function is registered as
     cached: Callable[[Tensor], Tensor] = identity  # the positions of the keys that a cache holds
     absolute: bool = False  # whether the parts go by more than distance
-    runs: tuple[Tensor, Tensor | None, list[Run] | None] | None = None  # of positions and a mask
+    before: int = 0  # tokens that the cache has seen before the forward pass that is running
+    # … and the runs of positions, a mask, and as many slots
+    runs: tuple[Tensor, Tensor | None, int, list[Run] | None] | None = None
 
     @uncompiled
     def forward(
@@ -242,10 +244,13 @@ class State:
         positions = self.positions if given is None else given
         assert positions is not None
         positions = positions if positions.ndim == 2 else positions[0]
-        if self.runs is None or self.runs[0] is not positions or self.runs[1] is not mask:
-            b, _, n, _ = query.shape
-            self.runs = (positions, mask, find_runs(positions, mask, b, n, key.shape[2]))
-        return self.runs[2]
+        (b, _, n, _), m = query.shape, key.shape[2]
+        known = self.runs
+        if known is None or known[0] is not positions or known[1] is not mask or known[2] != m:
+            dropped = max(0, self.before + n - m)
+            known = (positions, mask, m, find_runs(positions, mask, b, n, m, dropped))
+            self.runs = known
+        return known[3]
 
     def refuse_ahead(self, mask: Tensor) -> None:
         """UnsupportedModelError where a mask [b, 1, n, m] shows a token what comes after it."""
@@ -280,6 +285,21 @@ def has_holes(mask: Tensor) -> bool:
     """Whether any row of a mask [b, m] has more than one run of tokens."""
     starts = torch.diff(mask.bool().int(), prepend=torch.zeros_like(mask[:, :1]).int()) == 1
     return bool((starts.sum(-1) > 1).any())
+
+
+def has_gaps(positions: Tensor, mask: Tensor | None) -> bool:
+    """Whether tokens next to each other stand further apart, by positions [b or 1, n].
+
+    Args:
+        mask: of tokens and padding [b, n or more], None where there is no padding.
+    """
+    if positions.ndim != 2 or positions.shape[1] < 2:  # of images, several axes may skip
+        return False
+    gaps = positions.diff(dim=-1) > 1
+    if mask is not None:
+        tokens = mask[:, -positions.shape[1] :].to(gaps.device).bool()
+        gaps = gaps & tokens[:, 1:] & tokens[:, :-1]
+    return bool(gaps.any())
 
 
 @uncompiled
@@ -347,15 +367,15 @@ def _distance_attention(
     if watch := layer.module.__dict__.get(WATCH):
         watch(query, key, parts, turn, scaling, mask, softcap, s_aux)
     run = functools.partial(
-        attend, state.path, parts=parts, turn=turn, scaling=scaling,
+        attend, state.path, turn=turn, scaling=scaling,
         dropout=dropout, softcap=softcap, sinks=s_aux,
     )  # fmt: skip
     if state.absolute and layer.source is not None:
         runs = state.find_runs(mask, kwargs.get("position_ids"), query, key)
-        output = attend_runs(run, runs, query, key, value)
+        output = attend_runs(run, parts, runs, query, key, value)
     else:
         first = state.first_tokens(mask, query.shape[2])
-        output = run(query, key, value, mask=mask, first=first)
+        output = run(query, key, value, parts=parts, mask=mask, first=first)
     return output.transpose(1, 2).contiguous(), None
 
 

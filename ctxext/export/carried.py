@@ -93,7 +93,7 @@ def write_carried(
 
     Raises:
         UnsupportedModelError: the model, or a method, has code that transformers, or ctxext, has
-            not.
+            not, or a method reads a file.
     """
     kind = str(raw.get("model_type"))
     for cls in (model_class, config_class):
@@ -137,6 +137,11 @@ def _code(spec: Spec) -> dict[str, str]:
         raise UnsupportedModelError(
             f"{foreign[0]!r} is no method of ctxext's own, so that a folder cannot carry its code: "
             "use ctxext.patch at run time"
+        )
+    if outside := [m.name for m in spec.methods if m.reads_file]:
+        raise UnsupportedModelError(
+            f"{outside[0]!r} reads a file of its own, which a folder that carries code does not "
+            f"hold: leave out {outside[0]}, or use ctxext.patch at run time"
         )
     sources: dict[str, str] = {}
     wanted = [ROOT, *(type(method).__module__ for method in spec.methods)]

@@ -81,10 +81,15 @@ def tokens_between(low: float, high: float) -> Range:
 
 @dataclass(frozen=True)
 class Method:
-    """One method; its fields are its parameters, None where the default depends on T or L."""
+    """One method; its fields are its parameters, None where the default depends on T or L.
+
+    Attributes:
+        reads_file: whether a parameter names a file, so that the spec says all with it alone.
+    """
 
     name: ClassVar[str]
     kind: ClassVar[str]
+    reads_file: ClassVar[bool] = False
 
     def resolve(self, span: Span) -> Self:
         """The method with every parameter a value; UsageError where a default needs a length."""

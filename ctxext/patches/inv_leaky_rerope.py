@@ -9,6 +9,8 @@ from ctxext.patches import register
 from ctxext.patches.base import Distance, Part, Span, require
 from ctxext.patches.leaky_rerope import leaky_parts
 
+MOST = 1e6  # times T; far angles stay finite in float32
+
 
 @register("inv-leaky-rerope")
 @dataclass(frozen=True)
@@ -20,8 +22,8 @@ class InvLeakyReRoPE(Distance):
 
     Source: kexue.fm 9728 (Transformer upgrade 13)
 
-    Parameters: window (w, tokens, at least 1; default T/4), expansion (at least 1; how many times
-    T the model is to read; default L/T, at least 1)
+    Parameters: window (w, tokens, at least 1; default T/4), expansion (1 to 1e6; how many times T
+    the model is to read; default L/T, at least 1)
 
     Inside T: train with the patch on, at T, then take it off and run the model with plain rope.
     Put on a model that was not trained so, or left on for reading, it spoils what it is put on.
@@ -37,8 +39,8 @@ class InvLeakyReRoPE(Distance):
 
     def __post_init__(self) -> None:
         require(self.window is None or self.window >= 1, "window", self.window, "at least 1")
-        least = self.expansion is None or self.expansion >= 1
-        require(least, "expansion", self.expansion, "at least 1")
+        some = self.expansion is None or 1 <= self.expansion <= MOST
+        require(some, "expansion", self.expansion, f"1 … {MOST:g}")
 
     def resolve(self, span: Span) -> InvLeakyReRoPE:
         """w = T/4 and expansion = L/T by default."""

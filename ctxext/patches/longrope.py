@@ -42,6 +42,8 @@ class LongRoPE(Frequency):
     Beyond T: as far as long_factor was searched for; with lists of another model, no promise.
     """
 
+    reads_file = True
+
     factors: str | None = None
     sequence: int | None = None
     attention: float | None = None
@@ -50,6 +52,8 @@ class LongRoPE(Frequency):
         need = "@ and the name of a JSON file"
         given = self.factors is None or (self.factors[:1] == "@" and len(self.factors) > 1)
         require(given, "factors", repr(self.factors), need)
+        plain = self.factors is None or self.factors.isprintable()
+        require(plain, "factors", repr(self.factors), "a name of printable characters")
         some = self.sequence is None or self.sequence >= 1
         require(some, "sequence", self.sequence, "at least 1")
         sharp = self.attention is None or LEAST <= self.attention <= MOST
