@@ -18,6 +18,7 @@ import numpy as np
 import torch
 import transformers
 import typer
+from seed_table import FACTORS
 
 import ctxext
 from ctxext.data import load_text
@@ -27,7 +28,7 @@ from ctxext.patches.base import Rotary, Span
 from ctxext.results import write_atomically
 from ctxext.tasks.base import Windows
 
-OUT = Path("results/seed-table/longrope.json")
+OUT = Path(FACTORS)
 TRAINED, LENGTH, AFTER, COUNT = 512, 4096, 262144, 6
 PARENTS, CHILDREN, SEED = ("pi", "ntk", "yarn"), 40, 0
 KEPT, REACH = 4, 1.5  # parents at a time, and the most by which a run is scaled

@@ -22,6 +22,7 @@ PLAIN, DAGGER, LOGN = "plain", "+ logn†", "+ logn"
 FAMILY = {PLAIN: "tiny", DAGGER: "tiny", LOGN: "tiny-logn"}
 SCALES = {PLAIN: "", DAGGER: "logn", LOGN: "logn:clip=false"}
 WINDOWS, LEAKS = (64, 128, 256, 384, 512), (8, 16, 32, 64)
+FACTORS = "results/seed-table/longrope.json"  # searched for by longrope.py
 TASKS = {"N": "acc", "R": "acc-repeat"}
 
 
@@ -91,6 +92,7 @@ _OTHERS = ("leaky-rerope", "self-extend", "dca", "lm-infinite", "streaming", "wi
 def _rows() -> Iterator[Row]:
     for spec, published in _FREQUENCY.items():
         yield Row(spec, spec, published)
+    yield Row("longrope", f"longrope:factors=@{FACTORS}", {})
     for window, pairs in _REROPE.items():
         published = dict(zip(FAMILY, pairs, strict=True))
         yield Row(f"rerope w={window}", f"rerope:window={window}", published)
