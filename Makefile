@@ -10,7 +10,8 @@ DEMO := build/demo
 OLDEST := $(shell sed -n 's/.*"transformers>=\([0-9.]*\).*/\1/p' pyproject.toml)
 OLD := .venv-oldest
 
-.PHONY: demo reproduce test test-families test-oldest test-triton test-gguf check format results bench test-gpu bench-gpu clean
+.PHONY: demo reproduce test test-families test-oldest test-triton test-gguf pins check format \
+  results bench test-gpu bench-gpu clean
 
 demo: $(READY)
 	$(BIN)/ctxext eval --model tiny --len 512,2k,4k --tokens 64k \
@@ -39,6 +40,10 @@ reproduce: $(READY)
 
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests --ignore tests/test_families.py
+
+# What each method gains and costs on the shipped models, for tests/regression to compare with.
+pins: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/regression/pin.py
 
 # Every causal model type of the installed transformers, and the table of what each takes.
 test-families: $(READY)
