@@ -40,7 +40,7 @@ class InvLeakyReRoPE(Distance):
     def __post_init__(self) -> None:
         require(self.window is None or self.window >= 1, "window", self.window, "at least 1")
         some = self.expansion is None or 1 <= self.expansion <= MOST
-        require(some, "expansion", self.expansion, f"1 … {MOST:g}")
+        require(some, "expansion", self.expansion, f"at least 1, at most {MOST:g}")
 
     def resolve(self, span: Span) -> InvLeakyReRoPE:
         """w = T/4 and expansion = L/T by default."""
