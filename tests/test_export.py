@@ -37,8 +37,8 @@ SPECS = {  # and how a config says them
     "beta-radix": "longrope",
     "yarn": "yarn",
     "ntk+beta-radix": "longrope",
-    "llama3": "longrope",
-    "dynamic-ntk:factor=2": "longrope",
+    "llama3": "llama3",
+    "dynamic-ntk:factor=2": "rope_theta",
     "longrope+llama3:factor=2": "longrope",
 }
 FAMILIES = (
