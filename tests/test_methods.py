@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import logging
 import math
 import pkgutil
 import re
@@ -879,6 +880,27 @@ def test_files_of_factors_that_are_not_there(name: str, tmp_path: Path) -> None:
     told = r"there is no file|cannot be read|File name too long|printable"
     with pytest.raises(UsageError, match=told):
         parse(f"longrope:factors=@{tmp_path}/{name}").resolve(Span(T, 97))
+
+
+def test_configs_that_are_tried_are_not_warned_about() -> None:
+    heard: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: heard.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("transformers.modeling_rope_utils")
+    logger.addHandler(handler)
+    before = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        model = random_model()
+        for length in (T, 97):
+            with ctxext.patched(model, fitted("longrope", pairs_of(model)), length):
+                pass
+        assert heard == []
+        logger.warning("still heard")
+        assert heard == ["still heard"]
+    finally:
+        logger.setLevel(before)
+        logger.removeHandler(handler)
 
 
 def test_a_resolved_longrope_says_which_file_it_read(tmp_path: Path) -> None:

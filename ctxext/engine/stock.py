@@ -6,11 +6,14 @@ describes: another order of float32 roundings turns a key 4096 tokens away by 1e
 
 from __future__ import annotations
 
+import contextlib
+import logging
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from transformers import modeling_rope_utils
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from ctxext.models.layout import Source, head_dim
@@ -58,7 +61,8 @@ def ways(source: Source, spec: Spec, length: int | None) -> Iterator[Stock]:
     wanted = theta / torch.tensor(spec.scales(own), dtype=torch.float64)
     for rope in _ropes(source, spec, length):
         try:
-            inv_freq, factor = _compute(source, rope)
+            with _unheard():
+                inv_freq, factor = _compute(source, rope)
             torch.testing.assert_close(inv_freq.double(), wanted, rtol=CLOSE, atol=0)
             torch.testing.assert_close(factor, spec.attention_factor(), rtol=CLOSE, atol=0)
         except Exception:  # whatever a family's config refuses, or computes otherwise
@@ -88,6 +92,18 @@ def _ropes(source: Source, spec: Spec, length: int | None) -> Iterator[Rope]:
         ORIGINAL: longest,
         **({} if factor == 1 else {"short_mscale": factor, "long_mscale": factor}),  # vLLM, SGLang
     }
+
+
+@contextlib.contextmanager
+def _unheard() -> Iterator[None]:
+    """Without transformers' warnings about rope parameters, which are tried and are nobody's."""
+    logger = logging.getLogger(modeling_rope_utils.__name__)
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def _reaches(rope: Rope, longest: int) -> bool:
