@@ -14,6 +14,8 @@ import typing
 from pathlib import Path
 from typing import Any
 
+import seed_table
+
 from ctxext import cli, patches, report
 from ctxext import tasks as rooms_of_tasks
 from ctxext.models import families as rooms
@@ -110,6 +112,15 @@ def results() -> str:
     return "\n\n".join(tables.to_markdown(table) for table in tables.build(records, order))
 
 
+def seed() -> str:
+    """What the seed's methods keep, which orderings held, and each method's row."""
+    records = _records("seed-table")
+    found = seed_table.Found(records)
+    return "\n\n".join(
+        part(found) for part in (seed_table.keeps, seed_table.held, seed_table.summary)
+    )
+
+
 def speed() -> str:
     """The tables of the committed benchmarks."""
     return report.render(_records("bench"), "md", ORDER)
@@ -137,6 +148,7 @@ def main() -> None:
         "families": families,
         "shipped": shipped,
         "results": results,
+        "seed": seed,
         "speed": speed,
     }
     new = MARK.sub(lambda m: f"{m[1]}{parts[m[2]]()}\n{m[3]}", old)
