@@ -30,6 +30,14 @@ TOKENS, REPEATED = 131072, 65536
 SPAN = 16384
 TAIL = f"ppl-tail:span={SPAN}"
 TAIL_LENGTHS = (512, 1024, 2048, 4096, 8192, SPAN)
+HERE: dict[str, Any] = {"fmt": "o", "color": "#0072B2", "capsize": 2.5}
+THERE: dict[str, Any] = {"marker": "D", "color": "#D55E00", "ls": "none", "fillstyle": "none"}
+    "marker": "D",
+    "color": "#D55E00",
+    "linestyle": "none",
+    "fillstyle": "none",
+}
+TAIL_ROOM = 0.5  # nats per token above the lowest loss that are in view
 TAILS = {
     "tiny": (
         *("pi", "ntk", "beta-radix", "yarn", "rerope", "rerope+logn", "leaky-rerope+logn"),
@@ -141,19 +149,19 @@ def shares(found: table.Found) -> Any:
             known = table.kept(found, table.Place(row.label, column, table.LENGTHS[0]))
             if known is not None:
                 share, error = (100 * (x or 0) for x in known)
-                axes.errorbar(share, y, xerr=error, fmt="o", color="#0072B2", capsize=2.5)
+                axes.errorbar(share, y, xerr=error, **HERE)
             if pair := row.published.get(column):
                 share = 100 * pair.N / table.PUBLISHED_AT_512
-                axes.plot(share, y, "D", color="#D55E00", fillstyle="none", markersize=7)
+                axes.plot(share, y, **THERE)
         axes.axvline(100, color="0.35", linestyle=(0, (4, 3)), linewidth=1.2)
         axes.set_title(column, loc="left", fontsize=11)
         axes.grid(color="0.9", linewidth=0.8)
         axes.set_axisbelow(True)
     panels[0].set_yticks(range(len(rows)), [row.label for row in rows])
-    panels[1].set_xlabel(
-        "accuracy at 4096 tokens over that at 512 (%)\n"
-        "● here, ± a standard error    ◇ published, a model of 100 million parameters"
-    )
+    panels[1].set_xlabel("accuracy at 4096 tokens over that at 512 (%)")
+    drawn = [panels[0].errorbar([], [], xerr=[], **HERE), *panels[0].plot([], [], **THERE)]
+    words = ["here, ± a standard error", "published, of a model of 100 million parameters"]
+    canvas.legend(drawn, words, loc="outside lower center", ncols=2, frameon=False)
     canvas.suptitle("What is kept at eight times the trained length", x=0.01, ha="left")
     return canvas
 
@@ -177,10 +185,10 @@ def tail(records: list[Record]) -> Figure:
                     windows = r["windows"]
             if points:
                 lines.append(Line(name, tuple(points)))
-    y_range, notes = view(lines)
+    y_range, notes = view(lines, room=TAIL_ROOM)
     return Figure(
         name="tail",
-        title="tiny family on stdlib: loss of the same last tokens as the context grows",
+        title="tiny family on stdlib: loss of the same tokens as the context grows",
         about=f"the last 511 tokens of {windows} spans of {SPAN}; bars: ± a standard error",
         x="context (tokens)",
         y="mean loss (nats per token)",

@@ -367,19 +367,22 @@ def _bar(point: Point, log: bool) -> list[float]:
     ]
 
 
-def view(lines: Sequence[Line], metric: str = _LOSS) -> tuple[tuple[float, float], tuple[str, ...]]:
+def view(
+    lines: Sequence[Line], metric: str = _LOSS, room: float = _ROOM
+) -> tuple[tuple[float, float], tuple[str, ...]]:
     """The range of y that keeps the methods apart, and a note on each line that leaves it.
 
-    A loss may explode, or a perplexity, which is treated as its logarithm; these are cut.
+    A loss may explode, or a perplexity, which is treated as its logarithm; these are cut where they
+    are `room` nats per token above the lowest.
     """
     log, share, cut = metric == "perplexity", metric in SHARES, metric in (_LOSS, "perplexity")
     nats = {x.method: [math.log(p.y) if log else p.y for p in x.points] for x in lines}
     low = min(map(min, nats.values()))
     seen, ends = [], []
     for line in lines:
-        room = _ROOM_FOR_ROPE if line.method == "rope" and not log else _ROOM
+        most = min(room, _ROOM_FOR_ROPE) if line.method == "rope" and not log else room
         for point, value in zip(line.points, nats[line.method], strict=True):
-            if not cut or value <= low + room:
+            if not cut or value <= low + most:
                 seen.append(value)
                 ends += _bar(point, log)
     low, high = min([*seen, *ends]), max([*seen, *ends])
