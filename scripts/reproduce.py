@@ -32,11 +32,6 @@ TAIL = f"ppl-tail:span={SPAN}"
 TAIL_LENGTHS = (512, 1024, 2048, 4096, 8192, SPAN)
 HERE: dict[str, Any] = {"fmt": "o", "color": "#0072B2", "capsize": 2.5}
 THERE: dict[str, Any] = {"marker": "D", "color": "#D55E00", "ls": "none", "fillstyle": "none"}
-    "marker": "D",
-    "color": "#D55E00",
-    "linestyle": "none",
-    "fillstyle": "none",
-}
 TAIL_ROOM = 0.5  # nats per token above the lowest loss that are in view
 TAILS = {
     "tiny": (
