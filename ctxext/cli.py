@@ -498,7 +498,10 @@ def tune(
     ] = "ppl-tail",
     tax: Annotated[
         float,
-        typer.Option(help="The most that a winner may lose at the trained length, in nats/token."),
+        typer.Option(
+            help="The most that a winner may lose at the trained length, in nats/token; judged by "
+            "the finals where they are held."
+        ),
     ] = 0.02,
     data: Annotated[
         str | None,
@@ -507,8 +510,8 @@ def tune(
     limit: Annotated[
         int | None,
         typer.Option(
-            help="Windows or samples that each trial reads, four times as many more are "
-            "kept for the comparison in the end; default 6 or 22."
+            help="Windows or samples that each trial reads; the finals read three times as many, "
+            "the comparison in the end four times as many more; default 6 or 22."
         ),
     ] = None,
     tokens: Annotated[
@@ -599,7 +602,7 @@ def _tune(request: Any, as_json: bool) -> int:
     if interrupted:
         typer.echo("interrupted: finished trials are kept, the same command goes on", err=True)
         return INTERRUPTED
-    failed = [trial for trial in outcome.trials if trial.value is None]
+    failed = [trial.last for trial in outcome.trials if trial.last.value is None]
     for trial in failed:
         typer.echo(f"{trial.spec}: {trial.status}: {trial.reason}", err=True)
     return FAILED if failed or outcome.winner is None else OK

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_eval import Ran, Run, folders, here, letters, run  # noqa: F401
@@ -199,7 +200,8 @@ def test_methods_that_cannot_be_tried_are_refused(spec: str) -> None:
 def a_trial(number: int, value: float | None, tax: float | None, **more: Any) -> Trial:
     spec = patches.parse(f"rerope:window={number + 1}")
     given: dict[str, Any] = {"default": False, "status": "ok", "reason": None, "stderr": 0.1}
-    return Trial(number, spec, value=value, tax=tax, seconds=1.0, keys=("k",), **{**given, **more})
+    given |= {"seconds": 1.0, "read": 2, "keys": ("k",), **more}
+    return Trial(number, spec, value=value, tax=tax, **given)
 
 
 def an_outcome(*trials: Trial, lower: bool = True) -> Outcome:
@@ -232,6 +234,38 @@ def test_higher_shares_are_better_and_ties_go_to_less_tax_and_then_the_first() -
         a_trial(3, 1.0, 0.01),
     )
     assert [t.number for t in an_outcome(*trials, lower=False).ranked] == [2, 3, 1, 0]
+
+
+def in_finals(trial: Trial, value: float | None, tax: float | None, **more: Any) -> Trial:
+    more = {"keys": ("f",), "read": 6, "value": value, "tax": tax, **more}
+    return dataclasses.replace(trial, final=dataclasses.replace(trial, **more))
+
+
+@pytest.mark.parametrize("lower", [True, False])
+def test_finalists_are_ordered_by_the_finals_and_come_before_others(lower: bool) -> None:
+    sign = 1.0 if lower else -1.0
+    first, second, third, fourth = (a_trial(n, sign * (n + 1.0), 0.0) for n in range(4))
+    default, other = a_trial(4, sign * 5.0, 0.0, default=True), a_trial(5, sign * 0.5, 0.9)
+    outcome = an_outcome(first, second, third, fourth, default, other, lower=lower)
+    assert [t.number for t in outcome.finalists(3)] == [0, 1, 4]
+    assert [t.number for t in outcome.finalists(5)] == [0, 1, 2, 3, 4]
+    assert [t.number for t in outcome.finalists(9)] == [0, 1, 2, 3, 4]
+    outcome.trials = [
+        in_finals(first, sign * 8.0, 0.0),
+        in_finals(second, sign * 6.0, 0.03),
+        in_finals(third, None, None, status="oom", reason="memory"),
+        fourth,
+        in_finals(default, sign * 7.0, 0.02),
+        other,
+    ]
+    assert [t.number for t in outcome.ranked] == [4, 0, 3, 1, 5, 2]
+    assert outcome.winner is outcome.best_default is outcome.trials[4]
+    found = outcomes.records(outcome)
+    assert [(r["status"], r["reason"]) for r in found[-2:]] == [("ok", None), ("oom", "memory")]
+    assert [r["value"] for r in found] == [sign * n for n in (5.0, 1.0, 4.0, 2.0, 0.5, 3.0)]
+    assert found[0]["final"] == {"value": sign * 7.0, "stderr": 0.1, "tax": 0.02, "read": 6}
+    assert (found[0]["keys"], found[0]["read"]) == (["k", "f"], 2)
+    assert found[2]["final"] is None
 
 
 @pytest.mark.parametrize(
@@ -343,7 +377,7 @@ def ppl_of(path: str, key: str) -> dict[str, Any]:
     return record
 
 
-def test_a_search_is_made_of_records_and_its_winner_is_no_worse_than_any_default(
+def test_a_search_is_made_of_records_and_the_best_of_them_are_read_again(
     run: Run,  # noqa: F811
     done: list[dict[str, Any]],
 ) -> None:
@@ -358,23 +392,84 @@ def test_a_search_is_made_of_records_and_its_winner_is_no_worse_than_any_default
     assert len({r["method"] for r in found}) == len(found)
     base = ppl_of("out", found[0]["keys"][1])["value"]
     for one in found:
-        objective, inside = (ppl_of("out", key) for key in one["keys"])
+        objective, inside = (ppl_of("out", key) for key in one["keys"][:2])
         resolved = patches.parse(one["method"]).full()
         assert objective["method"] == inside["method"] == resolved
         assert (objective["length"], inside["length"]) == (LENGTH, TRAINED)
         assert (objective["task"], inside["task"]) == ("ppl-tail", "ppl")
         assert one["value"] == objective["value"]
         assert one["tax"] == pytest.approx(math.log(inside["value"] / base), abs=1e-12)
-        assert one["within_tax"] == (one["tax"] <= 0.05)
-    allowed = [r for r in found if r["within_tax"]]
+        assert one["within_tax"] == ((one["final"] or one)["tax"] <= 0.05)
+    best = sorted((r for r in found if r["tax"] <= 0.05), key=lambda r: r["value"])
+    default = next(r for r in best if r["default"])
+    expected = best[:6] if default in best[:6] else [*best[:5], default]
+    assert {r["trial"] for r in found if r["final"]} == {r["trial"] for r in expected}
     (winner,) = [r for r in found if r["winner"]]
-    assert winner["value"] == min(r["value"] for r in allowed)
     assert ran.records[0] == winner
     assert winner["command"].split()[:2] == ["ctxext", "patch"]
     assert [r["command"] is None for r in found] == [not r["winner"] for r in found]
 
 
-def test_the_winner_is_compared_on_windows_that_no_trial_read(
+def evaluated(
+    run: Run,  # noqa: F811
+    methods: Sequence[str],
+    task: str,
+    length: int,
+    limit: int,
+) -> list[dict[str, Any]]:
+    """The records that eval makes of the search's text, in the order of the methods."""
+    given = [part for method in methods for part in ("--method", method)]
+    given += ["--data", "t.txt", "--task", task, "--len", str(length), "--limit", str(limit)]
+    ran = run("eval", "--model", "plain", "--out", "other", "--json", *given)
+    found = {record["method"]: record for record in ran.records}
+    return [found[patches.parse(method).full()] for method in methods]
+
+
+def test_the_winner_is_the_best_finalist_on_three_times_the_windows(
+    run: Run,  # noqa: F811
+    done: list[dict[str, Any]],
+) -> None:
+    finalists = [r for r in done if r["final"]]
+    assert {r["default"] for r in finalists} == {True, False}
+    methods = [r["method"] for r in finalists]
+    records = evaluated(run, methods, "ppl-tail", LENGTH, 6)
+    base, *inside = [
+        record["value"] for record in evaluated(run, ["rope", *methods], "ppl", TRAINED, 12)
+    ]
+    allowed = {}
+    for one, record, value in zip(finalists, records, inside, strict=True):
+        tax = math.log(value / base)
+        assert one["final"]["value"] == pytest.approx(record["value"], rel=1e-9)
+        assert one["final"]["tax"] == pytest.approx(tax, abs=1e-9)
+        assert one["final"]["read"] == 6
+        assert one["keys"][2] == record["key"]
+        if tax <= 0.05:
+            allowed[one["method"]] = record["value"]
+    assert done[0]["winner"]
+    assert done[0]["method"] == min(allowed, key=allowed.__getitem__)
+
+
+def test_a_finalist_that_fails_drops_out_with_its_reason(
+    run: Run,  # noqa: F811
+    done: list[dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*given: Any, **more: Any) -> Any:
+        raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr(reading, "score", fail)
+    next(Path("out").glob(f"*{done[0]['keys'][2][:12]}.json")).unlink()
+    ran = tune(run, "--json")
+    assert ran.code == 1
+    assert ran.records[0]["method"] == done[1]["method"]
+    (failed,) = [r for r in ran.records if r["status"] != "ok"]
+    assert (failed["method"], failed["status"]) == (done[0]["method"], "oom")
+    assert (failed["winner"], failed["within_tax"]) == (False, False)
+    assert failed["value"] == done[0]["value"]
+    assert f"{failed['method']}: oom: {failed['reason']}" in ran.err.splitlines()
+
+
+def test_the_winner_is_compared_on_windows_that_neither_trial_nor_finalist_read(
     run: Run,  # noqa: F811
     done: list[dict[str, Any]],
 ) -> None:
@@ -383,17 +478,9 @@ def test_the_winner_is_compared_on_windows_that_no_trial_read(
     against = next(r["method"] for r in done if r["default"] and r["within_tax"])
     assert winner["unseen"]["against"] == against
     assert winner["unseen"]["windows"] == 8
-    values = []
-    for method in (winner["method"], against):
-        where = ("--data", "t.txt", "--len", LENGTH, "--task", "ppl-tail", "--out", "other")
-        (record,) = [
-            r
-            for r in run("eval", "--model", "plain", "--method", method, *where, "--limit", 10,
-                         "--json").records
-            if r["method"] == patches.parse(method).full()
-        ]  # fmt: skip
-        kept = record["by_window"]
-        values.append(math.exp(sum(kept["nll"][2:]) / sum(kept["n"][2:])))
+    pair = evaluated(run, (winner["method"], against), "ppl-tail", LENGTH, 14)
+    kept = [record["by_window"] for record in pair]
+    values = [math.exp(sum(one["nll"][6:]) / sum(one["n"][6:])) for one in kept]
     assert winner["unseen"]["difference"] == pytest.approx(values[0] - values[1], abs=1e-9)
 
 
@@ -414,13 +501,14 @@ def test_a_search_that_was_interrupted_goes_on_where_it_ended(
     made: tuple[Path, list[dict[str, Any]]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """No windows are read twice, and the same trials are made as without the interrupt."""
-    count, real, after = 0, reading.score, 15  # in the fourth trial that is proposed
+    """No windows are read twice, and the same trials are made as without the interrupts: in the
+    fourth trial that is proposed, and in the finals."""
+    count, real, after = 0, reading.score, [15, 30]
 
     def counted(*given: Any, **more: Any) -> Any:
         nonlocal count
         count += 1
-        if count == after:
+        if count in after:
             raise KeyboardInterrupt
         return real(*given, **more)
 
@@ -429,10 +517,15 @@ def test_a_search_that_was_interrupted_goes_on_where_it_ended(
     assert stopped.code == 130
     assert "interrupted: finished trials are kept" in stopped.err
     assert {r["method"] for r in stopped.records} < {r["method"] for r in made[1]}
+    stopped = tune(run, "--json")
+    assert stopped.code == 130
+    assert "finals: " in stopped.err
+    assert {r["method"] for r in stopped.records} == {r["method"] for r in made[1]}
+    assert not any(r["final"] for r in stopped.records)
     again = tune(run, "--json")
     plain = [[{**r, "seconds": 0} for r in found] for found in (again.records, made[1])]
     assert plain[0] == plain[1]
-    assert count - 1 == len({record["key"] for record in Store(made[0]).read_all()[0]})
+    assert count - len(after) == len({record["key"] for record in Store(made[0]).read_all()[0]})
 
 
 def test_a_killed_search_leaves_its_finished_trials(
@@ -465,7 +558,9 @@ def test_the_table_has_every_default_and_the_winner(
     assert sum("winner" in line for line in lines if "│" in line) == 1
     assert any(line.startswith("winner: ") for line in lines)
     assert lines[-1].startswith("use it: ctxext patch --model plain --method ")
-    assert "[4/13] streaming:window=28+logn" in ran.err
+    assert "[4/19] streaming:window=28+logn" in ran.err
+    assert "[13/19] finals: " in ran.err
+    assert "finals" in next(line for line in lines if "perplexity" in line)
 
 
 def test_a_retrieval_score_is_sought_too(run: Run, here: Path) -> None:  # noqa: F811
@@ -477,7 +572,8 @@ def test_a_retrieval_score_is_sought_too(run: Run, here: Path) -> None:  # noqa:
     assert ran.code == 0, ran.err
     assert [r["metric"] for r in ran.records] == ["passkey"] * 4
     winner = ran.records[0]
-    assert winner["value"] == max(r["value"] for r in ran.records)
+    assert winner["final"]["value"] == max(r["final"]["value"] for r in ran.records)
+    assert {r["final"]["read"] for r in ran.records} == {6}
     inside = ppl_of("results/tune", winner["keys"][1])
     assert inside["data"]["name"] == "stdlib"
 
@@ -542,10 +638,12 @@ def test_data_too_short_for_a_window_is_refused(run: Run, here: Path) -> None:  
     assert "fewer than one window of 64" in ran.err
 
 
-def test_without_text_left_there_is_no_comparison(run: Run, here: Path) -> None:  # noqa: F811
+def test_without_text_left_there_are_no_finals_and_no_comparison(run: Run, here: Path) -> None:  # noqa: F811
     ran = tune(run, "--tokens", 2 * LENGTH, "--trials", 1)
     assert ran.code == 0
     assert "not compared on unseen text" in ran.out or "it is a default" in ran.out
+    assert "finals" not in ran.out
+    assert "finals: " not in ran.err
 
 
 def test_without_optuna_one_line_says_how_to_have_it(

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 SHOWN = 10  # trials in the table, beside the defaults
 SURE = 2.0  # standard errors from which a difference is one
+_MEASURED = ("value", "stderr", "tax", "read")  # of a trial in the finals
 
 
 @dataclass(frozen=True)
@@ -27,10 +28,12 @@ class Trial:
         spec: with every parameter a value, as resolved for the length.
         default: whether it is a method, or what was asked for, with its defaults.
         status: as that of its records.
-        value: of the objective, on what the search reads; None where it failed.
+        value: of the objective; None where it failed.
         tax: mean loss at length T beyond that of the unpatched model on the same tokens, in nats
             per token; below 0 is better; None where it failed.
+        read: windows or samples that the value is over.
         keys: of its records, that of the objective first.
+        final: the same spec on what the finals read; None where it was not in them.
     """
 
     number: int
@@ -42,7 +45,14 @@ class Trial:
     stderr: float | None
     tax: float | None
     seconds: float
+    read: int
     keys: tuple[str, ...]
+    final: Trial | None = None
+
+    @property
+    def last(self) -> Trial:
+        """What counts of it: in the finals, where it was in these, else in the search."""
+        return self.final or self
 
 
 class Comparison(NamedTuple):
@@ -81,19 +91,23 @@ class Outcome:
     comparison: Comparison | None = None
 
     def within(self, trial: Trial) -> bool:
-        """Whether it was measured, and keeps to the bound."""
-        return trial.value is not None and trial.tax is not None and trial.tax <= self.bound
+        """Whether it was measured, and keeps to the bound; in the finals, where it was in these."""
+        last = trial.last
+        return last.value is not None and last.tax is not None and last.tax <= self.bound
 
     @property
     def ranked(self) -> list[Trial]:
-        """The best first: those over the bound after those within, those that failed last."""
+        """The best first, and finalists before others; those over the bound after those within,
+        those that failed last."""
         return sorted(self.trials, key=self._rank)
 
-    def _rank(self, trial: Trial) -> tuple[int, float, float, int]:
-        if trial.value is None or trial.tax is None:
-            return 2, 0.0, 0.0, trial.number
-        value = trial.value if self.lower else -trial.value
-        return int(not self.within(trial)), value, max(trial.tax, 0.0), trial.number
+    def _rank(self, trial: Trial) -> tuple[int, bool, float, float, int]:
+        last = trial.last
+        if last.value is None or last.tax is None:
+            return 2, False, 0.0, 0.0, trial.number
+        value = last.value if self.lower else -last.value
+        over, others = int(not self.within(trial)), trial.final is None
+        return over, others, value, max(last.tax, 0.0), trial.number
 
     @property
     def winner(self) -> Trial | None:
@@ -104,6 +118,12 @@ class Outcome:
     def best_default(self) -> Trial | None:
         """The best default within the bound."""
         return next((t for t in self.ranked if t.default and self.within(t)), None)
+
+    def finalists(self, count: int) -> list[Trial]:
+        """So many of the best within the bound, the best default always among them."""
+        within, default = list(filter(self.within, self.ranked)), self.best_default
+        best = within[:count]
+        return best if default is None or default in best else [*best[:-1], default]
 
 
 def records(outcome: Outcome) -> list[dict[str, Any]]:
@@ -130,19 +150,22 @@ def _fields(outcome: Outcome, trial: Trial) -> dict[str, Any]:
             "stderr": unseen.difference.stderr,
             unseen.what: unseen.read,
         }
+    last, final = trial.last, trial.final
     return {
         "trial": trial.number,
         "method": str(trial.spec),
         "default": trial.default,
         "winner": won,
-        "status": trial.status,
-        "reason": trial.reason,
+        "status": last.status,
+        "reason": last.reason,
         "value": trial.value,
         "stderr": trial.stderr,
         "tax": trial.tax,
+        "read": trial.read,
+        "final": final and {name: getattr(final, name) for name in _MEASURED},
         "within_tax": outcome.within(trial),
-        "seconds": trial.seconds,
-        "keys": list(trial.keys),
+        "seconds": trial.seconds + (final.seconds if final else 0.0),
+        "keys": [*trial.keys, *(final.keys if final else ())],
         "unseen": found,
         "command": command(outcome, trial) if won else None,
     }
@@ -157,14 +180,15 @@ def to_rich(outcome: Outcome) -> Table:
     title = f"{model} · {outcome.task} at {at} · {len(ranked)} specs tried"
     table = Table(title=title, title_justify="left", highlight=False)
     table.add_column("method", overflow="fold")
-    table.add_column(outcome.metric, justify="right", no_wrap=True)
-    table.add_column("tax (nat)", justify="right", no_wrap=True)
+    finals = ["finals"] if any(trial.final for trial in ranked) else []
+    for name in (outcome.metric, *finals, "tax (nat)"):
+        table.add_column(name, justify="right", no_wrap=True)
     table.add_column("")
     for place, trial in enumerate(ranked):
         if place < SHOWN or trial.default:
-            table.add_row(
-                str(trial.spec), _number(trial.value), _tax(trial), _remark(outcome, trial)
-            )
+            final = [_number(trial.final.value if trial.final else None) for _ in finals]
+            numbers = (_number(trial.value), *final, _tax(trial.last))
+            table.add_row(str(trial.spec), *numbers, _remark(outcome, trial))
     return table
 
 
@@ -177,12 +201,13 @@ def _tax(trial: Trial) -> str:
 
 
 def _remark(outcome: Outcome, trial: Trial) -> str:
-    over = trial.tax is not None and not outcome.within(trial)
+    last = trial.last
+    over = last.tax is not None and not outcome.within(trial)
     words = {
         "winner": trial is outcome.winner,
         "default": trial.default,
         "over the tax": over,
-        trial.status: trial.value is None,
+        last.status: last.value is None,
     }
     return ", ".join(word for word, holds in words.items() if holds)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ctxext import patches
 from ctxext.errors import CtxextError, UsageError
 from ctxext.measure.loaded import Loaded
 from ctxext.measure.workers import several
@@ -17,6 +18,7 @@ from ctxext.monitor import Monitor, Step
 from ctxext.patches import Spec
 from ctxext.patches.base import Span
 from ctxext.registry import format_length
+from ctxext.request import BASELINE
 from ctxext.request import Request as Cells
 from ctxext.results import Record
 from ctxext.run import Evaluation
@@ -32,8 +34,10 @@ if TYPE_CHECKING:
     from optuna.trial import Trial as Asked
 
 WINDOWS, SAMPLES = 6, 22  # that a trial reads where no limit is given
+FINALISTS = 6  # trials that are read again, the best default among them
+FINAL = 3  # times as many are read of a finalist
 UNSEEN = 4  # times as many are kept for the comparison in the end
-COMPARED = 2.0 * (1 + UNSEEN)  # what the comparison takes, in trials
+COMPARED = 2.0 * (FINAL + UNSEEN)  # what the comparison takes, in trials
 INSIDE = 2  # times as many windows of T tokens tell the tax
 
 
@@ -118,10 +122,10 @@ class Search:
         self._loaded, self._told = Loaded(), set[str]()
         self._tried = dict[str, Trial]()
         self._count = 0
-        self._base = math.nan  # the unpatched model's perplexity at T
 
     def run(self) -> Outcome:
-        """Try the defaults, then what is proposed, then compare the winner on unseen text.
+        """Try the defaults, then what is proposed; read the best again, and compare the winner on
+        unseen text.
 
         Raises:
             UsageError: the model or the data cannot be had.
@@ -133,7 +137,7 @@ class Search:
         for default in defaults:
             study.enqueue_trial(default.drawn)
         self._count = len(defaults) + self.request.trials
-        self.monitor.plan(self._count + 1, 0)
+        self.monitor.plan(self._steps, 0)
         for number in range(self._count):
             asked = study.ask()
             trial = self._try(asked, number, defaults[number] if number < len(defaults) else None)
@@ -142,9 +146,15 @@ class Search:
             else:
                 asked.set_constraint("tax", trial.tax - self.request.tax)
                 study.tell(asked, trial.value)
-        self.outcome.comparison = self._compare()
+        if self._finals():
+            self.outcome.comparison = self._compare()
         self.monitor.done(None)
         return self.outcome
+
+    @property
+    def _steps(self) -> int:
+        """Trials, finalists and the comparison."""
+        return self._count + FINALISTS + 1
 
     def _begin(self, what: str, cost: float, left: float = 0.0) -> None:
         """Tell of a step, and of what is left after it; in trials."""
@@ -162,30 +172,53 @@ class Search:
             self.monitor.done(None)
             return None
         if method.full() not in self._tried:
-            self._begin(str(method), 1.0, self._count - number - 1 + COMPARED)
-            trial = self._measured(spec, method, default is not None)
+            left = self._count - number - 1 + FINALISTS * FINAL + COMPARED
+            self._begin(str(method), 1.0, left)
+            place, reads = len(self.outcome.trials), self.request.seen
+            trial = self._measured(place, spec, method, default is not None, reads)
             self._tried[method.full()] = trial
             self.outcome.trials.append(trial)
-            place = f"[{number + 1}/{self._count + 1}]"
-            self.monitor.note(f"{place} {line(self.outcome, trial)}")
+            self.monitor.note(f"[{number + 1}/{self._steps}] {line(self.outcome, trial)}")
         self.monitor.done(None)
         return self._tried[method.full()]
 
-    def _measured(self, spec: Spec, method: Spec, default: bool) -> Trial:
-        """A trial, from two records: of the objective, and of the perplexity at T of the method as
-        it is at L."""
-        number = len(self.outcome.trials)
-        requests = (self._cells(self.request.seen, spec), self._inside(method))
-        if number == 0:  # each alone raises what cannot be done
-            records = [*self._evaluate(requests[0]), *self._evaluate(requests[1])]
-        else:
+    def _finals(self) -> bool:
+        """Read the finalists again, on more; whether there was more to read."""
+        finalists, reads = self.outcome.finalists(FINALISTS), FINAL * self.request.seen
+        if len(finalists) < 2:
+            return False
+        again = []
+        for place, trial in enumerate(finalists, 1):
+            self._begin(f"finals: {trial.spec}", FINAL, (FINALISTS - place) * FINAL + COMPARED)
+            final = self._measured(trial.number, trial.spec, trial.spec, trial.default, reads)
+            if final.value is not None and final.read <= trial.read:
+                return False
+            again.append(final)
+            step = f"[{self._count + place}/{self._steps}]"
+            self.monitor.note(f"{step} finals: {line(self.outcome, final)}")
+            self.monitor.done(None)
+        for trial, final in zip(finalists, again, strict=True):
+            self.outcome.trials[trial.number] = replace(trial, final=final)
+        for _ in range(len(finalists), FINALISTS):
+            self.monitor.done(None)
+        return True
+
+    def _measured(self, number: int, spec: Spec, method: Spec, default: bool, reads: int) -> Trial:
+        """A trial, from records of the objective, and of the perplexity at T of the method as it
+        is at L, and of the unpatched model there."""
+        requests = [
+            self._cells(reads, spec),
+            self._inside(reads, method),
+            self._inside(reads, patches.parse(BASELINE)),
+        ]
+        if self.outcome.trials:
             records = self._evaluate(*requests)
+        else:  # each alone raises what cannot be done
+            records = [record for one in requests for record in self._evaluate(one)]
         failed = next((r for r in records if r["status"] != "ok"), None)
-        value, inside = (record["value"] for record in records)
-        if number == 0 and failed is not None:
+        value, inside, base = (record["value"] for record in records)
+        if failed is not None and not self.outcome.trials:
             raise CtxextError(f"the unpatched model cannot be measured: {failed['reason']}")
-        if number == 0:
-            self._base = inside
         return Trial(
             number,
             method,
@@ -194,9 +227,10 @@ class Search:
             failed["reason"] if failed else None,
             None if failed else value,
             records[0]["stderr"],
-            None if failed else math.log(inside / self._base),
-            sum(record["seconds"] or 0.0 for record in records),
-            tuple(record["key"] for record in records),
+            None if failed else math.log(inside / base),
+            sum(record["seconds"] or 0.0 for record in records[:2]),
+            records[0]["windows"],
+            tuple(record["key"] for record in records[:2]),
         )
 
     def _cells(self, limit: int, *methods: Spec) -> Cells:
@@ -215,10 +249,10 @@ class Search:
             request.out,
         )
 
-    def _inside(self, method: Spec) -> Cells:
-        """The perplexity at T: of windows that the search reads, where it reads windows."""
+    def _inside(self, reads: int, method: Spec) -> Cells:
+        """The perplexity at T: of the text of so many windows, where windows are read."""
         request, trained = self.request, self._span.trained
-        limit = min(INSIDE * request.seen, request.seen * request.length // trained)
+        limit = min(INSIDE * reads, reads * request.length // trained)
         data = None if isinstance(request.objective, SampleTask) else request.data
         cells = self._cells(limit, method)
         return replace(cells, lengths=(trained,), tasks=(Perplexity(),), data=data)
@@ -234,13 +268,14 @@ class Search:
             self.monitor.note(text)
 
     def _compare(self) -> Comparison | None:
-        """The winner and the best default on what comes after all that the search has read."""
-        winner, default, seen = self.outcome.winner, self.outcome.best_default, self.request.seen
+        """The winner and the best default on what comes after all that the finals have read."""
+        winner, default = self.outcome.winner, self.outcome.best_default
+        seen, more = FINAL * self.request.seen, UNSEEN * self.request.seen
         if winner is None or default is None or winner is default:
             return None
         self._begin("the winner and the best default on what is unseen", COMPARED)
         theirs, ours = self._evaluate(
-            self._cells(seen * (1 + UNSEEN), default.spec, winner.spec),
+            self._cells(seen + more, default.spec, winner.spec),
         )
         if not ours["status"] == theirs["status"] == "ok":
             return None
