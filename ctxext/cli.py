@@ -42,6 +42,19 @@ Revision = Annotated[str | None, typer.Option(help="Hub branch, tag or commit.")
 Trust = Annotated[
     bool, typer.Option("--trust-remote-code", help="Let code that comes with the model run.")
 ]
+Attn = Annotated[
+    str, typer.Option(help="auto, flash, triton, flex, sdpa or eager (the slow reference).")
+]
+Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ….")]
+Batch = Annotated[
+    int | None, typer.Option(help="Windows or prompts at once; default about 4096 tokens.")
+]
+Tokens = Annotated[
+    str | None, typer.Option(help="Only so many tokens of a text that is cut into windows.")
+]
+LoadIn = Annotated[str | None, typer.Option(help="4bit or 8bit, with bitsandbytes.")]
+DeviceMap = Annotated[str | None, typer.Option(help="auto: spread a model over all devices.")]
 
 
 @app.command("eval")
@@ -67,10 +80,7 @@ def evaluate(
         ),
     ] = None,
     limit: Annotated[int | None, typer.Option(help="At most so many windows or samples.")] = None,
-    tokens: Annotated[
-        str | None,
-        typer.Option(help="Only so many tokens of a text that is cut into windows."),
-    ] = None,
+    tokens: Tokens = None,
     seed: Annotated[
         list[str], typer.Option(help="Of the samples that are drawn; 0,1,2 for several.")
     ] = ["0"],  # noqa: B006
@@ -78,14 +88,10 @@ def evaluate(
         Path | None,
         typer.Option(help="A YAML file with models, methods, lengths, tasks, seeds, data."),
     ] = None,
-    attn: Annotated[
-        str, typer.Option(help="auto, flash, triton, flex, sdpa or eager (the slow reference).")
-    ] = "auto",
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ….")] = "auto",
-    batch_size: Annotated[
-        int | None, typer.Option(help="Windows or prompts at once; default about 4096 tokens.")
-    ] = None,
+    attn: Attn = "auto",
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    batch_size: Batch = None,
     launcher: Annotated[
         str | None,
         typer.Option(metavar="ray[:ADDRESS]", help="Cells as Ray tasks, here or on a cluster."),
@@ -98,10 +104,8 @@ def evaluate(
     as_json: Json = False,
     revision: Revision = None,
     trust_remote_code: Trust = False,
-    load_in: Annotated[str | None, typer.Option(help="4bit or 8bit, with bitsandbytes.")] = None,
-    device_map: Annotated[
-        str | None, typer.Option(help="auto: spread a model over all devices.")
-    ] = None,
+    load_in: LoadIn = None,
+    device_map: DeviceMap = None,
     train_len: TrainLen = None,
 ) -> None:
     """Measure methods at lengths: every combination, beside the unpatched model."""
@@ -281,8 +285,8 @@ def bench(
         bool, typer.Option("--random-weights", help="From the model's config.json alone.")
     ] = False,
     seed: Annotated[int, typer.Option(help="Of the token ids, and of random weights.")] = 0,
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ….")] = "auto",
+    dtype: Dtype = "auto",
+    device: Device = "auto",
     out: Out = Path("results"),
     as_json: Json = False,
     revision: Revision = None,
@@ -425,8 +429,8 @@ def explain(
         str, typer.Option(help="For entropy: stdlib, a .txt or .jsonl file, hf:….")
     ] = "stdlib",
     limit: Annotated[int, typer.Option(help="At most so many windows of the text.")] = 4,
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ….")] = "auto",
+    dtype: Dtype = "auto",
+    device: Device = "auto",
     out: Annotated[Path, typer.Option(help="Folder of the tables and plots.")] = Path("results"),
     as_json: Json = False,
     revision: Revision = None,
@@ -514,29 +518,20 @@ def tune(
             "the comparison in the end four times as many more; default 6 or 22."
         ),
     ] = None,
-    tokens: Annotated[
-        str | None,
-        typer.Option(help="Only so many tokens of a text that is cut into windows."),
-    ] = None,
+    tokens: Tokens = None,
     seed: Annotated[int, typer.Option(help="Of the proposals, and of drawn samples.")] = 0,
-    attn: Annotated[
-        str, typer.Option(help="auto, flash, triton, flex, sdpa or eager (the slow reference).")
-    ] = "auto",
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ….")] = "auto",
-    batch_size: Annotated[
-        int | None, typer.Option(help="Windows or prompts at once; default about 4096 tokens.")
-    ] = None,
+    attn: Attn = "auto",
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    batch_size: Batch = None,
     out: Annotated[Path, typer.Option(help="Folder of the trials' record files.")] = Path(
         "results/tune"
     ),
     as_json: Json = False,
     revision: Revision = None,
     trust_remote_code: Trust = False,
-    load_in: Annotated[str | None, typer.Option(help="4bit or 8bit, with bitsandbytes.")] = None,
-    device_map: Annotated[
-        str | None, typer.Option(help="auto: spread a model over all devices.")
-    ] = None,
+    load_in: LoadIn = None,
+    device_map: DeviceMap = None,
     train_len: TrainLen = None,
 ) -> None:
     """Search for the method and the parameters that suit a model at a length best."""
