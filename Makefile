@@ -21,8 +21,9 @@ demo: $(READY)
 # The committed comparison that README shows.
 results: $(READY)
 	$(BIN)/ctxext eval --model tiny --len 512,2k,4k --tokens 64k --task ppl,acc \
-	  $(foreach m,pi ntk-old ntk ntk-fixed beta-radix yarn rerope leaky-rerope logn \
-	    ntk+logn beta-radix+logn rerope+logn leaky-rerope+logn,--method $(m)) --out results/tiny
+	  $(foreach m,pi ntk-old ntk ntk-fixed beta-radix dynamic-ntk yarn llama3 \
+	    rerope leaky-rerope self-extend dca lm-infinite streaming window \
+	    logn ntk+logn beta-radix+logn rerope+logn leaky-rerope+logn,--method $(m)) --out results/tiny
 	$(BIN)/ctxext eval --model tiny --len 512,4k --task passkey \
 	  $(foreach m,ntk yarn rerope rerope+logn,--method $(m)) --out results/tiny
 	$(BIN)/ctxext eval --model tiny --len 16k --task passkey \
