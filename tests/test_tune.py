@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -32,6 +33,7 @@ from ctxext.models.loading import Source
 from ctxext.patches.base import Rotary, Span
 from ctxext.results import Store
 from ctxext.results.paired import Difference
+from ctxext.tasks.base import BLOCKS, TokenScores
 from ctxext.tune import outcome as outcomes
 from ctxext.tune.outcome import Comparison, Outcome, Trial
 from ctxext.tune.search import Request, Search
@@ -303,8 +305,9 @@ def test_without_a_winner_or_a_better_one_the_verdict_says_so() -> None:
 def test_the_comparison_is_over_the_windows_that_follow(tmp_path: Path) -> None:
     """Against sums by hand: two windows seen, two left, of 10 and 30 tokens."""
     n = [10, 10, 10, 30]
-    a = {"metric": "perplexity", "value": 99.0, "by_window": {"n": n, "nll": [1, 9, 20, 30]}}
-    b = {"metric": "perplexity", "value": 99.0, "by_window": {"n": n, "nll": [7, 7, 24, 48]}}
+    facts = {"metric": "perplexity", "value": 99.0, "windows": 4}
+    a = {**facts, "by_window": {"n": n, "nll": [1, 9, 20, 30]}}
+    b = {**facts, "by_window": {"n": n, "nll": [7, 7, 24, 48]}}
     found = compare(a, b, TAIL, 2, tmp_path)
     assert found is not None
     assert found[0].value == pytest.approx(math.exp(50 / 40) - math.exp(72 / 40))
@@ -312,22 +315,55 @@ def test_the_comparison_is_over_the_windows_that_follow(tmp_path: Path) -> None:
     assert found[1] == 2
     assert compare(a, b, TAIL, 4, tmp_path) is None
     assert compare({**a, "by_window": None}, b, TAIL, 2, tmp_path) is None
+    hostile = {**b, "by_window": {"n": n, "nll": [7, 7, 1e308, 1e308]}}
+    assert compare(a, hostile, TAIL, 2, tmp_path) is None
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(2, 3000), st.floats(0, 1), st.integers(0, 10**6))
+def test_windows_that_are_kept_together_with_one_seen_do_not_count(
+    windows: int, share: float, seed: int
+) -> None:
+    """A window of 1 token and the loss 0 where it was seen, 1 where it was not."""
+    seen = max(1, int(share * (windows - 1)))
+    window = np.arange(windows)
+    nll = np.asarray(window >= seen, dtype=float)
+    scores = TokenScores(2, window, np.ones_like(window), nll, nll > 0)
+    one = {"metric": "perplexity", "windows": windows, "by_window": scores.by_window()}
+    other = {**one, "by_window": {**one["by_window"], "nll": [0.0] * len(one["by_window"]["n"])}}
+    found = compare(one, other, TAIL, seen, Path("nowhere"))
+    together = -(-windows // BLOCKS)
+    if found is None:
+        assert windows - seen < together
+    else:
+        assert found[0].value == pytest.approx(math.e - 1)  # all of them unseen
+        assert windows - seen - together < found[1] <= windows - seen
 
 
 def test_the_comparison_of_answers_is_over_the_samples_that_follow(tmp_path: Path) -> None:
     records = []
     for name, preds in (("a", "01111"), ("b", "11001")):
-        rows = [{"pred": f"{p}2345", "answers": ["12345"], "depth": 0.5} for p in preds]
-        text = "".join(json.dumps(row) + "\n" for row in rows)
-        (tmp_path / f"{name}.jsonl").write_text(text)
-        records.append({"predictions": f"{name}.jsonl"})
+        rows = [
+            {"name": f"{n}", "pred": f"{p}2345\u2028", "answers": ["12345"], "depth": 0.5}
+            for n, p in enumerate(preds)
+        ]
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        (tmp_path / f"{name}.jsonl").write_text(text, encoding="utf-8")
+        records.append({"predictions": f"{name}.jsonl", "n": 5})
     found = compare(*records, tasks.parse("passkey"), 2, tmp_path)
     assert found is not None
     assert found[0].value == pytest.approx(2 / 3)  # right in 3 of 3 against 1 of 3
     assert found[0].stderr == pytest.approx(math.sqrt(1 / 3) / math.sqrt(3))
     assert found[1] == 3
-    records[0]["predictions"] = "gone.jsonl"
-    assert compare(*records, tasks.parse("passkey"), 2, tmp_path) is None
+    lines = [line + "\n" for line in text.split("\n")[:-1]]
+    for other in ("".join(lines[1:]), "".join(lines[::-1]), "5\n", '{"name": 1, "pred": 7}\n'):
+        (tmp_path / "b.jsonl").write_text(other, encoding="utf-8")
+        assert compare(*records, tasks.parse("passkey"), 2, tmp_path) is None
+    (tmp_path / "b.jsonl").write_text(text, encoding="utf-8")
+    assert compare(*records, tasks.parse("passkey"), 2, tmp_path) == found
+    for gone in ("gone.jsonl", "/dev/zero", "", None, 5):
+        records[0]["predictions"] = gone
+        assert compare(*records, tasks.parse("passkey"), 2, tmp_path) is None
 
 
 def tune(run: Run, *more: Any) -> Ran:  # noqa: F811
