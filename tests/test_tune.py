@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import random
 import shutil
 import signal
@@ -24,16 +25,21 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from test_eval import Ran, Run, folders, here, letters, run  # noqa: F401
 
-from ctxext import patches, tasks
+from ctxext import patches, request, tasks
 from ctxext.errors import UsageError
 from ctxext.measure import tokens as reading
+from ctxext.measure.loaded import Loaded
 from ctxext.models.loading import Source
 from ctxext.patches.base import Rotary, Span
+from ctxext.request import Request as Cells
 from ctxext.results import Store
 from ctxext.results.paired import Difference
+from ctxext.run import Evaluation
 from ctxext.tasks.base import BLOCKS, TokenScores
+from ctxext.tasks.ppl import Perplexity
 from ctxext.tune import outcome as outcomes
 from ctxext.tune.outcome import Comparison, Outcome, Trial
 from ctxext.tune.search import Request, Search
@@ -562,6 +568,54 @@ def test_a_search_that_was_interrupted_goes_on_where_it_ended(
     plain = [[{**r, "seconds": 0} for r in found] for found in (again.records, made[1])]
     assert plain[0] == plain[1]
     assert count - len(after) == len({record["key"] for record in Store(made[0]).read_all()[0]})
+
+
+def zeroed(folder: str) -> None:
+    """Weights of 0, in a file that looks as old as the one before it."""
+    file = Path(folder) / "model.safetensors"
+    was = file.stat()
+    save_file({n: torch.zeros_like(w) for n, w in load_file(file).items()}, file, {"format": "pt"})
+    os.utime(file, ns=(was.st_atime_ns, was.st_mtime_ns))
+    assert file.stat().st_size == was.st_size
+
+
+def test_a_model_that_has_changed_is_loaded_again(run: Run, here: Path) -> None:  # noqa: F811
+    """A model of zeros finds all tokens of its vocabulary equally likely."""
+    cells = Cells(
+        Source("plain"), request.parse_methods([]), (32,), (Perplexity(),), "t.txt", 2, out=here
+    )
+    loaded = Loaded()
+    (before,) = Evaluation([cells], loaded=loaded).run()
+    zeroed("plain")
+    (after,) = Evaluation([cells], loaded=loaded).run()
+    vocabulary = json.loads(Path("plain/config.json").read_text())["vocab_size"]
+    assert before["model_sha256"] != after["model_sha256"]
+    assert after["value"] == pytest.approx(vocabulary, rel=1e-6)
+    assert before["value"] != pytest.approx(vocabulary, rel=1e-6)
+
+
+@pytest.mark.parametrize("what", ["model", "data"])
+def test_a_search_ends_where_the_model_or_the_data_changes(
+    run: Run,  # noqa: F811
+    here: Path,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    what: str,
+) -> None:
+    count, real = 0, reading.score
+
+    def counted(*given: Any, **more: Any) -> Any:
+        nonlocal count
+        count += 1
+        if count == 6 and what == "model":
+            zeroed("plain")
+        elif count == 6:
+            Path("t.txt").write_text(letters()[::-1])
+        return real(*given, **more)
+
+    monkeypatch.setattr(reading, "score", counted)
+    ran = tune(run, "--json")
+    assert (ran.code, ran.out) == (1, "")
+    assert "have changed since the search began: begin again" in ran.err.splitlines()[-1]
 
 
 def test_a_killed_search_leaves_its_finished_trials(
