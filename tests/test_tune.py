@@ -653,6 +653,24 @@ def test_the_table_has_every_default_and_the_winner(
     assert "finals" in next(line for line in lines if "perplexity" in line)
 
 
+def test_names_are_shown_as_they_are(
+    run: Run,  # noqa: F811
+    here: Path,  # noqa: F811
+) -> None:
+    """In the table, brackets are no markup, and nothing of a name commands the terminal."""
+    lists = Path("[x]/[/b].json")
+    lists.parent.mkdir(parents=True)
+    lists.write_text(json.dumps({"short_factor": [1.0] * 8, "long_factor": [2.0] * 8}))
+    Path("plain").rename("[red]\x1b[2Jplain")
+    spec = f"longrope:factors=@{lists}"
+    ran = tune(run, "--model", "[red]\x1b[2Jplain", "--trials", 0, "--tax", 9, "--method", spec)
+    assert ran.code == 0, ran.err
+    table = ran.out.partition("winner: ")[0]
+    assert "[red]" in table
+    assert "@[x]/[/b].json" in table
+    assert "\x1b" not in table
+
+
 def test_a_retrieval_score_is_sought_too(run: Run, here: Path) -> None:  # noqa: F811
     ran = run(
         "tune", "--model", "plain", "--len", 512, "--train-len", 256, "--objective",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ctxext.models.loading import Source
 from ctxext.patches import Spec
 from ctxext.registry import format_length, format_seconds
+from ctxext.results import printable
 from ctxext.results.paired import Difference
 
 if TYPE_CHECKING:
@@ -174,11 +175,12 @@ def _fields(outcome: Outcome, trial: Trial) -> dict[str, Any]:
 def to_rich(outcome: Outcome) -> Table:
     """The best trials and every default, the best first."""
     from rich.table import Table
+    from rich.text import Text
 
     ranked = outcome.ranked
     at, model = format_length(outcome.length), outcome.source.name
-    title = f"{model} · {outcome.task} at {at} · {len(ranked)} specs tried"
-    table = Table(title=title, title_justify="left", highlight=False)
+    title = printable(f"{model} · {outcome.task} at {at} · {len(ranked)} specs tried")
+    table = Table(title=Text(title), title_justify="left", highlight=False)
     table.add_column("method", overflow="fold")
     finals = ["finals"] if any(trial.final for trial in ranked) else []
     for name in (outcome.metric, *finals, "tax (nat)"):
@@ -188,7 +190,8 @@ def to_rich(outcome: Outcome) -> Table:
         if place < SHOWN or trial.default:
             final = [_number(trial.final.value if trial.final else None) for _ in finals]
             numbers = (_number(trial.value), *final, _tax(trial.last))
-            table.add_row(str(trial.spec), *numbers, _remark(outcome, trial))
+            name = Text(printable(str(trial.spec)))
+            table.add_row(name, *numbers, _remark(outcome, trial))
     return table
 
 
