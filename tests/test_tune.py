@@ -671,6 +671,29 @@ def test_names_are_shown_as_they_are(
     assert "\x1b" not in table
 
 
+def test_what_failed_inside_has_no_figures_and_large_ones_are_short(
+    run: Run,  # noqa: F811
+    here: Path,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """NaN at T for all but the unpatched model, and losses of about 480 nats."""
+    count, real = 0, reading.score
+
+    def spoilt(*given: Any, **more: Any) -> Any:
+        nonlocal count
+        count += 1
+        found = real(*given, **more)
+        return found._replace(nll=found.nll * (math.nan if count == 4 else 100))
+
+    monkeypatch.setattr(reading, "score", spoilt)
+    ran = tune(run, "--trials", 0, "--json")
+    (failed,) = [r for r in ran.records if r["status"] != "ok"]
+    assert (failed["value"], failed["stderr"], failed["tax"]) == (None, None, None)
+    assert any((r["value"] or 0) > 1e100 for r in ran.records)
+    ran = tune(run, "--trials", 0)
+    assert max(len(line) for line in ran.out.splitlines() if "│" in line) <= 100
+
+
 def test_a_retrieval_score_is_sought_too(run: Run, here: Path) -> None:  # noqa: F811
     ran = run(
         "tune", "--model", "plain", "--len", 512, "--train-len", 256, "--objective",

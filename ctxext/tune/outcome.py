@@ -196,7 +196,7 @@ def to_rich(outcome: Outcome) -> Table:
 
 
 def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
+    return "–" if value is None else f"{value:.3f}" if value < 1e6 else f"{value:.3g}"
 
 
 def _tax(trial: Trial) -> str:
@@ -226,7 +226,7 @@ def verdict(outcome: Outcome) -> list[str]:
     elif (unseen := outcome.comparison) is None:
         lines.append(
             f"not compared on unseen text with the best default, {default.spec}: none is left, or "
-            "its records do not keep it; give more data or a smaller --limit"
+            "its records do not keep it; give more data or samples, or a smaller --limit"
         )
     else:
         lines.append(_compared(outcome, unseen))

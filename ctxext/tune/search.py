@@ -227,7 +227,7 @@ class Search:
             failed["status"] if failed else "ok",
             failed["reason"] if failed else None,
             None if failed else value,
-            records[0]["stderr"],
+            None if failed else records[0]["stderr"],
             None if failed else math.log(inside / base),
             sum(record["seconds"] or 0.0 for record in records[:2]),
             records[0]["windows"],
