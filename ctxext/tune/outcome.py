@@ -190,8 +190,8 @@ def to_rich(outcome: Outcome) -> Table:
         if place < SHOWN or trial.default:
             final = [_number(trial.final.value if trial.final else None) for _ in finals]
             numbers = (_number(trial.value), *final, _tax(trial.last))
-            name = Text(printable(str(trial.spec)))
-            table.add_row(name, *numbers, _remark(outcome, trial))
+            method = Text(printable(str(trial.spec)))
+            table.add_row(method, *numbers, _remark(outcome, trial))
     return table
 
 
