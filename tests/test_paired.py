@@ -67,3 +67,14 @@ def test_no_error_without_pairs() -> None:
     for lone in ({**other, "by_window": None}, {**other, "metric": "passkey"}, shifted):
         assert difference(one, lone) == (one["value"] - lone["value"], None)
     assert difference(single, single) == (0, None)
+
+
+@pytest.mark.parametrize("nll", [[1e308, 1e308], [2**62, 2**62], [1e308, 0], [0, 0]])
+def test_an_error_beyond_all_numbers_is_none(nll: list[float]) -> None:
+    """Of figures that no model gives, but that a record file may have."""
+    hostile = {"metric": "perplexity", "value": 1e308}
+    hostile["by_window"] = {"n": [2, 2], "nll": nll, "hits": [0, 0]}
+    usual = {**hostile, "value": 3.0, "by_window": {"n": [2, 2], "nll": [2, 3], "hits": [0, 0]}}
+    for one, other in ((hostile, usual), (usual, hostile), (hostile, hostile)):
+        error = difference(one, other).stderr
+        assert error is None or 0 <= error < float("inf")

@@ -444,6 +444,10 @@ def test_differences_have_the_error_of_the_pairs_where_windows_are_recorded() ->
     errors = {row["method"]: row["difference_stderr"] for row in lines}
     assert (errors["rope"], errors["ntk"]) == ("", "")
     assert float(errors["pi"]) == pytest.approx(error / 100)
+    same = [cell(m, 64, metric="accuracy", value=0.5, by_window=rope, n=60) for m in ("rope", "pi")]
+    table = only(same)
+    assert table.difference_text(table.rows[1].cells[0]) == "0.00 ± 0.00"
+    assert "paired over windows" in table.caption
 
 
 def test_speed_and_memory_are_those_of_the_longest_length_that_rope_finished() -> None:

@@ -326,6 +326,8 @@ def test_missing_fields_are_problems() -> None:
     for field in make():
         lacking = {key: value for key, value in make().items() if key != field}
         assert problem_with(lacking) == f"the field {field!r} is missing"
+    nothing = {"n": [], "nll": [], "hits": []}
+    assert "by_window" in str(problem_with(make(n=0, by_window=nothing)))
     assert problem_with(make(metric="accuracy", value=1.2)) == "the value of accuracy cannot be 1.2"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import shutil
 import sys
 from itertools import product
 from pathlib import Path
@@ -79,7 +80,7 @@ def test_figures_are_those_of_the_specification() -> None:
             assert tuple(row.published[table.LOGN]) == line[2][place]
         elif row.label.startswith("inv-leaky"):
             (own, based) = want["inv-leaky w=128 (own training)"][2]
-            assert tuple(row.published[table.PLAIN]) == (based if "base" in row.label else own)
+            assert tuple(row.published[table.LOGN]) == (based if "base" in row.label else own)
         else:
             line = want.get(row.label, [[], [], []])
             for column, cell in zip(COLUMNS, line, strict=True):
@@ -148,3 +149,41 @@ def test_everything_in_the_table_is_asked_for() -> None:
             if length > 512 or (text == "N" and column != table.DAGGER):
                 spec = str(patches.parse(row.asked(column)))
                 assert (row.read_by(column), spec, table.TASKS[text], length) in asked
+
+
+def made(at: str, spec: str = "rope", sha: str = "a", weights: str | None = "w") -> Record:
+    data = {"name": "stdlib", "sha256": sha, "tokens": 9}
+    facts = {"model": "tiny", "model_sha256": weights, "requested": spec, "status": "ok"}
+    return {**facts, "task": "acc", "length": 512, "data": data, "created": at}
+
+
+def test_records_of_another_text_or_other_weights_are_left_out() -> None:
+    old, other = made("1", sha="b"), made("2", weights="v")
+    first, failed = made("3"), {**made("6", "pi", "c", None), "status": "oom"}
+    last, pi = made("4"), made("5", "pi")
+    found = reproduce.current([pi, failed, last, other, first, old])
+    assert found == [last, pi]
+    assert reproduce.current([failed]) == []
+
+
+def test_the_factors_beside_the_records_are_no_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is written, without the plots, is of the finished records alone."""
+    written: list[list[Record]] = []
+    shutil.copytree(ROOT / "results" / "tiny", tmp_path / "out", ignore=lambda f, n: [
+        name for name in n if not name.endswith(".json")
+    ])  # fmt: skip
+    (tmp_path / "out" / Path(table.FACTORS).name).write_text('{"short_factor": []}')
+    (tmp_path / "out" / "broken.json").write_text("{")
+    monkeypatch.setattr(reproduce, "OUT", tmp_path / "out")
+    monkeypatch.setattr(reproduce, "write", written.append)
+    reproduce.main(run=False)
+    assert len(written) == 1
+    assert {r["status"] for r in written[0]} == {"ok"}
+    said = capsys.readouterr().err.splitlines()
+    assert [line.partition(": c")[0] for line in said] == ["left out: broken.json"]
+    for path in (tmp_path / "out").glob("*--*.json"):
+        path.unlink()
+    with pytest.raises(SystemExit, match="no finished records"):
+        reproduce.main(run=False)

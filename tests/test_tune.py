@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import random
 import shutil
 import signal
@@ -19,19 +20,26 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from test_eval import Ran, Run, folders, here, letters, run  # noqa: F401
 
-from ctxext import patches, tasks
+from ctxext import patches, request, tasks
 from ctxext.errors import UsageError
 from ctxext.measure import tokens as reading
+from ctxext.measure.loaded import Loaded
 from ctxext.models.loading import Source
 from ctxext.patches.base import Rotary, Span
+from ctxext.request import Request as Cells
 from ctxext.results import Store
 from ctxext.results.paired import Difference
+from ctxext.run import Evaluation
+from ctxext.tasks.base import BLOCKS, TokenScores
+from ctxext.tasks.ppl import Perplexity
 from ctxext.tune import outcome as outcomes
 from ctxext.tune.outcome import Comparison, Outcome, Trial
 from ctxext.tune.search import Request, Search
@@ -303,8 +311,9 @@ def test_without_a_winner_or_a_better_one_the_verdict_says_so() -> None:
 def test_the_comparison_is_over_the_windows_that_follow(tmp_path: Path) -> None:
     """Against sums by hand: two windows seen, two left, of 10 and 30 tokens."""
     n = [10, 10, 10, 30]
-    a = {"metric": "perplexity", "value": 99.0, "by_window": {"n": n, "nll": [1, 9, 20, 30]}}
-    b = {"metric": "perplexity", "value": 99.0, "by_window": {"n": n, "nll": [7, 7, 24, 48]}}
+    facts = {"metric": "perplexity", "value": 99.0, "windows": 4}
+    a = {**facts, "by_window": {"n": n, "nll": [1, 9, 20, 30]}}
+    b = {**facts, "by_window": {"n": n, "nll": [7, 7, 24, 48]}}
     found = compare(a, b, TAIL, 2, tmp_path)
     assert found is not None
     assert found[0].value == pytest.approx(math.exp(50 / 40) - math.exp(72 / 40))
@@ -312,22 +321,55 @@ def test_the_comparison_is_over_the_windows_that_follow(tmp_path: Path) -> None:
     assert found[1] == 2
     assert compare(a, b, TAIL, 4, tmp_path) is None
     assert compare({**a, "by_window": None}, b, TAIL, 2, tmp_path) is None
+    hostile = {**b, "by_window": {"n": n, "nll": [7, 7, 1e308, 1e308]}}
+    assert compare(a, hostile, TAIL, 2, tmp_path) is None
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(2, 3000), st.floats(0, 1), st.integers(0, 10**6))
+def test_windows_that_are_kept_together_with_one_seen_do_not_count(
+    windows: int, share: float, seed: int
+) -> None:
+    """A window of 1 token and the loss 0 where it was seen, 1 where it was not."""
+    seen = max(1, int(share * (windows - 1)))
+    window = np.arange(windows)
+    nll = np.asarray(window >= seen, dtype=float)
+    scores = TokenScores(2, window, np.ones_like(window), nll, nll > 0)
+    one = {"metric": "perplexity", "windows": windows, "by_window": scores.by_window()}
+    other = {**one, "by_window": {**one["by_window"], "nll": [0.0] * len(one["by_window"]["n"])}}
+    found = compare(one, other, TAIL, seen, Path("nowhere"))
+    together = -(-windows // BLOCKS)
+    if found is None:
+        assert windows - seen < together
+    else:
+        assert found[0].value == pytest.approx(math.e - 1)  # all of them unseen
+        assert windows - seen - together < found[1] <= windows - seen
 
 
 def test_the_comparison_of_answers_is_over_the_samples_that_follow(tmp_path: Path) -> None:
     records = []
     for name, preds in (("a", "01111"), ("b", "11001")):
-        rows = [{"pred": f"{p}2345", "answers": ["12345"], "depth": 0.5} for p in preds]
-        text = "".join(json.dumps(row) + "\n" for row in rows)
-        (tmp_path / f"{name}.jsonl").write_text(text)
-        records.append({"predictions": f"{name}.jsonl"})
+        rows = [
+            {"name": f"{n}", "pred": f"{p}2345\u2028", "answers": ["12345"], "depth": 0.5}
+            for n, p in enumerate(preds)
+        ]
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        (tmp_path / f"{name}.jsonl").write_text(text, encoding="utf-8")
+        records.append({"predictions": f"{name}.jsonl", "n": 5})
     found = compare(*records, tasks.parse("passkey"), 2, tmp_path)
     assert found is not None
     assert found[0].value == pytest.approx(2 / 3)  # right in 3 of 3 against 1 of 3
     assert found[0].stderr == pytest.approx(math.sqrt(1 / 3) / math.sqrt(3))
     assert found[1] == 3
-    records[0]["predictions"] = "gone.jsonl"
-    assert compare(*records, tasks.parse("passkey"), 2, tmp_path) is None
+    lines = [line + "\n" for line in text.split("\n")[:-1]]
+    for other in ("".join(lines[1:]), "".join(lines[::-1]), "5\n", '{"name": 1, "pred": 7}\n'):
+        (tmp_path / "b.jsonl").write_text(other, encoding="utf-8")
+        assert compare(*records, tasks.parse("passkey"), 2, tmp_path) is None
+    (tmp_path / "b.jsonl").write_text(text, encoding="utf-8")
+    assert compare(*records, tasks.parse("passkey"), 2, tmp_path) == found
+    for gone in ("gone.jsonl", "/dev/zero", "", None, 5):
+        records[0]["predictions"] = gone
+        assert compare(*records, tasks.parse("passkey"), 2, tmp_path) is None
 
 
 def tune(run: Run, *more: Any) -> Ran:  # noqa: F811
@@ -528,6 +570,54 @@ def test_a_search_that_was_interrupted_goes_on_where_it_ended(
     assert count - len(after) == len({record["key"] for record in Store(made[0]).read_all()[0]})
 
 
+def zeroed(folder: str) -> None:
+    """Weights of 0, in a file that looks as old as the one before it."""
+    file = Path(folder) / "model.safetensors"
+    was = file.stat()
+    save_file({n: torch.zeros_like(w) for n, w in load_file(file).items()}, file, {"format": "pt"})
+    os.utime(file, ns=(was.st_atime_ns, was.st_mtime_ns))
+    assert file.stat().st_size == was.st_size
+
+
+def test_a_model_that_has_changed_is_loaded_again(run: Run, here: Path) -> None:  # noqa: F811
+    """A model of zeros finds all tokens of its vocabulary equally likely."""
+    cells = Cells(
+        Source("plain"), request.parse_methods([]), (32,), (Perplexity(),), "t.txt", 2, out=here
+    )
+    loaded = Loaded()
+    (before,) = Evaluation([cells], loaded=loaded).run()
+    zeroed("plain")
+    (after,) = Evaluation([cells], loaded=loaded).run()
+    vocabulary = json.loads(Path("plain/config.json").read_text())["vocab_size"]
+    assert before["model_sha256"] != after["model_sha256"]
+    assert after["value"] == pytest.approx(vocabulary, rel=1e-6)
+    assert before["value"] != pytest.approx(vocabulary, rel=1e-6)
+
+
+@pytest.mark.parametrize("what", ["model", "data"])
+def test_a_search_ends_where_the_model_or_the_data_changes(
+    run: Run,  # noqa: F811
+    here: Path,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    what: str,
+) -> None:
+    count, real = 0, reading.score
+
+    def counted(*given: Any, **more: Any) -> Any:
+        nonlocal count
+        count += 1
+        if count == 6 and what == "model":
+            zeroed("plain")
+        elif count == 6:
+            Path("t.txt").write_text(letters()[::-1])
+        return real(*given, **more)
+
+    monkeypatch.setattr(reading, "score", counted)
+    ran = tune(run, "--json")
+    assert (ran.code, ran.out) == (1, "")
+    assert "have changed since the search began: begin again" in ran.err.splitlines()[-1]
+
+
 def test_a_killed_search_leaves_its_finished_trials(
     run: Run,  # noqa: F811
     here: Path,  # noqa: F811
@@ -561,6 +651,47 @@ def test_the_table_has_every_default_and_the_winner(
     assert "[4/19] streaming:window=28+logn" in ran.err
     assert "[13/19] finals: " in ran.err
     assert "finals" in next(line for line in lines if "perplexity" in line)
+
+
+def test_names_are_shown_as_they_are(
+    run: Run,  # noqa: F811
+    here: Path,  # noqa: F811
+) -> None:
+    """In the table, brackets are no markup, and nothing of a name commands the terminal."""
+    lists = Path("[x]/[/b].json")
+    lists.parent.mkdir(parents=True)
+    lists.write_text(json.dumps({"short_factor": [1.0] * 8, "long_factor": [2.0] * 8}))
+    Path("plain").rename("[red]\x1b[2Jplain")
+    spec = f"longrope:factors=@{lists}"
+    ran = tune(run, "--model", "[red]\x1b[2Jplain", "--trials", 0, "--tax", 9, "--method", spec)
+    assert ran.code == 0, ran.err
+    table = ran.out.partition("winner: ")[0]
+    assert "[red]" in table
+    assert "@[x]/[/b].json" in table
+    assert "\x1b" not in table
+
+
+def test_what_failed_inside_has_no_figures_and_large_ones_are_short(
+    run: Run,  # noqa: F811
+    here: Path,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """NaN at T for all but the unpatched model, and losses of about 480 nats."""
+    count, real = 0, reading.score
+
+    def spoilt(*given: Any, **more: Any) -> Any:
+        nonlocal count
+        count += 1
+        found = real(*given, **more)
+        return found._replace(nll=found.nll * (math.nan if count == 4 else 100))
+
+    monkeypatch.setattr(reading, "score", spoilt)
+    ran = tune(run, "--trials", 0, "--json")
+    (failed,) = [r for r in ran.records if r["status"] != "ok"]
+    assert (failed["value"], failed["stderr"], failed["tax"]) == (None, None, None)
+    assert any((r["value"] or 0) > 1e100 for r in ran.records)
+    ran = tune(run, "--trials", 0)
+    assert max(len(line) for line in ran.out.splitlines() if "│" in line) <= 100
 
 
 def test_a_retrieval_score_is_sought_too(run: Run, here: Path) -> None:  # noqa: F811

@@ -34,7 +34,7 @@ class Inputs:
         self, plan: Plan, cells: Sequence[Cell], loaded: Loaded, strict: bool = True
     ) -> None:
         self._plan, self.data_tokens, self.refusals = plan, 0, Refusals(strict)
-        self.tokenizer: Any = loaded.tokenizer(plan.source)
+        self.tokenizer: Any = loaded.tokenizer(plan.source, plan.identity.sha256)
         self._windows: dict[tuple[Any, ...], Windows] = {}
         self._samples: dict[tuple[Any, ...], list[Sample]] = {}
         self._cut([cell for cell in cells if isinstance(cell.task, TokenTask)], loaded)

@@ -19,24 +19,26 @@ class Loaded:
     """Loads what is not there yet; of models and tokenizers it holds one, of token ids all."""
 
     def __init__(self) -> None:
-        self._tokenizer: tuple[dict[str, Any], Any] | None = None
-        self._model: tuple[Source, Any] | None = None
+        self._tokenizer: tuple[tuple[dict[str, Any], str], Any] | None = None
+        self._model: tuple[tuple[Source, str], Any] | None = None
         self._ids: dict[tuple[str, str, int | None], Tensor] = {}
 
-    def tokenizer(self, source: Source) -> Any:
-        """The model's tokenizer; errors as for `loading.load`."""
-        name = source.pretrained()
+    def tokenizer(self, source: Source, sha256: str) -> Any:
+        """The tokenizer of a model with this hash; errors as for `loading.load`."""
+        name = (source.pretrained(), sha256)
         if self._tokenizer is None or self._tokenizer[0] != name:
             self._tokenizer = (name, loading.load_tokenizer(source))
         return self._tokenizer[1]
 
-    def model(self, source: Source, note: Callable[[str], None]) -> Any:
-        """The model of a settled source, the one before it let go of; errors as for `load`."""
-        if self._model is None or self._model[0] != source:
+    def model(self, source: Source, sha256: str, note: Callable[[str], None]) -> Any:
+        """The model of a settled source with this hash, the one before it let go of; errors as
+        for `load`."""
+        name = (source, sha256)
+        if self._model is None or self._model[0] != name:
             if self._model is not None:
                 self._model = None
                 release()
-            self._model = (source, loading.load_model(source, note))
+            self._model = (name, loading.load_model(source, note))
         return self._model[1]
 
     def ids(self, text: Text, tokenizer: Any, at_most: int | None) -> Tensor:

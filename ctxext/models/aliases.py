@@ -10,7 +10,7 @@ from ctxext.registry import did_you_mean
 
 ASSETS = Path(__file__).parent.parent / "assets"
 TINY = ASSETS / "tiny"
-SHIPPED = ("tiny", "tiny-logn")
+SHIPPED = ("tiny", "tiny-logn", "tiny-inv-leaky")
 
 
 class Alias(NamedTuple):

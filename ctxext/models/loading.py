@@ -249,8 +249,9 @@ def identify(source: Source, config: Any) -> Identity:
 def _hash_folder(folder: Path) -> str:
     files = sorted(p for p in folder.iterdir() if p.suffix in _HASHED and p.is_file())
     kept = [path for path in files if path.name != "provenance.json"]
-    states = [path.stat() for path in kept]
-    return _hash_files(tuple(kept), tuple((s.st_size, s.st_mtime_ns, s.st_ino) for s in states))
+    found = [path.stat() for path in kept]
+    states = ((s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino) for s in found)
+    return _hash_files(tuple(kept), tuple(states))
 
 
 @functools.cache

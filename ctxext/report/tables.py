@@ -212,7 +212,7 @@ def _told(table: Table) -> str:
         told += f" Δ is the difference to rope over the same {of}{unit}"
         known = [c.difference.stderr for _, _, c in table.cells() if c.difference]
         paired = f", with its standard error, paired over {of}, where that is recorded"
-        told += (paired if any(known) else "; its standard error is not recorded") + "."
+        told += (paired if set(known) - {None} else "; its standard error is not recorded") + "."
     if table.costs():
         names = " and ".join(_COSTS[name] for name in table.costs())
         length = format_length(table.columns[table.costed].length)

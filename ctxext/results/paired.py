@@ -25,7 +25,7 @@ def difference(record: Record, other: Record) -> Difference:
     """The first record's value minus the other's, of the same metric.
 
     The standard error is paired: that of a difference of two ratios of sums over the same windows
-    (for perplexity times its slope, exp of the mean). None where a record does not keep what was
+    (for perplexity times its slope, which is its value). None where a record does not keep what was
     measured window by window, where the windows do not hold the same number of scored tokens, or
     where there is one window.
     """
@@ -45,13 +45,15 @@ def influences(record: Record) -> list[float]:
     counts, sums = kept["n"], kept["nll" if loss else "hits"]
     total = sum(counts)
     mean = sum(sums) / total
-    slope = math.exp(mean) if loss else 1.0
+    slope = record["value"] if loss else 1.0
     return [slope * (x - mean * n) / total for x, n in zip(sums, counts, strict=True)]
 
 
 def spread(deviations: Sequence[float]) -> float | None:
-    """The standard error of a sum of deviations, one for each window; None for one window."""
+    """The standard error of a sum of deviations, one for each window; None for one window, or
+    where it is beyond all numbers."""
     count = len(deviations)
     if count < 2:
         return None
-    return math.sqrt(sum(x * x for x in deviations) * count / (count - 1))
+    error = math.sqrt(sum(x * x for x in deviations) * count / (count - 1))
+    return error if math.isfinite(error) else None

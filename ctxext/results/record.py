@@ -160,7 +160,7 @@ def _by_window(value: object, total: object) -> bool:
         return False
     rows = list(zip(*lists, strict=True))
     sizes = all(_whole(n) and _size(nll) and _whole(hits) and hits <= n for n, nll, hits in rows)
-    return sizes and sum(n for n, _, _ in rows) == total
+    return sizes and sum(n for n, _, _ in rows) == total != 0
 
 
 def _data(value: object) -> bool:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ctxext.models.loading import Source
 from ctxext.patches import Spec
 from ctxext.registry import format_length, format_seconds
+from ctxext.results import printable
 from ctxext.results.paired import Difference
 
 if TYPE_CHECKING:
@@ -174,11 +175,12 @@ def _fields(outcome: Outcome, trial: Trial) -> dict[str, Any]:
 def to_rich(outcome: Outcome) -> Table:
     """The best trials and every default, the best first."""
     from rich.table import Table
+    from rich.text import Text
 
     ranked = outcome.ranked
     at, model = format_length(outcome.length), outcome.source.name
-    title = f"{model} · {outcome.task} at {at} · {len(ranked)} specs tried"
-    table = Table(title=title, title_justify="left", highlight=False)
+    title = printable(f"{model} · {outcome.task} at {at} · {len(ranked)} specs tried")
+    table = Table(title=Text(title), title_justify="left", highlight=False)
     table.add_column("method", overflow="fold")
     finals = ["finals"] if any(trial.final for trial in ranked) else []
     for name in (outcome.metric, *finals, "tax (nat)"):
@@ -188,12 +190,13 @@ def to_rich(outcome: Outcome) -> Table:
         if place < SHOWN or trial.default:
             final = [_number(trial.final.value if trial.final else None) for _ in finals]
             numbers = (_number(trial.value), *final, _tax(trial.last))
-            table.add_row(str(trial.spec), *numbers, _remark(outcome, trial))
+            method = Text(printable(str(trial.spec)))
+            table.add_row(method, *numbers, _remark(outcome, trial))
     return table
 
 
 def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
+    return "–" if value is None else f"{value:.3f}" if value < 1e6 else f"{value:.3g}"
 
 
 def _tax(trial: Trial) -> str:
@@ -223,7 +226,7 @@ def verdict(outcome: Outcome) -> list[str]:
     elif (unseen := outcome.comparison) is None:
         lines.append(
             f"not compared on unseen text with the best default, {default.spec}: none is left, or "
-            "its records do not keep it; give more data or a smaller --limit"
+            "its records do not keep it; give more data or samples, or a smaller --limit"
         )
     else:
         lines.append(_compared(outcome, unseen))

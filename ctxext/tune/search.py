@@ -121,6 +121,7 @@ class Search:
         )
         self._loaded, self._told = Loaded(), set[str]()
         self._tried = dict[str, Trial]()
+        self._read = dict[str, tuple[str, str]]()
         self._count = 0
 
     def run(self) -> Outcome:
@@ -129,7 +130,7 @@ class Search:
 
         Raises:
             UsageError: the model or the data cannot be had.
-            CtxextError: the unpatched model cannot be measured.
+            CtxextError: the unpatched model cannot be measured, or what is read has changed.
         """
         from optuna.trial import TrialState
 
@@ -226,7 +227,7 @@ class Search:
             failed["status"] if failed else "ok",
             failed["reason"] if failed else None,
             None if failed else value,
-            records[0]["stderr"],
+            None if failed else records[0]["stderr"],
             None if failed else math.log(inside / base),
             sum(record["seconds"] or 0.0 for record in records[:2]),
             records[0]["windows"],
@@ -259,7 +260,14 @@ class Search:
 
     def _evaluate(self, *requests: Cells) -> list[Record]:
         monitor = Monitor(advance=self.monitor.advance, note=self._note)
-        return Evaluation(requests, monitor, loaded=self._loaded).run()
+        records = Evaluation(requests, monitor, loaded=self._loaded).run()
+        for record in records:
+            now = (record["model_sha256"], record["data"]["sha256"])
+            if self._read.setdefault(record["task"], now) != now:
+                raise CtxextError(
+                    "the model's files or the data have changed since the search began: begin again"
+                )
+        return records
 
     def _note(self, text: str) -> None:
         """Tell the user a line, once."""
