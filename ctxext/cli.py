@@ -676,9 +676,10 @@ def models(
     entries = [{"name": name, **alias._asdict()} for name, alias in ALIASES.items()]
     if as_json:
         return _print_entries(entries, as_json)
+    width = max(map(len, ALIASES)) + 2
     for entry in entries:
         gated = " (gated: accept its licence on the Hub)" if entry["gated"] else ""
-        typer.echo(f"{entry['name']:<12}{entry['hub_id']}, {entry['trained']} tokens{gated}")
+        typer.echo(f"{entry['name']:<{width}}{entry['hub_id']}, {entry['trained']} tokens{gated}")
     return None
 
 
