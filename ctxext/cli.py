@@ -1,23 +1,20 @@
-"""The command line: arguments, printing, exit codes; everything else is imported by commands.
-
-stdout carries the result, stderr progress and diagnostics. Exit codes: 0 all cells done, 1 some
-cell failed (the rest are written), 2 usage, 130 interrupted.
-"""
+"""The command line: commands and their options; everything else is imported by commands."""
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
 import os
-import signal
 import sys
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from ctxext import console
+
+if TYPE_CHECKING:
+    from ctxext.models.loading import Source
 
 app = typer.Typer(
     name="ctxext",
@@ -27,7 +24,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 FORMATS, VERIFICATIONS = ("hf", "gguf"), ("quick", "full")
 
 Model = Annotated[
@@ -111,22 +107,13 @@ def evaluate(
     """Measure methods at lengths: every combination, beside the unpatched model."""
     from ctxext import request as ask
     from ctxext.errors import UsageError
-    from ctxext.models.loading import Source
     from ctxext.registry import parse_length
 
     if grid is None and not length:
         raise UsageError("missing --len: give lengths such as --len 512,4k, or a --grid")
     base = ask.Request(
-        source=Source(
-            model,
-            revision=revision,
-            trust_remote_code=trust_remote_code,
-            dtype=dtype,
-            device=device,
-            load_in=load_in,
-            device_map=ask.check_device_map(device_map, device),
-            attn=ask.check_attention(attn),
-            train_len=None if train_len is None else parse_length(train_len),
+        source=_source(
+            model, revision, trust_remote_code, train_len, dtype, device, attn, load_in, device_map
         ),
         methods=ask.parse_methods(method),
         lengths=ask.parse_lengths(length),
@@ -149,31 +136,41 @@ def evaluate(
 
     evaluation = Evaluation(requests)
     if dry_run:
-        return _print_estimates(evaluation, as_json)
+        return console.print_estimates(evaluation, as_json)
     if launcher is not None:
         from ctxext.launch import parse_launcher
 
         evaluation.launcher = parse_launcher(launcher)
-    raise typer.Exit(_run(evaluation, as_json, "the same command goes on"))
+    raise typer.Exit(console.run(evaluation, as_json, "the same command goes on"))
 
 
-def _print_estimates(work: Any, as_json: bool) -> None:
-    from rich.console import Console
+def _source(
+    model: str,
+    revision: str | None,
+    trust_remote_code: bool,
+    train_len: str | None,
+    dtype: str,
+    device: str,
+    attn: str = "auto",
+    load_in: str | None = None,
+    device_map: str | None = None,
+) -> Source:
+    """The model that the options of a command ask for; UsageError for a value that is none."""
+    from ctxext import request as ask
+    from ctxext.models.loading import Source
+    from ctxext.registry import parse_length
 
-    from ctxext import estimate as room
-    from ctxext.measure.workers import speaks
-
-    _quieten()
-    work.monitor.note = lambda line: typer.echo(line, err=True)
-    found = work.estimates()
-    if as_json and speaks():
-        for one in found:
-            typer.echo(json.dumps(one.to_record(), ensure_ascii=False, allow_nan=False))
-    elif speaks():
-        console = Console(width=None if sys.stdout.isatty() else 100, highlight=False)
-        for table in room.to_rich(found):
-            console.print(table, crop=False)
-        typer.echo(room.totals(found))
+    return Source(
+        model,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+        dtype=dtype,
+        device=device,
+        load_in=load_in,
+        device_map=ask.check_device_map(device_map, device),
+        attn=ask.check_attention(attn),
+        train_len=None if train_len is None else parse_length(train_len),
+    )
 
 
 def _refuse_beside_grid(context: typer.Context) -> None:
@@ -186,84 +183,6 @@ def _refuse_beside_grid(context: typer.Context) -> None:
         if source is not None and source.name == "COMMANDLINE":
             option = "len" if name == "length" else name
             raise UsageError(f"--{option} and --grid: give it in the grid file, as {key}")
-
-
-def _run(work: Any, as_json: bool, again: str) -> int:
-    """Run an evaluation or a bench and print it; the exit code.
-
-    Args:
-        again: what the same command would do after an interrupt.
-    """
-    from ctxext.errors import CtxextError
-    from ctxext.measure.workers import launched_alone, leave, several, speaks
-    from ctxext.progress import Progress
-
-    _quieten()
-    if launched_alone():
-        typer.echo(
-            "accelerate launch started one process, as it does where there is no GPU: add "
-            "--multi_gpu to have several",
-            err=True,
-        )
-    with Progress(silent=not speaks()) as progress:
-        work.monitor = progress.monitor()
-        interrupted, unfinished = False, None
-        try:
-            with contextlib.nullcontext() if several() else _terminable():
-                work.run()
-        except KeyboardInterrupt:
-            interrupted = True
-        except CtxextError as error:  # what was measured before it is printed all the same
-            unfinished = error
-    records = work.records
-    if as_json:
-        for record in records:
-            typer.echo(json.dumps(record, allow_nan=False))
-    elif records:
-        _print_tables(records, work.methods)
-    if unfinished is not None:
-        raise unfinished
-    if interrupted:
-        typer.echo(f"interrupted: finished cells are kept, {again}", err=True)
-        return INTERRUPTED
-    failed = [r for r in records if r["status"] != "ok"]
-    for r in failed:
-        line = f"{r['requested']} at {r['length']}, {r['task']}: {r['status']}: {r['reason']}"
-        typer.echo(line, err=True)
-    leave()
-    return FAILED if failed else OK
-
-
-def _print_tables(records: list[dict[str, Any]], order: list[str]) -> None:
-    from rich.console import Console
-
-    from ctxext import report as room
-
-    console = Console(width=None if sys.stdout.isatty() else 100)
-    for table in room.to_rich(records, order, console.width):
-        console.print(table, crop=False)
-
-
-@contextlib.contextmanager
-def _terminable() -> Iterator[None]:
-    """SIGTERM ends the block as Ctrl-C does, so that nothing half-written is left."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _quieten() -> None:
-    """Keep libraries' chatter off stderr; errors still come through as ours."""
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    warnings.simplefilter("ignore")
-    import huggingface_hub
-    import transformers
-
-    huggingface_hub.utils.logging.set_verbosity_error()
-    transformers.utils.logging.set_verbosity(transformers.utils.logging.CRITICAL)
-    transformers.utils.logging.disable_progress_bar()
 
 
 @app.command()
@@ -296,18 +215,9 @@ def bench(
     """Measure speed and memory of methods against the unpatched model, run by run."""
     from ctxext import bench as room
     from ctxext import request as ask
-    from ctxext.models.loading import Source
-    from ctxext.registry import parse_length
 
     request = room.Request(
-        source=Source(
-            model,
-            revision=revision,
-            trust_remote_code=trust_remote_code,
-            dtype=dtype,
-            device=device,
-            train_len=None if train_len is None else parse_length(train_len),
-        ),
+        source=_source(model, revision, trust_remote_code, train_len, dtype, device),
         methods=ask.parse_methods(method),
         lengths=ask.parse_lengths(length),
         paths=room.parse_paths(attn),
@@ -318,7 +228,7 @@ def bench(
         seed=ask.in_range("--seed", seed, least=0) or 0,
         out=out,
     )
-    raise typer.Exit(_run(room.Bench(request), as_json, "the same command begins anew"))
+    raise typer.Exit(console.run(room.Bench(request), as_json, "the same command begins anew"))
 
 
 @app.command()
@@ -377,7 +287,7 @@ def patch(
     from ctxext.export.write import Order, check, export, public_name
     from ctxext.models.loading import local_folder
 
-    _quieten()
+    console.quieten()
     repository = None if push_to_hub is None else hub.check_repository(push_to_hub)
     order = Order(
         Path(),
@@ -398,7 +308,7 @@ def patch(
     check(order)
     source = Source(model, revision, trust_remote_code)
     folder = local_folder(source, weights=not config_only, allow_pickle=allow_pickle)
-    with _terminable():
+    with console.terminable():
         done = export(replace(order, source=folder))
     for note in done.notes:
         typer.echo(f"note: {note}", err=True)
@@ -439,25 +349,16 @@ def explain(
 ) -> None:
     """Show why a method works: angles that training never saw, distances, entropy of attention."""
     from ctxext import request as ask
-    from ctxext.models.loading import Source
-    from ctxext.registry import parse_length
 
     methods, (tokens, *more) = ask.parse_methods(method), ask.parse_lengths([length])
     if more:
         raise typer.BadParameter(f"{length!r}: one length at a time", param_hint="--len")
-    source = Source(
-        model,
-        revision=revision,
-        trust_remote_code=trust_remote_code,
-        dtype=dtype,
-        device=device,
-        train_len=None if train_len is None else parse_length(train_len),
-    )
+    source = _source(model, revision, trust_remote_code, train_len, dtype, device)
     limit, text = ask.in_range("--limit", limit) or 1, ask.check_data(data) if entropy else None
     from ctxext import explain as room
     from ctxext.progress import Progress
 
-    _quieten()
+    console.quieten()
     with Progress() as progress:
         request = room.Request(source, methods, tokens, text, limit, out)
         study = room.explain(request, progress.monitor())
@@ -465,21 +366,9 @@ def explain(
         for record in room.records(study):
             typer.echo(json.dumps(record, ensure_ascii=False, allow_nan=False))
     else:
-        _print_sheets(study)
+        console.print_sheets(study)
     for path in room.write_files(study):
         typer.echo(f"wrote {path}", err=True)
-
-
-def _print_sheets(study: Any) -> None:
-    from rich.console import Console
-
-    from ctxext.explain import tables
-
-    console = Console(width=None if sys.stdout.isatty() else 100)
-    for sheet in tables.sheets(study):
-        console.print(tables.to_rich(sheet), crop=False)
-    for line in tables.left_alone(study):
-        typer.echo(line)
 
 
 @app.command()
@@ -537,23 +426,14 @@ def tune(
     """Search for the method and the parameters that suit a model at a length best."""
     from ctxext import request as ask
     from ctxext.errors import UsageError
-    from ctxext.models.loading import Source
     from ctxext.registry import parse_length
 
     lengths, objectives = ask.parse_lengths([length]), ask.parse_tasks([objective])
     for option, text, found in (("len", length, lengths), ("objective", objective, objectives)):
         if len(found) > 1:
             raise UsageError(f"--{option} {text} are {len(found)}: give one")
-    source = Source(
-        model,
-        revision=revision,
-        trust_remote_code=trust_remote_code,
-        dtype=dtype,
-        device=device,
-        load_in=load_in,
-        device_map=ask.check_device_map(device_map, device),
-        attn=ask.check_attention(attn),
-        train_len=None if train_len is None else parse_length(train_len),
+    source = _source(
+        model, revision, trust_remote_code, train_len, dtype, device, attn, load_in, device_map
     )
     from ctxext import tune as room
 
@@ -571,47 +451,7 @@ def tune(
         batch_size=ask.in_range("--batch-size", batch_size),
         out=out,
     )
-    raise typer.Exit(_tune(request, as_json))
-
-
-def _tune(request: Any, as_json: bool) -> int:
-    """Run a search and print what it has found; the exit code."""
-    from ctxext import tune as room
-    from ctxext.progress import Progress
-
-    _quieten()
-    interrupted = False
-    with Progress(unit="steps") as progress:
-        search = room.Search(request, progress.monitor())
-        try:
-            with _terminable():
-                search.run()
-        except KeyboardInterrupt:
-            interrupted = True
-    outcome = search.outcome
-    if as_json:
-        for record in room.records(outcome):
-            typer.echo(json.dumps(record, ensure_ascii=False, allow_nan=False))
-    elif outcome.trials:
-        _print_outcome(outcome)
-    if interrupted:
-        typer.echo("interrupted: finished trials are kept, the same command goes on", err=True)
-        return INTERRUPTED
-    failed = [trial.last for trial in outcome.trials if trial.last.value is None]
-    for trial in failed:
-        typer.echo(f"{trial.spec}: {trial.status}: {trial.reason}", err=True)
-    return FAILED if failed or outcome.winner is None else OK
-
-
-def _print_outcome(outcome: Any) -> None:
-    from rich.console import Console
-
-    from ctxext import tune as room
-
-    console = Console(width=None if sys.stdout.isatty() else 100)
-    console.print(room.to_rich(outcome), crop=False)
-    for line in room.verdict(outcome):
-        typer.echo(line)
+    raise typer.Exit(console.tune(request, as_json))
 
 
 @app.command()
@@ -642,7 +482,7 @@ def report(
         raise UsageError(f"no records in {str(out)!r}: run ctxext eval or bench first")
     text = "" if style == "table" else room.render(records, style)
     if style == "table":
-        _print_tables(records, [])
+        console.print_tables(records, [])
     elif style != "html" or not sys.stdout.isatty():  # nobody reads a page's source
         typer.echo(text, nl=False)
     sys.stdout.flush()
@@ -658,7 +498,7 @@ def methods(as_json: Json = False) -> None:
     from ctxext import patches
 
     entries = [patches.REGISTRY.get(name).describe() for name in patches.names()]
-    _print_entries(entries, as_json)
+    console.print_entries(entries, as_json)
 
 
 @app.command()
@@ -670,12 +510,12 @@ def models(
 ) -> None:
     """The short model names, with Hub id and trained length in tokens."""
     if families:
-        return _print_families(as_json)
+        return console.print_families(as_json)
     from ctxext.models.aliases import ALIASES
 
     entries = [{"name": name, **alias._asdict()} for name, alias in ALIASES.items()]
     if as_json:
-        return _print_entries(entries, as_json)
+        return console.print_entries(entries, as_json)
     width = max(map(len, ALIASES)) + 2
     for entry in entries:
         gated = " (gated: accept its licence on the Hub)" if entry["gated"] else ""
@@ -683,32 +523,12 @@ def models(
     return None
 
 
-def _print_families(as_json: bool) -> None:
-    from ctxext.models import families as room
-
-    if as_json:
-        for family in room.families():
-            typer.echo(json.dumps(family._asdict(), ensure_ascii=False))
-        return
-    wide = max(len(family.model_type) for family in room.families())
-    for family in room.families():
-        facts = zip(family._fields[1:], family[1:], strict=True)
-        said = [f"{name}: {text}" for name, text in facts]
-        line = said[0].partition(": ")[2] if len(set(family[1:])) == 1 else " · ".join(said)
-        typer.echo(f"{family.model_type:<{wide}}  {line}")
-    typer.echo(
-        f"as found on tiny random models with transformers {room.tried()}; types without rotary "
-        "embeddings take none",
-        err=True,
-    )
-
-
 @app.command()
 def tasks(as_json: Json = False) -> None:
     """The tasks, with the metric of each."""
     from ctxext import tasks as room
 
-    _print_entries([room.REGISTRY.get(name).describe() for name in room.names()], as_json)
+    console.print_entries([room.REGISTRY.get(name).describe() for name in room.names()], as_json)
 
 
 @app.command()
@@ -727,22 +547,7 @@ def score(
         for result in results:
             typer.echo(json.dumps(result, allow_nan=False))
         return
-    from rich.console import Console
-
-    width = None if sys.stdout.isatty() else 160
-    Console(width=width).print(room.to_table(results), crop=False)
-
-
-def _print_entries(entries: list[dict[str, Any]], as_json: bool) -> None:
-    for entry in entries:
-        if as_json:
-            typer.echo(json.dumps(entry, ensure_ascii=False))
-            continue
-        typer.echo(f"{entry['name']}\n  {entry['summary']}")
-        rest = {k: v for k, v in entry.items() if k not in ("name", "summary")}
-        for key, value in rest.items():
-            typer.echo(f"  {key.replace('_', ' ')}: {value}")
-        typer.echo("")
+    console.screen(160).print(room.to_table(results), crop=False)
 
 
 def main() -> None:
@@ -755,28 +560,20 @@ def main() -> None:
     try:
         code = app(standalone_mode=False)
     except UsageError as error:
-        code = _complain(error, USAGE)
+        code = console.complain(error, console.USAGE)
     except CtxextError as error:
-        code = _complain(error, FAILED)
+        code = console.complain(error, console.FAILED)
     except (KeyboardInterrupt, typer.Abort):
-        code = INTERRUPTED
+        code = console.INTERRUPTED
     except BrokenPipeError:  # the reader of stdout left early, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = FAILED
+        code = console.FAILED
     except OSError as error:
-        code = _complain(f"cannot write the result: {error.strerror or error}", FAILED)
+        code = console.complain(
+            f"cannot write the result: {error.strerror or error}", console.FAILED
+        )
     except Exception as error:  # Typer's own usage errors have a message and an exit code
         if not hasattr(error, "format_message"):
             raise
-        code = _complain(error.format_message(), getattr(error, "exit_code", USAGE))
-    sys.exit(code if isinstance(code, int) else OK)
-
-
-def _complain(message: object, code: int) -> int:
-    from ctxext.measure.workers import speaks
-    from ctxext.results import printable
-
-    line = printable(" ".join(str(message).split()))
-    if line and speaks():  # bare `ctxext` has printed its help
-        sys.stderr.write(f"error: {line}\n")
-    return code
+        code = console.complain(error.format_message(), getattr(error, "exit_code", console.USAGE))
+    sys.exit(code if isinstance(code, int) else console.OK)

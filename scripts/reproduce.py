@@ -16,7 +16,7 @@ import seed_table as table
 import transformers
 import typer
 
-from ctxext import cli, request
+from ctxext import console, request
 from ctxext.models.loading import Source
 from ctxext.progress import Progress
 from ctxext.registry import format_length
@@ -80,7 +80,7 @@ def measure() -> None:
         try:
             work.run()
         except KeyboardInterrupt:
-            raise typer.Exit(cli.INTERRUPTED) from None
+            raise typer.Exit(console.INTERRUPTED) from None
     if failed := [r for r in work.records if r["status"] != "ok"]:
         raise SystemExit(f"{len(failed)} cells failed, the first: {failed[0]['reason']}")
 

@@ -830,9 +830,11 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "tune": ("errors", "registry", "patches", "models", "results", "monitor", "tasks", "request",
              "measure", "run"),
     "progress": ("registry", "results", "monitor"),
+    "console": ("errors", "models", "results", "report", "measure", "estimate", "explain", "tune",
+                "progress"),
     "cli": ("errors", "registry", "patches", "models", "scoring", "tasks", "request", "run",
-            "grid", "launch", "bench", "results", "report", "export", "measure",
-            "estimate", "explain", "tune", "progress"),
+            "grid", "launch", "bench", "results", "report", "export", "explain", "tune", "progress",
+            "console"),
     "__init__": ("patches", "models", "engine"),
     "__main__": ("cli",),
 }  # fmt: skip

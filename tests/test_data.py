@@ -350,8 +350,8 @@ def test_a_dataset_without_text_is_refused(
 def test_a_dataset_is_loaded_without_chatter(
     dataset: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    from ctxext.cli import _quieten
+    from ctxext.console import quieten
 
-    _quieten()
+    quieten()
     load_text("hf:books")
     assert capfd.readouterr() == ("", "")
