@@ -144,7 +144,8 @@ def write(records: list[Record]) -> None:
     write_atomically(OUT / "seed-table.md", (document(records) + "\n").encode())
     for suffix in plots.SUFFIXES:
         plots.save(OUT / f"seed-table{suffix}", lambda: shares(table.Found(records)))
-        plots.save(OUT / f"tail{suffix}", lambda: plots.draw(tail(records)))
+        if any(r["task"] == "ppl-tail" for r in records):
+            plots.save(OUT / f"tail{suffix}", lambda: plots.draw(tail(records)))
 
 
 def shares(found: table.Found) -> Any:
