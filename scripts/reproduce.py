@@ -9,6 +9,7 @@ A run that is ended goes on where it was. `make reproduce` does this and README'
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -26,20 +27,10 @@ from ctxext.results import Record, Store, write_atomically
 from ctxext.run import Evaluation
 
 OUT = Path("results/seed-table")
-TOKENS, REPEATED = 131072, 65536
-SPAN = 16384
-TAIL = f"ppl-tail:span={SPAN}"
-TAIL_LENGTHS = (512, 1024, 2048, 4096, 8192, SPAN)
+TAIL_LENGTHS = (512, 1024, 2048, 4096, 8192, table.SPAN)
 HERE: dict[str, Any] = {"fmt": "o", "color": "#0072B2", "capsize": 2.5}
 THERE: dict[str, Any] = {"marker": "D", "color": "#D55E00", "ls": "none", "fillstyle": "none"}
 TAIL_ROOM = 0.5  # nats per token above the lowest loss that are in view
-TAILS = {
-    "tiny": (
-        *("pi", "ntk", "beta-radix", "yarn", "rerope", "rerope+logn", "leaky-rerope+logn"),
-        *("self-extend", "dca", "lm-infinite", "streaming", "window"),
-    ),
-    "tiny-logn": ("logn:clip=false", "rerope+logn:clip=false"),
-}
 
 
 def requests() -> Iterator[request.Request]:
@@ -50,23 +41,22 @@ def requests() -> Iterator[request.Request]:
             for column in row.columns:
                 if row.read_by(column) == model:
                     specs[column != table.DAGGER].append(row.asked(column))
-        yield _request(model, specs[True], (table.TRAINED,), "acc", TOKENS)
-        for length in table.LENGTHS:
-            for task, tokens in (("acc", TOKENS), ("acc-repeat", REPEATED)):
-                yield _request(model, specs[True] + specs[False], (length,), task, tokens)
-    for model, methods in TAILS.items():
-        yield _request(model, methods, TAIL_LENGTHS, TAIL, 2 * TOKENS)
+        yield _request(model, specs[True], (table.TRAINED,), "acc")
+        for length, task in product(table.LENGTHS, table.TASKS.values()):
+            yield _request(model, specs[True] + specs[False], (length,), task)
+    for model, methods in table.TAILS.items():
+        yield _request(model, methods, TAIL_LENGTHS, table.TAIL)
 
 
 def _request(
-    model: str, methods: Iterable[str], lengths: tuple[int, ...], task: str, tokens: int
+    model: str, methods: Iterable[str], lengths: tuple[int, ...], task: str
 ) -> request.Request:
     return request.Request(
         Source(model),
         request.parse_methods(list(methods)),
         lengths,
         request.parse_tasks([task]),
-        tokens=tokens,
+        tokens=table.TOKENS[task],
         out=OUT,
     )
 
@@ -88,64 +78,54 @@ def measure() -> None:
 # What is written.
 
 
-def current(records: Iterable[Record]) -> list[Record]:
-    """Of finished records those of the text that was read last, and of each model's last weights,
-    the newest of each place; in the order of their making.
-    """
-    done = sorted((r for r in records if r["status"] == "ok"), key=lambda r: str(r["created"]))
-    weights = {r["model"]: r["model_sha256"] for r in done}
-    kept = {
-        (r["model"], r["requested"], r["task"], r["length"]): r
-        for r in done
-        if r["data"]["sha256"] == done[-1]["data"]["sha256"]
-        and r["model_sha256"] == weights[r["model"]]
-    }
-    return list(kept.values())
-
-
-def document(records: list[Record]) -> str:
+def document(found: table.Found) -> str:
     """The tables and verdicts, with what they were made of."""
-    found = table.Found(records)
-    one = records[0]
-    data, versions = one["data"], one["versions"]
-    weights = {r["model"]: r["model_sha256"] for r in records}
+    data = found.records[0]["data"]
+    weights = {r["model"]: r["model_sha256"] for r in found.records}
     models = ", ".join(f"{name} ({sha:.12})" for name, sha in sorted(weights.items()))
+    made = {
+        ", ".join(f"{name} {version}" for name, version in sorted(r["versions"].items()))
+        + f", {r['device']}, {r['dtype']}"
+        for r in found.records
+    }
+    n, r = (table.TOKENS[task] for task in table.TASKS.values())
+    near, far = table.LENGTHS
     return "\n\n".join(
         [
             "# The seed's table",
             (table.__doc__ or "").split("\n\n", 1)[1].strip(),
             "Here: next-token accuracy in percent of the tiny family, trained at 512 tokens, on "
-            f"{data['name']} (sha256 {data['sha256'][:12]}), the first {TOKENS} tokens for N and "
-            f"{REPEATED} for R. k is the length over 512. {table.PLAIN} and {table.DAGGER}: tiny, "
-            f"without log n and with it on a model that was not trained with it; {table.LOGN}: "
-            "tiny-logn, trained with it. inv-leaky-rerope is tiny-inv-leaky, read with plain rope; "
-            "it learned without log n and on the base 10000, where the published one learned with "
-            "log n and, under base·8, on the base 80000.",
+            f"{data['name']} (sha256 {data['sha256'][:12]}). N is the first {n} tokens in windows "
+            f"of the length, {n // near} at {near} and {n // far} at {far}; R the first 512 tokens "
+            f"of each such window, again and again, {r // near} windows at {near} and {r // far} "
+            f"at {far}. k is the length over 512. {table.PLAIN} and {table.DAGGER}: tiny, without "
+            f"log n and with it on a model that was not trained with it; {table.LOGN}: tiny-logn, "
+            "trained with it. inv-leaky-rerope is tiny-inv-leaky, read with plain rope; it learned "
+            "without log n and on the base 10000, where the published one learned with log n and, "
+            "under base·8, on the base 80000.",
             "## Kept",
             table.keeps(found),
             "## Published orderings",
-            "In brackets the pair that is nearest to the other way round: its difference in "
-            "percentage points, with the standard error over windows, paired.",
             table.held(found),
             "## At 4096 tokens",
             table.beside(found),
             "## At 512 and 16384 tokens",
             table.longest(found),
             "## Made with",
-            f"`make reproduce`; weights {models}; "
-            + ", ".join(f"{name} {version}" for name, version in sorted(versions.items()))
-            + f"; {one['device']}, {one['dtype']}. Each record has all of its own.",
+            f"`make reproduce`; weights {models}; {'; '.join(sorted(made))}. Each record has all "
+            "of its own.",
         ]
     )
 
 
-def write(records: list[Record]) -> None:
+def write(found: table.Found) -> None:
     """seed-table.md and both plots."""
-    write_atomically(OUT / "seed-table.md", (document(records) + "\n").encode())
+    write_atomically(OUT / "seed-table.md", (document(found) + "\n").encode())
+    tails = [r for r in found.records if r["task"] == table.TAIL]
     for suffix in plots.SUFFIXES:
-        plots.save(OUT / f"seed-table{suffix}", lambda: shares(table.Found(records)))
-        if any(r["task"] == "ppl-tail" for r in records):
-            plots.save(OUT / f"tail{suffix}", lambda: plots.draw(tail(records)))
+        plots.save(OUT / f"seed-table{suffix}", lambda: shares(found))
+        if tails:
+            plots.save(OUT / f"tail{suffix}", lambda: plots.draw(tail(tails)))
 
 
 def shares(found: table.Found) -> Any:
@@ -159,9 +139,9 @@ def shares(found: table.Found) -> Any:
         for y, row in enumerate(rows):
             known = table.kept(found, table.Place(row.label, column, table.LENGTHS[0]))
             if known is not None:
-                share, error = (100 * (x or 0) for x in known)
-                axes.errorbar(share, y, xerr=error, **HERE)
-            if pair := row.published.get(column):
+                share, error = known
+                axes.errorbar(100 * share, y, xerr=error and 100 * error, **HERE)
+            if row.model is None and (pair := row.published.get(column)):
                 share = 100 * pair.N / table.PUBLISHED_AT_512[column]
                 axes.plot(share, y, **THERE)
         axes.axvline(100, color="0.35", linestyle=(0, (4, 3)), linewidth=1.2)
@@ -178,18 +158,16 @@ def shares(found: table.Found) -> Any:
 
 
 def tail(records: list[Record]) -> Figure:
-    """Loss of the last 512 tokens of spans as the context before them grows."""
+    """Loss of the last tokens of spans as the context before them grows."""
     lines, windows = [], 0
-    for model, methods in TAILS.items():
+    for model, methods in table.TAILS.items():
         for asked in dict.fromkeys(map(str, request.parse_methods(list(methods)))):
             if model != "tiny" and asked == "rope":
                 continue
             name = asked if model == "tiny" else f"{asked} ({model})"
             points = []
             for r in sorted(records, key=lambda r: r["length"]):
-                if (r["model"], r["requested"], r["task"], r["status"]) == (
-                    model, asked, "ppl-tail", "ok",
-                ):  # fmt: skip
+                if (r["model"], r["requested"]) == (model, asked):
                     value, error = table.loss(r)
                     label = f"{format_length(r['length'])}: {value:.3f}"
                     points.append(Point(r["length"], value, error, label))
@@ -200,7 +178,7 @@ def tail(records: list[Record]) -> Figure:
     return Figure(
         name="tail",
         title="tiny family on stdlib: loss of the same tokens as the context grows",
-        about=f"the last 511 tokens of {windows} spans of {SPAN}; bars: ± a standard error",
+        about=f"the last 511 tokens of {windows} spans of {table.SPAN}; bars: ± a standard error",
         x="context (tokens)",
         y="mean loss (nats per token)",
         lines=tuple(lines),
@@ -220,9 +198,14 @@ def main(run: bool = True) -> None:
     for line in problems:
         if not line.startswith(f"{Path(table.FACTORS).name}: "):
             typer.echo(f"left out: {line}", err=True)
-    if not (records := current(records)):
+    found = table.Found(records)
+    if not found.records:
         raise SystemExit(f"no finished records in {OUT}: run this without --no-run")
-    write(records)
+    if others := len(records) - len(found.records):
+        typer.echo(
+            f"left out: {others} records that are not the table's, or not the last", err=True
+        )
+    write(found)
 
 
 if __name__ == "__main__":

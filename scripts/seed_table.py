@@ -24,6 +24,16 @@ SCALES = {PLAIN: "", DAGGER: "logn", LOGN: "logn:clip=false"}
 WINDOWS, LEAKS = (64, 128, 256, 384, 512), (8, 16, 32, 64)
 FACTORS = "results/seed-table/longrope.json"  # searched for by longrope.py
 TASKS = {"N": "acc", "R": "acc-repeat"}
+SPAN = 16384
+TAIL = f"ppl-tail:span={SPAN}"
+TAILS = {
+    "tiny": (
+        *("pi", "ntk", "beta-radix", "yarn", "rerope", "rerope+logn", "leaky-rerope+logn"),
+        *("self-extend", "dca", "lm-infinite", "streaming", "window"),
+    ),
+    "tiny-logn": ("logn:clip=false", "rerope+logn:clip=false"),
+}
+TOKENS = {"acc": 131072, "acc-repeat": 65536, TAIL: 262144}  # of the text, by task
 
 
 class Pair(NamedTuple):
@@ -121,14 +131,43 @@ class Place(NamedTuple):
     text: str = "N"
 
 
+def current(records: Iterable[Record]) -> list[Record]:
+    """Of records those of the table: finished, over as many tokens as it reads of the text that
+    was read last, by each model's last weights; the newest of each place, in the order of their
+    making.
+    """
+    wanted = {(row.read_by(c), str(_parse(row.asked(c)))) for row in ROWS for c in row.columns}
+    wanted |= {(model, str(_parse(spec))) for model, specs in TAILS.items() for spec in specs}
+    wanted |= {(model, "rope") for model in TAILS}
+    done = [
+        r
+        for r in sorted(records, key=lambda r: str(r["created"]))
+        if r["status"] == "ok"
+        and (r["model"], r["requested"]) in wanted
+        and r["task"] in TOKENS
+        and (r["data"]["tokens"], r["limit"]) == (TOKENS[r["task"]], None)
+    ]
+    weights = {r["model"]: r["model_sha256"] for r in done}
+    kept = {
+        (r["model"], r["requested"], r["task"], r["length"]): r
+        for r in done
+        if r["data"]["sha256"] == done[-1]["data"]["sha256"]
+        and r["model_sha256"] == weights[r["model"]]
+    }
+    return list(kept.values())
+
+
 class Found:
-    """The records of the table, by place."""
+    """The records of the table, by place.
+
+    Attributes:
+        records: these alone.
+    """
 
     def __init__(self, records: Iterable[Record]) -> None:
-        self._records = {
-            (r["model"], r["requested"], r["task"], r["length"]): r
-            for r in sorted(records, key=lambda r: str(r["created"]))
-            if r["status"] == "ok"
+        self.records = current(records)
+        self._places = {
+            (r["model"], r["requested"], r["task"], r["length"]): r for r in self.records
         }
 
     def at(self, place: Place) -> Record | None:
@@ -137,7 +176,7 @@ class Found:
         if place.length == TRAINED and column == DAGGER:
             column = PLAIN
         asked = str(_parse(row.asked(column)))
-        return self._records.get((row.read_by(column), asked, TASKS[place.text], place.length))
+        return self._places.get((row.read_by(column), asked, TASKS[place.text], place.length))
 
     def percent(self, place: Place) -> str:
         """The accuracy in percent, or a dash."""
@@ -205,7 +244,11 @@ def orderings() -> tuple[Ordering, ...]:
         _ordering("pi and rope below every ntk", product(("pi", "rope"), ntks)),
         _ordering("ntk-old ≤ ntk-fixed ≤ beta-radix", chain, strict=False),
         _ordering("beta-radix < rerope, windows 64 to 384", product(("beta-radix",), rows)),
-        Ordering("rerope: logn (trained with it) ≥ logn† ≥ plain", tuple(scaled), strict=False),
+        Ordering(
+            "rerope, windows 64 to 384: logn (trained with it) ≥ logn† ≥ plain",
+            tuple(scaled),
+            strict=False,
+        ),
         _ordering(
             f"rerope's window {TRAINED} (= T) collapses: below all others, and below rope",
             product((whole,), (*rows, "rope")),
@@ -302,9 +345,13 @@ def longest(found: Found) -> str:
 
 
 def summary(found: Found) -> str:
-    """One row for each method: N at 512, 4096 and 16384 tokens, and as published."""
+    """One row for each method: N at 512, 4096 and 16384 tokens, and N at 4096 as published."""
     shown = [(PLAIN, TRAINED)] + [(c, n) for n in LENGTHS for c in FAMILY]
-    header = ["method", *(f"{format_length(n)} {c}" for c, n in shown), "published at 4k"]
+    header = [
+        "method",
+        *(f"{format_length(n)} {c}" for c, n in shown),
+        f"published, 4k: {' / '.join(FAMILY)}",
+    ]
     rows = []
     for row in ROWS:
         cells = [
@@ -317,26 +364,35 @@ def summary(found: Found) -> str:
 
 
 def held(found: Found) -> str:
-    """Each published ordering: whether it held at 4096 N and R and at 16384 N."""
-    where = [(LENGTHS[0], "N"), (LENGTHS[0], "R"), (LENGTHS[1], "N"), (LENGTHS[1], "R")]
-    header = ["ordering", *(f"{format_length(n)} {text}" for n, text in where)]
+    """Each published ordering: whether it held, N and R at 4096 and 16384, and what is printed."""
+    where = list(product(LENGTHS, TASKS))
+    windows = [TOKENS[TASKS[text]] // length for length, text in where]
+    header = ["published ordering"] + [
+        f"{format_length(n)} {text} ({count} windows)"
+        for (n, text), count in zip(where, windows, strict=True)
+    ]
     rows = []
     for ordering in orderings():
         verdicts = (verdict(found, ordering, *at) for at in where)
         rows.append([ordering.words, *map(_said, verdicts)])
-    return _grid(header, rows)
+    note = (
+        "In brackets the pair of which this is least true: its difference in percentage points, "
+        "with the standard error over windows, paired. It tells of the text that was read, not of "
+        f"another training, which counts where {LOGN} is compared: that is another model."
+    )
+    return f"{_grid(header, rows)}\n\n{note}"
 
 
 def _said(found: Verdict | None) -> str:
     if found is None:
         return "–"
     error = "" if found.stderr is None else f" ± {found.stderr:.2f}"
-    margin = f"{found.pair} {found.value:+.2f}{error}"
+    near = found.stderr is not None and abs(found.value) < 2 * found.stderr
+    note = ", within two standard errors of 0" if near else ""
+    margin = f"{found.pair} {found.value:+.2f}{error}{note}"
     if found.held:
         return f"held ({margin})"
-    near = found.stderr is not None and -found.value < 2 * found.stderr
-    note = ", within two standard errors" if near else ""
-    return f"**not held**: {found.against} of {found.count} pairs ({margin}{note})"
+    return f"**not held**: {found.against} of {found.count} pairs ({margin})"
 
 
 def keeps(found: Found) -> str:
@@ -347,6 +403,7 @@ def keeps(found: Found) -> str:
         ("tiny", "rerope w=256", PLAIN),
         ("tiny", "rope", PLAIN),
         ("tiny-logn", "rope", LOGN),
+        ("tiny", "window", PLAIN),
     ]
     rows = []
     for model, label, column in places:
@@ -355,7 +412,13 @@ def keeps(found: Found) -> str:
         if pair := BY_LABEL[label].published.get(column):
             was = f"{100 * pair.N / PUBLISHED_AT_512[column]:.1f}"
         rows.append([f"{model}, {BY_LABEL[label].asked(column)}", *cells, was])
-    return _grid(["kept of the accuracy at 512 (%)", "4k", "16k", "published, 4k"], rows)
+    note = (
+        "More than 100 is possible: read at 512, a token has 255 before it on average, and in "
+        "longer text as many as the method can use. `window`, which sees the last 512 and no more, "
+        "shows how much that alone is worth."
+    )
+    header = ["kept of the accuracy at 512, N (%)", "4k", "16k", "published, 4k"]
+    return f"{_grid(header, rows)}\n\n{note}"
 
 
 def loss(record: Record) -> tuple[float, float | None]:

@@ -23,7 +23,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 table: Any = importlib.import_module("seed_table")
 reproduce: Any = importlib.import_module("reproduce")
 COLUMNS = (table.PLAIN, table.DAGGER, table.LOGN)
-LEAKS = "leak=8, 16, 32, 64"
+TEXT: Record = {"model_sha256": "w", "limit": None}
 
 
 def record(place: Any, hits: list[int], n: int = 1000) -> Record:
@@ -38,6 +38,8 @@ def record(place: Any, hits: list[int], n: int = 1000) -> Record:
         "stderr": 0.01,
         "status": "ok",
         "created": "2026-01-01T00:00:00+00:00",
+        **TEXT,
+        "data": {"sha256": "a", "tokens": table.TOKENS[table.TASKS[place.text]]},
         "by_window": {"n": [n] * len(hits), "nll": [2.0 * n] * len(hits), "hits": hits},
     }
 
@@ -97,10 +99,11 @@ def test_every_row_asks_for_something_that_can_be_had() -> None:
 
 def test_the_published_orderings_hold_for_the_published_figures() -> None:
     found = table.Found(as_published())
-    verdicts = [table.verdict(found, ordering, 4096, "N") for ordering in table.orderings()]
-    assert [(one.held, one.against, one.count) for one in verdicts] == [
-        *((True, 0, count) for count in (12, 5, 12, 8, 14)),
-    ]
+    for text in table.TASKS:
+        verdicts = [table.verdict(found, ordering, 4096, text) for ordering in table.orderings()]
+        assert [(one.held, one.against, one.count) for one in verdicts] == [
+            *((True, 0, count) for count in (12, 5, 12, 8, 14)),
+        ]
 
 
 def test_an_ordering_names_the_pair_that_is_the_other_way_round() -> None:
@@ -117,6 +120,8 @@ def test_an_ordering_names_the_pair_that_is_the_other_way_round() -> None:
     gaps = np.array([40.00, 40.50]) - 48.78
     assert verdict.stderr == pytest.approx(gaps.std(ddof=1) / 2**0.5)
     assert table._said(verdict).startswith("**not held**: 1 of 8 pairs")
+    near = "held (a over b +0.19 ± 0.18, within two standard errors of 0)"
+    assert table._said(table.Verdict(True, 0.19, 0.18, "a over b", 0, 5)) == near
     assert table.verdict(table.Found([]), one, 4096, "N") is None
 
 
@@ -152,38 +157,101 @@ def test_everything_in_the_table_is_asked_for() -> None:
 
 
 def made(at: str, spec: str = "rope", sha: str = "a", weights: str | None = "w") -> Record:
-    data = {"name": "stdlib", "sha256": sha, "tokens": 9}
+    data = {"name": "stdlib", "sha256": sha, "tokens": table.TOKENS["acc"]}
     facts = {"model": "tiny", "model_sha256": weights, "requested": spec, "status": "ok"}
-    return {**facts, "task": "acc", "length": 512, "data": data, "created": at}
+    return {**facts, "task": "acc", "length": 512, "limit": None, "data": data, "created": at}
 
 
 def test_records_of_another_text_or_other_weights_are_left_out() -> None:
     old, other = made("1", sha="b"), made("2", weights="v")
     first, failed = made("3"), {**made("6", "pi", "c", None), "status": "oom"}
     last, pi = made("4"), made("5", "pi")
-    found = reproduce.current([pi, failed, last, other, first, old])
+    found = table.current([pi, failed, last, other, first, old])
     assert found == [last, pi]
-    assert reproduce.current([failed]) == []
+    assert table.current([failed]) == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model": "llama", "model_sha256": "x"},
+        {"requested": "pi:factor=3"},
+        {"task": "ppl", "data": {"sha256": "b", "tokens": 131072}},
+        {"task": "passkey", "data": {"sha256": "b", "tokens": None}},
+        {"data": {"name": "stdlib", "sha256": "a", "tokens": 65536}},
+        {"limit": 3},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_a_newer_record_that_is_not_the_table_s_changes_nothing(change: Record) -> None:
+    kept = [made("1"), made("2", "pi")]
+    assert table.current([*kept, {**made("3"), **change}]) == kept
+
+
+def test_the_tail_s_records_are_found_and_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the names that the requests give them."""
+    records = []
+    for request in reproduce.requests():
+        for spec, task, length in product(request.methods, request.tasks, request.lengths):
+            if "tail" in str(task):
+                data = {"name": "stdlib", "sha256": "a", "tokens": request.tokens}
+                facts = {"model": request.source.name, "requested": str(spec), "task": str(task)}
+                number = {"value": 9.0 + length / 1e4, "stderr": 0.1, "windows": 16}
+                rest = {"length": length, "status": "ok", "created": "1", "data": data}
+                records.append({**facts, **number, **rest, **TEXT})
+    found = table.Found(records)
+    assert len(found.records) == len(records) == 6 * (13 + 3)
+    figure = reproduce.tail(found.records)
+    assert len(figure.lines) == 13 + 2
+    assert {len(line.points) for line in figure.lines} == {6}
+    monkeypatch.setattr(reproduce, "OUT", tmp_path)
+    monkeypatch.setattr(reproduce, "document", lambda found: "")
+    monkeypatch.setattr(reproduce.plots, "save", lambda path, draw: path.touch())
+    reproduce.write(found)
+    assert (tmp_path / "tail.png").exists()
 
 
 def test_the_factors_beside_the_records_are_no_record(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What is written, without the plots, is of the finished records alone."""
-    written: list[list[Record]] = []
-    shutil.copytree(ROOT / "results" / "tiny", tmp_path / "out", ignore=lambda f, n: [
+    """What is written, without the plots, is of the table's records alone."""
+    written: list[Any] = []
+    out, own = tmp_path / "out", sorted((ROOT / "results" / "seed-table").glob("tiny*.json"))[:3]
+    shutil.copytree(ROOT / "results" / "tiny", out, ignore=lambda f, n: [
         name for name in n if not name.endswith(".json")
     ])  # fmt: skip
-    (tmp_path / "out" / Path(table.FACTORS).name).write_text('{"short_factor": []}')
-    (tmp_path / "out" / "broken.json").write_text("{")
-    monkeypatch.setattr(reproduce, "OUT", tmp_path / "out")
+    others = len(list(out.iterdir()))
+    for path in own:
+        shutil.copy(path, out)
+    (out / Path(table.FACTORS).name).write_text('{"short_factor": []}')
+    (out / "broken.json").write_text("{")
+    monkeypatch.setattr(reproduce, "OUT", out)
     monkeypatch.setattr(reproduce, "write", written.append)
     reproduce.main(run=False)
-    assert len(written) == 1
-    assert {r["status"] for r in written[0]} == {"ok"}
+    (found,) = written
+    assert len(found.records) == len(own) == 3
     said = capsys.readouterr().err.splitlines()
-    assert [line.partition(": c")[0] for line in said] == ["left out: broken.json"]
-    for path in (tmp_path / "out").glob("*--*.json"):
-        path.unlink()
+    assert [line.partition(": c")[0] for line in said] == [
+        "left out: broken.json",
+        f"left out: {others} records that are not the table's, or not the last",
+    ]
+    for path in own:
+        (out / path.name).unlink()
     with pytest.raises(SystemExit, match="no finished records"):
         reproduce.main(run=False)
+
+
+def test_what_readme_shows_is_of_the_same_records(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    readme: Any = importlib.import_module("readme")
+    shutil.copytree(ROOT / "results" / "seed-table", tmp_path / "results" / "seed-table")
+    monkeypatch.setattr(readme, "ROOT", tmp_path)
+    text = readme.seed()
+    assert text in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert all(f"| {row.label} |" in text for row in table.ROWS)
+    (tmp_path / "results" / "seed-table" / "broken.json").write_text("{")
+    with pytest.raises(SystemExit, match="broken"):
+        readme.seed()
