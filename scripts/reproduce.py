@@ -23,11 +23,10 @@ from ctxext.progress import Progress
 from ctxext.registry import format_length
 from ctxext.report import plots
 from ctxext.report.series import Figure, Line, Point, view
-from ctxext.results import Record, Store, write_atomically
+from ctxext.results import Store, write_atomically
 from ctxext.run import Evaluation
 
 OUT = Path("results/seed-table")
-TAIL_LENGTHS = (512, 1024, 2048, 4096, 8192, table.SPAN)
 HERE: dict[str, Any] = {"fmt": "o", "color": "#0072B2", "capsize": 2.5}
 THERE: dict[str, Any] = {"marker": "D", "color": "#D55E00", "ls": "none", "fillstyle": "none"}
 TAIL_ROOM = 0.5  # nats per token above the lowest loss that are in view
@@ -45,7 +44,7 @@ def requests() -> Iterator[request.Request]:
         for length, task in product(table.LENGTHS, table.TASKS.values()):
             yield _request(model, specs[True] + specs[False], (length,), task)
     for model, methods in table.TAILS.items():
-        yield _request(model, methods, TAIL_LENGTHS, table.TAIL)
+        yield _request(model, methods, table.TAIL_LENGTHS, table.TAIL)
 
 
 def _request(
@@ -111,6 +110,12 @@ def document(found: table.Found) -> str:
             table.beside(found),
             "## At 512 and 16384 tokens",
             table.longest(found),
+            "## Longer context, lower loss",
+            "Mean loss in nats per token of the last 511 tokens of the first "
+            f"{table.TOKENS[table.TAIL] // table.SPAN} spans of {table.SPAN}, by how many tokens "
+            "of the span are read; ± is the standard error of the difference to rope at 512, "
+            "paired.",
+            table.tails(found),
             "## Made with",
             f"`make reproduce`; weights {models}; {'; '.join(sorted(made))}. Each record has all "
             "of its own.",
@@ -121,11 +126,10 @@ def document(found: table.Found) -> str:
 def write(found: table.Found) -> None:
     """seed-table.md and both plots."""
     write_atomically(OUT / "seed-table.md", (document(found) + "\n").encode())
-    tails = [r for r in found.records if r["task"] == table.TAIL]
     for suffix in plots.SUFFIXES:
         plots.save(OUT / f"seed-table{suffix}", lambda: shares(found))
-        if tails:
-            plots.save(OUT / f"tail{suffix}", lambda: plots.draw(tail(tails)))
+        if table.losses(found):
+            plots.save(OUT / f"tail{suffix}", lambda: plots.draw(tail(found)))
 
 
 def shares(found: table.Found) -> Any:
@@ -157,32 +161,22 @@ def shares(found: table.Found) -> Any:
     return canvas
 
 
-def tail(records: list[Record]) -> Figure:
+def tail(found: table.Found) -> Figure:
     """Loss of the last tokens of spans as the context before them grows."""
-    lines, windows = [], 0
-    for model, methods in table.TAILS.items():
-        for asked in dict.fromkeys(map(str, request.parse_methods(list(methods)))):
-            if model != "tiny" and asked == "rope":
-                continue
-            name = asked if model == "tiny" else f"{asked} ({model})"
-            points = []
-            for r in sorted(records, key=lambda r: r["length"]):
-                if (r["model"], r["requested"]) == (model, asked):
-                    value, error = table.loss(r)
-                    label = f"{format_length(r['length'])}: {value:.3f}"
-                    points.append(Point(r["length"], value, error, label))
-                    windows = r["windows"]
-            if points:
-                lines.append(Line(name, tuple(points)))
+    lines = [
+        Line(name, tuple(Point(*p, f"{format_length(p.length)}: {p.value:.3f}") for p in points))
+        for name, points in table.losses(found).items()
+    ]
     y_range, notes = view(lines, room=TAIL_ROOM)
     return Figure(
         name="tail",
         title="tiny family on stdlib: loss of the same tokens as the context grows",
-        about=f"the last 511 tokens of {windows} spans of {table.SPAN}; bars: ± a standard error",
+        about=f"the last 511 tokens of {table.TOKENS[table.TAIL] // table.SPAN} spans of "
+        f"{table.SPAN}; bars: ± the standard error of the difference to rope at 512, paired",
         x="context (tokens)",
         y="mean loss (nats per token)",
         lines=tuple(lines),
-        x_range=(TAIL_LENGTHS[0] / 1.15, TAIL_LENGTHS[-1] * 1.15),
+        x_range=(table.TAIL_LENGTHS[0] / 1.15, table.TAIL_LENGTHS[-1] * 1.15),
         y_range=y_range,
         log_x=True,
         mark=table.TRAINED,

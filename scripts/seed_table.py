@@ -26,6 +26,7 @@ FACTORS = "results/seed-table/longrope.json"  # searched for by longrope.py
 TASKS = {"N": "acc", "R": "acc-repeat"}
 SPAN = 16384
 TAIL = f"ppl-tail:span={SPAN}"
+TAIL_LENGTHS = (512, 1024, 2048, 4096, 8192, SPAN)
 TAILS = {
     "tiny": (
         *("pi", "ntk", "beta-radix", "yarn", "rerope", "rerope+logn", "leaky-rerope+logn"),
@@ -421,7 +422,49 @@ def keeps(found: Found) -> str:
     return f"{_grid(header, rows)}\n\n{note}"
 
 
-def loss(record: Record) -> tuple[float, float | None]:
-    """A perplexity's mean loss in nats per token, and its standard error."""
-    error = record["stderr"]
-    return math.log(record["value"]), None if error is None else error / record["value"]
+# Tails.
+
+
+class Loss(NamedTuple):
+    """A mean loss in nats per token at a length, and the standard error of what parts it from that
+    of rope at 512 tokens, paired; None where they are one.
+    """
+
+    length: int
+    value: float
+    stderr: float | None
+
+
+def losses(found: Found) -> dict[str, list[Loss]]:
+    """Of the same last tokens of spans, by method, as the context before them grows."""
+    at = {(r["model"], r["requested"], r["length"]): r for r in found.records if r["task"] == TAIL}
+    lines = {}
+    for model, methods in TAILS.items():
+        base = at.get((model, "rope", TRAINED))
+        for asked in (*(["rope"] if model == "tiny" else []), *map(str, map(_parse, methods))):
+            here = [at[place] for n in TAIL_LENGTHS if (place := (model, asked, n)) in at]
+            if here:
+                name = asked if model == "tiny" else f"{asked} ({model})"
+                lines[name] = [loss(r, base or r) for r in here]
+    return lines
+
+
+def loss(record: Record, other: Record) -> Loss:
+    """A perplexity's mean loss, with its error beside another's over the same windows."""
+    ours, theirs = ([x / r["value"] for x in influences(r)] for r in (record, other))
+    error = None
+    if record is not other and ours and len(ours) == len(theirs):
+        error = spread([a - b for a, b in zip(ours, theirs, strict=True)])
+    return Loss(record["length"], math.log(record["value"]), error)
+
+
+def tails(found: Found) -> str:
+    """Mean loss in nats per token by method and length."""
+    rows = []
+    for name, points in losses(found).items():
+        known = {
+            p.length: f"{p.value:.3f}" + ("" if p.stderr is None else f" ± {p.stderr:.3f}")
+            for p in points
+        }
+        rows.append([name, *(known.get(n, "–") for n in TAIL_LENGTHS)])
+    return _grid(["method", *map(format_length, TAIL_LENGTHS)], rows)

@@ -143,6 +143,25 @@ def test_what_is_kept_has_a_paired_error() -> None:
     assert table.kept(table.Found([]), long) is None
 
 
+def test_a_loss_has_the_error_of_what_parts_it_from_another() -> None:
+    rng = np.random.default_rng(1)
+    nll = rng.uniform(2, 4, (2, 6)) * 511
+    ours, other = (
+        {
+            "metric": "perplexity",
+            "length": 512,
+            "value": float(np.exp(sums.sum() / (6 * 511))),
+            "by_window": {"n": [511] * 6, "nll": sums.tolist(), "hits": [0] * 6},
+        }
+        for sums in nll
+    )
+    length, value, error = table.loss(ours, other)
+    assert length == 512
+    assert value == pytest.approx(nll[0].mean() / 511)
+    assert error == pytest.approx((nll[0] - nll[1]).std(ddof=1) / 511 / 6**0.5)
+    assert table.loss(ours, ours).stderr is None
+
+
 def test_everything_in_the_table_is_asked_for() -> None:
     asked = {
         (r.source.name, str(spec), str(task), length)
@@ -198,14 +217,15 @@ def test_the_tail_s_records_are_found_and_drawn(
             if "tail" in str(task):
                 data = {"name": "stdlib", "sha256": "a", "tokens": request.tokens}
                 facts = {"model": request.source.name, "requested": str(spec), "task": str(task)}
-                number = {"value": 9.0 + length / 1e4, "stderr": 0.1, "windows": 16}
+                number = {"value": 9.0 + length / 1e4, "windows": 16, "metric": "perplexity"}
                 rest = {"length": length, "status": "ok", "created": "1", "data": data}
                 records.append({**facts, **number, **rest, **TEXT})
     found = table.Found(records)
     assert len(found.records) == len(records) == 6 * (13 + 3)
-    figure = reproduce.tail(found.records)
+    figure = reproduce.tail(found)
     assert len(figure.lines) == 13 + 2
     assert {len(line.points) for line in figure.lines} == {6}
+    assert table.tails(found).count("| 2.203 |") == 15  # ln 9.0512
     monkeypatch.setattr(reproduce, "OUT", tmp_path)
     monkeypatch.setattr(reproduce, "document", lambda found: "")
     monkeypatch.setattr(reproduce.plots, "save", lambda path, draw: path.touch())
