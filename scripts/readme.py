@@ -22,6 +22,8 @@ from ctxext.models import families as rooms
 from ctxext.models.aliases import ALIASES, ASSETS, SHIPPED
 from ctxext.report import tables
 from ctxext.results import Record, Store
+from ctxext.tasks.ppl_tail import PerplexityOfTails
+from ctxext.tune.unseen import compare
 
 ROOT = Path(__file__).parent.parent
 MARK = re.compile(r"(<!-- begin (\w+) -->\n).*?(<!-- end \2 -->)", re.DOTALL)
@@ -121,6 +123,37 @@ def seed() -> str:
     )
 
 
+def tuned() -> str:
+    """The finals of the committed search on tiny, and what they came to."""
+    folder, task = "tune-tiny", PerplexityOfTails()
+    records = _records(folder)
+    read: dict[int, dict[str, Record]] = {}
+    for r in sorted(records, key=lambda r: float(r["value"])):
+        if r["task"] == str(task):
+            read.setdefault(r["windows"], {})[r["requested"]] = r
+    first, final, whole = sorted(read)
+    lines = [
+        f"| finalist | perplexity, {first} windows | {final} windows |",
+        "|---|---:|---:|",
+    ]
+    for spec, r in read[final].items():
+        trial = next(t for t in read[first].values() if t["method"] == r["method"])
+        lines.append(f"| `{spec}` | {trial['value']:.3f} | {r['value']:.3f} |")
+    winner = next(iter(read[final]))
+    (default,) = set(read[whole]) - {winner}
+    found = compare(*(read[whole][x] for x in (winner, default)), task, final, Path(folder))
+    if found is None or found[0].stderr is None:
+        raise SystemExit(f"results/{folder} does not hold a whole search")
+    (value, error), count = found
+    seconds = sum(r["seconds"] for r in records)
+    said = (
+        f"So went the search above: {len(read[first])} specs, {seconds:.0f} s on "
+        f"{records[0]['device']}. On the {count} windows after the finals' the perplexity of the "
+        f"winner, less that of the best default, `{default}`, is {value:+.3f} ± {error:.3f}."
+    )
+    return "\n".join([said, "", *lines])
+
+
 def speed() -> str:
     """The tables of the committed benchmarks."""
     return report.render(_records("bench"), "md", ORDER)
@@ -145,6 +178,7 @@ def main() -> None:
         "bench_options": lambda: options(cli.bench),
         "patch_options": lambda: options(cli.patch),
         "tune_options": lambda: options(cli.tune),
+        "tuned": tuned,
         "models": models,
         "families": families,
         "shipped": shipped,
