@@ -18,12 +18,13 @@ import transformers
 import typer
 
 from ctxext import console, request
+from ctxext.errors import CtxextError
 from ctxext.models.loading import Source
 from ctxext.progress import Progress
 from ctxext.registry import format_length
 from ctxext.report import plots
 from ctxext.report.series import Figure, Line, Point, view
-from ctxext.results import Store, write_atomically
+from ctxext.results import Store, printable, write_atomically
 from ctxext.run import Evaluation
 
 OUT = Path("results/seed-table")
@@ -84,7 +85,7 @@ def document(found: table.Found) -> str:
     models = ", ".join(f"{name} ({sha:.12})" for name, sha in sorted(weights.items()))
     made = {
         ", ".join(f"{name} {version}" for name, version in sorted(r["versions"].items()))
-        + f", {r['device']}, {r['dtype']}"
+        + f", {printable(r['device'])}, {r['dtype']}"
         for r in found.records
     }
     n, r = (table.TOKENS[task] for task in table.TASKS.values())
@@ -186,8 +187,16 @@ def tail(found: table.Found) -> Figure:
 
 def main(run: bool = True) -> None:
     """Measure, then write."""
-    if run:
-        measure()
+    try:
+        if run:
+            measure()
+        write(read())
+    except CtxextError as error:
+        raise SystemExit(f"error: {error}") from None
+
+
+def read() -> table.Found:
+    """The table's records, with a line for what is left out."""
     records, problems = Store(OUT).read_all()
     for line in problems:
         if not line.startswith(f"{Path(table.FACTORS).name}: "):
@@ -199,7 +208,7 @@ def main(run: bool = True) -> None:
         typer.echo(
             f"left out: {others} records that are not the table's, or not the last", err=True
         )
-    write(found)
+    return found
 
 
 if __name__ == "__main__":

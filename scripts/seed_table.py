@@ -133,9 +133,9 @@ class Place(NamedTuple):
 
 
 def current(records: Iterable[Record]) -> list[Record]:
-    """Of records those of the table: finished, over as many tokens as it reads of the text that
-    was read last, by each model's last weights; the newest of each place, in the order of their
-    making.
+    """Of records those of the table: finished, in float32, over as many tokens as it reads of the
+    text that was read last, by each model's last weights; the newest of each place, in the order
+    of their making.
     """
     wanted = {(row.read_by(c), str(_parse(row.asked(c)))) for row in ROWS for c in row.columns}
     wanted |= {(model, str(_parse(spec))) for model, specs in TAILS.items() for spec in specs}
@@ -143,10 +143,7 @@ def current(records: Iterable[Record]) -> list[Record]:
     done = [
         r
         for r in sorted(records, key=lambda r: str(r["created"]))
-        if r["status"] == "ok"
-        and (r["model"], r["requested"]) in wanted
-        and r["task"] in TOKENS
-        and (r["data"]["tokens"], r["limit"]) == (TOKENS[r["task"]], None)
+        if r["status"] == "ok" and (r["model"], r["requested"]) in wanted and _sound(r)
     ]
     weights = {r["model"]: r["model_sha256"] for r in done}
     kept = {
@@ -156,6 +153,20 @@ def current(records: Iterable[Record]) -> list[Record]:
         and r["model_sha256"] == weights[r["model"]]
     }
     return list(kept.values())
+
+
+def _sound(record: Record) -> bool:
+    """Whether it was made as the table's are."""
+    task = record["task"]
+    if task not in TOKENS or not record["model_sha256"]:
+        return False
+    facts = ("metric", "trained_length", "dtype", "limit")
+    metric = "perplexity" if task == TAIL else "accuracy"
+    return (
+        [record.get(name) for name in facts] == [metric, TRAINED, "float32", None]
+        and record["data"]["tokens"] == TOKENS[task]
+        and record["value"] > 0
+    )
 
 
 class Found:
@@ -379,7 +390,8 @@ def held(found: Found) -> str:
     note = (
         "In brackets the pair of which this is least true: its difference in percentage points, "
         "with the standard error over windows, paired. It tells of the text that was read, not of "
-        f"another training, which counts where {LOGN} is compared: that is another model."
+        f"another training, which counts where {LOGN} is compared: that is another model. `ntk`, "
+        "which was not published, counts as one of the ntks."
     )
     return f"{_grid(header, rows)}\n\n{note}"
 
@@ -414,9 +426,9 @@ def keeps(found: Found) -> str:
             was = f"{100 * pair.N / PUBLISHED_AT_512[column]:.1f}"
         rows.append([f"{model}, {BY_LABEL[label].asked(column)}", *cells, was])
     note = (
-        "More than 100 is possible: read at 512, a token has 255 before it on average, and in "
-        "longer text as many as the method can use. `window`, which sees the last 512 and no more, "
-        "shows how much that alone is worth."
+        "More than 100 is possible: read at 512, a token has 256 before it on average, and in "
+        "longer text as many as the method can use. `window`, which attends to the last 512 alone, "
+        "shows how much that is worth."
     )
     header = ["kept of the accuracy at 512, N (%)", "4k", "16k", "published, 4k"]
     return f"{_grid(header, rows)}\n\n{note}"

@@ -23,7 +23,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 table: Any = importlib.import_module("seed_table")
 reproduce: Any = importlib.import_module("reproduce")
 COLUMNS = (table.PLAIN, table.DAGGER, table.LOGN)
-TEXT: Record = {"model_sha256": "w", "limit": None}
+TEXT: Record = {"model_sha256": "w", "limit": None, "trained_length": 512, "dtype": "float32"}
 
 
 def record(place: Any, hits: list[int], n: int = 1000) -> Record:
@@ -178,7 +178,8 @@ def test_everything_in_the_table_is_asked_for() -> None:
 def made(at: str, spec: str = "rope", sha: str = "a", weights: str | None = "w") -> Record:
     data = {"name": "stdlib", "sha256": sha, "tokens": table.TOKENS["acc"]}
     facts = {"model": "tiny", "model_sha256": weights, "requested": spec, "status": "ok"}
-    return {**facts, "task": "acc", "length": 512, "limit": None, "data": data, "created": at}
+    number = {"task": "acc", "metric": "accuracy", "value": 0.5, "length": 512}
+    return {**TEXT, **facts, **number, "data": data, "created": at}
 
 
 def test_records_of_another_text_or_other_weights_are_left_out() -> None:
@@ -199,6 +200,11 @@ def test_records_of_another_text_or_other_weights_are_left_out() -> None:
         {"task": "passkey", "data": {"sha256": "b", "tokens": None}},
         {"data": {"name": "stdlib", "sha256": "a", "tokens": 65536}},
         {"limit": 3},
+        {"dtype": "bfloat16"},
+        {"trained_length": 4096},
+        {"metric": "perplexity"},
+        {"value": 0.0},
+        {"model_sha256": None},
     ],
     ids=lambda change: next(iter(change)),
 )
