@@ -161,8 +161,7 @@ def speed() -> str:
 
 def _records(folder: str) -> list[Record]:
     records, problems = Store(ROOT / "results" / folder).read_all()
-    factors = f"{Path(seed_table.FACTORS).name}: "
-    if problems := [line for line in problems if not line.startswith(factors)]:
+    if problems := seed_table.strange(problems):
         raise SystemExit(f"results/{folder}: {problems[0]}")
     return records
 

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import seed_table as table
-import transformers
 import typer
 
 from ctxext import console, request
@@ -63,8 +62,7 @@ def _request(
 
 def measure() -> None:
     """Every cell that has no record yet."""
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
+    console.quieten()
     with Progress() as progress:
         work = Evaluation(list(requests()), progress.monitor())
         try:
@@ -198,9 +196,8 @@ def main(run: bool = True) -> None:
 def read() -> table.Found:
     """The table's records, with a line for what is left out."""
     records, problems = Store(OUT).read_all()
-    for line in problems:
-        if not line.startswith(f"{Path(table.FACTORS).name}: "):
-            typer.echo(f"left out: {line}", err=True)
+    for line in table.strange(problems):
+        typer.echo(f"left out: {line}", err=True)
     found = table.Found(records)
     if not found.records:
         raise SystemExit(f"no finished records in {OUT}: run this without --no-run")

@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import product
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from ctxext.registry import format_length
@@ -130,6 +131,11 @@ class Place(NamedTuple):
     column: str
     length: int
     text: str = "N"
+
+
+def strange(problems: Iterable[str]) -> list[str]:
+    """Of what a store says of its files, that which is not of the factors, which are no record."""
+    return [line for line in problems if not line.startswith(f"{Path(FACTORS).name}: ")]
 
 
 def current(records: Iterable[Record]) -> list[Record]:
