@@ -96,10 +96,13 @@ $(READY): pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $(READY)
 
-$(OLD)/.ready: pyproject.toml
+# The packages of .venv, and the oldest transformers before them.
+$(OLD)/.ready: $(READY)
 	$(PYTHON) -m venv $(OLD)
-	$(OLD)/bin/python -m pip install --quiet $(TORCH)
-	$(OLD)/bin/python -m pip install --quiet 'transformers~=$(OLDEST).0' --editable '.[dev]'
+	site=$$($(OLD)/bin/python -c 'import site; print(site.getsitepackages()[0])'); \
+	  $(BIN)/python -c 'import site; print(f"import site; site.addsitedir({site.getsitepackages()[0]!r})")' \
+	  > $$site/packages.pth
+	$(OLD)/bin/python -m pip install --quiet 'transformers~=$(OLDEST).0'
 	touch $(OLD)/.ready
 
 clean:

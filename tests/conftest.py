@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
-import tempfile
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach the Hub
-os.environ.setdefault("CTXEXT_CACHE", tempfile.mkdtemp(prefix="ctxext-"))
-os.environ.setdefault("HF_MODULES_CACHE", tempfile.mkdtemp(prefix="ctxext-"))
+# a folder of this process, which removes it when it ends
+os.environ.setdefault("CTXEXT_CACHE", (OURS := TemporaryDirectory(prefix="ctxext-")).name)
+os.environ.setdefault("HF_MODULES_CACHE", f"{OURS.name}/modules")
 
 import numpy as np
 import pytest
@@ -70,12 +70,11 @@ def llama() -> transformers.PreTrainedModel:
 
 
 SHORT, LONG = [1.0] * 64, [1 + i / 3 for i in range(64)]  # longrope's lists, by the pair
-FOLDER = Path(tempfile.mkdtemp(prefix="ctxext-factors-"))
 
 
 def fitted(spec: str, pairs: int) -> str:
     """The spec with lists of so many pairs for `longrope`, which has none of its own."""
-    file = FOLDER / f"{pairs}.json"
+    file = Path(OURS.name) / f"{pairs}.json"
     if not file.exists():
         lists = {"short_factor": SHORT[:pairs], "long_factor": LONG[:pairs]}
         file.write_text(json.dumps(lists))
@@ -105,11 +104,3 @@ def whole(ids: torch.Tensor) -> Windows:
 def by_window(values: np.ndarray, windows: int) -> np.ndarray:
     """What was found of the tokens of equal windows [windows, length − 1]."""
     return values.reshape(windows, -1)
-
-
-def pytest_unconfigure(config: pytest.Config) -> None:
-    """Remove the caches, in the process that made them."""
-    for name in ("CTXEXT_CACHE", "HF_MODULES_CACHE"):
-        ours = os.path.join(tempfile.gettempdir(), "ctxext-")
-        if not hasattr(config, "workerinput") and os.environ[name].startswith(ours):
-            shutil.rmtree(os.environ[name], ignore_errors=True)

@@ -383,7 +383,7 @@ def test_two_processes_take_the_same_decision(run: Run, here: Path) -> None:
         [sys.executable, "-m", *launcher, "ranks.py", "eval", "--json", *more,
          "--model", "plain", "--data", "t.txt"],
         capture_output=True, text=True, timeout=180,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "TMPDIR": str(here)},
     )  # fmt: skip
     bad, good = (json.loads(line) for line in done.stdout.splitlines())
     assert done.stderr.count("with batch 4: again with batch 2") == 2

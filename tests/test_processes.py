@@ -12,6 +12,7 @@ import re
 import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +39,15 @@ def launched(launcher: tuple[str, ...], *argv: str) -> Ran:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    done = subprocess.run(
-        [sys.executable, "-m", *launcher, str(port), "-m", "ctxext", *argv],
-        capture_output=True,
-        text=True,
-        timeout=180,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "100", "CUDA_VISIBLE_DEVICES": ""},
-    )
+    with tempfile.TemporaryDirectory() as logs:
+        own = {"OMP_NUM_THREADS": "1", "COLUMNS": "100", "CUDA_VISIBLE_DEVICES": "", "TMPDIR": logs}
+        done = subprocess.run(
+            [sys.executable, "-m", *launcher, str(port), "-m", "ctxext", *argv],
+            capture_output=True,
+            text=True,
+            timeout=180,
+            env={**os.environ, **own},
+        )
     return Ran(done.returncode, done.stdout, done.stderr)
 
 
