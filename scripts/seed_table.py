@@ -138,9 +138,18 @@ def strange(problems: Iterable[str]) -> list[str]:
     return [line for line in problems if not line.startswith(f"{Path(FACTORS).name}: ")]
 
 
-def current(records: Iterable[Record]) -> list[Record]:
+class Cell(NamedTuple):
+    """What was asked for: a model, a spec, a task, a length in tokens."""
+
+    model: str
+    requested: str
+    task: str
+    length: int
+
+
+def current(records: Iterable[Record]) -> dict[Cell, Record]:
     """Of records those of the table: finished, in float32, over as many tokens as it reads of the
-    text that was read last, by each model's last weights; the newest of each place, in the order
+    text that was read last, by each model's last weights; the newest of each cell, in the order
     of their making.
     """
     wanted = {(row.read_by(c), str(_parse(row.asked(c)))) for row in ROWS for c in row.columns}
@@ -152,13 +161,12 @@ def current(records: Iterable[Record]) -> list[Record]:
         if r["status"] == "ok" and (r["model"], r["requested"]) in wanted and _sound(r)
     ]
     weights = {r["model"]: r["model_sha256"] for r in done}
-    kept = {
-        (r["model"], r["requested"], r["task"], r["length"]): r
+    return {
+        Cell(*(r[name] for name in Cell._fields)): r
         for r in done
         if r["data"]["sha256"] == done[-1]["data"]["sha256"]
         and r["model_sha256"] == weights[r["model"]]
     }
-    return list(kept.values())
 
 
 def _sound(record: Record) -> bool:
@@ -183,10 +191,8 @@ class Found:
     """
 
     def __init__(self, records: Iterable[Record]) -> None:
-        self.records = current(records)
-        self._places = {
-            (r["model"], r["requested"], r["task"], r["length"]): r for r in self.records
-        }
+        self._cells = current(records)
+        self.records = list(self._cells.values())
 
     def at(self, place: Place) -> Record | None:
         """The record of a place; log n up to T is no change, so that † has none of its own."""
@@ -194,7 +200,7 @@ class Found:
         if place.length == TRAINED and column == DAGGER:
             column = PLAIN
         asked = str(_parse(row.asked(column)))
-        return self._places.get((row.read_by(column), asked, TASKS[place.text], place.length))
+        return self._cells.get(Cell(row.read_by(column), asked, TASKS[place.text], place.length))
 
     def percent(self, place: Place) -> str:
         """The accuracy in percent, or a dash."""
