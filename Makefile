@@ -28,7 +28,9 @@ results: $(READY)
 	  $(foreach m,ntk yarn rerope rerope+logn,--method $(m)) --out results/tiny
 	$(BIN)/ctxext eval --model tiny --len 16k --task passkey \
 	  $(foreach m,yarn rerope rerope+logn,--method $(m)) --out results/tiny
-	$(BIN)/ctxext report --out results/tiny
+	$(BIN)/ctxext report --out results/tiny $(foreach m,pi ntk beta-radix yarn \
+	  rerope rerope+logn,--method $(m))
+	$(BIN)/ctxext report --out results/tiny --no-plots
 	$(BIN)/ctxext explain --len 4k $(foreach m,pi ntk yarn rerope leaky-rerope+logn,--method $(m)) \
 	  --out results/explain
 	$(BIN)/python scripts/readme.py

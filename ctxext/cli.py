@@ -457,6 +457,10 @@ def tune(
 @app.command()
 def report(
     out: Out = Path("results"),
+    method: Annotated[
+        list[str],
+        typer.Option(help="Show these and rope alone, in this order; repeatable. Default: all."),
+    ] = [],  # noqa: B006
     style: Annotated[
         str, typer.Option("--format", help="table, md, csv, latex or html: what is printed.")
     ] = "table",
@@ -465,6 +469,7 @@ def report(
     ] = True,
 ) -> None:
     """Tables from record files alone; also writes tables.md, plots and the page beside them."""
+    from ctxext import patches
     from ctxext import report as room
     from ctxext.errors import UsageError
     from ctxext.registry import did_you_mean
@@ -480,15 +485,18 @@ def report(
         typer.echo(f"skipped: {problem}", err=True)
     if not records:
         raise UsageError(f"no records in {str(out)!r}: run ctxext eval or bench first")
-    text = "" if style == "table" else room.render(records, style)
+    known = {record["requested"] for record in records}
+    order = [name if name in known else str(patches.parse(name)) for name in method]
+    records = room.chosen(records, order)
+    text = "" if style == "table" else room.render(records, style, order)
     if style == "table":
-        console.print_tables(records, [])
+        console.print_tables(records, order)
     elif style != "html" or not sys.stdout.isatty():  # nobody reads a page's source
         typer.echo(text, nl=False)
     sys.stdout.flush()
     if style == "html":
         typer.echo(f"wrote {room.write_page(out, text)}", err=True)
-    for path in room.write_files(out, records, plots=plots):
+    for path in room.write_files(out, records, order, plots):
         typer.echo(f"wrote {path}", err=True)
 
 

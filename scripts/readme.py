@@ -20,6 +20,7 @@ from ctxext import cli, patches, report
 from ctxext import tasks as rooms_of_tasks
 from ctxext.models import families as rooms
 from ctxext.models.aliases import ALIASES, ASSETS, SHIPPED
+from ctxext.registry import format_length
 from ctxext.report import tables
 from ctxext.results import Record, Store
 from ctxext.tasks.ppl_tail import PerplexityOfTails
@@ -108,10 +109,25 @@ def families() -> str:
 
 
 def results() -> str:
-    """The tables of the committed comparison on tiny."""
-    records = _records("tiny")
-    order = [*ORDER, *sorted({r["requested"] for r in records} - set(ORDER))]
-    return "\n\n".join(tables.to_markdown(table) for table in tables.build(records, order))
+    """Every method's row of the committed comparison on tiny, the best at the longest length first,
+    and `rope` above them."""
+    made = {table.group.metric: table for table in tables.build(_records("tiny"))}
+    loss, right = made["perplexity"], made["accuracy"]
+    share = {row.method: row for row in right.rows}
+    lengths = [format_length(column.length) for column in loss.columns]
+    header = ["method", f"perplexity at {lengths[0]}", *lengths[1:], "tax (nats)"]
+    header.append(f"accuracy at {lengths[-1]} (%)")
+    lines = [f"| {' | '.join(header)} |", "|---" + "|---:" * (len(header) - 1) + "|"]
+    for row in sorted(loss.rows, key=lambda r: (r.method != "rope", r.cells[-1].value)):
+        last = share[row.method].cells[-1]
+        cells = [_bold(loss, cell) for cell in row.cells]
+        cells += [*loss.tax_texts(row), _bold(right, last)]
+        lines.append(f"| `{row.method}` | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _bold(table: tables.Table, cell: tables.Cell) -> str:
+    return f"**{table.cell_text(cell)}**" if cell.best else table.cell_text(cell)
 
 
 def seed() -> str:

@@ -699,6 +699,21 @@ def test_a_report_prints_what_eval_printed(run: Run, here: Path) -> None:
     assert run("report").out == ran.out
 
 
+def test_a_report_shows_the_methods_that_are_chosen_in_their_order(run: Run, here: Path) -> None:
+    few = ("--method", "pi:factor=2", "--method", "ntk:factor=2")
+    evaluate(run, *few, "--method", "logn")
+    ran = run("report", "--format", "csv", *few[:3], "ntk:factor=2.0")  # the same by another name
+    methods = [line.split(",")[4] for line in ran.out.splitlines()[1:]]
+    assert methods == ["rope", "pi:factor=2", "ntk:factor=2"]
+    shown = Path("results/tables.md").read_text()
+    assert ("ntk" in shown, "logn" in shown) == (True, False)
+    for unknown, words in (("nkt", "unknown method 'nkt'"), ("dca", "no record of the method")):
+        ran = run("report", "--method", unknown)
+        assert (ran.code, ran.out, ran.err.count("\n")) == (2, "", 1)
+        assert words in ran.err
+        assert "did you mean" in ran.err or "valid: logn, ntk:factor=2, pi" in ran.err
+
+
 def test_a_report_tells_which_files_it_skips(run: Run, here: Path) -> None:
     evaluate(run)
     Path("results/bad.json").write_text("{")

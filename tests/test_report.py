@@ -582,6 +582,14 @@ def test_an_exploding_line_leaves_the_view_with_a_note() -> None:
     assert axes.get_xlim() == (0, 64)
 
 
+@pytest.mark.parametrize(("most", "cut"), [(5.1, False), (5.3, True)])
+def test_what_is_nearly_in_view_is_shown(most: float, cut: bool) -> None:
+    """Three nats above the lowest are in view, here up to 4.9, and a tenth of this range more."""
+    shown = figure([cell("ntk", 64, (2, 4.9)), cell("pi", 64, (2, most))], "loss-by-position")
+    assert (shown.y_range[1] < most) is cut
+    assert bool(shown.notes) is cut
+
+
 def test_labels_and_the_trained_length() -> None:
     names = ["rope", "$\\frac{1", "_lead", "ntk+logn"]
     axes = axes_of(figure([cell(name, 64) for name in names], "loss-by-position"))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from ctxext.errors import UsageError
 from ctxext.report import speed, tables
+from ctxext.report.groups import chosen as chosen
 from ctxext.results import Record, write_atomically
 
 if TYPE_CHECKING:

@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+from ctxext.errors import UsageError
+from ctxext.registry import did_you_mean
 from ctxext.results import BENCH, Record, safe_name
 
 _LONGEST = 160  # characters of a file name
@@ -98,6 +100,21 @@ def method_order(records: Iterable[Record], order: Sequence[str] = ()) -> list[s
         return method != "rope", given, [(int(number or -1), text) for number, text in parts]
 
     return sorted(sorted({r["requested"] for r in records}), key=place)
+
+
+def chosen(records: Iterable[Record], methods: Sequence[str]) -> list[Record]:
+    """Those of `rope` and of these methods as they were asked for; all where none is named.
+
+    Raises:
+        UsageError: a method has no record.
+    """
+    records = list(records)
+    known = {record["requested"] for record in records}
+    if missing := [name for name in methods if name not in known]:
+        valid = did_you_mean(missing[0], known)
+        raise UsageError(f"no record of the method {missing[0]!r}: {valid}")
+    wanted = {"rope", *methods} if methods else known
+    return [record for record in records if record["requested"] in wanted]
 
 
 def newest(records: Iterable[Record]) -> Cells:

@@ -28,6 +28,7 @@ from ctxext.results import BENCH, MEASURES, SHARES, Record, printable
 _SAME_LOSSES = ("ppl", "acc")  # tasks over the same tokens, which one plot is enough for
 _STARTS = ("loss-by-position", "cost", "depth")  # of file names; a metric of that name gives way
 _ROOM, _ROOM_FOR_ROPE = 3.0, 1.5  # nats per token above the lowest loss that are in view
+_NEARLY = 0.1  # of the range in view, so much more is shown rather than cut
 _NEAR = 8  # T is marked where it is at most so many times beyond the lengths
 _LARGEST = 1e300  # no plot shows more
 _PREFILL = MEASURES[0]
@@ -373,7 +374,7 @@ def view(
     """The range of y that keeps the methods apart, and a note on each line that leaves it.
 
     A loss may explode, or a perplexity, which is treated as its logarithm; these are cut where they
-    are `room` nats per token above the lowest.
+    are `room` nats per token above the lowest, or a little more where that brings them into view.
     """
     log, share, cut = metric == "perplexity", metric in SHARES, metric in (_LOSS, "perplexity")
     nats = {x.method: [math.log(p.y) if log else p.y for p in x.points] for x in lines}
@@ -386,6 +387,8 @@ def view(
                 seen.append(value)
                 ends += _bar(point, log)
     low, high = min([*seen, *ends]), max([*seen, *ends])
+    nearly = high + _NEARLY * (high - low)
+    high = max(high, *(x for values in nats.values() for x in values if x <= nearly))
     least = 1.0 if share else 0.01 if cut else 0.02 * max(abs(low), abs(high)) or 1.0
     margin = max(0.05 * (high - low), least)
     low, high = low - margin, high + margin
