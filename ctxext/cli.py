@@ -57,11 +57,14 @@ DeviceMap = Annotated[str | None, typer.Option(help="auto: spread a model over a
 def evaluate(
     context: typer.Context,
     length: Annotated[
-        list[str], typer.Option("--len", help="Lengths in tokens: 512, 4k,16k, 1m.")
+        list[str], typer.Option("--len", help="Lengths in tokens, such as 512 or 4k,16k,1m.")
     ] = [],  # noqa: B006
     model: Model = "tiny",
     method: Annotated[
-        list[str], typer.Option(help="name:key=value,…+name… (see ctxext methods); repeatable.")
+        list[str],
+        typer.Option(
+            help="name:key=value,…, several joined by + (see ctxext methods); repeatable."
+        ),
     ] = [],  # noqa: B006
     task: Annotated[
         list[str],
@@ -187,10 +190,15 @@ def _refuse_beside_grid(context: typer.Context) -> None:
 
 @app.command()
 def bench(
-    length: Annotated[list[str], typer.Option("--len", help="Lengths in tokens: 512, 4k,16k, 1m.")],
+    length: Annotated[
+        list[str], typer.Option("--len", help="Lengths in tokens, such as 512 or 4k,16k,1m.")
+    ],
     model: Model = "tiny",
     method: Annotated[
-        list[str], typer.Option(help="name:key=value,…+name… (see ctxext methods); repeatable.")
+        list[str],
+        typer.Option(
+            help="name:key=value,…, several joined by + (see ctxext methods); repeatable."
+        ),
     ] = [],  # noqa: B006
     attn: Annotated[
         list[str], typer.Option(help="Paths of distance methods: auto, flash, sdpa, …; repeatable.")
@@ -233,7 +241,9 @@ def bench(
 
 @app.command()
 def patch(
-    method: Annotated[str, typer.Option(help="name:key=value,…+name… (see ctxext methods).")],
+    method: Annotated[
+        str, typer.Option(help="name:key=value,…, several joined by + (see ctxext methods).")
+    ],
     length: Annotated[str, typer.Option("--len", help="The length to stretch to, in tokens.")],
     out: Annotated[Path, typer.Option(help="The new folder to write.")],
     model: Model = "tiny",
@@ -327,7 +337,10 @@ def explain(
     length: Annotated[str, typer.Option("--len", help="The length to explain, in tokens.")],
     model: Model = "tiny",
     method: Annotated[
-        list[str], typer.Option(help="name:key=value,…+name… (see ctxext methods); repeatable.")
+        list[str],
+        typer.Option(
+            help="name:key=value,…, several joined by + (see ctxext methods); repeatable."
+        ),
     ] = [],  # noqa: B006
     entropy: Annotated[
         bool,

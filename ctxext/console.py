@@ -184,7 +184,8 @@ def print_entries(entries: list[dict[str, Any]], as_json: bool) -> None:
         typer.echo(f"{entry['name']}\n  {entry['summary']}")
         rest = {k: v for k, v in entry.items() if k not in ("name", "summary")}
         for key, value in rest.items():
-            typer.echo(f"  {key.replace('_', ' ')}: {value}")
+            label = f"{key[:-2]} T" if key.endswith("_t") else key.replace("_", " ")
+            typer.echo(f"  {label}: {value}")
         typer.echo("")
 
 

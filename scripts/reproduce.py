@@ -112,8 +112,8 @@ def document(found: table.Found) -> str:
             "## Longer context, lower loss",
             "Mean loss in nats per token of the last 511 tokens of the first "
             f"{table.TOKENS[table.TAIL] // table.SPAN} spans of {table.SPAN}, by how many tokens "
-            "of the span are read; ± is the standard error of the difference to rope at 512, "
-            "paired.",
+            "of the span are read; ± is the standard error of the difference to plain rope at 512 "
+            "on the same model, paired.",
             table.tails(found),
             "## Made with",
             f"`make reproduce`; weights {models}; {'; '.join(sorted(made))}. Each record has all "
@@ -171,7 +171,8 @@ def tail(found: table.Found) -> Figure:
         name="tail",
         title="tiny family on stdlib: loss of the same tokens as the context grows",
         about=f"the last 511 tokens of {table.TOKENS[table.TAIL] // table.SPAN} spans of "
-        f"{table.SPAN}; bars: ± the standard error of the difference to rope at 512, paired",
+        f"{table.SPAN}; bars: ± a standard error of what parts it from rope at 512 "
+        "on the same model",
         x="context (tokens)",
         y="mean loss (nats per token)",
         lines=tuple(lines),

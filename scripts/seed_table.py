@@ -451,7 +451,7 @@ def keeps(found: Found) -> str:
 
 class Loss(NamedTuple):
     """A mean loss in nats per token at a length, and the standard error of what parts it from that
-    of rope at 512 tokens, paired; None where they are one.
+    of plain rope at 512 tokens on the same model, paired; None where they are one.
     """
 
     length: int

@@ -1,6 +1,6 @@
 """Train the Llama models that ship in ``ctxext/assets``, from a seed, on a CPU or one GPU.
 
-    python scripts/train_tiny.py --model tiny --books ../shared/corpus/books.tar.xz
+    python scripts/train_tiny.py --model tiny --books books.tar.xz
 
 They differ in the method that is on while they learn (METHODS), by the public patch API, and in
 nothing else: data, order and seed are the same. Rows of 512 tokens (see tiny_rows.py), a function
@@ -344,9 +344,7 @@ def train_step(
 
 
 def main(
-    books: Annotated[Path, typer.Option(help="folder or tar of *.txt")] = Path(
-        "../shared/corpus/books.tar.xz"
-    ),
+    books: Annotated[Path, typer.Option(help="folder or tar of *.txt")],
     name: Annotated[str, typer.Option("--model", help=", ".join(METHODS))] = "tiny",
     assets: Annotated[Path, typer.Option(help="where its folder goes")] = Path("ctxext/assets"),
     build: Annotated[Path, typer.Option(help="caches, checkpoints")] = Path("build"),

@@ -75,6 +75,6 @@ def locate(name: str) -> str:
     if len(parts) == 2 and all(part and part[0] not in ".-~" for part in parts):
         return name
     raise UsageError(
-        f"unknown model {name!r}: it is no folder, no Hub id such as Qwen/Qwen3-8B and no alias; "
-        f"aliases: {did_you_mean(name, ALIASES)}"
+        f"unknown model {name!r}: it is no folder, no Hub id such as Qwen/Qwen3-8B and none of the "
+        f"aliases; {did_you_mean(name, ALIASES)}"
     )
