@@ -416,8 +416,8 @@ def tune(
     limit: Annotated[
         int | None,
         typer.Option(
-            help="Windows or samples that each trial reads; the finals read three times as many, "
-            "the comparison in the end four times as many more; default 6 or 22."
+            help="Windows or samples that each trial reads; the finals read six times as many, "
+            "the comparison in the end six times as many more; default 6 or 22."
         ),
     ] = None,
     tokens: Tokens = None,

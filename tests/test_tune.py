@@ -294,10 +294,12 @@ def test_the_verdict_says_how_the_winner_did_on_unseen_text(
     assert lines[0] == "winner: rerope:window=2"
     assert lines[1].startswith("on 12 windows that the search did not read, perplexity against")
     assert lines[1].endswith(said)
-    assert lines[2] == (
-        "use it: ctxext patch --model 'a model' --method rerope:window=2 --len 64 --out DIR "
-        "--revision v1 --train-len 32"
-    )
+    advised = 0 if "worse" in said else 1
+    use = f"ctxext patch --model 'a model' --method {outcome.trials[advised].spec} "
+    use += "--len 64 --out DIR --revision v1 --train-len 32"
+    assert lines[2] == f"use it: {use}"
+    found = {record["trial"]: record["command"] for record in outcomes.records(outcome)}
+    assert found == {advised: use, 1 - advised: None}
 
 
 def test_without_a_winner_or_a_better_one_the_verdict_says_so() -> None:
@@ -467,23 +469,23 @@ def evaluated(
     return [found[patches.parse(method).full()] for method in methods]
 
 
-def test_the_winner_is_the_best_finalist_on_three_times_the_windows(
+def test_the_winner_is_the_best_finalist_on_six_times_the_windows(
     run: Run,  # noqa: F811
     done: list[dict[str, Any]],
 ) -> None:
     finalists = [r for r in done if r["final"]]
     assert {r["default"] for r in finalists} == {True, False}
     methods = [r["method"] for r in finalists]
-    records = evaluated(run, methods, "ppl-tail", LENGTH, 6)
+    records = evaluated(run, methods, "ppl-tail", LENGTH, 12)
     base, *inside = [
-        record["value"] for record in evaluated(run, ["rope", *methods], "ppl", TRAINED, 12)
+        record["value"] for record in evaluated(run, ["rope", *methods], "ppl", TRAINED, 24)
     ]
     allowed = {}
     for one, record, value in zip(finalists, records, inside, strict=True):
         tax = math.log(value / base)
         assert one["final"]["value"] == pytest.approx(record["value"], rel=1e-9)
         assert one["final"]["tax"] == pytest.approx(tax, abs=1e-9)
-        assert one["final"]["read"] == 6
+        assert one["final"]["read"] == 12
         assert one["keys"][2] == record["key"]
         if tax <= 0.05:
             allowed[one["method"]] = record["value"]
@@ -519,10 +521,10 @@ def test_the_winner_is_compared_on_windows_that_neither_trial_nor_finalist_read(
     assert not winner["default"]  # small windows suit a model that only repeats
     against = next(r["method"] for r in done if r["default"] and r["within_tax"])
     assert winner["unseen"]["against"] == against
-    assert winner["unseen"]["windows"] == 8
-    pair = evaluated(run, (winner["method"], against), "ppl-tail", LENGTH, 14)
+    assert winner["unseen"]["windows"] == 12
+    pair = evaluated(run, (winner["method"], against), "ppl-tail", LENGTH, 24)
     kept = [record["by_window"] for record in pair]
-    values = [math.exp(sum(one["nll"][6:]) / sum(one["n"][6:])) for one in kept]
+    values = [math.exp(sum(one["nll"][12:]) / sum(one["n"][12:])) for one in kept]
     assert winner["unseen"]["difference"] == pytest.approx(values[0] - values[1], abs=1e-9)
 
 

@@ -120,6 +120,21 @@ class Outcome:
         """The best default within the bound."""
         return next((t for t in self.ranked if t.default and self.within(t)), None)
 
+    @property
+    def surely(self) -> int:
+        """1 where the winner is better than the best default on what the search has not read, −1
+        where it is worse, 0 where nothing tells."""
+        value, stderr = self.comparison.difference if self.comparison else (0.0, None)
+        if stderr is None:
+            return 0
+        gain = -value if self.lower else value
+        return (gain > SURE * stderr) - (gain < -SURE * stderr)
+
+    @property
+    def advised(self) -> Trial | None:
+        """What to use: the winner, or the best default where that is surely better."""
+        return self.best_default if self.surely < 0 else self.winner
+
     def finalists(self, count: int) -> list[Trial]:
         """So many of the best within the bound, the best default always among them."""
         within, default = list(filter(self.within, self.ranked)), self.best_default
@@ -128,8 +143,8 @@ class Outcome:
 
 
 def records(outcome: Outcome) -> list[dict[str, Any]]:
-    """One JSON object for each trial, the best first; the winner's says how to use it, and how it
-    did on what the search has not read."""
+    """One JSON object for each trial, the best first; the winner's says how it did on what the
+    search has not read, and that of what is to be used says how."""
     about = {
         "model": outcome.source.name,
         "trained_length": outcome.trained,
@@ -168,7 +183,7 @@ def _fields(outcome: Outcome, trial: Trial) -> dict[str, Any]:
         "seconds": trial.seconds + (final.seconds if final else 0.0),
         "keys": [*trial.keys, *(final.keys if final else ())],
         "unseen": found,
-        "command": command(outcome, trial) if won else None,
+        "command": command(outcome, trial) if trial is outcome.advised else None,
     }
 
 
@@ -230,20 +245,16 @@ def verdict(outcome: Outcome) -> list[str]:
         )
     else:
         lines.append(_compared(outcome, unseen))
-    return [*lines, f"use it: {command(outcome, winner)}"]
+    return [*lines, f"use it: {command(outcome, outcome.advised or winner)}"]
 
 
 def _compared(outcome: Outcome, unseen: Comparison) -> str:
     value, stderr = unseen.difference
-    gain = -value if outcome.lower else value
     if stderr is None:
         said = "one alone tells nothing of its error"
-    elif gain > SURE * stderr:
-        said = "better"
-    elif gain < -SURE * stderr:
-        said = "worse: take the default"
     else:
-        said = f"no difference beyond {SURE:g} standard errors"
+        unsure = f"no difference beyond {SURE:g} standard errors"
+        said = {1: "better", 0: unsure, -1: "worse: take the default"}[outcome.surely]
     error = "" if stderr is None else f" ± {stderr:.3f}"
     return (
         f"on {unseen.read} {unseen.what} that the search did not read, {outcome.metric} against "

@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 
 WINDOWS, SAMPLES = 6, 22  # that a trial reads where no limit is given
 FINALISTS = 6  # trials that are read again, the best default among them
-FINAL = 3  # times as many are read of a finalist
-UNSEEN = 4  # times as many are kept for the comparison in the end
+FINAL = 6  # times as many are read of a finalist
+UNSEEN = 6  # times as many are kept for the comparison in the end
 COMPARED = 2.0 * (FINAL + UNSEEN)  # what the comparison takes, in trials
 INSIDE = 2  # times as many windows of T tokens tell the tax
 
