@@ -520,6 +520,8 @@ def methods(as_json: Json = False) -> None:
 
     entries = [patches.REGISTRY.get(name).describe() for name in patches.names()]
     console.print_entries(entries, as_json)
+    if not as_json:
+        typer.echo(f"  {patches.NOTATION}")
 
 
 @app.command()

@@ -33,8 +33,13 @@ ORDER = ["rope", "pi", "ntk-old", "ntk", "ntk-fixed", "beta-radix", "yarn"]
 
 
 def methods() -> str:
-    """One row for each method, from its docstring."""
-    lines = ["| method | parameters | formula | source |", "|---|---|---|---|"]
+    """What the letters mean, and one row for each method, from its docstring."""
+    lines = [
+        patches.NOTATION,
+        "",
+        "| method | parameters | formula | source |",
+        "|---|---|---|---|",
+    ]
     for name in patches.names():
         entry = patches.REGISTRY.get(name).describe()
         cells = [f"`{name}`", entry.get("parameters", "–"), entry["formula"], entry["source"]]

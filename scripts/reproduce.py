@@ -156,7 +156,11 @@ def shares(found: table.Found) -> Any:
     drawn = [panels[0].errorbar([], [], xerr=[], **HERE), *panels[0].plot([], [], **THERE)]
     words = ["here, ± a standard error", "published, of a model of 100 million parameters"]
     canvas.legend(drawn, words, loc="outside lower center", ncols=2, frameon=False)
-    canvas.suptitle("What is kept at eight times the trained length", x=0.01, ha="left")
+    canvas.suptitle(
+        "What is kept at eight times the trained length, on text that does not repeat",
+        x=0.01,
+        ha="left",
+    )
     return canvas
 
 

@@ -417,7 +417,8 @@ def _said(found: Verdict | None) -> str:
     margin = f"{found.pair} {found.value:+.2f}{error}{note}"
     if found.held:
         return f"held ({margin})"
-    return f"**not held**: {found.against} of {found.count} pairs ({margin})"
+    words = "not held" if near else "**not held**"
+    return f"{words}: {found.against} of {found.count} pairs ({margin})"
 
 
 def keeps(found: Found) -> str:

@@ -661,6 +661,7 @@ def test_model_types_have_a_line_each(run: Run) -> None:
 
 def test_every_method_says_what_it_is(run: Run) -> None:
     text = run("methods").out
+    assert "\n\n  T is the trained length and L the evaluated one" in text
     assert text.count("\n  inside T: ") == text.count("\n  beyond T: ") == len(patches.names())
     for entry in run("methods", "--json").records:
         assert entry.keys() >= {

@@ -122,6 +122,8 @@ def test_an_ordering_names_the_pair_that_is_the_other_way_round() -> None:
     assert table._said(verdict).startswith("**not held**: 1 of 8 pairs")
     near = "held (a over b +0.19 ± 0.18, within two standard errors of 0)"
     assert table._said(table.Verdict(True, 0.19, 0.18, "a over b", 0, 5)) == near
+    near = "not held: 1 of 5 pairs (a over b -0.19 ± 0.18, within two standard errors of 0)"
+    assert table._said(table.Verdict(False, -0.19, 0.18, "a over b", 1, 5)) == near
     assert table.verdict(table.Found([]), one, 4096, "N") is None
 
 

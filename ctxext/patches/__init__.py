@@ -18,9 +18,14 @@ from ctxext.errors import UsageError
 from ctxext.patches.base import Distance, Frequency, Method, QueryScale, Rotary, Span
 from ctxext.registry import Registry
 
-__all__ = ["REGISTRY", "Spec", "given", "names", "parse", "register"]
+__all__ = ["NOTATION", "REGISTRY", "Spec", "given", "names", "parse", "register"]
 
 REGISTRY: Registry[Method] = Registry("method", __name__, private=("base",))
+NOTATION = (
+    "T is the trained length and L the evaluated one, in tokens, d the rotary dimension, "
+    "i = 0 … d/2−1 the pair index, θ_i = base^(−2i/d) a pair's frequency, which λ_i divides, n the "
+    "place of a query counted from 1, and δ how far a key stands behind its query."
+)
 _SUM = re.compile(r"(?<![0-9][eE])\+")  # the plus of 1e+3 parts nothing
 register = REGISTRY.register
 names = REGISTRY.names
