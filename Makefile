@@ -24,12 +24,10 @@ results: $(READY)
 	  $(foreach m,pi ntk-old ntk ntk-fixed beta-radix dynamic-ntk yarn llama3 \
 	    rerope leaky-rerope self-extend dca lm-infinite streaming window \
 	    logn ntk+logn beta-radix+logn rerope+logn leaky-rerope+logn,--method $(m)) --out results/tiny
-	$(BIN)/ctxext eval --model tiny --len 512,4k --task passkey \
-	  $(foreach m,ntk yarn rerope rerope+logn,--method $(m)) --out results/tiny
-	$(BIN)/ctxext eval --model tiny --len 16k --task passkey \
-	  $(foreach m,yarn rerope rerope+logn,--method $(m)) --out results/tiny
+	$(BIN)/ctxext eval --model tiny --len 512,4k,16k --task passkey \
+	  $(foreach m,ntk yarn rerope rerope+logn window,--method $(m)) --out results/tiny
 	$(BIN)/ctxext report --out results/tiny $(foreach m,pi ntk beta-radix yarn \
-	  rerope rerope+logn,--method $(m))
+	  rerope rerope+logn window,--method $(m))
 	$(BIN)/ctxext report --out results/tiny --no-plots
 	$(BIN)/ctxext explain --len 4k $(foreach m,pi ntk yarn rerope leaky-rerope+logn,--method $(m)) \
 	  --out results/explain
