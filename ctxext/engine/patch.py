@@ -244,7 +244,8 @@ def _apply_seams(
         state.cached, state.absolute = parts[distance.cached].key, distance.absolute
     for feed in feeds:
         feed.before = feed.before if alone else None
-    for module in {id(s.module): s.module for s in by_source}.values():
+    told = anatomy.axes if spec.query_scales else by_source  # of true positions
+    for module in {id(s.module): s.module for s in told}.values():
         replace(undo, module, "forward", functools.partial(state.forward, module, module.forward))
     for module, source in alone.items():
         keep = functools.partial(state.keep_tables, by_source[source])
