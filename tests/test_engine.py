@@ -697,6 +697,18 @@ def test_autocast(spec: str) -> None:
         assert (out - truth).abs().mean() < 0.05 * truth.abs().mean()
 
 
+@pytest.mark.parametrize("spec", FEW)
+def test_patching_under_autocast(spec: str) -> None:
+    """The few tokens that are tried are rounded there, which is no fault of the model's."""
+    model, ids = random_model(), tokens(L)
+    with ctxext.patched(model, spec, 4 * L):
+        plain = logits(model, ids)
+    with torch.autocast("cpu", torch.bfloat16):
+        handle = ctxext.patch(model, spec, 4 * L)
+    assert torch.equal(logits(model, ids), plain)
+    handle.remove()
+
+
 # Training ----------------------------------------------------------------------------------------
 
 
@@ -941,6 +953,31 @@ def test_own_scaling_is_the_method_of_that_name(rope_type: str, same: str) -> No
     for spec in ("rerope:window=5", "leaky-rerope:window=5,leak=3+logn"):
         with ctxext.patched(scaled, spec), ctxext.patched(model, f"{same}+{spec}", 4 * TRAINED):
             close(logits(scaled, ids), logits(model, ids))
+
+
+def test_a_huge_trained_length_takes_no_memory() -> None:
+    """A sliding window is asked whether it sees so far back."""
+    config = transformers.MistralConfig(**SETTINGS, sliding_window=16)
+    model, ids = transformers.MistralForCausalLM(config).eval(), tokens(L)
+    made: list[int] = []
+
+    class Sizes(TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, _: Any, args: Any = (), kw: Any = None) -> Any:
+            out = function(*args, **(kw or {}))
+            made.append(out.numel() if isinstance(out, Tensor) else 0)
+            return out
+
+    with untouched(model, ids), Sizes():
+        ctxext.patch(model, "rerope", train_len=2**24).remove()
+    assert max(made) < 2**22
+
+
+@pytest.mark.parametrize("length", [1, 2**31, 10**400])
+def test_a_trained_length_that_is_none(length: Any) -> None:
+    model, ids = random_model(), tokens(9)
+    model.config.max_position_embeddings = length
+    with untouched(model, ids), pytest.raises(UnsupportedModelError, match="is no length"):
+        ctxext.patch(model, "yarn", 99)
 
 
 @pytest.mark.parametrize(("rope_type", "trained"), [("yarn", 32), ("llama3", 32), ("linear", 128)])
@@ -1225,7 +1262,7 @@ def test_patching_a_model_and_its_base_is_refused(inner_first: bool) -> None:
         ctxext.patch(order[1], "pi:factor=2").remove()
 
 
-@pytest.mark.parametrize("value", [0, 1, -3, 2.5, "16k", True, float("nan")])
+@pytest.mark.parametrize("value", [0, 1, -3, 2.5, "16k", True, float("nan"), 2**31, 10**400])
 @pytest.mark.parametrize("name", ["length", "train_len"])
 def test_bad_lengths(name: str, value: Any) -> None:
     model, ids = random_model(), tokens(9)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 import transformers
@@ -85,6 +87,29 @@ def test_a_layer_without_positions_is_plain_causal_attention() -> None:
         found = [state.layers[layer.self_attn].source is not None for layer in model.model.layers]
         assert found == rotates
         assert handle.notes == []
+
+
+@pytest.mark.parametrize("spec", ["logn:clip=false", "rerope:window=8+logn:clip=false"])
+def test_log_n_where_only_layers_without_positions_take_it(spec: str) -> None:
+    """Llama 4: its rotated layers see a chunk back, and its others are not told positions."""
+    types = ["chunked_attention"] * 3 + ["full_attention"]
+    model = tiny_model(
+        "llama4_text", attention_chunk_size=16, no_rope_layers=[1, 1, 1, 0], layer_types=types,
+        max_position_embeddings=32,
+    )  # fmt: skip
+    ids = torch.arange(3, 90)[None]
+    scale = torch.arange(1.0, 88.0).log() / math.log(32)
+    with torch.no_grad():
+        with ctxext.patched(model, spec):
+            ours = model(ids, use_cache=False).logits
+            cache = model(ids[:, :60], use_cache=True).past_key_values
+            later = model(ids[:, 60:], past_key_values=cache).logits
+        model.model.layers[3].self_attn.q_proj.register_forward_hook(
+            lambda module, args, queries: queries * scale[:, None]
+        )
+        scaled = model(ids, use_cache=False).logits
+    for found, wanted in ((ours, scaled), (later, scaled[:, 60:])):
+        assert (found - wanted).abs().max() <= 1e-5 * scaled.abs().max()
 
 
 @pytest.mark.parametrize("reentrant", [True, False])

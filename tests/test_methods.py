@@ -837,6 +837,16 @@ def test_yarn_extremes(text: str) -> None:
         assert all(1 <= s <= 2 for s in scales)
 
 
+@pytest.mark.parametrize("text", ["ntk:factor=1e300", "dynamic-ntk:factor=1e300,sequence=97"])
+def test_a_base_that_no_float_holds(text: str) -> None:
+    """λ_i = k^(i/3) of four pairs are finite, and base·k^(8/6) is not."""
+    model, ids = random_model(rope_theta=10000.0, head_dim=8), torch.arange(3, 40)[None]
+    with ctxext.patched(model, text), torch.no_grad():
+        assert torch.isfinite(model(ids).logits).all()
+        found = model.model.rotary_emb.inv_freq
+    assert found.tolist() == [1.0, 0.0, 0.0, 0.0]  # in float32
+
+
 # LongRoPE's file ---------------------------------------------------------------------------------
 
 GOOD = {"short_factor": [1.0] * 8, "long_factor": [1.5] * 8}

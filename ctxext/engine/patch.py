@@ -100,9 +100,11 @@ def patch(
     parsed = parse(spec) if isinstance(spec, str) else spec
     for name, value in (("length", length), ("train_len", train_len)):
         if value is not None and (
-            isinstance(value, bool) or not isinstance(value, int) or value < 2
+            isinstance(value, bool) or not isinstance(value, int) or not 2 <= value < 2**31
         ):
-            raise UsageError(f"bad {name} {value!r}: give a whole number of tokens, at least 2")
+            raise UsageError(
+                f"bad {name} {value!r}: give a whole number of tokens, at least 2, below 2^31"
+            )
     sources = find_sources(model, train_len)
     holder = sources[0].module
     if HANDLE in holder.__dict__:
@@ -244,7 +246,8 @@ def _apply_seams(
         state.cached, state.absolute = parts[distance.cached].key, distance.absolute
     for feed in feeds:
         feed.before = feed.before if alone else None
-    for module in {id(s.module): s.module for s in by_source}.values():
+    told = anatomy.axes if spec.query_scales else by_source  # of true positions
+    for module in {id(s.module): s.module for s in told}.values():
         replace(undo, module, "forward", functools.partial(state.forward, module, module.forward))
     for module, source in alone.items():
         keep = functools.partial(state.keep_tables, by_source[source])

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 PROBE = registered("probe")
 TOKENS = 8  # at least
+QUERIES = 2**20  # asked whether they see T back: more are too much memory for a hostile T
 ROWS = 4  # of different tokens: in one head of one, a quarter turn may change next to nothing
 ODD = (
     "it is rotated in a way that is not understood: a quarter turn of one frequency does not turn "
@@ -447,7 +448,7 @@ def _layer(call: _Seen, masks: dict[int, tuple[Tensor, Any, int | None]], traine
     if call.mask is not None and call.mask.untyped_storage().data_ptr() in masks:
         _, function, window = masks[call.mask.untyped_storage().data_ptr()]
         try:
-            inside = not _sees(function, trained, trained)
+            inside = not _sees(function, trained, min(trained, QUERIES))
         except IndexError:  # it goes by what these few tokens are
             inside = window is not None and window <= trained
         causal = causal and not _sees(function, -1, 2)
@@ -492,8 +493,9 @@ def check_outputs(model: Any, state: State, before: list[Tensor]) -> None:
     """With a window wider than the probe, each attention must give what it gave before the patch.
 
     Off means relative to a token's largest output. In float32 no token may be off by 1e-3, where
-    rounding an angle of TOKENS radians costs 1e-6 a layer; in 16 bits, where each rounding
-    costs 4e-3 and may route a token to another expert, half of the tokens must be within 1e-1.
+    rounding an angle of TOKENS radians costs 1e-6 a layer; in 16 bits or under autocast, where each
+    rounding costs 4e-3 and may route a token to another expert, half of the tokens must be within
+    1e-1.
     """
     kept, state.parts = state.parts, _wide(state) if state.parts else ()
     scales, state.query_scales = state.query_scales, ()
@@ -501,7 +503,9 @@ def check_outputs(model: Any, state: State, before: list[Tensor]) -> None:
         after = outputs(model, state.layers.values(), state.feeds)
     finally:
         state.parts, state.query_scales = kept, scales
-    wide = next(model.parameters()).dtype in (torch.float32, torch.float64)
+    weight = next(model.parameters())
+    wide = weight.dtype in (torch.float32, torch.float64)
+    wide = wide and not torch.is_autocast_enabled(weight.device.type)
     for old, new in zip(before, after, strict=True):
         off = (old - new).abs().amax(-1) / old.abs().amax(-1).clamp(min=1e-9)
         worst = float(off.max() if wide else off.median())

@@ -151,12 +151,12 @@ class State:
         layer_type: str | None = None,
     ) -> Any:
         """The new forward of a rotary module."""
+        self.positions = position_ids if position_ids.ndim == 2 else position_ids[0]
+        self.padding = self.causal = self.runs = None
         known = (f for f in self.feeds.values() if f.source.module is module)
         feed = next((f for f in known if f.source.layer_type == layer_type), None)
         if feed is None:
             return call_rotary(own, x, position_ids, layer_type)
-        self.positions = position_ids if position_ids.ndim == 2 else position_ids[0]
-        self.padding = self.causal = self.runs = None
         feed.turned.clear()
         feed.given = self._tables(feed, x, position_ids)
         if feed.before is not None:
@@ -265,10 +265,10 @@ class State:
 
     def scale_query(self, query: Tensor, given: Tensor | None) -> Tensor:
         """Queries [b, h, n, d] times the query scales of their true positions."""
-        positions = self.positions if given is None else given
-        if not self.query_scales or positions is None:
+        if not self.query_scales:
             return query
-        if positions.shape[1] < query.shape[2]:
+        positions = self.positions if given is None else given
+        if positions is None or positions.shape[1] < query.shape[2]:
             raise UnsupportedModelError(
                 "query scales do not know the positions of a layer that runs again after another "
                 "forward: run it before, or without gradient checkpointing"

@@ -25,7 +25,7 @@ def trained_length(config: Any) -> int:
     ):
         if length is None:
             continue
-        if not (isinstance(length, int) and length >= 2):
+        if not (isinstance(length, int) and 2 <= length < 2**31):
             raise UnsupportedModelError(f"the config's trained length {length!r} is no length")
         return length
     raise UnsupportedModelError(f"{config.model_type}: the config names no trained length")

@@ -52,7 +52,7 @@ class DynamicNTK(Frequency):
         """λ_i = k^(2i/(d−2))."""
         return self._ntk(rotary).scales(rotary)
 
-    def stock(self, rotary: Rotary) -> dict[str, Any]:
+    def stock(self, rotary: Rotary) -> dict[str, Any] | None:
         """The base that transformers' `dynamic` has at s tokens."""
         return self._ntk(rotary).stock(rotary)
 

@@ -31,6 +31,9 @@ class NTK(Stretch):
         last = max(1, len(rotary.theta) - 1)
         return [self.k ** (i / last) for i in range(len(rotary.theta))]
 
-    def stock(self, rotary: Rotary) -> dict[str, Any]:
-        """base·k^(d/(d−2)); with one pair, d = 2, any base gives θ_0 = 1."""
-        return {"rope_theta": rotary.base * self.k ** (rotary.dim / max(1, rotary.dim - 2))}
+    def stock(self, rotary: Rotary) -> dict[str, Any] | None:
+        """base·k^(d/(d−2)), if a float holds it; with one pair, d = 2, any base gives θ_0 = 1."""
+        try:
+            return {"rope_theta": rotary.base * self.k ** (rotary.dim / max(1, rotary.dim - 2))}
+        except OverflowError:
+            return None
