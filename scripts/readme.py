@@ -152,25 +152,30 @@ def tuned() -> str:
     for r in sorted(records, key=lambda r: float(r["value"])):
         if r["task"] == str(task):
             read.setdefault(r["windows"], {})[r["requested"]] = r
-    first, final, whole = sorted(read)
+    unfit = SystemExit(f"results/{folder} does not hold one whole search: begin it again there")
+    if len(read) != 3:
+        raise unfit
+    seen = sorted(read)
+    first, final, whole = (read[windows] for windows in seen)
+    trials = {r["method"]: r["value"] for r in first.values()}
+    compared = [spec for spec in final if spec in whole]  # the winner, then the best default
+    if len(compared) != 2 or len(whole) != 2 or {r["method"] for r in final.values()} - set(trials):
+        raise unfit
     lines = [
-        f"| finalist | perplexity, {first} windows | {final} windows |",
+        f"| finalist | perplexity, {seen[0]} windows | {seen[1]} windows |",
         "|---|---:|---:|",
     ]
-    for spec, r in read[final].items():
-        trial = next(t for t in read[first].values() if t["method"] == r["method"])
-        lines.append(f"| `{spec}` | {trial['value']:.3f} | {r['value']:.3f} |")
-    winner = next(iter(read[final]))
-    (default,) = set(read[whole]) - {winner}
-    found = compare(*(read[whole][x] for x in (winner, default)), task, final, Path(folder))
+    for spec, r in final.items():
+        lines.append(f"| `{spec}` | {trials[r['method']]:.3f} | {r['value']:.3f} |")
+    found = compare(*(whole[spec] for spec in compared), task, seen[1], Path(folder))
     if found is None or found[0].stderr is None:
-        raise SystemExit(f"results/{folder} does not hold a whole search")
+        raise unfit
     (value, error), count = found
     seconds = sum(r["seconds"] for r in records)
     said = (
-        f"So went the search above: {len(read[first])} specs, {seconds:.0f} s on "
+        f"So went the search above: {len(first)} specs, {seconds:.0f} s on "
         f"{records[0]['device']}. On the {count} windows after the finals' the perplexity of the "
-        f"winner, less that of the best default, `{default}`, is {value:+.3f} ± {error:.3f}."
+        f"winner, less that of the best default, `{compared[1]}`, is {value:+.3f} ± {error:.3f}."
     )
     return "\n".join([said, "", *lines])
 

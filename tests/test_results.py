@@ -280,6 +280,7 @@ def test_unsound_files_are_skipped_named_and_left_alone(tmp_path: Path) -> None:
         ("value", "7.4"),
         ("value", True),
         ("value", -1.0),
+        ("value", 0.0),
         ("value", [2.0]),
         ("stderr", math.inf),
         ("n", -3),

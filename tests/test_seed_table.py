@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import re
 import shutil
 import sys
@@ -283,3 +284,27 @@ def test_what_readme_shows_is_of_the_same_records(
     (tmp_path / "results" / "seed-table" / "broken.json").write_text("{")
     with pytest.raises(SystemExit, match="broken"):
         readme.seed()
+
+
+@pytest.mark.parametrize("windows", [6, 18, 42])
+@pytest.mark.parametrize("alone", [True, False])
+def test_readme_says_of_a_search_that_is_not_whole_that_it_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, windows: int, alone: bool
+) -> None:
+    """Where the records of one reading are gone, or one of them (the first of a finalist's)."""
+    readme: Any = importlib.import_module("readme")
+    out = tmp_path / "results" / "tune-tiny"
+    shutil.copytree(ROOT / "results" / "tune-tiny", out)
+    monkeypatch.setattr(readme, "ROOT", tmp_path)
+    assert readme.tuned() in (ROOT / "README.md").read_text(encoding="utf-8")
+    paths = [
+        path
+        for path in sorted(out.glob(f"*{'window=34-group=8+logn' * alone}--ppl-tail--*.json"))
+        if json.loads(path.read_text())["windows"] == windows
+    ]
+    assert len(paths) == 1 or not alone
+    for path in paths:
+        path.unlink()
+    with pytest.raises(SystemExit, match="does not hold one whole search") as told:
+        readme.tuned()
+    assert "\n" not in str(told.value)

@@ -106,7 +106,7 @@ def _in_range(metric: str, value: float) -> bool:
     """Whether a metric of ours can have the value; another library's may have any."""
     if metric in SHARES:
         return 0 <= value <= 1
-    return value >= 0 or metric not in ("perplexity", *MEASURES)
+    return value > 0 if metric == "perplexity" else value >= 0 or metric not in MEASURES
 
 
 def _number(value: object) -> bool:

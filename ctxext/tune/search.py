@@ -228,7 +228,7 @@ class Search:
             failed["reason"] if failed else None,
             None if failed else value,
             None if failed else records[0]["stderr"],
-            None if failed else math.log(inside / base),
+            None if failed else math.log(inside) - math.log(base),
             sum(record["seconds"] or 0.0 for record in records[:2]),
             records[0]["windows"],
             tuple(record["key"] for record in records[:2]),
