@@ -189,6 +189,8 @@ def _records(folder: str) -> list[Record]:
     records, problems = Store(ROOT / "results" / folder).read_all()
     if problems := seed_table.strange(problems):
         raise SystemExit(f"results/{folder}: {problems[0]}")
+    if not records:
+        raise SystemExit(f"results/{folder} has no records")
     return records
 
 

@@ -344,14 +344,14 @@ def train_step(
 
 
 def main(
-    books: Annotated[Path, typer.Option(help="folder or tar of *.txt")],
+    books: Annotated[Path, typer.Option(exists=True, help="folder or tar of *.txt")],
     name: Annotated[str, typer.Option("--model", help=", ".join(METHODS))] = "tiny",
     assets: Annotated[Path, typer.Option(help="where its folder goes")] = Path("ctxext/assets"),
     build: Annotated[Path, typer.Option(help="caches, checkpoints")] = Path("build"),
-    tokens: Annotated[int, typer.Option(help="tokens to train on in all")] = FIRST_DECAY,
+    tokens: Annotated[int, typer.Option(min=1, help="tokens to train on in all")] = FIRST_DECAY,
     seed: int = 0,
     device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
-    threads: int = 2,
+    threads: Annotated[int, typer.Option(min=1)] = 2,
     compiled: Annotated[bool, typer.Option("--compile", help="use torch.compile")] = False,
     every: Annotated[float, typer.Option(help="minutes between checkpoints")] = 3.0,
 ) -> None:

@@ -286,7 +286,7 @@ def test_what_readme_shows_is_of_the_same_records(
         readme.seed()
 
 
-@pytest.mark.parametrize("windows", [6, 18, 42])
+@pytest.mark.parametrize("windows", [6, 36, 72])
 @pytest.mark.parametrize("alone", [True, False])
 def test_readme_says_of_a_search_that_is_not_whole_that_it_is_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, windows: int, alone: bool
