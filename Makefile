@@ -99,9 +99,9 @@ $(READY): pyproject.toml
 # The packages of .venv, and the oldest transformers before them.
 $(OLD)/.ready: $(READY)
 	$(PYTHON) -m venv $(OLD)
-	site=$$($(OLD)/bin/python -c 'import site; print(site.getsitepackages()[0])'); \
+	site=$$($(OLD)/bin/python -c 'import site; print(site.getsitepackages()[0])') && \
 	  $(BIN)/python -c 'import site; print(f"import site; site.addsitedir({site.getsitepackages()[0]!r})")' \
-	  > $$site/packages.pth
+	  > "$$site/packages.pth"
 	$(OLD)/bin/python -m pip install --quiet 'transformers~=$(OLDEST).0'
 	touch $(OLD)/.ready
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -9,8 +10,9 @@ from typing import TYPE_CHECKING
 
 from ctxext import patches
 from ctxext.errors import CtxextError, UsageError
+from ctxext.measure.inputs import Inputs
 from ctxext.measure.loaded import Loaded
-from ctxext.measure.workers import several
+from ctxext.measure.workers import Workers, several
 from ctxext.models import loading
 from ctxext.models.loading import Source
 from ctxext.models.trained import trained_length
@@ -35,7 +37,7 @@ if TYPE_CHECKING:
 
 WINDOWS, SAMPLES = 6, 22  # that a trial reads where no limit is given
 FINALISTS = 6  # trials that are read again, the best default among them
-FINAL = 6  # times as many are read of a finalist
+FINAL = 6  # times as many are read of a finalist, where there are twice these
 UNSEEN = 6  # times as many are kept for the comparison in the end
 COMPARED = 2.0 * (FINAL + UNSEEN)  # what the comparison takes, in trials
 INSIDE = 2  # times as many windows of T tokens tell the tax
@@ -185,9 +187,10 @@ class Search:
 
     def _finals(self) -> bool:
         """Read the finalists again, on more; whether there was more to read."""
-        finalists, reads = self.outcome.finalists(FINALISTS), FINAL * self.request.seen
+        finalists = self.outcome.finalists(FINALISTS)
         if len(finalists) < 2:
             return False
+        reads = self._final
         again = []
         for place, trial in enumerate(finalists, 1):
             self._begin(f"finals: {trial.spec}", FINAL, (FINALISTS - place) * FINAL + COMPARED)
@@ -203,6 +206,24 @@ class Search:
         for _ in range(len(finalists), FINALISTS):
             self.monitor.done(None)
         return True
+
+    @functools.cached_property
+    def _final(self) -> int:
+        """Windows or samples that the finals read: half of what there is, where that is less than
+        asked for but more than the search has read, so that as many are left to compare on."""
+        seen = self.request.seen
+        half = self._there((FINAL + UNSEEN) * seen) // 2
+        return half if seen < half < FINAL * seen else FINAL * seen
+
+    def _there(self, most: int) -> int:
+        """How many windows or samples of the objective there are, `most` at most."""
+        evaluation = Evaluation([self._cells(most, patches.parse(BASELINE))])
+        (plan,) = evaluation.plans(Workers(self.request.source.device))
+        (cell,) = plan.cells
+        inputs = Inputs(plan, [cell], self._loaded)
+        if isinstance(self.request.objective, SampleTask):
+            return len(inputs.samples(cell))
+        return len(inputs.windows(cell))
 
     def _measured(self, number: int, spec: Spec, method: Spec, default: bool, reads: int) -> Trial:
         """A trial, from records of the objective, and of the perplexity at T of the method as it
@@ -278,7 +299,7 @@ class Search:
     def _compare(self) -> Comparison | None:
         """The winner and the best default on what comes after all that the finals have read."""
         winner, default = self.outcome.winner, self.outcome.best_default
-        seen, more = FINAL * self.request.seen, UNSEEN * self.request.seen
+        seen, more = self._final, UNSEEN * self.request.seen
         if winner is None or default is None or winner is default:
             return None
         self._begin("the winner and the best default on what is unseen", COMPARED)
