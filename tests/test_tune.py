@@ -451,7 +451,8 @@ def test_a_search_is_made_of_records_and_the_best_of_them_are_read_again(
     (winner,) = [r for r in found if r["winner"]]
     assert ran.records[0] == winner
     assert winner["command"].split()[:2] == ["ctxext", "patch"]
-    assert [r["command"] is None for r in found] == [not r["winner"] for r in found]
+    assert [r["command"] is None for r in found] == [not r["advised"] for r in found]
+    assert sum(r["advised"] for r in found) == sum(r["winner"] for r in found) == 1
 
 
 def evaluated(

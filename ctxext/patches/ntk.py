@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +35,7 @@ class NTK(Stretch):
     def stock(self, rotary: Rotary) -> dict[str, Any] | None:
         """base·k^(d/(d−2)), if a float holds it; with one pair, d = 2, any base gives θ_0 = 1."""
         try:
-            return {"rope_theta": rotary.base * self.k ** (rotary.dim / max(1, rotary.dim - 2))}
+            base = rotary.base * self.k ** (rotary.dim / max(1, rotary.dim - 2))
         except OverflowError:
             return None
+        return {"rope_theta": base} if math.isfinite(base) else None

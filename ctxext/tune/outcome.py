@@ -157,7 +157,8 @@ def records(outcome: Outcome) -> list[dict[str, Any]]:
 
 
 def _fields(outcome: Outcome, trial: Trial) -> dict[str, Any]:
-    won, unseen = trial is outcome.winner, outcome.comparison
+    won, advised = trial is outcome.winner, trial is outcome.advised
+    unseen = outcome.comparison
     found = None
     if won and unseen is not None:
         found = {
@@ -172,6 +173,7 @@ def _fields(outcome: Outcome, trial: Trial) -> dict[str, Any]:
         "method": str(trial.spec),
         "default": trial.default,
         "winner": won,
+        "advised": advised,
         "status": last.status,
         "reason": last.reason,
         "value": trial.value,
@@ -183,7 +185,7 @@ def _fields(outcome: Outcome, trial: Trial) -> dict[str, Any]:
         "seconds": trial.seconds + (final.seconds if final else 0.0),
         "keys": [*trial.keys, *(final.keys if final else ())],
         "unseen": found,
-        "command": command(outcome, trial) if trial is outcome.advised else None,
+        "command": command(outcome, trial) if advised else None,
     }
 
 
