@@ -679,7 +679,7 @@ def timing(method: str, ratio: float, **more: Any) -> Record:
     "change",
     [
         {"value": 1e300, "stderr": 1e308},
-        {"value": 0.0, "stderr": None},
+        {"metric": "accuracy", "value": 0.0, "stderr": None},
         {"value": 1e-300, "seconds": 1e-300},
         {"metric": "odd\nmetric", "value": -1e308},
         {"metric": "odd", "value": 1e300, "stderr": 1e300},
