@@ -29,6 +29,13 @@ FORMATS, VERIFICATIONS = ("hf", "gguf"), ("quick", "full")
 Model = Annotated[
     str, typer.Option(help="tiny (shipped), an alias (see ctxext models), a Hub id or a folder.")
 ]
+Lengths = Annotated[
+    list[str], typer.Option("--len", help="Lengths in tokens, such as 512 or 4k,16k,1m.")
+]
+Methods = Annotated[
+    list[str],
+    typer.Option(help="name:key=value,…, several joined by + (see ctxext methods); repeatable."),
+]
 Json = Annotated[bool, typer.Option("--json", help="JSON, a record a line, instead of a table.")]
 Out = Annotated[Path, typer.Option(help="Folder of the record files.")]
 TrainLen = Annotated[
@@ -56,16 +63,9 @@ DeviceMap = Annotated[str | None, typer.Option(help="auto: spread a model over a
 @app.command("eval")
 def evaluate(
     context: typer.Context,
-    length: Annotated[
-        list[str], typer.Option("--len", help="Lengths in tokens, such as 512 or 4k,16k,1m.")
-    ] = [],  # noqa: B006
+    length: Lengths = [],  # noqa: B006
     model: Model = "tiny",
-    method: Annotated[
-        list[str],
-        typer.Option(
-            help="name:key=value,…, several joined by + (see ctxext methods); repeatable."
-        ),
-    ] = [],  # noqa: B006
+    method: Methods = [],  # noqa: B006
     task: Annotated[
         list[str],
         typer.Option(help="ppl, acc, passkey, longbench:hotpotqa, … (see ctxext tasks)."),
@@ -190,16 +190,9 @@ def _refuse_beside_grid(context: typer.Context) -> None:
 
 @app.command()
 def bench(
-    length: Annotated[
-        list[str], typer.Option("--len", help="Lengths in tokens, such as 512 or 4k,16k,1m.")
-    ],
+    length: Lengths,
     model: Model = "tiny",
-    method: Annotated[
-        list[str],
-        typer.Option(
-            help="name:key=value,…, several joined by + (see ctxext methods); repeatable."
-        ),
-    ] = [],  # noqa: B006
+    method: Methods = [],  # noqa: B006
     attn: Annotated[
         list[str], typer.Option(help="Paths of distance methods: auto, flash, sdpa, …; repeatable.")
     ] = ["auto"],  # noqa: B006
@@ -336,12 +329,7 @@ def patch(
 def explain(
     length: Annotated[str, typer.Option("--len", help="The length to explain, in tokens.")],
     model: Model = "tiny",
-    method: Annotated[
-        list[str],
-        typer.Option(
-            help="name:key=value,…, several joined by + (see ctxext methods); repeatable."
-        ),
-    ] = [],  # noqa: B006
+    method: Methods = [],  # noqa: B006
     entropy: Annotated[
         bool,
         typer.Option(

@@ -12,7 +12,7 @@ import importlib
 import math
 import pkgutil
 from collections.abc import Callable, Iterable
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeGuard, TypeVar
 
 from ctxext.errors import UsageError
 
@@ -143,6 +143,11 @@ def _convert(text: str, key: str, value: str, kind: str) -> int | float | bool |
         }
         need = wanted.get(kind[0], "a finite number such as 8 or 0.625")
         raise UsageError(f"bad value {value!r} for {key!r} in {text!r}: give {need}") from None
+
+
+def is_length(value: object) -> TypeGuard[int]:
+    """Whether it is a whole number of tokens from 2 on, below 2^31."""
+    return isinstance(value, int) and not isinstance(value, bool) and 2 <= value < 2**31
 
 
 def parse_length(text: str) -> int:

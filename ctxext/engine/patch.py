@@ -29,6 +29,7 @@ from ctxext.errors import UnsupportedModelError, UsageError
 from ctxext.models.layout import UNSCALED, Source, find_sources, head_dim
 from ctxext.patches import Spec, parse
 from ctxext.patches.base import Part, Span
+from ctxext.registry import is_length
 
 HANDLE = "_ctxext_handle"
 
@@ -99,9 +100,7 @@ def patch(
     """
     parsed = parse(spec) if isinstance(spec, str) else spec
     for name, value in (("length", length), ("train_len", train_len)):
-        if value is not None and (
-            isinstance(value, bool) or not isinstance(value, int) or not 2 <= value < 2**31
-        ):
+        if value is not None and not is_length(value):
             raise UsageError(
                 f"bad {name} {value!r}: give a whole number of tokens, at least 2, below 2^31"
             )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ctxext.errors import UnsupportedModelError
+from ctxext.registry import is_length
 
 ORIGINAL = "original_max_position_embeddings"
 
@@ -25,7 +26,7 @@ def trained_length(config: Any) -> int:
     ):
         if length is None:
             continue
-        if not (isinstance(length, int) and 2 <= length < 2**31):
+        if not is_length(length):
             raise UnsupportedModelError(f"the config's trained length {length!r} is no length")
         return length
     raise UnsupportedModelError(f"{config.model_type}: the config names no trained length")

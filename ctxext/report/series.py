@@ -388,7 +388,7 @@ def view(
                 ends += _bar(point, log)
     low, high = min([*seen, *ends]), max([*seen, *ends])
     nearly = high + _NEARLY * (high - low)
-    high = max(high, *(x for values in nats.values() for x in values if x <= nearly))
+    high = max([high, *(x for values in nats.values() for x in values if x <= nearly)])
     least = 1.0 if share else 0.01 if cut else 0.02 * max(abs(low), abs(high)) or 1.0
     margin = max(0.05 * (high - low), least)
     low, high = low - margin, high + margin
