@@ -140,7 +140,8 @@ def seed() -> str:
     records = _records("seed-table")
     found = seed_table.Found(records)
     return "\n\n".join(
-        part(found) for part in (seed_table.keeps, seed_table.held, seed_table.summary)
+        part(found)
+        for part in (seed_table.keeps, seed_table.windowed, seed_table.held, seed_table.summary)
     )
 
 

@@ -98,7 +98,8 @@ _LEAKY = {
     128: (Pair(80.00, 48.11), Pair(85.15, 49.10), Pair(85.31, 49.03), Pair(85.29, 48.96)),
     256: (Pair(69.80, 45.72), Pair(83.59, 48.87), Pair(84.30, 48.97), Pair(84.60, 49.03)),
 }
-_OTHERS = ("leaky-rerope", "self-extend", "dca", "lm-infinite", "streaming", "window")
+_WINDOWS = ("lm-infinite", "streaming", "window")
+_OTHERS = ("leaky-rerope", "self-extend", "dca", *_WINDOWS)
 
 
 def _rows() -> Iterator[Row]:
@@ -385,6 +386,30 @@ def summary(found: Found) -> str:
         told = " / ".join("–" if pair is None else f"{pair.N:.2f}" for pair in pairs)
         rows.append([row.label, *cells, told if row.published else "–"])
     return _grid(header, rows)
+
+
+def windowed(found: Found) -> str:
+    """The best accuracy of methods that see little but the last tokens, and that of the others."""
+
+    def best(length: int, text: str, windows: bool) -> str:
+        places = (
+            Place(row.label, column, length, text)
+            for row in ROWS
+            for column in row.columns
+            if (row.label in _WINDOWS) is windows
+        )
+        values = [record["value"] for record in map(found.at, places) if record is not None]
+        return f"{100 * max(values):.2f}" if values else "–"
+
+    names = ", ".join(f"`{name}`" for name in _WINDOWS)
+    told = (
+        f"{best(n, text, True)} against {best(n, text, False)} in {text} at {format_length(n)}"
+        for n, text in product(LENGTHS, TASKS)
+    )
+    return (
+        f"{names} attend to the last tokens, the first two to a few of the first besides. The best "
+        f"of them against the best of the others, in percent: {', '.join(told)}."
+    )
 
 
 def held(found: Found) -> str:

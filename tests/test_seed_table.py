@@ -128,6 +128,14 @@ def test_an_ordering_names_the_pair_that_is_the_other_way_round() -> None:
     assert table.verdict(table.Found([]), one, 4096, "N") is None
 
 
+def test_the_best_of_the_windows_stands_beside_the_best_of_the_others() -> None:
+    places = [("rope", 9), ("pi", 310), ("window", 250), ("streaming", 270), ("dca", 40)]
+    records = [record(table.Place(x, table.PLAIN, 4096), [n]) for x, n in places]
+    assert "27.00 against 31.00 in N at 4k, – against – in R at 4k" in table.windowed(
+        table.Found(records)
+    )
+
+
 def test_what_is_kept_has_a_paired_error() -> None:
     long, short = table.Place("rope", table.PLAIN, 4096), table.Place("rope", table.PLAIN, 512)
     rng = np.random.default_rng(0)

@@ -42,9 +42,8 @@ DOCUMENTS = (
 
 
 # On the same tokens a difference in mean loss moved by 2e-7 nats at most, over vector instructions,
-# threads, eager attention, transformers 5.17 and float64; the tolerance is 25 times that. Of 71
-# faults put into the methods 64 are told here; the least of them, which moved no difference by more
-# than 3.3e-6, by first choices, of which none moved without a fault, and two may.
+# threads, eager attention, transformers 5.17 and float64; the tolerance is 25 times that. No
+# token's first choice moved; two may.
 DRIFT = 5e-6  # nats
 FLIPS = 2.5  # tokens
 
