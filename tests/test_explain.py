@@ -273,7 +273,9 @@ def test_the_keys_seen_are_those_that_layers_see(name: str, spec: str) -> None:
         keys = measure(model, whole(tokens(n))).keys[:, -1]
     method = patches.parse(spec).resolve(Span(16, n))
     kinds = turned(find_kinds(model.config, n, 16, False), model)
-    found = {kind.under(method, n)[0].seen for kind in kinds}
+    blocks = [Block(kind, *kind.under(method, n)) for kind in kinds]
+    found = {int(np.isfinite(block.effective(np.arange(n))[1]).sum()) for block in blocks}
+    assert found == {block.angles.seen for block in blocks}
     assert found <= set(keys.tolist())
     assert len(found) == 1 + (name == "gemma3_text")
 

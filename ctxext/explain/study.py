@@ -66,6 +66,7 @@ class Block:
         ratio = np.sort(self.angles.theta[moving] / self.kind.trained_theta[moving])
         ratio = ratio if len(ratio) else np.ones(1)
         at = effective(self.parts, self.angles.length - 1, distances)
+        at = np.where(distances < self.angles.edges[-1], at, np.nan)  # the layers' own window
         return np.outer(ratio[[0, len(ratio) // 2, -1]], at)
 
     @property
