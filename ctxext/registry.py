@@ -9,15 +9,37 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import importlib
+import inspect
 import math
 import pkgutil
+import sys
 from collections.abc import Callable, Iterable
-from typing import Any, Generic, TypeGuard, TypeVar
+from types import NoneType, SimpleNamespace, UnionType
+from typing import (
+    Annotated,
+    Any,
+    Generic,
+    Literal,
+    TypeGuard,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from ctxext.errors import UsageError
 
 T = TypeVar("T")
-Count = int  # declares a field that may be 0, and has no unit
+_COUNT = "may be 0, and has no unit"
+Count = Annotated[int, _COUNT]  # declares such a field
+_NEEDS: dict[Any, str] = {
+    int: "a whole number of tokens such as 256 or 1k",
+    Count: "a whole number such as 5",
+    float: "a finite number such as 8 or 0.625",
+    bool: "true or false",
+    str: "a text",
+}
 
 
 def did_you_mean(name: str, valid: Iterable[str]) -> str:
@@ -38,7 +60,12 @@ class Registry(Generic[T]):
         self._found: dict[str, type[T]] = {}
 
     def register(self, name: str) -> Callable[[type[T]], type[T]]:
-        """Decorator: enter a class under `name`; ValueError where the name is taken."""
+        """Decorator: enter a dataclass under `name`, its fields what a spec gives it.
+
+        Raises:
+            ValueError: the name is taken.
+            UsageError: a field has a type whose values no spec can write.
+        """
 
         def enter(cls: type[T]) -> type[T]:
             home = f"{self._package}.{name.replace('-', '_')}"
@@ -50,6 +77,7 @@ class Registry(Generic[T]):
                 cls.__qualname__,
             ):
                 raise ValueError(f"{self.what} {name!r} is registered twice: {old} and {cls}")
+            _parameters(f"{self.what} {name!r}", cls)
             self._found[name] = cls
             cls.name = name  # type: ignore[attr-defined]
             return cls
@@ -84,7 +112,8 @@ class Registry(Generic[T]):
         return self._build(cls, text, given)
 
     def _build(self, cls: type[T], text: str, given: dict[str, str]) -> T:
-        types = {f.name: str(f.type) for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+        name = text.partition(":")[0]
+        types = _parameters(f"{self.what} {name!r}", cls)
         values: dict[str, Any] = {}
         for key, value in given.items():
             if key not in types:
@@ -95,13 +124,72 @@ class Registry(Generic[T]):
         if first and first not in values:
             members = ", ".join(cls.members())  # type: ignore[attr-defined]
             valid = f", one of: {members}" if members else ""
-            raise UsageError(
-                f"{text!r} needs a {first}: write {text.partition(':')[0]}:{first.upper()}{valid}"
-            )
+            raise UsageError(f"{text!r} needs a {first}: write {name}:{first.upper()}{valid}")
+        for field in dataclasses.fields(cls):  # type: ignore[arg-type]
+            lacks = field.default is dataclasses.MISSING is field.default_factory
+            if lacks and field.name not in values:
+                need = f"{name}:{field.name}=VALUE, {_need(types[field.name])}"
+                raise UsageError(f"{text!r} needs a {field.name}: write {need}")
         try:
             return cls(**values)
         except UsageError as error:
             raise UsageError(f"{error} (in {text!r})") from None
+
+
+def _parameters(owner: str, cls: Any) -> dict[str, Any]:
+    """The type of each field of a dataclass, without its None; `owner` is for messages.
+
+    Raises:
+        UsageError: a type that cannot be evaluated, or whose values no spec can write.
+    """
+    found = {}
+    for field in dataclasses.fields(cls):
+        kind = field.type
+        said = kind if isinstance(kind, str) else inspect.formatannotation(kind)
+        what = f"field {field.name!r} of {owner} has the type {said}"
+        try:
+            found[field.name] = _bare(_resolved(cls, field))
+        except Exception as error:  # whatever evaluating an annotation may raise
+            raise UsageError(
+                f"{what}, which cannot be evaluated ({error}): import its names at run time"
+            ) from None
+        if not (field.init and _writable(found[field.name])):
+            why = "whose values no spec can write" if field.init else "but is not in __init__"
+            valid = "int (tokens), Count, float, bool, str or Literal, each alone or with None"
+            raise UsageError(f"{what}, {why}: declare {valid}")
+    return found
+
+
+def _resolved(cls: Any, field: dataclasses.Field[Any]) -> Any:
+    """What a field's annotation, which may be text, means where it was written."""
+    fields = {c: vars(c).get("__dataclass_fields__", {}) for c in cls.__mro__}
+    *_, writer = (c for c in cls.__mro__ if fields[c].get(field.name) is field)
+    module = vars(sys.modules.get(writer.__module__, SimpleNamespace()))
+    alone = SimpleNamespace(__annotations__={field.name: field.type})
+    return get_type_hints(alone, dict(vars(writer)), module, include_extras=True)[field.name]
+
+
+def _bare(kind: Any) -> Any:
+    """A type without None, and without notes but that of `Count`."""
+    some = [one for one in get_args(kind) if one is not NoneType]
+    if get_origin(kind) is Annotated:
+        return Count if _COUNT in some else _bare(some[0])
+    return _bare(some[0]) if get_origin(kind) in (Union, UnionType) and len(some) == 1 else kind
+
+
+def _choices(kind: Any) -> dict[str, Any]:
+    """The values of a Literal by what a spec writes for them; none for another type."""
+    some = get_args(kind) if get_origin(kind) is Literal else ()
+    return {_format_value(one): one for one in some if type(one) in (str, int, bool)}
+
+
+def _writable(kind: Any) -> bool:
+    some = set(get_args(kind)) - {None} if get_origin(kind) is Literal else ()
+    return kind in tuple(_NEEDS) or 0 < len(some) == len(_choices(kind))
+
+
+def _need(kind: Any) -> str:
+    return _NEEDS.get(kind) or f"one of: {', '.join(_choices(kind))}"
 
 
 def _split_parameters(text: str, rest: str, positional: str | None = None) -> dict[str, str]:
@@ -119,29 +207,25 @@ def _split_parameters(text: str, rest: str, positional: str | None = None) -> di
     return given
 
 
-def _convert(text: str, key: str, value: str, kind: str) -> int | float | bool | str:
+def _convert(text: str, key: str, value: str, kind: Any) -> int | float | bool | str:
     """The value as the field's declared type: `int` takes 4k, `float` is finite, `bool` a word,
     `Count` 0 or more."""
-    if kind.startswith("str"):
-        return value
     try:
-        if kind.startswith("Count"):
+        if kind is str:
+            return value
+        if kind == Count:
             return 0 if value == "0" else parse_length(value)
-        if kind.startswith("bool"):
-            return {"true": True, "false": False}[value.lower()]
-        if kind.startswith("int"):
+        if kind is int:
             return parse_length(value)
-        number = float(value)
-        if not math.isfinite(number):
-            raise ValueError
-        return number
+        if kind is float:
+            number = float(value)
+            if not math.isfinite(number):
+                raise ValueError
+            return number
+        words = {"true": True, "false": False} if kind is bool else _choices(kind)
+        return words[value.lower() if kind is bool else value]
     except (KeyError, ValueError, UsageError):
-        wanted = {
-            "b": "true or false",
-            "i": "a whole number of tokens such as 256 or 1k",
-            "C": "a whole number such as 5",
-        }
-        need = wanted.get(kind[0], "a finite number such as 8 or 0.625")
+        need = _need(kind)
         raise UsageError(f"bad value {value!r} for {key!r} in {text!r}: give {need}") from None
 
 

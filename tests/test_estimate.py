@@ -6,13 +6,18 @@ import json
 from pathlib import Path
 from typing import Any
 
+import oracle
 import pytest
 import torch
-from conftest import random_model
-from test_eval import Ran, Run, letters, runner, save_model
+from conftest import TRAINED, random_model
+from test_eval import VOCABULARY, Ran, Run, letters, runner, save_model
+from test_methods import ROWS
 
-from ctxext.estimate import Shape
+from ctxext import patches
+from ctxext.estimate import Shape, cells
+from ctxext.estimate.work import works
 from ctxext.models import loading
+from ctxext.patches.base import Span
 from ctxext.results import sealed
 
 ASKED = ("--model", "plain", "--data", "t.txt", "--limit", "3")
@@ -66,6 +71,18 @@ def test_pairs_are_counted_one_by_one(tokens: int, after: int, window: int | Non
     shape = Shape(0, 0, 0, 1, heads=1, windows=(window,), layers=1)
     seen = [range(q + 1)[-window if window else None :] for q in range(after, after + tokens)]
     assert shape.read(tokens, after) == 4 * sum(map(len, seen))
+
+
+@pytest.mark.parametrize("window", [None, 40, TRAINED])
+@pytest.mark.parametrize("name", [n for n in patches.names() if oracle.RELATIVE.get(n)])
+def test_pairs_that_a_method_shows_are_counted_one_by_one(name: str, window: int | None) -> None:
+    n, shape = 90, Shape(0, 0, 0, 1, heads=1, windows=(window, window), layers=2)
+    near = torch.ones(n, n).tril().triu(1 - (window or n)).bool()
+    for spec, expected in ROWS[name]:
+        seen = near if window == TRAINED else near & oracle.seen(n, expected(n))
+        own = shape.under(patches.parse(spec).resolve(Span(TRAINED, n)), TRAINED)
+        for after, end in ((0, 1), (0, n), (29, 64), (63, n)):
+            assert own.read(end - after, after) == 2 * 4 * int(seen[after:end].sum())
 
 
 def test_a_forward_after_a_cache_costs_what_it_adds(llama: Any) -> None:
@@ -124,6 +141,35 @@ def test_time_comes_from_records_first(run: Run, here: Path) -> None:
     assert far["basis"] == "measured"  # 32 times as long
     other = dry(run, "--len", "32", "--method", "rerope:window=8", "--tokens", "200").records[1]
     assert other["basis"] == "measured"
+
+
+def test_time_goes_by_the_keys_that_a_method_shows(
+    run: Run, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted: list[Any] = []
+
+    def kept_too(*given: Any, **options: Any) -> Any:
+        counted.extend(works(*given, **options))
+        return counted
+
+    monkeypatch.setattr(cells, "works", kept_too)
+    asked = ("--method", "streaming:window=8", "--tokens", "1k")
+    assert run("eval", *ASKED, "--len", "128", *asked).code == 0
+    for done in Path("results").glob("*.json"):
+        slow = json.loads(done.read_text()) | {"tokens_per_second": 4.0}
+        done.write_text(json.dumps(sealed(slow)))
+    lines = dry(run, "--len", "512", *asked).records
+    shape = Shape.of(random_model(vocab_size=VOCABULARY))
+
+    def each(n: int, pairs: int) -> float:  # operations of a token, of the keys in both layers
+        return (2 * shape.active * n + 2 * 4 * shape.heads * pairs) / n
+
+    plain, kept = ([n * (n + 1) // 2 for n in (128, 512)], [12 * n - 66 for n in (128, 512)])
+    for line, (known, more) in zip(lines, (plain, kept), strict=True):
+        expected = line["tokens"] / 4 * each(512, more) / each(128, known)
+        assert (line["basis"], line["seconds"]) == ("records", pytest.approx(expected))
+    hidden = 2 * (plain[1] - kept[1])  # in both windows
+    assert counted[0].reading - counted[1].reading == 2 * 4 * shape.heads * hidden
 
 
 def test_the_table_has_every_cell_and_the_totals(run: Run, here: Path) -> None:

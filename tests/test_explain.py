@@ -11,14 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import oracle
 import pytest
 import torch
 import transformers
-from conftest import FAMILIES, SETTINGS, TRAINED, random_model, tokens, whole
-from families import tiny_model
+from conftest import FAMILIES, SETTINGS, TRAINED, fitted, random_model, tokens, whole
+from families import tiny_config, tiny_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_eval import VOCABULARY, Ran, Run, letters, runner, save_model, save_tokenizer
+from test_methods import COMPOSED, ROWS
 
 import ctxext
 from ctxext import explain, patches
@@ -30,7 +32,8 @@ from ctxext.errors import UnsupportedModelError, UsageError
 from ctxext.explain import angles as room
 from ctxext.explain import figures, tables
 from ctxext.explain.entropy import measure
-from ctxext.explain.layers import find_kinds
+from ctxext.explain.layers import find_kinds, turned
+from ctxext.explain.study import Block
 from ctxext.models.loading import Source
 from ctxext.monitor import Monitor
 from ctxext.patches.base import Part, Rotary, Span
@@ -144,14 +147,65 @@ def test_effective_positions_are_those_of_the_formulas() -> None:
     assert rerope is not None
     assert leaky is not None
     np.testing.assert_allclose(
-        room.effective(rerope.parts(), 300, 0, 300), np.minimum(delta, 64), atol=1e-9
+        room.effective(rerope.parts(), 299, delta), np.minimum(delta, 64), atol=1e-9
     )
     np.testing.assert_allclose(
-        room.effective(leaky.parts(), 300, 0, 300),
+        room.effective(leaky.parts(), 299, delta),
         np.where(delta < 32, delta, 32 + (delta - 32) / 8),
         atol=1e-9,
     )
-    np.testing.assert_allclose(room.effective(leaky.parts(), 300, 250, 260)[0], 32 + 218 / 8)
+
+
+def shown(parts: tuple[Part, ...], query: int) -> Any:
+    """Effective positions of the keys at 0 … query."""
+    return room.effective(parts, query, query - np.arange(query + 1))
+
+
+def truth(length: int, method: oracle.Method) -> Any:
+    """r(q, k) of the oracle [L, L], NaN where a key is not seen."""
+    r = oracle.effective_positions(length, method)
+    return r.where(oracle.seen(length, method), math.nan).numpy()
+
+
+DISTANCES = [n for n in patches.names() if patches.REGISTRY.get(n).kind == "distance"]
+
+
+@pytest.mark.parametrize(("trained", "length"), [(32, 31), (32, 97), (45, 33 * 3 + 1), (64, 192)])
+@pytest.mark.parametrize("name", DISTANCES)
+def test_every_query_sees_the_oracles_keys_where_they_seem_to_be(
+    name: str, trained: int, length: int
+) -> None:
+    for spec, _ in ROWS[name]:
+        found = patches.parse(spec).resolve(Span(trained, length)).distance
+        args = dict(vars(found))
+        method = {"T": args.pop("reach", trained), "distance": (name, args)}
+        for q, row in enumerate(truth(length, method)):
+            np.testing.assert_allclose(shown(found.parts(), q), row[: q + 1], atol=1e-9)
+
+
+@pytest.mark.parametrize("length", [2, TRAINED - 1, TRAINED, TRAINED + 1, 72, 97])
+@pytest.mark.parametrize("name", [*patches.names(), "composed"])
+def test_every_method_is_explained_as_the_oracle_has_it(name: str, length: int) -> None:
+    """At the last query: distances by pair, keys seen, and each angle against each of training."""
+    config = {"head_dim": 16, "rope_theta": 1e4}
+    own = oracle.frequencies(config, {})[0].numpy()
+    (kind,) = find_kinds(transformers.LlamaConfig(**SETTINGS), length, None, False)
+    for spec, expected in COMPOSED if name == "composed" else ROWS[name]:
+        method = expected(length)
+        at = truth(length, method)[-1][::-1]  # by distance
+        theta = oracle.frequencies(config, method)[0].numpy()
+        resolved = patches.parse(fitted(spec, 8)).resolve(Span(TRAINED, length))
+        block = Block(kind, *kind.under(resolved, length))
+        ratio = np.sort(theta / own)[[0, 4, -1]]
+        effects = block.effective(np.arange(length))
+        np.testing.assert_allclose(effects, np.outer(ratio, at), rtol=1e-6, atol=1e-9)
+        seen = ~np.isnan(at)
+        assert block.angles.seen == seen.sum()
+        edges = np.flatnonzero(np.diff(seen)) + 1  # where keys begin or end to be seen
+        assert set(edges.tolist()) <= block.bounds
+        apart = at[seen, None, None] * theta - np.arange(TRAINED)[:, None] * own
+        apart = np.abs((apart + math.pi) % (2 * math.pi) - math.pi).min(1)  # [keys, pairs]
+        assert block.angles.outside.tolist() == (apart >= own * (1 - 1e-5)).sum(0).tolist()
 
 
 def test_parts_that_go_by_the_query_are_taken_at_the_last_one() -> None:
@@ -160,7 +214,7 @@ def test_parts_that_go_by_the_query_are_taken_at_the_last_one() -> None:
         Part(0, 4, lambda q: q % 10, lambda k: k % 10 - 10 * (k % 10 > 7)),
         Part(20, None, lambda q: (q / 4).floor() + 3, lambda k: (k / 4).floor()),
     )
-    at = room.effective(parts, 38, 0, 38)  # the last query stands at 37
+    at = room.effective(parts, 37, np.arange(38))
     assert at[:4].tolist() == [7 - 7, 7 - 6, 7 - 5, 7 - 4]
     assert np.isnan(at[4:20]).all()
     assert at[20:].tolist() == [9 + 3 - (37 - d) // 4 for d in range(20, 38)]
@@ -208,6 +262,27 @@ def test_kinds_of_layers(name: str) -> None:
         same = found.theta.tolist() == plain.theta.tolist()
         assert (parts == room.PLAIN, same) == (kind.alone, kind.alone)
         assert plain.share > 0 or kind.alone
+
+
+@pytest.mark.parametrize("spec", ["rope", "streaming:window=12", "dca:chunk=9"])
+@pytest.mark.parametrize("name", ["mistral", "gemma3_text", "cohere2", "llama4_text"])
+def test_the_keys_seen_are_those_that_layers_see(name: str, spec: str) -> None:
+    window = "attention_chunk_size" if name == "llama4_text" else "sliding_window"
+    model, n = tiny_model(name, **{window: 24}), 100
+    with ctxext.patched(model, spec, n, train_len=16):
+        keys = measure(model, whole(tokens(n))).keys[:, -1]
+    method = patches.parse(spec).resolve(Span(16, n))
+    kinds = turned(find_kinds(model.config, n, 16, False), model)
+    blocks = [Block(kind, *kind.under(method, n)) for kind in kinds]
+    found = {int(np.isfinite(block.effective(np.arange(n))[1]).sum()) for block in blocks}
+    assert found == {block.angles.seen for block in blocks}
+    assert found <= set(keys.tolist())
+    assert len(found) == 1 + (name == "gemma3_text")
+
+
+def test_layers_that_share_frequencies_are_one_kind() -> None:
+    (kind,) = find_kinds(tiny_config("moshi"), 128, None, False)  # with a rotary module each
+    assert kind.layers == 4
 
 
 def test_kinds_with_frequencies_of_their_own() -> None:
@@ -287,34 +362,28 @@ def test_entropy_of_windows_and_frequencies(attention: str) -> None:
     assert found.far(TRAINED).tolist() == [False, True]
 
 
-@pytest.mark.parametrize("spec", ["rerope:window=8", "leaky-rerope:window=5,leak=4+logn", "logn"])
-def test_entropy_of_distance_methods_and_query_scales(spec: str) -> None:
-    """The first layer, by hand: each pair of tokens turned by its own effective distance."""
+@pytest.mark.parametrize("name", [*patches.names(), "composed"])
+def test_entropy_and_keys_are_those_of_the_oracles_weights(name: str) -> None:
+    """In the first layer. A float32 angle is off by more, the further its relative position is."""
     model, n = random_model("llama-gqa"), 90
-    ids = tokens(n)
-    with ctxext.patched(model, spec):
-        found = measure(model, whole(ids))
-    first = model.model.layers[0]
+    ids, first = tokens(n), model.model.layers[0]
     with torch.no_grad():
         x = first.input_layernorm(model.model.embed_tokens(ids))
         q = first.self_attn.q_proj(x).view(n, 4, 16).transpose(0, 1).double()
         k = first.self_attn.k_proj(x).view(n, 2, 16).transpose(0, 1).double()
     k = k.repeat_interleave(2, 0)
-    q, k = (torch.complex(y[..., :8], y[..., 8:]) for y in (q, k))
-    theta = torch.tensor([1e4 ** (-i / 8) for i in range(8)], dtype=torch.float64)
-    delta = torch.arange(n)[:, None] - torch.arange(n).double()
-    effect = {
-        "rerope": torch.where(delta < 8, delta, 8.0),
-        "leaky-rerope": torch.where(delta < 5, delta, 5 + (delta - 5) / 4),
-        "logn": delta,
-    }[spec.partition(":")[0]]
-    turned = torch.polar(torch.ones(n, n, 8, dtype=torch.float64), effect[..., None] * theta)
-    scores = torch.einsum("hqd,hkd,qkd->hqk", q, k.conj(), turned).real / 4
-    if "logn" in spec:
-        counted = torch.arange(1, n + 1).double()
-        scores *= (counted.log() / math.log(TRAINED)).clamp(min=1)[:, None]
-    weights = torch.softmax(scores.masked_fill(delta < 0, -math.inf), -1)
-    np.testing.assert_allclose(found.nats[0], plain_entropy(weights[None, None])[0], atol=2e-5)
+    for spec, expected in COMPOSED if name == "composed" else ROWS[name][:3]:
+        method = expected(n)
+        with ctxext.patched(model, fitted(spec, 8), n):
+            found = measure(model, whole(ids))
+        r, seen = oracle.effective_positions(n, method), oracle.seen(n, method)
+        theta, factor = oracle.frequencies({"head_dim": 16, "rope_theta": 1e4}, method)
+        scaled = q * oracle.query_scale(n, method)[:, None]
+        scores = oracle.scores(scaled, k, theta, r) * factor**2 / 4
+        weights = torch.softmax(scores.masked_fill(~seen, -math.inf), -1)
+        atol = 2e-5 * max(1.0, float(r.max()) / n)
+        np.testing.assert_allclose(found.nats[0], plain_entropy(weights[None, None])[0], atol=atol)
+        assert found.keys.tolist() == [seen.sum(-1).tolist()] * 2
 
 
 @pytest.mark.parametrize("chunk", [16, 128])
@@ -325,7 +394,8 @@ def test_masks_caps_and_sinks(chunk: int, monkeypatch: pytest.MonkeyPatch) -> No
     mask = torch.ones(40, 40).tril().triu(-12).bool()[None, None].repeat(2, 1, 1, 1)
     mask[1, :, 20:, 15] = False
     sinks = torch.randn(4, generator=generator, dtype=torch.float64)
-    found = chunked_entropy(q, k, CAUSAL, lambda x, p: x, 0.5, mask, 1.5, sinks)
+    found, keys = chunked_entropy(q, k, CAUSAL, lambda x, p: x, 0.5, mask, 1.5, sinks)
+    assert keys.equal(mask[:, 0].sum(-1) + 1)
     scores = 1.5 * torch.tanh(q @ k.repeat_interleave(2, 1).mT * 0.5 / 1.5)
     scores = scores.masked_fill(~mask, -math.inf)
     scores = torch.cat((scores, sinks.view(1, 4, 1, 1).expand(2, 4, 40, 1)), -1)
@@ -456,6 +526,24 @@ def test_json_is_one_object_for_each_method(run: Run, here: Path, undrawn: None)
     effects = {d["distance"]: d["effective"]["middle"] for d in leaky["layers"][0]["distances"]}
     assert effects == {d: d if d < 8 else 8 + (d - 8) / 4 for d in (1, 8, 16, 32, 64, 127)}
     assert leaky["layers"][0]["outside"] > 0  # 8 + 119/4 is beyond 32
+
+
+def test_hidden_keys_are_not_counted(run: Run, here: Path, undrawn: None) -> None:
+    ran = ask(run, "--method", "streaming:window=28", "--json")
+    kept = ran.records[1]
+    (layers,) = kept["layers"]
+    assert [r["layers"][0]["angles"] for r in ran.records] == [128, 32]
+    effects = {d["distance"]: d["effective"]["middle"] for d in layers["distances"]}
+    hidden = {28: None, 32: None, 64: None}  # from where the window ends; sinks are at 124 … 127
+    assert effects == {1: 1, 8: 8, 16: 16} | hidden | {124: 28, 127: 31}
+    last = kept["entropy"]["positions"][-1]
+    assert last["nats"] < last["ceiling"] == pytest.approx(math.log(32))
+    mixed = ask(run, "--method", "streaming:window=28", "--json", model="mixed").records
+    averaged = [[layer["averaged"] for layer in r["entropy"]["layers"]] for r in mixed]
+    assert averaged == [[False, True]] * 2  # as where nothing is hidden
+    ran = ask(run, "--method", "streaming:window=28", "--no-entropy")
+    (row,) = (line for line in ran.out.splitlines() if "keys seen" in line)
+    assert row.replace("│", " ").split() == ["keys", "seen", "128", "32"]
 
 
 def test_the_config_alone_will_do_without_entropy(run: Run, here: Path, undrawn: None) -> None:
@@ -592,6 +680,20 @@ def test_curves_have_whole_labels_and_a_legend_beside_them(study: explain.Study)
         np.testing.assert_allclose(line.get_ydata(), share)
     looks = {(line.get_color(), line.get_marker()) for line in shown}
     assert len(looks) == 3
+
+
+def test_a_few_keys_far_away_are_drawn() -> None:
+    methods = tuple(patches.parse(spec) for spec in ("rope", "streaming", "dca"))
+    study = explain.explain(explain.Request(Source("tiny"), methods, 4096, None), Monitor())
+    lines = figures.curves(study, 0).axes[2].get_lines()[:3]
+    x, y = lines[1].get_data()
+    assert 4092 in x[lines[1].get_markevery()]  # sinks, at 4092 … 4095
+    assert dict(zip(x, y, strict=True))[4092] == 508
+    assert np.isnan(y[(x > 507) & (x < 4092)]).all()
+    x, y = lines[2].get_data()
+    assert min(y) > 0
+    assert max(y) == 511
+    assert "white: keys that" in " ".join(figures.maps(study, 0).get_suptitle().split())
 
 
 @pytest.mark.parametrize("ending", ["png", "svg"])

@@ -153,7 +153,9 @@ ROWS: dict[str, list[Row]] = {
     "inv-leaky-rerope": [
         (
             "inv-leaky-rerope",
-            lambda n: distance("inv-leaky-rerope", window=T // 4, expansion=n / T)(n),
+            lambda n: distance(
+                "inv-leaky-rerope", window=T // 4, expansion=oracle.default_factor(n, T)
+            )(n),
         ),
         *(
             (

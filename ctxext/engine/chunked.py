@@ -63,8 +63,9 @@ def chunked_entropy(
     mask: Tensor | None = None,
     softcap: float | None = None,
     sinks: Tensor | None = None,
-) -> Tensor:
-    """The entropy of each query's attention weights, in nats [b, h, n], in linear memory.
+) -> tuple[Tensor, Tensor]:
+    """The entropy of each query's attention weights, in nats [b, h, n], in linear memory; and how
+    many keys it sees [b, n].
 
     Arguments as for `chunked_attention`. An attention sink counts as one key more. float64 where
     queries are, else float32.
@@ -72,12 +73,14 @@ def chunked_entropy(
     (b, h, n, _), m = query.shape, key.shape[2]
     wide = torch.promote_types(query.dtype, torch.float32)
     turned = _turned(query, key, parts, turn)
-    entropies = []
+    entropies, keys = [], []
     for start, stop in _chunks(b * h, n, m):
-        scores, _ = _score_chunk(turned, wide, scaling, mask, m - n, start, stop, softcap, sinks)
-        logs = torch.log_softmax(torch.cat(scores, -1), -1)
+        found, _ = _score_chunk(turned, wide, scaling, mask, m - n, start, stop, softcap, sinks)
+        scores = torch.cat(found, -1)
+        logs = torch.log_softmax(scores, -1)
         entropies.append(-(logs.exp() * logs).sum(-1))
-    return torch.cat(entropies, 3).view(b, h, n)
+        keys.append((scores[:, 0, 0] > torch.finfo(wide).min).sum(-1))
+    return torch.cat(entropies, 3).view(b, h, n), torch.cat(keys, 1)
 
 
 def _turned(

@@ -130,14 +130,13 @@ class _Costs:
         whole = outline(config, plan.source.trust_remote_code)
         self._shape = Shape.of(whole)
         batch, sharing = plan.request.batch, reads_in_parts(whole)
-        self._works = works(self._shape, self._inputs, batch, sharing)
+        trained = plan.identity.trained
+        self._works = works(self._shape, self._inputs, trained, batch, sharing)
         self._bytes = getattr(torch, plan.source.dtype).itemsize
         cpu = plan.source.device.startswith("cpu")
         self._libraries = (resident() or 0) if cpu else 0
         self._records = [r for r in store.read_all()[0] if self._is_like(r)]
-        self._probe: Probe | None = self._tried(
-            lambda: Probe(config, plan.source, plan.identity.trained)
-        )
+        self._probe: Probe | None = self._tried(lambda: Probe(config, plan.source, trained))
         self._held: dict[Group, Held | None] = {}
         self._speeds: dict[Group, dict[int, Speed] | None] = {}
         self._decodes = any(work is not None and work.steps for work in self._works)
@@ -198,7 +197,9 @@ class _Costs:
         far, record = min(near, key=lambda pair: pair[0], default=(math.inf, {}))
         if far > math.log(NEAR):
             return None
-        each, known = (self._shape.read(n) / n for n in (cell.length, record["length"]))
+        trained, measured = self._plan.identity.trained, patches.parse(record["method"])
+        both = ((cell.method, cell.length), (measured, record["length"]))
+        each, known = (self._shape.under(spec, trained).read(n) / n for spec, n in both)
         return float(work.tokens / record["tokens_per_second"] * each / known)
 
     def _reads_alike(self, record: Record, cell: Cell) -> bool:

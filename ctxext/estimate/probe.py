@@ -88,17 +88,17 @@ class Probe:
             steps: whether decoding is measured too.
         """
         found: dict[int, Speed] = {}
-        tokens = min(FIRST, longest)
+        tokens, shape = min(FIRST, longest), self.shape.under(spec, self._trained)
         with self._patched(spec, longest), torch.inference_mode():
             self._forward(tokens, 1)()
-            started, pace = time.perf_counter(), self._timed(tokens, 1) / self.shape.read(tokens)
+            started, pace = time.perf_counter(), self._timed(tokens, 1) / shape.read(tokens)
             while True:
                 left = seconds - (time.perf_counter() - started)
-                likely = pace * self.shape.read(tokens)
+                likely = pace * shape.read(tokens)
                 rows = batch(tokens) if likely * batch(tokens) < left / 4 else 1
                 if found and likely * (1 + steps) > left:
                     return found
-                reading = rows * self.shape.read(tokens) / self._timed(tokens, rows)
+                reading = rows * shape.read(tokens) / self._timed(tokens, rows)
                 found[tokens] = Speed(reading, self._step(tokens) if steps else 0.0)
                 if tokens == longest:
                     return found

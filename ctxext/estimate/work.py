@@ -8,11 +8,14 @@ measured at a length holds them.
 
 from __future__ import annotations
 
+import functools
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+import numpy as np
 from torch import nn
 
 from ctxext.export.small import outline
@@ -20,6 +23,7 @@ from ctxext.measure.answers import common, schedule
 from ctxext.measure.inputs import Inputs
 from ctxext.models import loading
 from ctxext.models.layout import head_dim
+from ctxext.patches import Spec
 from ctxext.plan import Plan
 from ctxext.tasks.base import Sample, SampleTask, TokenTask, Windows
 
@@ -28,6 +32,7 @@ _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_exp
 _ACTIVE = ("num_experts_per_tok", "moe_topk", "moe_k", "top_k_experts")
 _WINDOWS = {"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}
 _FULL = ("full_attention", "attention")
+Bounds = tuple[int, int | None, int, int | None]  # a Part's start, stop, unit and first
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,8 @@ class Shape:
         heads: dimensions of all query heads of a layer together.
         windows: of each attention layer, how many keys a query sees at most; None for all.
         layers: how many there are, of any kind.
+        bounds: which keys a distance method shows, in layers whose window is beyond `trained`.
+        trained: T in tokens.
     """
 
     parameters: int
@@ -51,6 +58,8 @@ class Shape:
     heads: int
     windows: tuple[int | None, ...]
     layers: int
+    bounds: tuple[Bounds, ...] = ()
+    trained: int = 0
 
     @classmethod
     def of(cls, model: Any) -> Shape:
@@ -83,6 +92,12 @@ class Shape:
         except Exception:
             return cls(0, 1, 0, 1, 0, (), 0)
 
+    def under(self, spec: Spec, trained: int) -> Shape:
+        """The shape under a resolved method, which may hide keys."""
+        parts = spec.distance.parts() if spec.distance else ()
+        bounds = tuple((part.start, part.stop, part.unit, part.first) for part in parts)
+        return replace(self, bounds=bounds, trained=trained)
+
     @property
     def vocabulary(self) -> int:
         """Tokens that the head tells apart."""
@@ -90,7 +105,14 @@ class Shape:
 
     def read(self, tokens: int, after: int = 0) -> int:
         """Operations of a forward over so many tokens after those in the cache, without head."""
-        seen = sum(_pairs(tokens, after, window) for window in self.windows)
+        seen = 0
+        for window, count in Counter(self.windows).items():
+            if self.bounds and (window is None or window > self.trained):
+                end = after + tokens
+                known = _pairs_shown(self.bounds, window, 1 << end.bit_length())
+                seen += count * int(known[end] - known[after])
+            else:
+                seen += count * _pairs(tokens, after, window)
         return 2 * self.active * tokens + 4 * self.heads * seen
 
     def scored(self, tokens: int) -> int:
@@ -124,6 +146,20 @@ def _pairs(tokens: int, after: int, window: int | None) -> int:
     return seen + (tokens - whole) * (window or 0)
 
 
+@functools.lru_cache(maxsize=4)
+def _pairs_shown(bounds: tuple[Bounds, ...], window: int | None, most: int) -> Any:
+    """How many keys the first 0 … most queries see together under a method [most + 1]."""
+    query = np.arange(most)
+    seen = np.zeros(most + 1, np.int64)
+    for start, stop, unit, first in bounds:
+        high = np.minimum(query + 1, (query // unit - start + 1) * unit)
+        low = np.zeros_like(query) if stop is None else (query // unit - stop + 1) * unit
+        low = np.maximum(low, 0 if window is None else query + 1 - window)
+        high = high if first is None else np.minimum(high, first)
+        seen[1:] += np.maximum(0, high - np.maximum(low, 0))
+    return seen.cumsum()
+
+
 class Work(NamedTuple):
     """What a cell takes.
 
@@ -155,8 +191,9 @@ def relative_costs(plan: Plan, inputs: Inputs) -> dict[str, tuple[str, float]]:
     config = loading.load_config(plan.request.source)
     shape = Shape.guessed(outline(config, plan.source.trust_remote_code))
     costs, seen = dict[str, tuple[str, float]](), set[object]()
+    trained, batch = plan.identity.trained, plan.request.batch
     for cell, work in zip(
-        inputs.cells, works(shape, inputs, plan.request.batch, sharing=False), strict=True
+        inputs.cells, works(shape, inputs, trained, batch, sharing=False), strict=True
     ):
         kind = "tokens" if isinstance(cell.task, TokenTask) else cell.task.name
         cost = math.nan if work is None else work.relative(shape)
@@ -167,27 +204,29 @@ def relative_costs(plan: Plan, inputs: Inputs) -> dict[str, tuple[str, float]]:
 
 
 def works(
-    shape: Shape, inputs: Inputs, batch: Callable[[int], int], sharing: bool
+    shape: Shape, inputs: Inputs, trained: int, batch: Callable[[int], int], sharing: bool
 ) -> list[Work | None]:
     """What each cell of the inputs takes; None for what another library reads.
 
     Args:
+        trained: T in tokens.
         batch: tells how many windows or prompts are read at once at a length.
         sharing: whether what prompts have in common is read once, as it is where the model's
             cache can be cut back.
     """
-    known: dict[int, Work] = {}
+    known: dict[tuple[int, Shape], Work] = {}
     found: list[Work | None] = []
     for cell in inputs.cells:
-        rows = batch(cell.length)
+        rows, own = batch(cell.length), shape.under(cell.method, trained)
         if isinstance(cell.task, TokenTask):
-            found.append(_windows_work(shape, inputs.windows(cell), rows))
+            found.append(_windows_work(own, inputs.windows(cell), rows))
         elif isinstance(cell.task, SampleTask):
             samples = inputs.samples(cell)
-            if id(samples) not in known:
+            alike = (id(samples), own)
+            if alike not in known:
                 most = cell.task.generates - 1  # the first token comes with the prompt
-                known[id(samples)] = _answers(shape, samples, most, rows, sharing)
-            found.append(known[id(samples)])
+                known[alike] = _answers(own, samples, most, rows, sharing)
+            found.append(known[alike])
         else:
             found.append(None)
     return found

@@ -31,20 +31,16 @@ COLUMNS = 256  # of a map of angles, at most
 SLACK = 1e-6  # of a step, which rounding may cost
 
 
-def effective(parts: tuple[Part, ...], length: int, start: int, stop: int) -> Floats:
-    """e(δ) for start ≤ δ < stop, in tokens, at the last of `length` queries.
+def effective(parts: tuple[Part, ...], query: int, delta: Floats) -> Floats:
+    """e(δ) in tokens of the keys that stand δ [n] behind the query at position `query`.
 
-    NaN where no part covers the distance, so that the key is not seen.
+    NaN where no part has the two, so that the key is not seen.
     """
-    delta = torch.arange(start, stop, dtype=torch.float64)
-    query = torch.full_like(delta, length - 1)
-    found = torch.full_like(delta, math.nan)
+    key = query - torch.as_tensor(delta, dtype=torch.int64)
+    at, found = torch.full_like(key, query), torch.full(key.shape, math.nan, dtype=torch.float64)
     for part in parts:
-        low = min(max(part.start - start, 0), len(delta))
-        high = len(delta) if part.stop is None else min(max(part.stop - start, low), len(delta))
-        here = slice(low, high)
-        if low < high:
-            found[here] = part.query(query[here]) - part.key(query[here] - delta[here])
+        here = part.holds(at, key)
+        found[here] = part.query(at[here].double()) - part.key(key[here].double())
     return found.numpy()
 
 
@@ -75,7 +71,7 @@ class Angles:
         length: L in tokens.
         theta: the frequencies in force [p], radians per token.
         outside: how many of a pair's angles training never saw [p].
-        seen: how many distances the last query sees, so that each pair has as many angles.
+        seen: how many keys the last query sees, so that each pair has as many angles.
         edges: where the columns of `off` begin, and the last one ends [c + 1], in tokens.
         off: how far a column's angles are from the arc of training, a mean in radians in which
             those that training saw count 0 [p, c]; NaN where no key is seen.
@@ -115,7 +111,7 @@ def angles(
         trained: T in tokens.
         theta: the frequencies in force [p].
         parts: of the distance method, or PLAIN.
-        reach: how many distances a layer's window shows; None for all.
+        reach: how many distances a layer's window shows the last query; None for all.
 
     Raises:
         UsageError: the length is beyond LONGEST.
@@ -128,7 +124,7 @@ def angles(
     held = np.zeros(len(edges) - 1, np.int64)
     for start in range(0, reach, AT_ONCE):
         stop = min(start + AT_ONCE, reach)
-        at = effective(parts, length, start, stop)
+        at = effective(parts, length - 1, np.arange(start, stop))
         covered = ~np.isnan(at)
         column = np.searchsorted(edges, np.arange(start, stop)[covered], "right") - 1
         held += np.bincount(column, minlength=len(held))

@@ -107,8 +107,5 @@ def _of_layer(
     if n != key.shape[2]:
         return torch.empty(0), torch.empty(0)
     given = None if mask is None else mask.expand(-1, -1, n, -1)
-    nats = chunked_entropy(query, key, parts, turn, scaling, given, softcap, sinks)
-    keys = torch.arange(1, n + 1, dtype=torch.float64)
-    if given is not None:
-        keys = given[0, 0].tril().sum(-1).double().cpu()
-    return nats[0].double().mean(0).cpu(), keys + (sinks is not None)
+    nats, keys = chunked_entropy(query, key, parts, turn, scaling, given, softcap, sinks)
+    return nats[0].double().mean(0).cpu(), keys[0].double().cpu()

@@ -51,6 +51,8 @@ def maps(study: Study, kind: int) -> Any:
         f"dashed: distance {study.trained}; dotted: the pairs above it turn fully within "
         f"{study.trained} tokens"
     )
+    if any(np.isnan(block.angles.off).any() for block in blocks.values()):
+        key += "; white: keys that the last query does not see"
     text = f"{wrapped(text, 36 * across)}\n{wrapped(key, 40 * across)}"
     set_text(figure.suptitle("", x=0.01, ha="left", fontsize=11), text)
     return figure
@@ -134,19 +136,26 @@ def _shares(axes: Any, study: Study, kind: int) -> None:
         axes.plot(share, **style)
     axes.set_ylim(-3, 103)
     title = "b  angles outside what training saw"
-    _decorate(axes, title, "rotary pair, fastest first", "share of the distances (%)")
+    _decorate(axes, title, "rotary pair, fastest first", "share of the keys seen (%)")
 
 
 def _positions(axes: Any, study: Study, kind: int) -> None:
     """Effective over true distance: of the middle pair, and a band from the least to the most."""
     blocks = [one.blocks[kind] for one in study.explained]
     reach = int(blocks[0].angles.edges[-1])
-    distances = np.unique(np.geomspace(1, max(1, reach - 1), 120).round())
-    for block, style in zip(blocks, _looks(study, len(distances)), strict=True):
-        least, middle, most = block.effective(distances)
-        axes.plot(distances, middle, **style)
+    bounds = [d + step for block in blocks for d in block.bounds for step in (-1, 0)]
+    far = max(1, reach - 1)
+    coarse, fine = (np.unique(np.geomspace(1, far, n).round()) for n in (120, 4000))
+    distances = np.unique(np.clip([*fine, *coarse, *bounds], 1, far))
+    for block, style in zip(blocks, _looks(study, len(coarse)), strict=True):
+        middle = block.effective(distances)[1]
+        first, every = style["markevery"]
+        begins = np.isnan(middle[:-1]) & ~np.isnan(middle[1:])  # a few keys are a dot, or nothing
+        marked = {*np.searchsorted(distances, coarse[first::every]), *np.flatnonzero(begins) + 1}
+        axes.plot(distances, middle, **{**style, "markevery": sorted(map(int, marked))})
+        least, _, most = block.effective(coarse)
         if not np.allclose(least, most, equal_nan=True):
-            axes.fill_between(distances, least, most, color=style["color"], alpha=0.12, linewidth=0)
+            axes.fill_between(coarse, least, most, color=style["color"], alpha=0.12, linewidth=0)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log", base=2)
     _mark(axes, "trained length", study.trained)

@@ -26,7 +26,7 @@ class Kind:
     Attributes:
         name: transformers' name for the layer type.
         layers: how many there are.
-        window: how many keys, its own included, a query sees; None for all.
+        window: how many keys, its own included, a query sees at most; None for all.
         trained_theta: θ [p] as training had it, radians per token, before any rope scaling.
         theta: θ [p] of the unpatched model at the length.
         trained: T in tokens.
@@ -59,8 +59,10 @@ class Kind:
                 raise UsageError(f"{spec} gives frequencies that are not finite")
         if spec.distance and not self.alone:
             parts = spec.distance.parts()
-        own = self.trained_theta
-        return angles(own, self.trained, theta, parts, length, self.window), parts
+        own, reach = self.trained_theta, self.window
+        if reach and self.name == "chunked_attention":  # back to where the last query's chunk began
+            reach = (length - 1) % reach + 1
+        return angles(own, self.trained, theta, parts, length, reach), parts
 
 
 def find_kinds(config: Any, length: int, train_len: int | None, trusted: bool) -> list[Kind]:
@@ -72,19 +74,20 @@ def find_kinds(config: Any, length: int, train_len: int | None, trusted: bool) -
     model = bare_model(config, trusted)
     sources = find_sources(model, train_len)
     counts = Counter(_layers(config.get_text_config()))
-    kinds = []
+    kinds: dict[tuple[str, int | None, bytes], Kind] = {}
     for (name, window), count in counts.items():
         used = [s for s in sources if s.layer_type in (None, name)]
         for source in used[: None if len(counts) == 1 else 1]:
             theta = np.array(source.facts.theta)
             now = _in_force(source, length)
-            kinds.append(Kind(name, count, window, theta, now, source.trained, source))
+            kind = Kind(name, count, window, theta, now, source.trained, source)
+            kinds.setdefault((name, window, now.tobytes()), kind)  # a module each, of some models
     if not kinds:
         raise UnsupportedModelError(
             f"{config.model_type}: its layer types {', '.join(sorted(n for n, _ in counts))} are "
             "not those of its frequencies"
         )
-    return sorted(kinds, key=lambda kind: (-(kind.window or 2**31), kind.name))
+    return sorted(kinds.values(), key=lambda kind: (-(kind.window or 2**31), kind.name))
 
 
 def turned(kinds: list[Kind], model: Any) -> list[Kind]:

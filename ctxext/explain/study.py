@@ -65,8 +65,16 @@ class Block:
         moving = self.kind.trained_theta > 0
         ratio = np.sort(self.angles.theta[moving] / self.kind.trained_theta[moving])
         ratio = ratio if len(ratio) else np.ones(1)
-        at = [effective(self.parts, self.angles.length, int(d), int(d) + 1)[0] for d in distances]
+        at = effective(self.parts, self.angles.length - 1, distances)
+        at = np.where(distances < self.angles.edges[-1], at, np.nan)  # the layers' own window
         return np.outer(ratio[[0, len(ratio) // 2, -1]], at)
+
+    @property
+    def bounds(self) -> set[int]:
+        """The distances behind the last query at which keys of a part begin, or have ended."""
+        last = self.angles.length - 1
+        spans = [part.span(last, last) for part in self.parts]
+        return {last + 1 - end for span in spans if span[0] < span[1] for end in span}
 
 
 @dataclass
@@ -118,11 +126,11 @@ class Study:
         return [block.kind for block in self.explained[0].blocks]
 
     def distances(self, kind: int) -> list[int]:
-        """Distances that tell the methods apart: by doubling, T, and where parts begin."""
+        """Distances that tell the methods apart: by doubling, T, and where parts begin or end."""
         reach = int(self.explained[0].blocks[kind].angles.edges[-1])
-        starts = {p.start for e in self.explained for p in e.blocks[kind].parts}
+        bounds = {d for one in self.explained for d in one.blocks[kind].bounds}
         steps = {self.trained * 2**i for i in range(25)}
-        found = {1, self.trained // 4, self.trained // 2, reach - 1} | starts | steps
+        found = {1, self.trained // 4, self.trained // 2, reach - 1} | bounds | steps
         return sorted(d for d in found if 0 < d < reach)
 
     def bands(self) -> list[tuple[int, int]]:
@@ -247,7 +255,7 @@ def _layers(study: Study, number: int, block: Block) -> dict[str, Any]:
 
 
 def _entropy(study: Study, run: Run, entropy: Entropy) -> dict[str, Any]:
-    far, bins = entropy.far(study.trained), study.bins()
+    far, bins = run.entropies[0].far(study.trained), study.bins()
     mean, ceiling = entropy.nats[far].mean(0), entropy.ceiling[far].mean(0)
     return {
         "data": study.request.data,

@@ -63,7 +63,7 @@ def _methods(study: Study) -> list[str]:
 def _angles(study: Study, number: int) -> Sheet:
     """Pairs down, methods across."""
     blocks = [one.blocks[number] for one in study.explained]
-    kind, seen = blocks[0].kind, blocks[0].angles.seen
+    kind = blocks[0].kind
     plain = 2 * math.pi / np.where(kind.trained_theta > 0, kind.trained_theta, np.nan)
     rows = []
     for i, wavelength in enumerate(plain):
@@ -74,10 +74,11 @@ def _angles(study: Study, number: int) -> Sheet:
         rows.append([str(i), amount(wavelength), amount(study.trained / wavelength), *cells])
     shares = [percent(b.angles.outside.sum(), b.angles.seen * len(rows)) for b in blocks]
     rows.append(["all", "", "", *shares])
+    rows.append(["keys seen", "", "", *(str(b.angles.seen) for b in blocks)])
     caption = (
-        "Under each method: the wavelength in tokens · the share of the pair's angles at distances "
-        f"0 to {seen - 1} that lie outside what training saw: one step of the pair or more from "
-        f"every angle that it took at distances 0 to {study.trained - 1}."
+        "Under each method: the wavelength in tokens · the share of the pair's angles, at the keys "
+        "that the last query sees, that lie outside what training saw: one step of the pair or "
+        f"more from every angle that it took at distances 0 to {study.trained - 1}."
     )
     header = ["pair", "trained wavelength", f"turns in {study.trained}", *_methods(study)]
     return Sheet(f"{heading(study, number)}: angles by rotary pair", caption, header, rows)
@@ -118,7 +119,7 @@ def _entropy(study: Study, run: Run) -> Sheet:
     caption = (
         f"Nats, a mean over heads, {int(far.sum())} layers{left} and {run.about} of "
         f"{study.request.data}, {run.dtype}; then layer by layer. Spread evenly: ln of the keys "
-        "seen, the most there can be."
+        "that rope sees, the most there can be."
     )
     bands = [f"{format_length(a)}–{format_length(z)}" for a, z in study.bands()]
     title = f"{heading(study)}: entropy of attention by position"
