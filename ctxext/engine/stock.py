@@ -142,20 +142,18 @@ def _reaches(rope: Rope, longest: int) -> bool:
     return ORIGINAL not in rope or rope[ORIGINAL] * rope["factor"] == longest
 
 
-def numbers(model: nn.Module, ropes: dict[Source, Rope]) -> dict[tuple[str, str], Any]:
+def numbers(model: PreTrainedModel, ropes: dict[Source, Rope]) -> dict[tuple[str, str], Any]:
     """The numbers that modules beside the rotary ones hold otherwise under other rope parameters.
 
     Latent attention has its softmax scaling from them. Found by building the model without
     weights under both configs.
 
     Returns:
-        The numbers under the other rope parameters, by a module's name in the innermost
-        transformers model and an attribute.
+        Those under the other rope parameters, by the names of a module and an attribute.
     """
-    inner = stock_model(model)
-    before, after = (_outline_numbers(inner, each) for each in ({}, ropes))
+    before, after = (_outline_numbers(model, each) for each in ({}, ropes))
     rotary = {source.module for source in ropes}
-    names = {name for name, module in inner.named_modules() if module in rotary}
+    names = {name for name, module in model.named_modules() if module in rotary}
     return {
         key: value
         for key, value in after.items()
