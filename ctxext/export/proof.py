@@ -100,6 +100,7 @@ def prove(
     length: int,
     *,
     train_len: int | None,
+    own_scaling: str = "keep",
     trust_remote_code: bool,
     carried: bool,
     full: bool,
@@ -120,6 +121,7 @@ def prove(
         spec: what the export carries, resolved or not.
         length: L in tokens.
         train_len: T in tokens where the config's is not right.
+        own_scaling: whether methods "keep" or "replace" the model's own rope scaling.
         trust_remote_code: whether the model brings code of its own, which may run.
         carried: whether the export carries code of ours; its tables are not those of the model,
             but its logits are compared over all of T and of L tokens, and what it generates.
@@ -131,11 +133,14 @@ def prove(
     """
     begin = time.perf_counter()
     given = Source(
-        os.path.realpath(source), trust_remote_code=trust_remote_code, train_len=train_len
+        os.path.realpath(source),
+        trust_remote_code=trust_remote_code,
+        train_len=train_len,
+        own_scaling=own_scaling,
     )
     config = load_config(given)
     model, changes = small_model(config, trust_remote_code=trust_remote_code)
-    job = _job(model, length, train_len, carried) | {
+    job = _job(model, length, given, carried) | {
         "trust_remote_code": trust_remote_code or carried,
         "kept": check.kept(config, free := _free(config, carried)),
         "free": free,
@@ -144,7 +149,7 @@ def prove(
     }
     with _box(stage) as box:
         job |= _write_small(box, stage, model, changes)
-        on = patched(model, spec, length, train_len=train_len)
+        on = patched(model, spec, length, **_options(given))
         with fresh(box, job, PATIENCE) as other, on as handle:
             found = _Found(job)
             found.compare(check.measure(model, job), other)
@@ -183,13 +188,13 @@ def _box(stage: Path) -> Iterator[Path]:
 def _job(
     model: Any,
     length: int,
-    train_len: int | None,
+    given: Source,
     carried: bool,
     longest: int = LONGEST,
     rows: int = ROWS,
 ) -> Job:
     """What both sides measure on the model, which is not patched yet."""
-    sources = find_sources(model, train_len)
+    sources = find_sources(model, **_options(given))
     trained = sources[0].trained
     probe = {"vocabulary": model.config.get_text_config().vocab_size, "rows": rows, "jump": 0}
     job: Job = {"threads": torch.get_num_threads(), "tables": [], "generate": None}
@@ -210,6 +215,10 @@ def _job(
         for n in sorted({min(trained, length), length})
     ]
     return job
+
+
+def _options(given: Source) -> dict[str, Any]:
+    return {"train_len": given.train_len, "own_scaling": given.own_scaling}
 
 
 def _free(config: Any, carried: bool) -> list[str]:
@@ -372,14 +381,14 @@ def _prove_weights(
     In 16 bits logits may be off by one rounding.
     """
     model = load_model(given)
-    job = _job(model, length, given.train_len, carried, longest=length, rows=FULL_ROWS)
+    job = _job(model, length, given, carried, longest=length, rows=FULL_ROWS)
     job |= {"tables": [], "trust_remote_code": given.trust_remote_code or carried, "kept": {}}
     job["options"] = {"dtype": str(model.dtype).removeprefix("torch.")}
     job["options"] |= {} if carried else _attention(model)
     if model.device.type != "cpu":
         job["options"]["device_map"] = str(model.device)
     found = _Found(job)
-    with patched(model, spec, length, train_len=given.train_len):
+    with patched(model, spec, length, **_options(given)):
         ours = list(check.measure(model, job))
     allowed = EXACT if model.dtype == torch.float32 else torch.finfo(model.dtype).eps
     del model
