@@ -166,9 +166,8 @@ def stock_model(model: nn.Module) -> PreTrainedModel:
     return next(m for m in model.modules() if isinstance(m, PreTrainedModel))
 
 
-def _outline_numbers(
-    model: PreTrainedModel, ropes: dict[Source, Rope]
-) -> dict[tuple[str, str], Any]:
+def config_with(model: PreTrainedModel, ropes: dict[Source, Rope]) -> Any:
+    """A copy of a model's config that has other rope parameters."""
     config = copy.deepcopy(model.config)
     text: Any = config.get_text_config()
     for source, rope in ropes.items():
@@ -176,6 +175,13 @@ def _outline_numbers(
         text.rope_parameters = rope if kind is None else {**text.rope_parameters, kind: rope}
         if hasattr(text, ORIGINAL) and ORIGINAL in rope:
             setattr(text, ORIGINAL, rope[ORIGINAL])
+    return config
+
+
+def _outline_numbers(
+    model: PreTrainedModel, ropes: dict[Source, Rope]
+) -> dict[tuple[str, str], Any]:
+    config = config_with(model, ropes)
     config._attn_implementation = "eager"
     with torch.device("meta"), unheard():
         outline = type(model)(config)

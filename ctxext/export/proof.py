@@ -18,8 +18,10 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from ctxext.engine.anatomy import examine
 from ctxext.engine.patch import patched
 from ctxext.engine.probe import learn
+from ctxext.engine.stock import config_with, unheard, ways
 from ctxext.errors import UnsupportedModelError, UsageError
 from ctxext.export import check
 from ctxext.export.fresh import Fresh, fresh
@@ -27,7 +29,9 @@ from ctxext.export.small import Changes, flat, merge, small_model
 from ctxext.models.layout import Source as Frequencies
 from ctxext.models.layout import find_sources
 from ctxext.models.loading import Source, load_config, load_model
-from ctxext.patches import Spec
+from ctxext.models.trained import ORIGINAL, explain_trained
+from ctxext.patches import Spec, parse
+from ctxext.patches.base import Span
 
 Job = dict[str, Any]  # what `check.measure` is told
 
@@ -155,6 +159,7 @@ def prove(
             found.compare(check.measure(model, job), other)
             about = other.end()
     figures = [*found.figures.values(), *_judge(found, EXACT)]
+    figures += _of_stock(model, spec, length, given) if carried else []
     _require(figures, config.model_type)
     moved = None
     if not handle.spec.unpatched:
@@ -209,10 +214,13 @@ def _job(
     job["probes"] = [{**probe, "length": plain}]
     if length > max(JUMP, plain):
         job["probes"].append({**probe, "length": JUMP, "jump": length})
+    lengths = {min(trained, length), length}
+    if any(source.by_length for source in sources):  # which the export must not
+        lengths.add(2)
     job["tables"] = [
         {**table, "length": n, "count": POSITIONS}
         for table in _sets(model, sources)
-        for n in sorted({min(trained, length), length})
+        for n in sorted(lengths)
     ]
     return job
 
@@ -320,6 +328,38 @@ class _Found:
         new, old = Figure(what, value, allowed), self.figures.get(what)
         if old is None or (old.holds and (not new.holds or new.value > old.value)):
             self.figures[what] = new
+
+
+def _of_stock(model: Any, spec: Spec, length: int, given: Source) -> Iterator[Figure]:
+    """How far the model is, with the rotation of the spec alone, from stock transformers' one.
+
+    Carried code is compared with the code that it was made of. Where a scaling is taken off, what
+    they have in common is compared with a model that never had one; if there is one, which layers
+    that are left alone, or frequencies that no rope parameters say, preclude.
+    """
+    span = Span(explain_trained(model.config, given.own_scaling, given.train_len).tokens, length)
+    alone = Spec(spec.resolve(span).frequencies) if spec.frequencies else parse("pi:factor=1")
+    sources = find_sources(model, **_options(given), length=length)
+    found = examine(model, sources, alone)
+    if found.alone or not any(source.replaced for source in found.sources):
+        return
+    ropes = {}
+    for source in found.sources:
+        way = next(ways(source, alone, length), None)
+        if way is None:
+            return
+        beside = {ORIGINAL: source.rope.get(ORIGINAL), **dict.fromkeys(source.beside, 0)}
+        ropes[source] = way.rope | (beside if source.beside else {})
+    with unheard():
+        stock = type(model)(config_with(model, ropes)).eval()
+    stock.load_state_dict(model.state_dict())
+    vocabulary = model.config.get_text_config().vocab_size
+    probe = {"vocabulary": vocabulary, "rows": ROWS, "jump": 0, "length": min(length, PLAIN)}
+    theirs = check.logits(stock, probe)
+    with patched(model, alone, length, **_options(given)):
+        off = _distance(theirs, check.logits(model, probe))
+    what = f"logits of its rotation alone against a stock model's at {probe['length']} tokens"
+    yield Figure(f"{what}, of the largest", off, EXACT)
 
 
 def _name(table: dict[str, Any]) -> str:
