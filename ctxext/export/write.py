@@ -205,7 +205,8 @@ def _examine(order: Order) -> _Patched:
     config = load_config(Source(os.path.realpath(order.source), trust_remote_code=trust))
     config.name_or_path = str(order.source)
     small, _ = small_model(config, trust_remote_code=trust)
-    sources = find_sources(small, order.train_len, order.own_scaling, order.length)
+    own = "keep" if order.spec.unpatched else order.own_scaling
+    sources = find_sources(small, order.train_len, own, order.length)
     trained = sources[0].trained
     spec = order.spec.resolve(Span(trained, order.length))
     anatomy = examine(small, sources, spec)
