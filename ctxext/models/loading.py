@@ -39,6 +39,7 @@ class Source:
         device_map: `auto` spreads the layers over all devices there are, through accelerate.
         attn: the attention path asked for; once settled, transformers' implementation for it.
         train_len: T in tokens where the config's is not right.
+        own_scaling: whether methods "keep" or "replace" the rope scaling that the config names.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Source:
     device_map: str | None = None
     attn: str = "auto"
     train_len: int | None = None
+    own_scaling: str = "keep"
 
     def pretrained(self) -> dict[str, Any]:
         """The arguments that every `from_pretrained` takes."""
@@ -238,7 +240,7 @@ class Identity:
 
 def identify(source: Source, config: Any) -> Identity:
     """The model's hash and trained length; errors as for `load`."""
-    trained = source.train_len or trained_length(config)
+    trained = source.train_len or trained_length(config, source.own_scaling)
     folder = Path(locate(source.name))
     if folder.is_dir():
         return Identity(_hash_folder(folder), trained)
