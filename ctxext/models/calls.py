@@ -1,0 +1,13 @@
+"""How models are called, whatever their release of transformers: with a cache, and padded."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+
+def cache_name(model: Any) -> str:
+    """What the forward of a model, or of a class of models, and its output call the cache."""
+    kind: Any = model if isinstance(model, type) else type(model)
+    takes = inspect.signature(kind.forward).parameters
+    return "cache" if "cache" in takes else "past_key_values"
