@@ -11,3 +11,9 @@ def cache_name(model: Any) -> str:
     kind: Any = model if isinstance(model, type) else type(model)
     takes = inspect.signature(kind.forward).parameters
     return "cache" if "cache" in takes else "past_key_values"
+
+
+def padding_id(model: Any, *wanted: int | None) -> int:
+    """The first of the ids that the model can embed, or 0: what is masked is embedded too."""
+    rows = model.get_input_embeddings().weight.shape[0]
+    return next((int(i) for i in wanted if i is not None and 0 <= i < rows), 0)
