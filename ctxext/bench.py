@@ -35,6 +35,7 @@ from ctxext.machine import (
     versions,
 )
 from ctxext.models import loading
+from ctxext.models.calls import cache_name
 from ctxext.monitor import Monitor, Step
 from ctxext.patches import Spec
 from ctxext.patches.base import Span
@@ -108,12 +109,13 @@ class _Step:
         takes = "logits_to_keep" in inspect.signature(model.forward).parameters
         self._options = {"use_cache": True, **({"logits_to_keep": 1} if takes else {})}
         self._model, self._ids, self._cache = model, ids, None
+        self._name = cache_name(model)
 
     def __call__(self) -> None:
-        out = self._model(input_ids=self._ids, past_key_values=self._cache, **self._options)
-        if out.past_key_values is None:
+        out = self._model(input_ids=self._ids, **{self._name: self._cache}, **self._options)
+        if out.get(self._name) is None:
             raise CtxextError(f"{type(self._model).__name__} returns no cache to decode with")
-        self._ids, self._cache = out.logits[:, -1:].argmax(-1), out.past_key_values
+        self._ids, self._cache = out.logits[:, -1:].argmax(-1), out[self._name]
 
 
 def interval(values: Sequence[float]) -> tuple[float, float] | None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import inspect
 import json
 import shutil
 import sys
@@ -38,10 +39,12 @@ def off(got: torch.Tensor, want: torch.Tensor) -> float:
 
 
 def in_chunks(model: Any, ids: torch.Tensor) -> torch.Tensor:
+    takes = inspect.signature(type(model).forward).parameters
+    name = "cache" if "cache" in takes else "past_key_values"
     cache, logits = None, []
     for start in range(0, ids.shape[1], CHUNK):
-        out = model(ids[:, start : start + CHUNK], past_key_values=cache, use_cache=True)
-        cache = out.past_key_values
+        out = model(ids[:, start : start + CHUNK], use_cache=True, **{name: cache})
+        cache = out[name]
         logits.append(out.logits)
     return torch.cat(logits, 1)
 
@@ -55,7 +58,9 @@ def figures(folder: Path) -> dict[str, Any]:
     ids, whole = want["logits"][max(want["logits"])]
     found["chunks"] = off(in_chunks(model, ids), whole)
     for name, (given, tokens) in want["written"].items():
-        found[f"written {name}"] = torch.equal(model.generate(**given, **want["greedy"]), tokens)
+        for how in (None, "static"):
+            written = model.generate(**given, **want["greedy"], cache_implementation=how)
+            found[f"written {name} {how}"] = torch.equal(written, tokens)
     return found
 
 

@@ -22,11 +22,13 @@ os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else 
 
 import transformers
 
+from ctxext.models.calls import cache_name
 from ctxext.tasks.base import Windows
 
 transformers.utils.logging.set_verbosity_error()
 
 TRAINED = 32  # tokens
+CACHE = cache_name(transformers.LlamaForCausalLM)  # what forwards and their outputs call it
 
 FAMILIES = {
     "llama-gqa": ("LlamaForCausalLM", "LlamaConfig", {}),

@@ -102,6 +102,7 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return seen
 
 
+@pytest.mark.filterwarnings("error::FutureWarning")  # of caches handed over by an old name
 @pytest.mark.parametrize("family", ["llama-gqa", "cohere-interleaved", "gpt_neox-partial-inside"])
 @pytest.mark.parametrize("spec", SPECS)
 def test_answers_are_those_of_full_forwards(family: str, spec: str) -> None:
@@ -197,6 +198,15 @@ def test_what_follows_the_end_is_no_part_of_the_answer_even_where_padding_is_a_w
     assert rows["s0"]["pred"] == str(token)
     for sample in samples:
         assert rows[sample.name]["pred"] == words(by_hand(model, sample.ids, MOST, (token,))[0])
+
+
+@pytest.mark.parametrize("pad", [97, -1, 10**6])
+def test_padding_that_the_model_cannot_embed(llama: Any, pad: int) -> None:
+    """It is masked, and another id of the embeddings' 97 pads in its place."""
+    samples, model = prompts(False), plain(llama)
+    rows = asked(model, samples, 8, Words(pad=pad))
+    for sample in samples:
+        assert rows[sample.name]["pred"] == words(by_hand(model, sample.ids, MOST)[0])
 
 
 SETTINGS = {

@@ -28,6 +28,7 @@ from ctxext import bench, machine, report
 from ctxext.engine.patch import HANDLE
 from ctxext.errors import CtxextError
 from ctxext.models import loading
+from ctxext.models.calls import cache_name
 from ctxext.report import cost, speed
 from ctxext.request import parse_methods
 from ctxext.results import MEASURES, Store, problem_with, sealed
@@ -221,7 +222,7 @@ def test_a_run_reads_the_prompt_and_then_tokens_from_its_cache() -> None:
     seen: list[tuple[tuple[int, ...], int]] = []
 
     def look(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        cache = kwargs["past_key_values"]
+        cache = kwargs[cache_name(model)]
         seen.append((tuple(kwargs["input_ids"].shape), cache.get_seq_length() if cache else 0))
         assert kwargs["logits_to_keep"] == 1
         assert torch.is_inference_mode_enabled()

@@ -27,7 +27,7 @@ from ctxext.patches.base import Frequency, Rotary, Span
 
 LENGTH = 4 * TRAINED
 NEW = 20
-SPECS = ("rerope", "leaky-rerope", "rerope+logn", "beta-radix+logn", "ntk+rerope")
+SPECS = ("self-extend", "leaky-rerope", "rerope+logn", "beta-radix+logn", "ntk+rerope")
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {},
     "qwen3": {},
@@ -106,8 +106,8 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def test_the_folder_is_the_patched_model(report: dict[str, Any], family: str, spec: str) -> None:
     found = report[f"{family} {spec}"]
     assert {name for name, value in found.items() if value is True} == {
-        "written single", "written padded",
-    }  # fmt: skip
+        f"written {name} {cache}" for name in prompts() for cache in (None, "static")
+    }
     numbers = {name: value for name, value in found.items() if not isinstance(value, bool)}
     assert set(numbers) == {f"logits {TRAINED + 1}", f"logits {LENGTH}", "chunks"}
     assert max(numbers.values()) <= 1e-5, numbers

@@ -21,12 +21,12 @@ import oracle
 import pytest
 import torch
 import transformers
-from conftest import FAMILIES, SETTINGS, TRAINED, fitted, pairs_of, random_model, tokens
+from conftest import CACHE, FAMILIES, SETTINGS, TRAINED, fitted, pairs_of, random_model, tokens
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import DynamicCache, StaticCache
+from transformers import DynamicCache
 from transformers.models.cohere.modeling_cohere import apply_rotary_pos_emb as interleaved
 
 import ctxext
@@ -368,10 +368,10 @@ def test_paths_and_caches(family: str, spec: str, monkeypatch: pytest.MonkeyPatc
         cache, given = DynamicCache(config=model.config), []
         stops = [1, 20, 21, 43, *range(44, L + 1)]
         for start, stop in itertools.pairwise([0, *stops]):
-            given.append(logits(model, ids[:, start:stop], past_key_values=cache))
+            given.append(logits(model, ids[:, start:stop], **{CACHE: cache}))
         close(torch.cat(given, 1), full)
         cache.crop(-20)
-        close(logits(model, ids[:, 30:], past_key_values=cache), full[:, 30:])
+        close(logits(model, ids[:, 30:], **{CACHE: cache}), full[:, 30:])
         close(logits(model, ids[:, :1]), full[:, :1])
         embedded = model.get_input_embeddings()(ids).detach()
         close(model(inputs_embeds=embedded).logits.detach(), full)
@@ -386,7 +386,7 @@ def test_decoding_hoards_nothing() -> None:
         state, cache = getattr(model.model.layers[0].self_attn, STATE), DynamicCache()
         held = []
         for i in range(L):
-            logits(model, ids[:, i : i + 1], past_key_values=cache)
+            logits(model, ids[:, i : i + 1], **{CACHE: cache})
             held.append(sum(len(feed.turned) for feed in state.feeds.values()))
     assert 0 < max(held) == held[9]
 
@@ -407,7 +407,7 @@ def test_padding_and_packing(family: str, spec: str) -> None:
                 cache, given = DynamicCache(config=model.config), []
                 for a, b in itertools.pairwise((0, 17, 40, 41)):  # 0–17 is all padding in two rows
                     part = None if position_ids is None else position_ids[:, a:b]
-                    kwargs = {"position_ids": part, "past_key_values": cache}
+                    kwargs = {"position_ids": part, CACHE: cache}
                     given.append(logits(model, ids[:, a:b], attention_mask=mask[:, :b], **kwargs))
                 for out in (whole, torch.cat(given, 1)):
                     for i, truth in enumerate(alone):
@@ -431,13 +431,13 @@ def test_padding_in_the_middle(spec: str) -> None:
     with ctxext.patched(model, spec, 4 * L) as handle:
         cache = DynamicCache(config=model.config)
         given = {"attention_mask": mask1, "position_ids": positions[:, :20]}
-        logits(model, ids1, past_key_values=cache, **given)
+        logits(model, ids1, **{CACHE: cache}, **given)
         given = {"attention_mask": mask, "position_ids": positions[:, 20:]}
         if handle.spec.distance:
             with pytest.raises(UnsupportedModelError, match="padding between the tokens of a row"):
-                model(ids2, past_key_values=cache, **given)
+                model(ids2, **{CACHE: cache}, **given)
             return
-        out = logits(model, ids2, past_key_values=cache, **given)
+        out = logits(model, ids2, **{CACHE: cache}, **given)
         for i in range(2):
             alone = logits(model, torch.cat((first[i], second[i]))[None])[0]
             close(out[i][mask2[i].bool()], alone[len(first[i]) :])
@@ -548,7 +548,7 @@ def test_sliding_caches_of_methods_that_count(spec: str) -> None:
         for size in (1, 19, 50):
             cache, given = DynamicCache(config=model.config), []
             for a in range(0, 75, size):
-                kwargs = {"attention_mask": mask[:, : a + size], "past_key_values": cache}
+                kwargs = {"attention_mask": mask[:, : a + size], CACHE: cache}
                 given.append(logits(model, ids[:, a : a + size], **kwargs))
             for i, truth in enumerate(alone):
                 close(torch.cat(given, 1)[i][mask[i].bool()], truth)
@@ -562,8 +562,8 @@ def test_positions_that_count_padding_are_refused(spec: str) -> None:
         with pytest.raises(UnsupportedModelError, match="from a row's first token"):
             model(ids, attention_mask=mask, position_ids=torch.arange(20)[None])
         cache = DynamicCache(config=model.config)  # at whose first step a row is all padding
-        model(ids[:, :1], attention_mask=mask[:, :1], past_key_values=cache)
-        given = {"position_ids": torch.arange(1, 20)[None], "past_key_values": cache}
+        model(ids[:, :1], attention_mask=mask[:, :1], **{CACHE: cache})
+        given = {"position_ids": torch.arange(1, 20)[None], CACHE: cache}
         with pytest.raises(UnsupportedModelError, match="from a row's first token"):
             model(ids[:, 1:], attention_mask=mask, **given)
 
@@ -606,10 +606,10 @@ def test_one_step_under_a_mask_of_its_own(spec: str) -> None:
     model, ids = random_model(), tokens(20, 2)
     with ctxext.patched(model, spec, L):
         cache = DynamicCache(config=model.config)
-        logits(model, ids[:, :-1], past_key_values=cache)
+        logits(model, ids[:, :-1], **{CACHE: cache})
         seen = torch.ones(2, 1, 1, 20, dtype=torch.bool)
         seen[1, ..., -3:] = False
-        ours = logits(model, ids[:, -1:], attention_mask=seen, past_key_values=cache)
+        ours = logits(model, ids[:, -1:], attention_mask=seen, **{CACHE: cache})
     with ctxext.patched(model, spec, L, attn="dense"):
         hidden = torch.ones(20, 20, dtype=torch.bool).tril().repeat(2, 1, 1, 1)
         hidden[1, ..., -1, -3:] = False
@@ -1190,29 +1190,6 @@ def test_rotary_modules_of_complex_numbers() -> None:
     ids = tokens(L)
     with ctxext.patched(model, "ntk-old:factor=4"):
         close(logits(model, ids), logits(larger, ids))
-
-
-@pytest.mark.parametrize("distance", DISTANCE)
-def test_a_static_cache_is_refused_when_used(distance: str) -> None:
-    model, ids = random_model(), tokens(L)
-    with untouched(model, ids), ctxext.patched(model, distance, 4 * L):
-        plain = logits(model, ids)
-        for _ in range(2):
-            cache = StaticCache(model.config, max_cache_len=64)
-            with pytest.raises(UnsupportedModelError, match=r"StaticCache.*default cache"):
-                model(ids, past_key_values=cache)
-        assert torch.equal(logits(model, ids), plain)  # and goes on as before
-    with ctxext.patched(model, distance, 4 * L), pytest.raises(UnsupportedModelError):
-        model.generate(ids, cache_implementation="static", max_new_tokens=2)
-
-
-@pytest.mark.parametrize("spec", ["ntk", *SCALED])
-def test_a_static_cache_serves_the_others(spec: str) -> None:
-    model, ids = random_model(), tokens(L)
-    with ctxext.patched(model, spec, 4 * L):
-        cache = StaticCache(model.config, max_cache_len=64)
-        given = [logits(model, ids[:, a:b], past_key_values=cache) for a, b in ((0, 40), (40, L))]
-        close(torch.cat(given, 1), logits(model, ids))
 
 
 @pytest.mark.parametrize("spec", FEW)

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 import transformers
+from conftest import CACHE
 from families import PLAIN_ROPE, model_types, survey, tiny_config, tiny_model
 
 import ctxext
@@ -102,8 +103,8 @@ def test_log_n_where_only_layers_without_positions_take_it(spec: str) -> None:
     with torch.no_grad():
         with ctxext.patched(model, spec):
             ours = model(ids, use_cache=False).logits
-            cache = model(ids[:, :60], use_cache=True).past_key_values
-            later = model(ids[:, 60:], past_key_values=cache).logits
+            cache = model(ids[:, :60], use_cache=True)[CACHE]
+            later = model(ids[:, 60:], **{CACHE: cache}).logits
         model.model.layers[3].self_attn.q_proj.register_forward_hook(
             lambda module, args, queries: queries * scale[:, None]
         )

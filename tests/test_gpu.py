@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 import torch
-from conftest import random_model, tokens
+from conftest import CACHE, random_model, tokens
 from test_engine import DISTANCE
 from test_paths import SCALE, attend, parts_of, rotated_by, truth, turn
 
@@ -87,9 +87,9 @@ def test_models_on_cuda(path: str) -> None:
     with ctxext.patched(model, "rerope:window=20+logn", 512, attn=path), torch.no_grad():
         whole = model(ids.cuda(), attention_mask=mask.cuda()).logits
         first = model(ids[:, :290].cuda(), attention_mask=mask[:, :290].cuda())
-        cache, steps = first.past_key_values, [first.logits]
+        cache, steps = first[CACHE], [first.logits]
         for i in range(290, 300):
-            given = {"attention_mask": mask[:, : i + 1].cuda(), "past_key_values": cache}
+            given = {"attention_mask": mask[:, : i + 1].cuda(), CACHE: cache}
             steps.append(model(ids[:, i : i + 1].cuda(), **given).logits)
     real = mask.bool()
     for out in (whole, torch.cat(steps, 1)):

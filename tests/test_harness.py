@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import pickle
@@ -173,11 +174,17 @@ def test_the_patch_makes_the_difference(
     assert min(abs(a - b) for a in plain[6:8] for b in long) > 1e-3  # those beyond the window
 
 
+@pytest.mark.parametrize("beyond", [False, True])
 def test_writing_in_padded_batches_is_what_whole_forwards_write(
-    patched: tuple[Any, Any], folder: Path, tmp_path: Path
+    patched: tuple[Any, Any], folder: Path, tmp_path: Path, beyond: bool
 ) -> None:
-    want = [writing(*patched, prompt) for prompt in PROMPTS]
-    score, n = run(patched, "my_writing", folder, tmp_path / "cache", batch=4)
+    """Also where the tokenizer pads with what the model cannot embed."""
+    model, tokenizer = patched[0], copy.deepcopy(patched[1])
+    if beyond:
+        tokenizer.add_special_tokens({"pad_token": "<|beyond|>"})
+        assert tokenizer.pad_token_id >= len(model.get_input_embeddings().weight)
+    want = [writing(model, tokenizer, prompt) for prompt in PROMPTS]
+    score, n = run((model, tokenizer), "my_writing", folder, tmp_path / "cache", batch=4)
     assert kept(tmp_path / "cache") == sorted(want)
     assert (score.value, n) == (sum(text == "sys" for text in want) / len(want), len(want))
 

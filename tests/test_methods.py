@@ -21,7 +21,7 @@ from unittest import mock
 import oracle
 import pytest
 import torch
-from conftest import FAMILIES, LONG, SHORT, TRAINED, fitted, pairs_of, random_model, tokens
+from conftest import CACHE, FAMILIES, LONG, SHORT, TRAINED, fitted, pairs_of, random_model, tokens
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -320,9 +320,9 @@ def test_nll_of_a_padded_batch_on_a_cache(name: str, attn: str) -> None:
         with ctxext.patched(model, fitted(spec, 8), 97, attn=attn), torch.no_grad():
             out, cache = [], None
             for a, z in itertools.pairwise((0, 25, 45, *range(46, 52), 60)):
-                seen = {"attention_mask": mask[:, :z], "past_key_values": cache}
+                seen = {"attention_mask": mask[:, :z], CACHE: cache}
                 step = model(ids[:, a:z], **seen)
-                cache = step.past_key_values
+                cache = step[CACHE]
                 out.append(step.logits.double().log_softmax(-1))
         for row, log_p in zip(rows, torch.cat(out, 1), strict=True):
             ours = -log_p[60 - len(row) : -1].gather(1, row[1:, None])[:, 0]
@@ -545,9 +545,9 @@ def test_dynamic_ntk_is_that_of_transformers(length: int, factor: float) -> None
             bits = model.model.rotary_emb.inv_freq.clone()
             ours, cache = [], None
             for some in ids.split([length - 3, 1, 1, 1], 1):
-                out = model(some, past_key_values=cache)
+                out = model(some, **{CACHE: cache})
                 ours.append(out.logits)
-                cache = out.past_key_values
+                cache = out[CACHE]
                 assert torch.equal(model.model.rotary_emb.inv_freq, bits)
     torch.testing.assert_close(bits, theirs.model.rotary_emb.inv_freq, rtol=2.4e-7, atol=0)
     assert_close_logits(torch.cat(ours, 1), whole)

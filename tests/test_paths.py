@@ -16,7 +16,7 @@ from unittest import mock
 
 import pytest
 import torch
-from conftest import random_model, tokens
+from conftest import CACHE, random_model, tokens
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_engine import (
@@ -281,8 +281,8 @@ def test_a_mask_that_hides_the_newest_keys_of_one_query() -> None:
     steps, cache = [], None
     for attn in ("sdpa", "eager"):
         with ctxext.patched(model, "rerope:window=5", attn=attn), torch.no_grad():
-            cache = cache or model(ids[:, :-1]).past_key_values
-            given = {"attention_mask": mask, "past_key_values": copy.deepcopy(cache)}
+            cache = cache or model(ids[:, :-1])[CACHE]
+            given = {"attention_mask": mask, CACHE: copy.deepcopy(cache)}
             steps.append(model(ids[:, -1:], **given).logits)
     assert torch.equal(*steps)
 
@@ -439,7 +439,7 @@ def test_prefill_in_chunks_of_padded_rows(spec: str, attn: str) -> None:
             part = positions[:, a:b]
             given.append(
                 logits(model, ids[:, a:b], attention_mask=mask[:, :b], position_ids=part,
-                       past_key_values=cache)
+                       **{CACHE: cache})
             )  # fmt: skip
         for out in (whole, torch.cat(given, 1)):
             for i, want in enumerate(alone):
@@ -470,7 +470,7 @@ def test_compiled_models_give_the_same() -> None:
         compiled = torch.compile(model, backend="eager")
         cache = DynamicCache(config=model.config)
         given = [
-            compiled(ids[:, a:b], past_key_values=cache).logits
+            compiled(ids[:, a:b], **{CACHE: cache}).logits
             for a, b in itertools.pairwise((0, 38, 39, 40))
         ]
         close(torch.cat(given, 1), plain)

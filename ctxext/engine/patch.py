@@ -19,8 +19,6 @@ from ctxext.engine.seams import (
     STATE,
     Feed,
     State,
-    has_gaps,
-    has_holes,
     register_distance,
     register_scaled,
     uncompiled,
@@ -321,6 +319,11 @@ def _apply_seams(
                 replace(undo, module, STATE, state)
         check = functools.partial(_check_inputs, state)
         undo.callback(model.base_model.register_forward_pre_hook(check, with_kwargs=True).remove)
+        if parts:
+            undo.callback(model.base_model.register_forward_hook(_check_weights).remove)
+        for layer in anatomy.taking:
+            note = layer.module.register_forward_pre_hook(state.note_positions, with_kwargs=True)
+            undo.callback(note.remove)
         check_outputs(model, state, before)
     else:
         forward(model, 1, state.feeds)  # `keep_tables` refuses what it does not understand
@@ -330,44 +333,31 @@ def _implementation(layer: nn.Module) -> str | None:
     return getattr(layer.__dict__.get("config"), "_attn_implementation", None)
 
 
-def _length(cache: Any) -> int:
-    """How many tokens a cache has seen; 0 for none."""
-    length = getattr(cache, "get_seq_length", None)
-    return 0 if length is None else int(length())
-
-
 @uncompiled
 def _check_inputs(state: State, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
-    """A pre-hook of the base model: refuses what we cannot serve, and finds true positions."""
-    named = dict(zip(("input_ids", "attention_mask", "position_ids"), args, strict=False))
-    given = {**kwargs, **named}
-    cache, mask = given.get("past_key_values"), given.get("attention_mask")
-    flat = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
+    """A pre-hook of the base model: finds true positions, where methods count."""
     if any(_implementation(layer) not in (state.name, None) for layer in state.layers):
         raise UnsupportedModelError(
             "the attention implementation was changed while the model was patched: remove the "
             "patch first"
         )
-    if state.parts and getattr(cache, "is_compileable", False):
-        raise UnsupportedModelError(
-            f"distance methods do not support {type(cache).__name__}: use the default cache"
-        )
-    if state.parts and flat is not None and has_holes(flat):
-        raise UnsupportedModelError(
-            "distance methods do not support padding between the tokens of a row: pad on one "
-            "side only"
-        )
-    counted, state.before = given.get("position_ids"), _length(cache)
-    relative = state.parts and not state.absolute  # others find more out of place
-    if relative and isinstance(counted, Tensor) and has_gaps(counted, flat):
-        raise UnsupportedModelError(
-            "distance methods do not support position_ids that leave out positions: give ones that "
-            "count every token, or none"
-        )
-    counting = state.query_scales or state.absolute
-    if counting and flat is not None and counted is None:
+    named = dict(zip(("input_ids", "attention_mask", "position_ids"), args, strict=False))
+    given = {**kwargs, **named}
+    mask, counting = given.get("attention_mask"), state.query_scales or state.absolute
+    flat = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
+    if counting and flat is not None and given.get("position_ids") is None:
         tokens = given.get("input_ids")
         tokens = given["inputs_embeds"] if tokens is None else tokens
         positions = (flat.long().cumsum(-1) - 1).clamp(min=0)
         kwargs["position_ids"] = positions[:, -tokens.shape[1] :]
     return args, kwargs
+
+
+def _check_weights(module: nn.Module, args: Any, output: Any) -> None:
+    """A hook of the base model: refuses to give nothing where attention weights are asked for."""
+    given = output.values() if isinstance(output, dict) else output
+    if any(isinstance(x, tuple) and all(each is None for each in x) for x in given):
+        raise UnsupportedModelError(
+            "a distance method gives attention weights for `output_attentions=True` of a forward "
+            "alone: the model was asked for them in another way, or its layers do not pass it on"
+        )

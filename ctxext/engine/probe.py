@@ -36,11 +36,8 @@ ODD = (
     "it is rotated in a way that is not understood: a quarter turn of one frequency does not turn "
     "one pair of dimensions"
 )
-KNOWN = {  # arguments of an attention function that are served, or that change nothing
-    "dropout", "scaling", "sliding_window", "softcap", "s_aux", "position_ids", "is_causal",
-    "use_cache", "layer_type", "position_embeddings", "past_key_values", "output_attentions",
-    "output_hidden_states", "output_router_logits", "return_dict", "cache_position",
-}  # fmt: skip
+FAR = 2**31  # tokens: what sees so far back sees all
+SERVED = ("scaling", "dropout", "softcap", "s_aux")  # numbers that our attention takes
 
 
 @dataclass
@@ -53,9 +50,11 @@ class Layer:
         rotation: the pairs that they turn.
         weights: norms that multiply queries and keys by dimension after they are rotated.
         inside: whether its mask hides every key T or more tokens back.
+        window: how many tokens its mask lets a query see, itself included; None for no limit.
         softcap, sinks: whether its scores are capped, or it has attention sinks.
         head_dim: of queries and keys.
         causal: whether each token sees itself and what is before it, and no more.
+        handed: the names of what else its attention was handed that could change what it gives.
         odd: what its attention goes by that the engine does not know, in a few words.
         blurred: why it is not known how it is rotated, in a few words.
     """
@@ -67,6 +66,8 @@ class Layer:
     head_dim: int
     causal: bool
     odd: str | None
+    window: int | None = None
+    handed: frozenset[str] = frozenset()
     source: Source | None = None
     rotation: Rotation | None = None
     weights: tuple[nn.Module, nn.Module] | None = None
@@ -116,6 +117,7 @@ class _Run:
     normed: dict[int, tuple[Tensor, nn.Module]] = field(default_factory=dict)  # by id
     masks: dict[int, tuple[Tensor, Any, int | None]] = field(default_factory=dict)  # by address
     used: list[Source] = field(default_factory=list)
+    tables: list[Tensor] = field(default_factory=list)  # that rotary modules gave
     axes: dict[Source, tuple[int, ...]] = field(default_factory=dict)  # of positions, before [b, n]
 
 
@@ -148,7 +150,7 @@ def learn(model: Any, sources: list[Source]) -> tuple[list[Layer], dict[Source, 
             raise _deaf(source.module)
     trained = sources[0].trained
     for before, after in zip(still.calls, turned.calls, strict=True):
-        layer = _layer(before, still.masks, trained)
+        layer = _layer(before, still, trained)
         try:
             layer.source, layer.rotation = _decode(before, after, widths, columns)
             query_norm, key_norm = before.norms
@@ -202,7 +204,7 @@ def forward(model: Any, length: int, sources: Iterable[Source]) -> None:
         )
         some = torch.arange(ROWS * length + 1, device=weight.device) + len(weight) // 3
         some = some % len(weight)
-        some[some == (pad if isinstance(pad, int) else -1)] += 1
+        some[some == (pad % len(weight) if isinstance(pad, int) else -1)] += 1
         ids = some[: ROWS * length].view(ROWS, length) % len(weight)
         with torch.no_grad(), contextlib.ExitStack() as undo:
             for module in {id(source.module): source.module for source in sources}.values():
@@ -255,7 +257,9 @@ def _stand_in(
             run.used.append(source)
             run.axes[source] = tuple(position_ids.shape[:-2])
         if turning is None:
-            return call_rotary(real, x, position_ids * 0, layer_type)
+            still = call_rotary(real, x, position_ids * 0, layer_type)
+            run.tables += still if isinstance(still, tuple) else (still,)
+            return still
         codes = _codes(source, turning)
         rows = [
             _table(real, source, x, position_ids[..., :1], codes >> t & 1)
@@ -441,23 +445,65 @@ def _source_of(code: int, widths: dict[Source, int]) -> tuple[Source, int]:
     raise _NotUnderstoodError(ODD)
 
 
-def _layer(call: _Seen, masks: dict[int, tuple[Tensor, Any, int | None]], trained: int) -> Layer:
+def _layer(call: _Seen, run: _Run, trained: int) -> Layer:
     """What a call says of its layer, but for its rotation."""
-    inside, causal = False, call.given.get("is_causal") is not False
-    given = {name: value for name, value in call.given.items() if value is not None}
-    if call.mask is not None and call.mask.untyped_storage().data_ptr() in masks:
-        _, function, window = masks[call.mask.untyped_storage().data_ptr()]
+    inside, causal, window = False, call.given.get("is_causal") is not False, None
+    if call.mask is not None and call.mask.untyped_storage().data_ptr() in run.masks:
+        _, function, local = run.masks[call.mask.untyped_storage().data_ptr()]
         try:
             inside = not _sees(function, trained, min(trained, QUERIES))
+            window = _window(function)
         except IndexError:  # it goes by what these few tokens are
-            inside = window is not None and window <= trained
+            inside, window = local is not None and local <= trained, local
         causal = causal and not _sees(function, -1, 2)
-    unknown = sorted(given.keys() - KNOWN)
-    odd = f"its attention takes {unknown[0]!r}, by which it may choose keys" if unknown else None
-    if call.mask is not None and call.mask.untyped_storage().data_ptr() not in masks:
-        odd = "its attention chooses keys by a mask of its own, which may go by positions"
-    sinks, softcap = given.get("s_aux") is not None, bool(given.get("softcap"))
-    return Layer(call.module, inside, softcap, sinks, call.query.shape[-1], causal, odd)
+    given = {name: x for name, x in call.given.items() if name not in SERVED}
+    names = frozenset(handed(given))
+    odd = [name for name in sorted(names) if not _says_positions(given[name], run, call)]
+    why = f"its attention takes {odd[0]!r}, by which it may choose keys" if odd else None
+    if call.mask is not None and call.mask.untyped_storage().data_ptr() not in run.masks:
+        why = "its attention chooses keys by a mask of its own, which may go by positions"
+    sinks, softcap = call.given.get("s_aux") is not None, bool(call.given.get("softcap"))
+    head_dim = call.query.shape[-1]
+    return Layer(call.module, inside, softcap, sinks, head_dim, causal, why, window, names)
+
+
+def handed(given: dict[str, Any]) -> Iterator[str]:
+    """Which arguments of an attention function could change what it gives: functions, numbers that
+    are no counts, and tensors of more than one. Flags and caches keep books."""
+    for name, value in given.items():
+        some = value if isinstance(value, (tuple, list)) else (value,)
+        if any(callable(x) or isinstance(x, float) or _is_many(x) for x in some):
+            yield name
+
+
+def _is_many(x: Any) -> bool:
+    return isinstance(x, Tensor) and x.numel() > 1
+
+
+def _says_positions(value: Any, run: _Run, call: _Seen) -> bool:
+    """Whether tensors are the tokens' positions or the tables that rotate them."""
+    some, n = value if isinstance(value, (tuple, list)) else (value,), call.query.shape[2]
+
+    def says(x: Any) -> bool:
+        if not isinstance(x, Tensor):
+            return False
+        count = torch.arange(n, device=x.device)
+        return any(x is t for t in run.tables) or (
+            x.shape[-1:] == (n,) and bool((x == count).all())
+        )
+
+    return all(map(says, some))
+
+
+def _window(function: Any) -> int | None:
+    """How many tokens a mask function lets a query see, itself included; None for no limit."""
+    if _sees(function, FAR, 1):
+        return None
+    low, high = 0, FAR
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if _sees(function, middle, 1) else (low, middle)
+    return high
 
 
 def _sees(function: Any, back: int, count: int) -> bool:

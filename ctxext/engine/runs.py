@@ -45,40 +45,32 @@ class Run(NamedTuple):
 
 
 def find_runs(
-    positions: Tensor, mask: Tensor | None, b: int, n: int, m: int, dropped: int = 0
+    begins: Tensor, mask: Tensor | None, b: int, m: int, window: int | None, full: bool
 ) -> list[Run] | None:
     """The runs of every row; None where each row is one that begins at slot 0, unmasked.
 
     Queries in no run are padding.
 
     Args:
-        positions: true positions of the queries [b or 1, n or more], of which the last n are meant.
+        begins: slot − true position of each query [b or 1, n].
         mask: [b or 1, 1, n or 1, m], True where seen.
-        dropped: how many slots before these a sliding cache has dropped.
+        window: how many tokens a query sees, itself included; None for no limit.
+        full: whether a sliding cache may have dropped slots before these.
 
     Raises:
         UnsupportedModelError: positions do not count from the first token that a query may see.
     """
-    if positions.shape[1] < n:
-        raise UnsupportedModelError(
-            "this distance method does not know the positions of a layer that runs again after "
-            "another forward: run it before, or without gradient checkpointing"
-        )
-    slots = torch.arange(m - n, m)
-    begins = slots - positions[:, -n:].cpu().long()  # [b or 1, n]
-    if mask is None and dropped == 0:
-        if begins.any():
-            raise _astray()
+    if mask is None and not begins.any():
         return None
-    runs = []
+    runs, past = [], m - begins.shape[1]
     rows = torch.ones(1, 1, m, dtype=torch.bool) if mask is None else mask[:, 0].cpu()
     for row in range(b):
         begin = begins[row if len(begins) > 1 else 0]
         own = rows[row if len(rows) > 1 else 0]
-        for start, stop in _pieces(begin, _real(own, begin, m - n)):
-            if begin[start] < -dropped:
+        for start, stop in pieces(begin, _real(own, begin, past)):
+            if begin[start] < 0 and not full:
                 raise _astray()
-            runs.append(_run(row, start, stop, int(begin[start]), own, m - n))
+            runs.append(_run(row, start, stop, int(begin[start]), own, past, window))
     return runs
 
 
@@ -104,20 +96,22 @@ def _real(mask: Tensor, begin: Tensor, past: int) -> Tensor:
     return mask.diagonal(past) | (mask.any(-1) & ~astray.any(-1))
 
 
-def _pieces(begin: Tensor, real: Tensor) -> list[tuple[int, int]]:
+def pieces(begin: Tensor, real: Tensor) -> list[tuple[int, int]]:
     """Where the queries that are real have one beginning: start, stop each."""
     key = torch.where(real, begin, torch.iinfo(torch.long).min)
     edges = [0, *((key.diff() != 0).nonzero().flatten() + 1).tolist(), len(key)]
     return [(a, z) for a, z in itertools.pairwise(edges) if real[a]]
 
 
-def _run(row: int, start: int, stop: int, begin: int, mask: Tensor, past: int) -> Run:
+def _run(
+    row: int, start: int, stop: int, begin: int, mask: Tensor, past: int, window: int | None
+) -> Run:
     """One run; its mask [n or 1, m] is cut to it, and left out where causal order is all."""
     own = mask[start:stop] if len(mask) > 1 else mask
     first = max(0, begin)
     if bool(own[:, :first].any()):
         raise _astray()
-    if begin >= 0 and _starts_late(mask, start, stop, begin, past):
+    if begin >= 0 and _starts_late(mask, start, begin, past, window):
         raise _astray()
     own = own[:, first : past + stop]
     n, m = own.shape
@@ -127,15 +121,15 @@ def _run(row: int, start: int, stop: int, begin: int, mask: Tensor, past: int) -
     return Run(row, start, stop, begin, own.expand(1, 1, stop - start, -1))
 
 
-def _starts_late(mask: Tensor, start: int, stop: int, begin: int, past: int) -> bool:
-    """Whether queries start … stop−1 see nothing of `begin`, under the mask [n or 1, m] of a row.
+def _starts_late(mask: Tensor, start: int, begin: int, past: int, window: int | None) -> bool:
+    """Whether the query `start` sees nothing of `begin`, under the mask [n or 1, m] of a row.
 
-    Not so where a window may have hidden it, or they are padding.
+    Not so where its window has hidden it, or it is padding.
     """
     if len(mask) < mask.shape[1] - past:
         return not bool(mask[0, begin])
-    own = mask[start:stop]
-    return past == 0 and bool(own.diagonal(start).any()) and not bool(own[:, begin].any())
+    inside = window is None or past + start - begin < window
+    return inside and bool(mask[start, past + start]) and not bool(mask[start, begin])
 
 
 def attend_runs(

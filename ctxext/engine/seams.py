@@ -20,17 +20,18 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, causal_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ctxext.engine.paths import attend
-from ctxext.engine.probe import Layer, call_rotary
-from ctxext.engine.runs import Run, attend_runs, find_runs
+from ctxext.engine.probe import Layer, call_rotary, handed
+from ctxext.engine.runs import attend_runs
+from ctxext.engine.slots import Slots, counts_padding, find_slots
 from ctxext.engine.switch import registered
 from ctxext.errors import UnsupportedModelError
 from ctxext.models.layout import Source
 from ctxext.patches.base import Part, QueryScale, as_held, identity
 
 KEPT = "_ctxext_kept"  # the attribute of a table that has the tables of before the patch
+POSITIONS = "_ctxext_positions"  # … and the positions that it is for
 STATE = "_ctxext_state"  # the attribute by which an attention module finds its model's state
 WATCH = "_ctxext_watch"  # … and who is told what it scores
-UNKNOWN = ("position_bias", "cache", "block_table")  # arguments that change attention
 CAUSAL: tuple[Part, ...] = (Part(0, None, identity, identity),)  # of layers without positions
 
 
@@ -123,15 +124,14 @@ class State:
     query_scales: tuple[QueryScale, ...]
     path: str  # an attention path
     own: str  # transformers' implementation, for what the methods leave alone
-    positions: Tensor | None = None  # [b or 1, n], of the forward pass that is running
-    padding: tuple[Tensor, list[int] | None] | None = None  # a mask, and what it says
-    causal: Tensor | None = None  # a mask that shows no token what comes after it
+    positions: Tensor | None = None  # [·, b or 1, n], of the layer that is running
     name: str | None = None  # what the attention function is registered as
     cached: Callable[[Tensor], Tensor] = identity  # the positions of the keys that a cache holds
     absolute: bool = False  # whether the parts go by more than distance
-    before: int = 0  # tokens that the cache has seen before the forward pass that is running
-    # … and the runs of positions, a mask, and as many slots
-    runs: tuple[Tensor, Tensor | None, int, list[Run] | None] | None = None
+    # what positions and a mask say of a layer, by shape and window: layers of a forward share them
+    known: list[tuple[Tensor, Tensor | None, tuple[int | None, ...], Any]] = field(
+        default_factory=list
+    )
 
     @uncompiled
     def forward(
@@ -143,18 +143,39 @@ class State:
         layer_type: str | None = None,
     ) -> Any:
         """The new forward of a rotary module."""
-        self.positions = position_ids if position_ids.ndim == 2 else position_ids[0]
-        self.padding = self.causal = self.runs = None
+        self.positions = position_ids
+        self.known.clear()
         known = (f for f in self.feeds.values() if f.source.module is module)
         feed = next((f for f in known if f.source.layer_type == layer_type), None)
         if feed is None:
-            return call_rotary(own, x, position_ids, layer_type)
-        feed.turned.clear()
-        feed.given = self._tables(feed, x, position_ids)
-        if feed.before is not None:
+            given = call_rotary(own, x, position_ids, layer_type)
+        else:
+            feed.turned.clear()
+            given = feed.given = self._tables(feed, x, position_ids)
+        _first(given).__dict__[POSITIONS] = position_ids
+        if feed is not None and feed.before is not None:
             feed.kept = feed.as_before(x, position_ids)
-            _first(feed.given).__dict__[KEPT] = feed.kept
-        return feed.given
+            _first(given).__dict__[KEPT] = feed.kept
+        return given
+
+    def note_positions(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        """A pre-hook of an attention module: finds the positions of the tables that it is handed.
+
+        In a backward a layer may run again after another forward.
+        """
+        if torch.is_grad_enabled():
+            self._note(args, kwargs)
+
+    @uncompiled
+    def _note(self, args: Any, kwargs: Any) -> None:
+        tables = (_first(x) for x in (*args, *kwargs.values()))
+        known = (x.__dict__.get(POSITIONS) for x in tables if x is not None)
+        found = next((x for x in known if x is not None), None)
+        if found is None and torch._C._current_graph_task_id() != -1:
+            found = kwargs.get("position_ids")  # of copied tables: None is refused
+            self.positions = found if isinstance(found, Tensor) else None
+        elif found is not None:
+            self.positions = found
 
     @uncompiled
     def keep_tables(self, feed: Feed, module: nn.Module, args: Any, kwargs: Any) -> Any:
@@ -215,81 +236,81 @@ class State:
             for part in self.parts
         )
 
-    def first_tokens(self, mask: Tensor | None, n: int) -> list[int] | None:
-        """Each row's first slot that holds a token, where the mask [b, 1, 1, m] says no more.
-
-        A mask over the keys of n = 1 query may also hide the newest ones, unlike padding.
-        """
-        if mask is None or mask.shape[2] != 1 or (n == 1 and not mask[..., -1].all()):
-            return None
-        if self.padding is None or self.padding[0] is not mask:
-            flat = mask[:, 0, 0]
-            self.padding = (mask, None if has_holes(flat) else flat.int().argmax(-1).tolist())
-        return self.padding[1]
-
-    def find_runs(
-        self, mask: Tensor | None, given: Tensor | None, query: Tensor, key: Tensor
-    ) -> list[Run] | None:
-        """`find_runs` of the forward that is running, whose layers share positions and mask."""
-        positions = self.positions if given is None else given
-        assert positions is not None
-        positions = positions if positions.ndim == 2 else positions[0]
+    def slots(self, layer: Layer, mask: Tensor | None, query: Tensor, key: Tensor) -> Slots:
+        """`find_slots` of the layer that is running."""
         (b, _, n, _), m = query.shape, key.shape[2]
-        known = self.runs
-        if known is None or known[0] is not positions or known[1] is not mask or known[2] != m:
-            dropped = max(0, self.before + n - m)
-            known = (positions, mask, m, find_runs(positions, mask, b, n, m, dropped))
-            self.runs = known
-        return known[3]
+        positions = self._known_positions(n)
 
-    def refuse_ahead(self, mask: Tensor) -> None:
-        """UnsupportedModelError where a mask [b, 1, n, m] shows a token what comes after it."""
-        if self.causal is mask:  # the layers of a forward share theirs
-            return
-        n, m = mask.shape[2:]
-        if bool(mask.triu(m - n + 1).any()):
+        def find() -> Slots:
+            seen = mask
+            if mask is not None:
+                seen = seen_by(mask) if mask.is_floating_point() else mask.bool()
+            return find_slots(positions, seen, b, n, m, layer.window, self.absolute)
+
+        return cast(Slots, self._once(positions, mask, (b, n, m, layer.window), find))
+
+    def _once(
+        self,
+        positions: Tensor,
+        mask: Tensor | None,
+        shape: tuple[int | None, ...],
+        find: Callable[[], Any],
+    ) -> Any:
+        """What `find` gives, found once for the layers that share positions, mask and shape."""
+        for its_positions, its_mask, its_shape, found in self.known:
+            if its_positions is positions and its_mask is mask and its_shape == shape:
+                return found
+        found = find()
+        self.known = [*self.known[-3:], (positions, mask, shape, found)]  # layers may own masks
+        return found
+
+    def is_positions(self, x: Any) -> bool:
+        """Whether an argument is the positions of the layer that is running, of any axis."""
+        positions = self._known_positions()
+        if not isinstance(x, Tensor) or x.shape[-2:] != positions.shape[-2:]:
+            return False
+        same = functools.partial(torch.equal, *torch.broadcast_tensors(x, positions))
+        return bool(self._once(positions, x, (), same))
+
+    def _known_positions(self, n: int = 0) -> Tensor:
+        """Those of the layer that is running, which has n queries."""
+        if self.positions is None or self.positions.shape[-1] < n:
             raise UnsupportedModelError(
-                "distance methods do not support a mask that lets tokens see what comes after them"
+                "the positions are not known of a layer that runs again after another forward: "
+                "run it before, or without gradient checkpointing"
             )
-        self.causal = mask
+        return self.positions
 
-    def scale_query(self, query: Tensor, given: Tensor | None) -> Tensor:
+    def scale_query(self, layer: Layer, query: Tensor, mask: Any) -> Tensor:
         """Queries [b, h, n, d] times the query scales of their true positions."""
         if not self.query_scales:
             return query
-        positions = self.positions if given is None else given
-        if positions is None or positions.shape[1] < query.shape[2]:
-            raise UnsupportedModelError(
-                "query scales do not know the positions of a layer that runs again after another "
-                "forward: run it before, or without gradient checkpointing"
-            )
-        n = positions[:, -query.shape[2] :].to(query.device, torch.float64) + 1
-        scale = torch.ones_like(n)
-        for method in self.query_scales:
-            scale = scale * method.scale(n, self.trained)
+        n = query.shape[2]
+        positions = self._known_positions(n)
+        shape = (n, layer.window)
+        scale: Tensor = self._once(positions, mask, shape, lambda: self._scales(layer, n, mask))
         wide = torch.promote_types(query.dtype, torch.float32)
-        return (query * scale[:, None, :, None].to(wide)).to(query.dtype)
+        scaled: Tensor = query * scale.to(query.device, wide)
+        return scaled.to(query.dtype)
 
-
-def has_holes(mask: Tensor) -> bool:
-    """Whether any row of a mask [b, m] has more than one run of tokens."""
-    starts = torch.diff(mask.bool().int(), prepend=torch.zeros_like(mask[:, :1]).int()) == 1
-    return bool((starts.sum(-1) > 1).any())
-
-
-def has_gaps(positions: Tensor, mask: Tensor | None) -> bool:
-    """Whether tokens next to each other stand further apart, by positions [b or 1, n].
-
-    Args:
-        mask: of tokens and padding [b, n or more], None where there is no padding.
-    """
-    if positions.ndim != 2 or positions.shape[1] < 2:  # of images, several axes may skip
-        return False
-    gaps = positions.diff(dim=-1) > 1
-    if mask is not None:
-        tokens = mask[:, -positions.shape[1] :].to(gaps.device).bool()
-        gaps = gaps & tokens[:, 1:] & tokens[:, :-1]
-    return bool(gaps.any())
+    def _scales(self, layer: Layer, n: int, mask: Any) -> Tensor:
+        """The query scales of n queries [b or 1, 1, n, 1], float64."""
+        positions = self._known_positions()
+        positions = positions.reshape(-1, *positions.shape[-2:])[0, :, -n:]
+        chosen = any(layer.odd for layer in self.layers.values())  # keys that a mask may hide
+        if isinstance(mask, Tensor) and not chosen:
+            seen = mask > torch.finfo(mask.dtype).min / 2 if mask.is_floating_point() else mask
+            seen = seen.bool() if seen.ndim == 4 else seen[:, None, None].bool()
+            if counts_padding(positions, seen[:, :1], n, layer.window):
+                raise UnsupportedModelError(
+                    "query scales count positions from a row's first token: give position_ids "
+                    "that do, or none"
+                )
+        counted = positions.double() + 1
+        scale = torch.ones_like(counted)
+        for method in self.query_scales:
+            scale = scale * method.scale(counted, self.trained)
+        return scale[:, None, :, None]
 
 
 @uncompiled
@@ -313,7 +334,7 @@ def attention(
     if layer is None and any(type(known) is type(module) for known in state.layers):
         raise UnsupportedModelError(f"{type(module).__name__} did not run when it was patched")
     if layer is not None and not layer.inside:
-        query = state.scale_query(query, kwargs.get("position_ids"))
+        query = state.scale_query(layer, query, attention_mask)
         if state.parts:
             return _distance_attention(state, layer, query, key, value, attention_mask, **kwargs)
     own = own_attention(state.own, module)
@@ -338,15 +359,19 @@ def _distance_attention(
     dropout: float = 0.0,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
+    is_causal: bool | None = None,
+    output_attentions: bool | None = None,
     **kwargs: Any,
-) -> tuple[Tensor, None]:
+) -> tuple[Tensor, Tensor | None]:
     """`attention` with the parts of a distance method, or causal where there are no positions."""
-    if odd := [name for name in UNKNOWN if kwargs.get(name) is not None]:
-        raise UnsupportedModelError(f"distance methods do not support attention with {odd[0]!r}")
-    if mask is not None and mask.is_floating_point():
-        mask = seen_by(mask)
-    if mask is not None and mask.shape[2] > 1:
-        state.refuse_ahead(mask)
+    slots, m = state.slots(layer, mask, query, key), key.shape[2]
+    for name in handed(kwargs):
+        if name not in layer.handed and not state.is_positions(kwargs[name]):
+            raise UnsupportedModelError(f"distance methods do not support attention with {name!r}")
+    if is_causal is False and mask is None and query.shape[2] > 1:
+        raise UnsupportedModelError("distance methods do not support attention that is not causal")
+    if slots.used < m:
+        key, value = key[:, :, : slots.used], value[:, :, : slots.used]
     query, key = query.to(value.dtype), key.to(value.dtype)
     parts, turn = CAUSAL, _turn_of(None, layer)
     if layer.source is not None:
@@ -355,18 +380,22 @@ def _distance_attention(
         query, key, turn = _unweighted(layer.weights, query, key, turn)
     scaling = scaling if scaling is not None else query.shape[-1] ** -0.5
     if watch := layer.module.__dict__.get(WATCH):
-        watch(query, key, parts, turn, scaling, mask, softcap, s_aux)
-    run = functools.partial(
-        attend, state.path, turn=turn, scaling=scaling,
-        dropout=dropout, softcap=softcap, sinks=s_aux,
-    )  # fmt: skip
-    if state.absolute and layer.source is not None:
-        runs = state.find_runs(mask, kwargs.get("position_ids"), query, key)
-        output = attend_runs(run, parts, runs, query, key, value)
-    else:
-        first = state.first_tokens(mask, query.shape[2])
-        output = run(query, key, value, parts=parts, mask=mask, first=first)
-    return output.transpose(1, 2).contiguous(), None
+        watch(query, key, parts, turn, scaling, slots.mask, softcap, s_aux)
+
+    def weigh(value: Tensor, dropout: float) -> Tensor:
+        run = functools.partial(
+            attend, state.path, turn=turn, scaling=scaling,
+            dropout=dropout, softcap=softcap, sinks=s_aux,
+        )  # fmt: skip
+        if state.absolute and layer.source is not None:
+            return attend_runs(run, parts, slots.runs, query, key, value)
+        return run(query, key, value, parts=parts, mask=slots.mask, first=slots.first)
+
+    weights = None
+    if output_attentions:  # what each key gives where it is all that its value has
+        one = torch.eye(slots.used, m, dtype=value.dtype, device=value.device)
+        weights = weigh(one.expand(*key.shape[:2], -1, -1), 0.0)
+    return weigh(value, dropout).transpose(1, 2).contiguous(), weights
 
 
 def _turn_of(feed: Feed | None, layer: Layer) -> Turn:

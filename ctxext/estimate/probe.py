@@ -16,6 +16,7 @@ from ctxext.engine.patch import patched
 from ctxext.estimate.work import Shape
 from ctxext.export.small import fewer_layers, outline
 from ctxext.machine import allocated_peak, clock, release
+from ctxext.models.calls import cache_name
 from ctxext.models.layout import find_sources
 from ctxext.models.loading import Source
 from ctxext.patches import Spec
@@ -74,6 +75,7 @@ class Probe:
         self._model = _build(small, source)
         takes = "logits_to_keep" in inspect.signature(self._model.forward).parameters
         self._options: dict[str, Any] = {"logits_to_keep": 1} if takes else {}
+        self._cache = cache_name(self._model)
 
     def speeds(
         self, spec: Spec, longest: int, batch: Callable[[int], int], seconds: float, steps: bool
@@ -142,17 +144,15 @@ class Probe:
 
     def _step(self, tokens: int) -> float:
         """Seconds of a decoding step after so many tokens."""
-        cache, one = self._prefill(tokens).past_key_values, self._ids(1)
+        given, one = {self._cache: self._prefill(tokens)[self._cache]}, self._ids(1)
 
         def step() -> object:
-            return self._model(
-                input_ids=one, past_key_values=cache, use_cache=True, **self._options
-            )
+            return self._model(input_ids=one, use_cache=True, **given, **self._options)
 
         return statistics.median(clock(self._model.device, step) for _ in range(STEPS))
 
     def _cached(self) -> float:
-        cache, whole = self._prefill(FIRST).past_key_values, 0
+        cache, whole = self._prefill(FIRST)[self._cache], 0
         for layer in getattr(cache, "layers", ()):
             held = (getattr(layer, name, None) for name in ("keys", "values"))
             whole += sum(tensor.nbytes for tensor in held if isinstance(tensor, Tensor))

@@ -131,12 +131,14 @@ def _in_parts(model: Any, ids: Tensor, rows: Tensor) -> Tensor:
     """The logits through a cache."""
     import torch
 
+    takes = inspect.signature(type(model).forward).parameters
+    name = "cache" if "cache" in takes else "past_key_values"
     found, cache, start = [], None, 0
     for some in ids.split(PART, 1):
-        out = model(some, past_key_values=cache, use_cache=True)
+        out = model(some, use_cache=True, **{name: cache})
         here = rows[(rows >= start) & (rows < start + PART)] - start
         found.append(out.logits[0, here].float().cpu())
-        cache, start = out.past_key_values, start + PART
+        cache, start = out[name], start + PART
     return torch.cat(found)
 
 

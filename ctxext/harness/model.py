@@ -14,6 +14,7 @@ from ctxext import __version__, patches
 from ctxext.engine.patch import patch
 from ctxext.engine.paths import NAMES
 from ctxext.errors import CtxextError, UsageError
+from ctxext.harness.padding import padding
 from ctxext.harness.quiet import quiet
 from ctxext.models import loading
 from ctxext.models.trained import trained_length
@@ -98,6 +99,7 @@ class ContextLM(HFLM):  # type: ignore[misc]
             logging.getLogger("lm_eval.ctxext").warning(note)
         most = most or trained or trained_length(model.config)
         with quiet():  # it would warn of arguments that are ours
+            tokenizer = padding(tokenizer, model)
             super().__init__(pretrained=model, tokenizer=tokenizer, max_length=most, **passed)
 
     @classmethod

@@ -15,6 +15,7 @@ from transformers.cache_utils import DynamicCache
 
 from ctxext.errors import CtxextError
 from ctxext.measure.attempts import reads_in_parts
+from ctxext.models.calls import cache_name, padding_id
 from ctxext.tasks.base import Row, Sample
 
 SHARED = 0.5  # of a prompt that must be another's beginning too, to be read but once
@@ -157,8 +158,7 @@ class _Decoder:
         own = getattr(model.generation_config, "eos_token_id", None)
         ends = [*(own if isinstance(own, list) else [own]), tokenizer.eos_token_id, *limits.stops]
         self._ends = sorted({int(end) for end in ends if end is not None})
-        pads = (tokenizer.pad_token_id, *self._ends, 0)
-        self._pad = next(int(pad) for pad in pads if pad is not None)
+        self._pad = padding_id(model, tokenizer.pad_token_id, *self._ends)
         self._config = GenerationConfig(
             do_sample=False,
             num_beams=1,
@@ -198,9 +198,10 @@ class _Decoder:
         """Read what is to be read in chunks: `generate` does not in every release, with a cache."""
         if self._chunk is None or not ids.shape[1]:
             return
+        base = self._model.base_model
         with torch.inference_mode():
             for part in ids.to(self._device).split(self._chunk, 1):
-                self._model.base_model(input_ids=part, past_key_values=cache, use_cache=True)
+                base(input_ids=part, use_cache=True, **{cache_name(base): cache})
 
     def _generate(self, ids: Tensor, mask: Tensor, cache: Any) -> list[Answer]:
         ids, mask = ids.to(self._device), mask.to(self._device)
@@ -209,7 +210,7 @@ class _Decoder:
             out = self._model.generate(
                 input_ids=ids,
                 attention_mask=mask,
-                past_key_values=cache,
+                **{cache_name(self._model): cache},
                 generation_config=self._config,
                 logits_processor=LogitsProcessorList([margins]),
             )

@@ -14,6 +14,7 @@ from transformers.modeling_outputs import MoeModelOutputWithPast
 
 from ctxext.data import Text
 from ctxext.errors import UnsupportedModelError, UsageError
+from ctxext.models.calls import cache_name
 from ctxext.tasks.base import TokenScores, Windows
 
 LOGITS_AT_ONCE = 2**24  # 64 MiB of float32
@@ -109,10 +110,10 @@ def _hidden(model: Any, ids: Tensor, chunk: int | None) -> Iterator[tuple[int, T
     if chunk is None:
         yield 0, model.base_model(input_ids=ids, use_cache=False).last_hidden_state
         return
-    cache, end = DynamicCache(config=model.config), ids.shape[1] - 1
+    base, cache, end = model.base_model, DynamicCache(config=model.config), ids.shape[1] - 1
     for start in range(0, end, chunk):
         part = ids[:, start : min(start + chunk, end)]
-        read = model.base_model(input_ids=part, past_key_values=cache, use_cache=True)
+        read = base(input_ids=part, use_cache=True, **{cache_name(base): cache})
         if cache.get_seq_length() != start + part.shape[1]:
             raise UnsupportedModelError(f"{type(model).__name__} does not keep what it has read")
         yield start, read.last_hidden_state

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -124,6 +123,7 @@ class LmEval(HarnessTask):
             CtxextError: lm_eval gave no number for the first metric.
         """
         from ctxext.harness.answers import mend
+        from ctxext.harness.padding import padding
         from ctxext.harness.quiet import quiet
 
         loaded = self._load()
@@ -138,7 +138,7 @@ class LmEval(HarnessTask):
             for task in loaded["tasks"].values():
                 task.set_fewshot_seed(seed)
             runner = HFLM(
-                pretrained=model, tokenizer=copy.deepcopy(tokenizer), max_length=length,
+                pretrained=model, tokenizer=padding(tokenizer, model), max_length=length,
                 batch_size=batch,
             )  # fmt: skip
             results = evaluate(

@@ -1,0 +1,266 @@
+"""What an attention layer is handed against what positions say: caches, axes, padding, arguments.
+
+Logits are compared as in test_engine.py, to 1e-5 of the largest.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from conftest import CACHE, random_model, tokens
+from test_engine import ABSOLUTE, NARROW, WIDE, L, close, logits, padded, small
+from torch import Tensor
+from transformers import DynamicCache, StaticCache
+
+import ctxext
+from ctxext.engine.seams import STATE
+from ctxext.errors import UnsupportedModelError
+
+SPECS = [*NARROW.values(), "rerope:window=5+logn", "self-extend:window=5,group=3+logn", "logn"]
+RELATIVE = [spec for spec in NARROW.values() if spec not in ABSOLUTE]
+HALF = ["sliding_attention", "full_attention"]
+MODELS: dict[str, Callable[[], Any]] = {
+    "llama": random_model,
+    "mistral": lambda: small("Mistral", sliding_window=38),  # above T, so that methods are in it
+}
+LEFT_ALONE = [("gemma3", "rerope:window=5"), ("gemma3", ABSOLUTE[0])]  # of half of the layers
+
+
+def refused(words: str) -> Any:
+    """One line with these words."""
+    return pytest.raises(UnsupportedModelError, match=rf"\A[^\n]*{words}[^\n]*\Z")
+
+
+# Caches ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "spec"), [*itertools.product(MODELS, SPECS), *LEFT_ALONE])
+def test_static_caches_give_what_the_default_one_gives(name: str, spec: str) -> None:
+    """Padded batches, prompts in chunks, beams; sliding layers drop keys, or hold too many."""
+    gemma = {"sliding_window": 16, "layer_types": HALF}
+    model = MODELS[name]() if name in MODELS else small("Gemma3", "Gemma3Text", **gemma)
+    model.generation_config.eos_token_id = None
+    rows = [tokens(n, seed=n)[0] for n in (45, 20)]
+    ids, mask, _ = padded(rows)
+    greedy: dict[str, Any] = {"do_sample": False, "max_new_tokens": 8, "attention_mask": mask}
+    with ctxext.patched(model, spec, 4 * L):
+        want, whole = model.generate(ids, **greedy), logits(model, rows[0][None], use_cache=False)
+        for more in ({}, {"prefill_chunk_size": 19}):
+            static = model.generate(ids, cache_implementation="static", **greedy, **more)
+            assert torch.equal(static, want)
+        model.generation_config.cache_implementation = "static"
+        beams = [model.generate(ids, num_beams=2, use_cache=c, **greedy) for c in (True, False)]
+        assert torch.equal(*beams)
+        for cache in (StaticCache(model.config, max_cache_len=64), DynamicCache()):
+            pieces = itertools.pairwise((0, 20, 21, 44, 45))
+            given = [logits(model, rows[0][None, a:b], **{CACHE: cache}) for a, b in pieces]
+            close(torch.cat(given, 1), whole)
+
+
+@pytest.mark.parametrize("spec", [*RELATIVE, *ABSOLUTE[:1]])
+def test_a_cache_that_does_not_hold_what_positions_say(spec: str) -> None:
+    """Keys that are missing, and positions that leave out, repeat, or go on without padding."""
+    model, ids = random_model(), tokens(L)
+
+    def step(past: int, position: int, lost: int = 0) -> Tensor:
+        cache = DynamicCache(config=model.config)
+        logits(model, ids[:, :past], **{CACHE: cache})
+        for layer in cache.layers:
+            layer.keys, layer.values = layer.keys[:, :, lost:], layer.values[:, :, lost:]
+        more = torch.arange(position, position + 3)[None]
+        return logits(model, ids[:, past : past + 3], position_ids=more, **{CACHE: cache})
+
+    with ctxext.patched(model, spec, 4 * L):
+        close(step(40, 40), logits(model, ids[:, :43])[:, -3:])
+        for past, position, lost in ((40, 40, 9), (40, 47, 0), (40, 33, 0)):
+            count = past - lost
+            with refused(f"holds {count} keys before the token at position {position}: distance"):
+                step(past, position, lost)
+
+
+@pytest.mark.parametrize("spec", RELATIVE)
+def test_positions_that_repeat_within_a_forward(spec: str) -> None:
+    """Rows packed into one, where no mask shows it: transformers makes none with a cache."""
+    model, ids = random_model(), tokens(20)
+    with ctxext.patched(model, spec, 4 * L):
+        for packed in ([*range(12), *range(8)], [0] * 20, [*range(10), 9, *range(10, 19)]):
+            with refused("leave out or repeat positions"):
+                model(ids, position_ids=torch.tensor([packed]), use_cache=True)
+
+
+def test_how_far_a_layer_sees() -> None:
+    """As its own mask says: sliding, unlimited, or in chunks."""
+    chunks = {"attention_chunk_size": 40, "num_local_experts": 2, "intermediate_size_mlp": 96}
+    llama4 = small("Llama4", "Llama4Text", layer_types=["chunked_attention", HALF[1]], **chunks)
+    windows = {"mistral": [38, 38], "llama": [None, None], "llama4": [40, None]}
+    for name, want in windows.items():
+        model = llama4 if name == "llama4" else MODELS[name]()
+        with ctxext.patched(model, "logn", train_len=32):
+            state = model.model.layers[0].self_attn.__dict__[STATE]
+            assert [layer.window for layer in state.layers.values()] == want, name
+
+
+# Padding that no hook has told of ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("spec", [*ABSOLUTE, "logn", "rerope:window=5+logn"])
+@pytest.mark.parametrize("past", [0, 40])
+def test_positions_that_count_padding_are_noticed(spec: str, past: int) -> None:
+    """Without the hook that finds positions, as where an argument of a forward has a new name."""
+    model = random_model()
+    ids, mask, _ = padded([tokens(43)[0], tokens(9)[0]])
+    with ctxext.patched(model, spec, 4 * L):
+        cache = DynamicCache(config=model.config)
+        if past:
+            logits(model, ids[:, :past], attention_mask=mask[:, :past], **{CACHE: cache})
+        model.model._forward_pre_hooks.clear()
+        with refused("positions from a row's first token"):
+            model(ids[:, past:], attention_mask=mask, **{CACHE: cache})
+
+
+# Several axes ------------------------------------------------------------------------------------
+
+
+def with_vision(kind: str) -> Any:
+    """A small model that reads images of 4 tokens, whose positions have three axes."""
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}
+    text = {**small("Qwen2", without=("head_dim",)).config.to_dict(), "rope_parameters": rope}
+    vision = {"depth": 1, "num_heads": 2, "patch_size": 4, "spatial_merge_size": 2}
+    sizes = {"hidden_size": 64, "embed_dim": 32}
+    if kind != "Qwen2VL":
+        sizes = {"hidden_size": 32, "out_hidden_size": 64, "intermediate_size": 64}
+    config = getattr(transformers, f"{kind}Config")(
+        text_config={**text, "vocab_size": 110}, vision_config={**vision, **sizes},
+        image_token_id=100, video_token_id=101, vision_start_token_id=102, vision_end_token_id=103,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    return getattr(transformers, f"{kind}ForConditionalGeneration")(config).eval()
+
+
+@pytest.mark.parametrize("kind", ["Qwen2VL", "Qwen2_5_VL"])
+def test_images_among_positions(kind: str) -> None:
+    """Text is right; where an image is, or was, slots are no positions."""
+    model, text = with_vision(kind), tokens(40)
+    image = text.clone()
+    image[0, 10:16] = torch.tensor([102, 100, 100, 100, 100, 103])
+    pixels = torch.randn(16, 96, generator=torch.Generator().manual_seed(0))
+    given = {"pixel_values": pixels, "image_grid_thw": torch.tensor([[1, 4, 4]])}
+    given["mm_token_type_ids"] = (image == 100).long()
+    plain, seen = logits(model, text), logits(model, image, **given)
+    for spec in WIDE.values():
+        with ctxext.patched(model, spec, 2, train_len=4096):
+            close(logits(model, text), plain)
+            assert model.generate(text, do_sample=False, max_new_tokens=2).shape == (1, 42)
+            with refused("axes differ"):
+                model(image, **given)
+        with torch.no_grad():
+            cache = model(image, use_cache=True, **given)[CACHE]
+        after = refused("keys before the token at position.*images")
+        with ctxext.patched(model, spec, 2, train_len=4096), after:
+            model(text[:, :1], **{CACHE: cache})
+    for spec in ("ntk:factor=1", "logn"):
+        with ctxext.patched(model, spec, 2, train_len=4096):
+            close(logits(model, image, **given), seen)
+
+
+# Arguments ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("spec", ["rerope:window=5", *ABSOLUTE[:1]])
+def test_arguments_that_could_change_attention(spec: str) -> None:
+    """By what they are: numbers, functions and tensors that no layer was handed before."""
+    model, ids = random_model(), tokens(L)
+    ends = torch.tensor([0, 20, L], dtype=torch.int32)
+    with ctxext.patched(model, spec, 4 * L):
+        plain = logits(model, ids)
+        others = {
+            "position_bias": torch.zeros(1, 4, L, L),
+            "cu_seq_lens_q": ends,
+            "a_name_to_come": (ends, ends),
+            "logit_scale": 0.5,
+            "score_mod": lambda score, *index: score,
+        }
+        for name, value in others.items():
+            with refused(f"attention with '{name}'"):
+                model(ids, **{name: value})
+        with refused("that is not causal"):
+            model(ids, is_causal=False)
+        books = {"num_items_in_batch": torch.tensor(7), "output_router_logits": False, "flag": "a"}
+        assert torch.equal(logits(model, ids, **books), plain)
+        with refused("a mask of 4 × 50 × 50"):
+            model(ids, attention_mask=torch.ones(1, 4, L, L, dtype=torch.bool).tril())
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral"])
+def test_attention_weights(name: str) -> None:
+    """Under an infinite window they are those of the model's own eager attention."""
+    model, (ids, mask, _) = MODELS[name](), padded([tokens(45)[0], tokens(20)[0]])
+    model.set_attn_implementation("eager")
+    given = {"attention_mask": mask, "output_attentions": True}
+    with torch.no_grad():
+        wanted = model(ids, **given).attentions
+        for spec in WIDE.values():
+            with ctxext.patched(model, spec, 2, train_len=4096):
+                found = model(ids, **given).attentions
+                assert len(found) == len(wanted) == 2
+                for ours, theirs in zip(found, wanted, strict=True):
+                    close(ours[0], theirs[0])
+                    close(ours[1, :, -20:], theirs[1, :, -20:])
+        with ctxext.patched(model, "window:window=5"):
+            (weights, _) = model(ids[:1], output_attentions=True).attentions
+            steps = torch.arange(45)[:, None] - torch.arange(45)
+            assert torch.equal(weights[0, 0] > 0, (steps >= 0) & (steps < 5))
+        model.config.output_attentions = True  # which does not reach the attention function
+        with refused("attention weights for `output_attentions=True` of a forward alone"):
+            ctxext.patch(model, "window:window=5")
+
+
+# Layers that run again ---------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore:.gradient_checkpointing_:FutureWarning")
+@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.parametrize("spec", ["logn", "rerope:window=5", "self-extend:window=5,group=3+logn"])
+@pytest.mark.parametrize("family", ["Llama", "Persimmon"])  # which tells attention no positions
+def test_two_forwards_before_their_backward(family: str, spec: str, reentrant: bool) -> None:
+    """A layer that is computed again has the positions of its own forward: other lengths, rows."""
+    model = small(family, without=() if family == "Llama" else ("head_dim",)).train()
+    ids, mask, _ = padded([tokens(40)[0], tokens(22)[0]])
+
+    def gradient() -> Tensor:
+        model.zero_grad()
+        first = model(ids, attention_mask=mask, use_cache=False).logits.square().mean()
+        later = torch.arange(9, 9 + L)[None] if spec == "logn" else None
+        other = model(tokens(L), position_ids=later, use_cache=False).logits.square().mean()
+        (first + other).backward()
+        return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+    with ctxext.patched(model, spec, 4 * L):
+        wanted = gradient()
+        model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+        close(gradient(), wanted, 2e-6)
+
+
+def test_tables_that_are_copies_are_no_ones() -> None:
+    """A layer that runs again with tables that nobody knows is refused, not guessed."""
+    model = random_model().train()
+    attention = model.model.layers[0].self_attn
+
+    def copied(module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        tables = tuple(table.clone() for table in kwargs["position_embeddings"])
+        return args, {**kwargs, "position_embeddings": tables, "position_ids": None}
+
+    hook = attention.register_forward_pre_hook(copied, with_kwargs=True)
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    with ctxext.patched(model, "logn", 4 * L):
+        loss = model(tokens(L), use_cache=False).logits.square().mean()
+        assert math.isfinite(float(loss))
+        with refused("runs again after another forward"):
+            loss.backward()
+    hook.remove()
