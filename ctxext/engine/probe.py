@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
@@ -207,7 +208,8 @@ def forward(model: Any, length: int, sources: Iterable[Source]) -> None:
         with torch.no_grad(), contextlib.ExitStack() as undo:
             for module in {id(source.module): source.module for source in sources}.values():
                 undo.enter_context(_kept(module))
-            model.base_model(input_ids=ids, use_cache=False)
+            run = model if isinstance(weight, DTensor) else model.base_model  # sharded from outside
+            run(input_ids=ids, use_cache=False)
     except CtxextError:
         raise
     except Exception as error:
