@@ -95,7 +95,8 @@ def _learn(model: Any, sources: list[Source]) -> tuple[list[Layer], dict[Source,
     kind = model.config.get_text_config().model_type
     if next(model.parameters()).is_meta:
         raise UnsupportedModelError(
-            f"{kind} has no weights in memory, so that its layers are not known: patch it before they are offloaded"
+            f"{kind} has no weights in memory, so that its layers are not known: patch it before "
+            "they are offloaded"
         )
     try:
         return learn(model, sources)

@@ -308,9 +308,11 @@ def _apply_seams(
     for module in state.rotary:  # before others' hooks, which see what the module gives now
         hook = module.register_forward_hook(state.rotated, prepend=True, with_kwargs=True)
         undo.callback(hook.remove)
+        _renew(module, state, undo)
     for module, source in alone.items():
         keep = functools.partial(state.keep_tables, by_source[source])
         undo.callback(module.register_forward_pre_hook(keep, with_kwargs=True).remove)
+        _renew(module, state, undo)
     with contextlib.ExitStack() as whole:
         if own != _own(model):
             use_attention(model, own, whole)
@@ -332,6 +334,24 @@ def _apply_seams(
         check_outputs(model, state, before)
     else:
         forward(model, 1, state.feeds)  # `keep_tables` refuses what it does not understand
+
+
+def _renew(module: nn.Module, state: State, undo: contextlib.ExitStack) -> None:
+    """Give a module a forward of its own that is its forward: compiled code, which does not look
+    for new hooks, is compiled anew. Others may wrap it, and leave it when the patch is gone."""
+    renewed = functools.partial(state.as_is, module.forward)
+    own = module.__dict__.get("forward")
+    module.__dict__["forward"] = renewed
+
+    def back() -> None:
+        if module.__dict__.get("forward") is not renewed:
+            return
+        if own is None:
+            del module.__dict__["forward"]
+        else:
+            module.__dict__["forward"] = own
+
+    undo.callback(back)
 
 
 def _implementation(layer: nn.Module) -> str | None:

@@ -205,7 +205,11 @@ def forward(model: Any, length: int, sources: Iterable[Source]) -> None:
         some = some % len(weight)
         some[some == (pad if isinstance(pad, int) else -1)] += 1
         ids = some[: ROWS * length].view(ROWS, length) % len(weight)
-        with torch.no_grad(), contextlib.ExitStack() as undo:
+        with (
+            torch.no_grad(),
+            torch.compiler.set_stance("force_eager"),
+            contextlib.ExitStack() as undo,
+        ):
             for module in {id(source.module): source.module for source in sources}.values():
                 undo.enter_context(_kept(module))
             run = model if isinstance(weight, DTensor) else model.base_model  # sharded from outside

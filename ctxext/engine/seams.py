@@ -155,6 +155,10 @@ class State:
         """A hook of a rotary module: gives what far keys need in place of its own tables."""
         return self._rotated(module, output, *args, **kwargs)
 
+    def as_is(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """A module's own forward."""
+        return forward(*args, **kwargs)
+
     def _rotated(
         self,
         module: nn.Module,
