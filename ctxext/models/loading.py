@@ -95,7 +95,7 @@ def _takes_sdpa(config: Any) -> bool:
 
 
 def load_config(source: Source) -> Any:
-    """The model's transformers config; errors as for `load`, and for an exported model."""
+    """The model's transformers config; errors as for `load_model`, and for an exported model."""
     from transformers import AutoConfig
 
     config = _explained(source, AutoConfig.from_pretrained)
@@ -111,18 +111,22 @@ def load_config(source: Source) -> Any:
 
 
 def load_tokenizer(source: Source) -> Any:
-    """The model's tokenizer; errors as for `load`."""
+    """The model's tokenizer; errors as for `load_model`."""
     from transformers import AutoTokenizer
 
     return _explained(source, AutoTokenizer.from_pretrained)
 
 
 def load_model(source: Source, note: Callable[[str], None] = logging.warning) -> Any:
-    """The plain model in evaluation mode on its device; errors as for `load`, and for lost weights.
+    """The plain model in evaluation mode on its device.
 
     Args:
         note: told, in a line, of weights in the checkpoint that the config has no place for, and
             of a patch that the model was saved with.
+
+    Raises:
+        UsageError: no such model, one that transformers cannot load, or that lacks weights; the
+            message says why.
     """
     model, mark = load_saved(source, note)
     if mark is not None:
@@ -201,6 +205,12 @@ def _explained(source: Source, call: Any, **options: Any) -> Any:
                 f"model {source.name!r} brings its own code: give --trust-remote-code if you "
                 "trust it"
             ) from error
+        names = {path.name for path in Path(where).iterdir()} if Path(where).is_dir() else set()
+        if "adapter_config.json" in names and "config.json" not in names:
+            raise UsageError(
+                f"model folder {source.name!r} holds an adapter alone: give its base model and put "
+                "the adapter on that with PEFT, or a folder with both merged (merge_and_unload)"
+            ) from error
         if Path(where).is_dir():
             raise UsageError(
                 f"model folder {source.name!r} cannot be loaded: {text[:300]}"
@@ -236,7 +246,7 @@ class Identity:
 
 
 def identify(source: Source, config: Any) -> Identity:
-    """The model's hash and trained length; errors as for `load`."""
+    """The model's hash and trained length; errors as for `load_model`."""
     trained = source.train_len or trained_length(config)
     folder = Path(locate(source.name))
     if folder.is_dir():
