@@ -442,15 +442,18 @@ def mesh(tmp_path: Path) -> Iterator[Any]:
 
 def test_fully_sharded(mesh: Any, wanted: dict[str, Tensor]) -> None:
     """FSDP2, which gives modules classes of its own, before and after the patch."""
-    for spec in SPECS:
+    with ctxext.patched(model := random_model(), "logn", LENGTH):
+        truth = {**wanted, "logn": logits(model, IDS)}
+    for spec in (*SPECS, "logn"):  # which leaves scores to the family's own eager attention
         for before in (True, False):
             model = random_model()
             model.set_attn_implementation("eager")
             handle = ctxext.patch(model, spec, LENGTH) if before else None
-            for module in (*model.model.layers, model):
+            layers = model.model.layers
+            for module in (*(layer.self_attn for layer in layers), *layers, model):
                 fully_shard(module, mesh=mesh)
             handle = handle or ctxext.patch(model, spec, LENGTH)
-            close(logits(model, IDS), wanted[spec])
+            close(logits(model, IDS), truth[spec])
             handle.remove()
             close(logits(model, IDS), wanted["plain"])
 
