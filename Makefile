@@ -54,7 +54,8 @@ test-families: $(READY)
 # The engine, its paths, answers, exports and the model types on the oldest transformers.
 test-oldest: $(OLD)/.ready
 	OMP_NUM_THREADS=1 $(OLD)/bin/python -m pytest -n 2 tests/test_engine.py tests/test_paths.py \
-	  tests/test_answers.py tests/test_export.py tests/test_carried.py tests/test_families.py \
+	  tests/test_answers.py tests/test_export.py tests/test_carried.py tests/test_programs.py \
+	  tests/test_families.py \
 	  -k "not cohere_compass and not qwen4_exp"
 
 # The fused kernel under Triton's interpreter, on a CPU.

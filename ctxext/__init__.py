@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ctxext.engine.patch import Handle, patch, patched
-    from ctxext.models.loading import load
+    from ctxext.engine.saved import load
 
 __version__ = "0.1.0"
 __all__ = ["Handle", "__version__", "load", "patch", "patched"]
@@ -25,7 +25,7 @@ _LAZY = {
     "Handle": "ctxext.engine.patch",
     "patch": "ctxext.engine.patch",
     "patched": "ctxext.engine.patch",
-    "load": "ctxext.models.loading",
+    "load": "ctxext.engine.saved",
 }
 
 

@@ -1,6 +1,7 @@
 """The engine: a model changed at two public seams, its rotary module and its attention function.
 
 patch.py      put a spec on a model, and take it off again, bit for bit
+saved.py      a model as it was saved: patched, where it was patched then
 probe.py      a few tokens that prove the model is rotated as it is thought to be
 seams.py      the registered attention functions, and what they know of their model
 stock.py      frequencies as transformers computes them, and the config that says so

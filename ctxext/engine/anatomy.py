@@ -106,7 +106,10 @@ def _learn(model: Any, sources: list[Source]) -> tuple[list[Layer], dict[Source,
     """`learn`; UnsupportedModelError for whatever stands in its way."""
     kind = model.config.get_text_config().model_type
     if next(model.parameters()).is_meta:
-        raise UnsupportedModelError(f"{kind} has no weights, so that its layers are not known")
+        raise UnsupportedModelError(
+            f"{kind} has no weights in memory, so that its layers are not known: patch it before "
+            "they are offloaded"
+        )
     try:
         return learn(model, sources)
     except CtxextError:

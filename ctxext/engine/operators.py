@@ -7,8 +7,8 @@ takes the output and log-sum-exp of the merged whole in place of its own.
 
 from __future__ import annotations
 
+import functools
 import importlib
-import importlib.util
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -126,22 +126,35 @@ class CudaEfficient:
         return aligned.expand(*q.shape[:2], rows, columns)
 
 
+@functools.cache
+def _flash_attn() -> Any:
+    """FlashAttention 2's function; None where it is not there, as in a FlashAttention 4 alone."""
+    try:
+        return getattr(importlib.import_module("flash_attn"), "flash_attn_func", None)
+    except Exception:  # built for another torch, it raises as it likes
+        return None
+
+
 class CudaFlash:
-    """FlashAttention: the flash-attn package where it is installed, else torch's own copy."""
+    """FlashAttention: that of the flash-attn package where it has it, else torch's own copy."""
 
     windows = True
 
+    @staticmethod
+    def available() -> bool:
+        """Whether there is either of them."""
+        return _flash_attn() is not None or torch.backends.cuda.is_flash_attention_available()
+
     def __init__(self) -> None:
-        self._package = importlib.util.find_spec("flash_attn") is not None
+        self._package = _flash_attn()
 
     def forward(
         self, q: Tensor, k: Tensor, v: Tensor, scale: float, pattern: Pattern
     ) -> tuple[Tensor, Tensor]:
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
         left, right = self._sides(pattern)
-        if self._package:
-            flash = importlib.import_module("flash_attn")
-            out, lse, _ = flash.flash_attn_func(
+        if self._package is not None:
+            out, lse, _ = self._package(
                 q,
                 k,
                 v,

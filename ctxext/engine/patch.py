@@ -6,7 +6,7 @@ import contextlib
 import copy
 import functools
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from ctxext.engine.paths import Choice, choose
 from ctxext.engine.probe import Layer, check_module, check_outputs, forward, outputs
 from ctxext.engine.seams import (
     STATE,
+    UNPICKLED,
     Feed,
     State,
     register_distance,
@@ -24,9 +25,10 @@ from ctxext.engine.seams import (
     uncompiled,
 )
 from ctxext.engine.stock import numbers, stock_model, ways
-from ctxext.engine.switch import replace, use_attention
+from ctxext.engine.switch import own_configs, replace, use_attention
 from ctxext.errors import UnsupportedModelError, UsageError
 from ctxext.models.layout import Rope, Source, find_sources, head_dim
+from ctxext.models.mark import MARK, Mark, read_mark
 from ctxext.models.trained import check_own_scaling
 from ctxext.patches import Spec, parse
 from ctxext.patches.base import Part, Span
@@ -59,6 +61,9 @@ class Handle:
     def remove(self) -> None:
         """Leave the model as it was before the patch, bit for bit; a second call does nothing."""
         self._undo.close()
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise UsageError(UNPICKLED)
 
     def __deepcopy__(self, memo: Any) -> Handle:
         """A copied model stays patched for good: what would restore it belongs to the original."""
@@ -114,6 +119,7 @@ def patch(
             )
     check_own_scaling(own_scaling)
     own = "keep" if parsed.unpatched else own_scaling
+    model = _unwrapped(model)
     sources = find_sources(model, train_len, own, length)
     holder = sources[0].module
     if HANDLE in holder.__dict__:
@@ -124,8 +130,10 @@ def patch(
     _check_length(sources, resolved)
     anatomy = examine(model, sources, resolved)
     attention = _choose(model, anatomy, resolved, attn)
+    notes = [*anatomy.notes(resolved), *_saved_otherwise(model, resolved)]
     with contextlib.ExitStack() as undo:
-        notes = anatomy.notes(resolved)
+        if not resolved.unpatched:
+            _mark(model, Mark(resolved, length, trained, own), undo)
         ropes = _start(sources, undo)
         feeds = [_feed(source, anatomy) for source in anatomy.sources]
         for source in anatomy.sources if resolved.frequencies else []:
@@ -136,6 +144,7 @@ def patch(
         _apply_seams(model, anatomy, feeds, trained, resolved, attention.name, undo)
         handle = Handle(resolved, attention, notes, undo)
         replace(undo, holder, HANDLE, handle)
+        replace(undo, model, "ctxext", handle)
         handle._undo = undo.pop_all()
     return handle
 
@@ -160,6 +169,47 @@ def refit(model: Any, handle: Handle) -> None:
         taking = [layer for layer in state.layers.values() if not layer.inside]
         handle.choice = _fitting(model, taking, state.parts, "auto")
         state.path = handle.choice.name
+
+
+def _unwrapped(model: Any) -> Any:
+    """The transformers model in what wraps it, such as PEFT's models and compiled ones."""
+    modules = model.modules() if isinstance(model, nn.Module) else ()
+    inside = [module for module in modules if isinstance(module, PreTrainedModel)]
+    if not inside:
+        raise UnsupportedModelError(f"{type(model).__name__} is not a transformers model")
+    within = {id(m) for m in inside[0].modules()}
+    if other := next((m for m in inside if id(m) not in within), None):
+        names = f"a {type(inside[0]).__name__} and a {type(other).__name__}"
+        raise UsageError(f"{type(model).__name__} holds {names}: give the one to patch")
+    return inside[0]
+
+
+def _core(model: Any, needed: set[nn.Module]) -> nn.Module:
+    """The innermost module that embeds tokens and has all these modules in it."""
+    needed, core = {*needed, model.get_input_embeddings()}, model
+    while inner := next((x for x in core.children() if needed <= {*x.modules()}), None):
+        core = inner
+    return cast(nn.Module, core)
+
+
+def _mark(model: Any, mark: Mark, undo: contextlib.ExitStack) -> None:
+    """Leave the patch in the config that the model is saved with, unless that says its own."""
+    own_configs(model, undo)
+    if "ctxext" not in vars(model.config):
+        mark.leave(model.config)
+
+
+def _saved_otherwise(model: Any, spec: Spec) -> list[str]:
+    """A note where the model was saved under another method, if it says so."""
+    given = vars(model.config).get(MARK)
+    if given is None:
+        return []
+    try:
+        saved = read_mark(given).spec
+    except UsageError as error:
+        return [str(error)]
+    same = saved.full() == spec.full()
+    return [] if same else [f"the model was saved while it was patched with {saved}, not {spec}"]
 
 
 def _choose(model: Any, anatomy: Anatomy, spec: Spec, attn: str) -> Choice:
@@ -192,7 +242,7 @@ def _feed(source: Source, anatomy: Anatomy) -> Feed:
     )
     shared = source in anatomy.alone.values()
     axes = anatomy.axes[source]
-    return Feed(source, source.module.forward, axes, before=before if shared else None)
+    return Feed(source, axes, before=before if shared else None)
 
 
 def _check_length(sources: list[Source], spec: Spec) -> None:
@@ -240,12 +290,19 @@ def _set(source: Source, inv_freq: Tensor, factor: float, undo: contextlib.ExitS
     attribute = source.named("attention_scaling")
     if not hasattr(module, attribute) and factor != 1:
         raise UnsupportedModelError(f"{type(module).__name__} takes no attention factor")
-    undo.callback(module._buffers.__setitem__, name, own)
+    undo.callback(_put_back, module, name, own)
     module._buffers[name] = inv_freq.to(own.device, torch.float32)
     replace(undo, module, attribute, factor)
     if source.by_length and (kinds := module.__dict__.get("rope_type")) is not None:
         plain = {**kinds, source.layer_type: "default"} if isinstance(kinds, dict) else "default"
         replace(undo, module, "rope_type", plain)
+
+
+def _put_back(module: nn.Module, name: str, own: Tensor) -> None:
+    """Give a module its buffer back, moved or cast as ours, which was float32, has been since."""
+    ours = cast(Tensor, module._buffers[name])
+    dtype = own.dtype if ours.dtype == torch.float32 else ours.dtype
+    module._buffers[name] = own.to(ours.device, dtype)
 
 
 def _apply_numbers(model: Any, ropes: dict[Source, Rope], undo: contextlib.ExitStack) -> None:
@@ -297,11 +354,15 @@ def _apply_seams(
     for feed in feeds:
         feed.before = feed.before if alone else None
     told = anatomy.axes if spec.query_scales else by_source  # of true positions
-    for module in {id(s.module): s.module for s in told}.values():
-        replace(undo, module, "forward", functools.partial(state.forward, module, module.forward))
+    state.rotary = frozenset(source.module for source in told)
+    for module in state.rotary:  # before others' hooks, which see what the module gives now
+        hook = module.register_forward_hook(state.rotated, prepend=True, with_kwargs=True)
+        undo.callback(hook.remove)
+        _renew(module, state, undo)
     for module, source in alone.items():
         keep = functools.partial(state.keep_tables, by_source[source])
         undo.callback(module.register_forward_pre_hook(keep, with_kwargs=True).remove)
+        _renew(module, state, undo)
     with contextlib.ExitStack() as whole:
         if own != _own(model):
             use_attention(model, own, whole)
@@ -318,15 +379,35 @@ def _apply_seams(
             if "config" in module.__dict__ or module in layers:
                 replace(undo, module, STATE, state)
         check = functools.partial(_check_inputs, state)
-        undo.callback(model.base_model.register_forward_pre_hook(check, with_kwargs=True).remove)
-        if parts:
-            undo.callback(model.base_model.register_forward_hook(_check_weights).remove)
+        cores = dict.fromkeys((model.base_model, _core(model, {*layers, *state.rotary})))
+        for module in cores:
+            undo.callback(module.register_forward_pre_hook(check, with_kwargs=True).remove)
+        for module in cores if parts else ():
+            undo.callback(module.register_forward_hook(_check_weights).remove)
         for layer in anatomy.taking:
             note = layer.module.register_forward_pre_hook(state.note_positions, with_kwargs=True)
             undo.callback(note.remove)
         check_outputs(model, state, before)
     else:
         forward(model, 1, state.feeds)  # `keep_tables` refuses what it does not understand
+
+
+def _renew(module: nn.Module, state: State, undo: contextlib.ExitStack) -> None:
+    """Give a module a forward of its own that is its forward: compiled code, which does not look
+    for new hooks, is compiled anew. Others may wrap it, and leave it when the patch is gone."""
+    renewed = functools.partial(state.as_is, module.forward)
+    own = module.__dict__.get("forward")
+    module.__dict__["forward"] = renewed
+
+    def back() -> None:
+        if module.__dict__.get("forward") is not renewed:
+            return
+        if own is None:
+            del module.__dict__["forward"]
+        else:
+            module.__dict__["forward"] = own
+
+    undo.callback(back)
 
 
 def _implementation(layer: nn.Module) -> str | None:

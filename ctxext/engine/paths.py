@@ -103,6 +103,8 @@ def _why_not(name: str, device: str, dtype: torch.dtype, head_dim: int) -> str |
         return f"it needs float16 or bfloat16, not {str(dtype).removeprefix('torch.')}"
     if name == "flash" and (head_dim > 256 or head_dim % 8):
         return f"a head dimension of {head_dim} is not a multiple of 8 up to 256"
+    if name == "flash" and not CudaFlash.available():
+        return "neither flash-attn nor this torch has FlashAttention 2"
     if name == "flex" and importlib.util.find_spec("triton") is None:
         return "triton is not installed (pip install 'ctxext[triton]')"
     return None

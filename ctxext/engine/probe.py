@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
@@ -206,10 +207,15 @@ def forward(model: Any, length: int, sources: Iterable[Source]) -> None:
         some = some % len(weight)
         some[some == (pad % len(weight) if isinstance(pad, int) else -1)] += 1
         ids = some[: ROWS * length].view(ROWS, length) % len(weight)
-        with torch.no_grad(), contextlib.ExitStack() as undo:
+        with (
+            torch.no_grad(),
+            torch.compiler.set_stance("force_eager"),
+            contextlib.ExitStack() as undo,
+        ):
             for module in {id(source.module): source.module for source in sources}.values():
                 undo.enter_context(_kept(module))
-            model.base_model(input_ids=ids, use_cache=False)
+            run = model if isinstance(weight, DTensor) else model.base_model  # sharded from outside
+            run(input_ids=ids, use_cache=False)
     except CtxextError:
         raise
     except Exception as error:

@@ -7,6 +7,7 @@ cached; the attention function turns queries, and the near keys, by what is left
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import sys
 from collections.abc import Callable, Iterator
@@ -24,7 +25,7 @@ from ctxext.engine.probe import Layer, call_rotary, handed
 from ctxext.engine.runs import attend_runs
 from ctxext.engine.slots import Slots, counts_padding, find_slots
 from ctxext.engine.switch import registered
-from ctxext.errors import UnsupportedModelError
+from ctxext.errors import UnsupportedModelError, UsageError
 from ctxext.models.layout import Source
 from ctxext.patches.base import Part, QueryScale, as_held, identity
 
@@ -32,6 +33,10 @@ KEPT = "_ctxext_kept"  # the attribute of a table that has the tables of before 
 POSITIONS = "_ctxext_positions"  # … and the positions that it is for
 STATE = "_ctxext_state"  # the attribute by which an attention module finds its model's state
 WATCH = "_ctxext_watch"  # … and who is told what it scores
+UNPICKLED = (
+    "a patched model cannot be pickled: save_pretrained it, for ctxext.load to patch it again, or "
+    "save its state_dict, or remove the patch first"
+)
 CAUSAL: tuple[Part, ...] = (Part(0, None, identity, identity),)  # of layers without positions
 
 
@@ -50,7 +55,6 @@ class Feed:
 
     Attributes:
         source: where it is.
-        rotate: the rotary module's own forward.
         axes: the shape of positions before [b, n], such as (3,) for three axes.
         factor: the attention factor, where the rotary module no longer applies it.
         before: attributes and buffers of the rotary module as they were, for layers that the
@@ -58,7 +62,6 @@ class Feed:
     """
 
     source: Source
-    rotate: Callable[..., Any]
     axes: tuple[int, ...]
     factor: float = 1.0
     before: tuple[dict[str, Any], dict[str, Tensor]] | None = None
@@ -66,14 +69,19 @@ class Feed:
     kept: Any = None  # … and those of layers left alone
     turned: dict[Any, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
+    def rotate(self, x: Tensor, positions: Tensor) -> Any:
+        """What the rotary module's own forward gives, as the module stands."""
+        module, positions = self.source.module, positions.to(x.device)
+        return call_rotary(module.forward, x, positions, self.source.layer_type)
+
     def tables(self, x: Tensor, positions: Tensor) -> Any:
         """cos and sin [b or 1, n, columns] (or e^(i·angle)) by frequencies as they stand."""
-        return call_rotary(self.rotate, x, positions, self.source.layer_type)
+        return self.rotate(x, positions)
 
     def as_before(self, x: Tensor, positions: Tensor) -> Any:
         """The tables that the unpatched model has."""
         with self._restored():
-            return call_rotary(self.rotate, x, positions, self.source.layer_type)
+            return self.rotate(x, positions)
 
     @contextlib.contextmanager
     def _restored(self) -> Iterator[None]:
@@ -93,10 +101,10 @@ class Feed:
         """x [b, *, l, d] rotated by positions [l] (on the CPU) as the layer rotates."""
         assert layer.rotation is not None
         key = (positions.numpy().tobytes(), x.device)  # all layers share a forward's few tables
-        if key not in self.turned:
-            like = torch.empty(0, dtype=torch.float32, device=x.device)
-            here = positions.to(x.device).expand(*self.axes, 1, -1)
-            self.turned[key] = _cos_sin(self.tables(like, here))
+        if key not in self.turned:  # layers may be on other devices than the rotary module
+            like = torch.empty(0, dtype=torch.float32, device=self.source.inv_freq.device)
+            cos, sin = _cos_sin(self.tables(like, positions.expand(*self.axes, 1, -1)))
+            self.turned[key] = cos.to(x.device), sin.to(x.device)
         return layer.rotation.turn(x, *self.turned[key])
 
 
@@ -125,6 +133,7 @@ class State:
     path: str  # an attention path
     own: str  # transformers' implementation, for what the methods leave alone
     positions: Tensor | None = None  # [·, b or 1, n], of the layer that is running
+    rotary: frozenset[nn.Module] = frozenset()  # the modules whose tables are changed or seen
     name: str | None = None  # what the attention function is registered as
     cached: Callable[[Tensor], Tensor] = identity  # the positions of the keys that a cache holds
     absolute: bool = False  # whether the parts go by more than distance
@@ -134,24 +143,36 @@ class State:
     )
 
     @uncompiled
-    def forward(
+    def rotated(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+        """A hook of a rotary module: gives what far keys need in place of its own tables."""
+        return self._rotated(module, output, *args, **kwargs)
+
+    def as_is(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """A module's own forward."""
+        return forward(*args, **kwargs)
+
+    def _rotated(
         self,
         module: nn.Module,
-        own: Callable[..., Any],
+        own: Any,
         x: Tensor,
         position_ids: Tensor,
         layer_type: str | None = None,
     ) -> Any:
-        """The new forward of a rotary module."""
+        if module not in self.rotary:
+            raise UnsupportedModelError(
+                f"{type(module).__name__} is a replica of one that was patched, as DataParallel "
+                "makes them: run one process for each device (torchrun) or on one device "
+                "(CUDA_VISIBLE_DEVICES=0)"
+            )
         self.positions = position_ids
         self.known.clear()
         known = (f for f in self.feeds.values() if f.source.module is module)
         feed = next((f for f in known if f.source.layer_type == layer_type), None)
-        if feed is None:
-            given = call_rotary(own, x, position_ids, layer_type)
-        else:
+        given = own
+        if feed is not None:
             feed.turned.clear()
-            given = feed.given = self._tables(feed, x, position_ids)
+            given = feed.given = self._tables(feed, x, position_ids) if self.parts else own
         _first(given).__dict__[POSITIONS] = position_ids
         if feed is not None and feed.before is not None:
             feed.kept = feed.as_before(x, position_ids)
@@ -211,14 +232,20 @@ class State:
 
     def _tables(self, feed: Feed, x: Tensor, position_ids: Tensor) -> Any:
         """The tables as far keys need them."""
-        if not self.parts:
-            return call_rotary(feed.rotate, x, position_ids, feed.source.layer_type)
         tables = feed.tables(x, self.cached(position_ids.double()))
         if feed.factor == 1:
             return tables
         if isinstance(tables, tuple):
             return tuple(table * feed.factor for table in tables)
         return tables * feed.factor
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> State:
+        copied = memo[id(self)] = object.__new__(State)
+        copied.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return copied
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise UsageError(UNPICKLED)
 
     def left_over(self) -> tuple[Part, ...]:
         """The parts as seen from keys, and queries, that the rotary module rotated already."""
@@ -344,7 +371,8 @@ def attention(
 
 def own_attention(name: str, module: nn.Module) -> Callable[..., Any]:
     """Transformers' attention function of this name for an attention module."""
-    eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+    homes = (sys.modules[cls.__module__] for cls in type(module).__mro__)  # FSDP derives classes
+    eager = next((f for x in homes if (f := getattr(x, "eager_attention_forward", None))), None)
     return cast("Callable[..., Any]", ALL_ATTENTION_FUNCTIONS.get_interface(name, eager))
 
 

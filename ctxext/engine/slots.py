@@ -158,8 +158,9 @@ def _check_steps(begins: Tensor, real: Tensor, mask: Tensor | None) -> None:
         for start, stop in pieces(begin, own):
             if start and (seen is None or bool(seen[start:stop, : past + start].any())):
                 raise UnsupportedModelError(
-                    "distance methods do not support position_ids that leave out or repeat "
-                    "positions: give ones that count every token, or none"
+                    "distance methods do not support padding between the tokens of a row, or "
+                    "position_ids that leave out or repeat positions: pad on one side, and give "
+                    "position_ids that count every token, or none"
                 )
 
 

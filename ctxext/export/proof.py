@@ -28,7 +28,7 @@ from ctxext.export.fresh import Fresh, fresh
 from ctxext.export.small import Changes, flat, merge, small_model
 from ctxext.models.layout import Source as Frequencies
 from ctxext.models.layout import find_sources
-from ctxext.models.loading import Source, load_config, load_model
+from ctxext.models.loading import Source, load_config, load_saved
 from ctxext.models.trained import ORIGINAL, explain_trained
 from ctxext.patches import Spec, parse
 from ctxext.patches.base import Span
@@ -420,7 +420,7 @@ def _prove_weights(
 
     In 16 bits logits may be off by one rounding.
     """
-    model = load_model(given)
+    model, _ = load_saved(given)
     job = _job(model, length, given, carried, longest=length, rows=FULL_ROWS)
     job |= {"tables": [], "trust_remote_code": given.trust_remote_code or carried, "kept": {}}
     job["options"] = {"dtype": str(model.dtype).removeprefix("torch.")}

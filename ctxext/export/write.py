@@ -20,6 +20,7 @@ from ctxext.export.small import small_model
 from ctxext.export.staging import staged
 from ctxext.models.layout import find_sources
 from ctxext.models.loading import Source, load_config
+from ctxext.models.mark import MARK, plain_line
 from ctxext.patches import Spec
 from ctxext.patches.base import Span
 
@@ -115,6 +116,7 @@ class _Patched:
     anatomy: Anatomy
     spec: Spec  # resolved
     trained: int  # T in tokens
+    notes: tuple[str, ...]
 
 
 def export(order: Order) -> Exported:
@@ -156,7 +158,7 @@ def export(order: Order) -> Exported:
             latent=hasattr(patched.config.get_text_config(), "kv_lora_rank"),
             gguf=next((path.name for path in stage.glob("*.gguf")), None),
             proof=proof,
-            notes=tuple(patched.anatomy.notes(patched.spec)),
+            notes=patched.notes,
         )
         write_card(stage, facts)
         files = sorted(p.relative_to(stage).as_posix() for p in stage.rglob("*") if p.is_file())
@@ -200,6 +202,7 @@ def _examine(order: Order) -> _Patched:
     """Read the config, and learn from a small model of it what the spec meets."""
     trust = order.trust_remote_code
     raw = read_config(order.source)
+    mark = raw.pop(MARK, None)
     if not trust:
         raw.pop("auto_map", None)
     config = load_config(Source(os.path.realpath(order.source), trust_remote_code=trust))
@@ -212,7 +215,8 @@ def _examine(order: Order) -> _Patched:
     anatomy = examine(small, sources, spec)
     if spec.unpatched:
         anatomy = Anatomy([], dict.fromkeys(sources, ()), [])
-    return _Patched(raw, config, small, anatomy, spec, trained)
+    notes = () if mark is None else (plain_line(order.name or str(order.source), mark),)
+    return _Patched(raw, config, small, anatomy, spec, trained, (*anatomy.notes(spec), *notes))
 
 
 def _write_config(stage: Path, order: Order, patched: _Patched) -> str:

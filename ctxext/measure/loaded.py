@@ -24,7 +24,7 @@ class Loaded:
         self._ids: dict[tuple[str, str, int | None], Tensor] = {}
 
     def tokenizer(self, source: Source, sha256: str) -> Any:
-        """The tokenizer of a model with this hash; errors as for `loading.load`."""
+        """The tokenizer of a model with this hash; errors as for `loading.load_model`."""
         name = (source.pretrained(), sha256)
         if self._tokenizer is None or self._tokenizer[0] != name:
             self._tokenizer = (name, loading.load_tokenizer(source))
@@ -32,7 +32,7 @@ class Loaded:
 
     def model(self, source: Source, sha256: str, note: Callable[[str], None]) -> Any:
         """The model of a settled source with this hash, the one before it let go of; errors as
-        for `load`."""
+        for `load_model`."""
         name = (source, sha256)
         if self._model is None or self._model[0] != name:
             if self._model is not None:

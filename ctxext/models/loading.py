@@ -17,6 +17,7 @@ from typing import Any
 from ctxext.errors import UsageError
 from ctxext.models.aliases import ALIASES, locate
 from ctxext.models.contents import WEIGHTS, index_name, shard_names, support_patterns
+from ctxext.models.mark import MARK, plain_line, take_mark
 from ctxext.models.trained import trained_length
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -62,35 +63,23 @@ class Source:
         }
 
 
-def load(name: str, **options: Any) -> tuple[Any, Any]:
-    """A causal language model, in evaluation mode, and its tokenizer.
-
-    Args:
-        name: `tiny`, an alias, a Hub id or a folder.
-        options: the other fields of `Source`: revision, trust_remote_code, dtype, device, ….
-
-    Raises:
-        UsageError: no such model, or one that transformers cannot load; the message says why.
-    """
-    source = Source(name, **options)
-    return load_model(source), load_tokenizer(source)
-
-
 def settle(source: Source, config: Any) -> Source:
     """The source with every `auto` decided for this model and machine.
 
     Attention under `auto` is `eager` where logits are capped, which torch's sdpa leaves out, else
     `sdpa`; so it is for the paths that transformers does not have: `triton`, and `flash` where
-    the flash-attn package is not installed, since sdpa runs FlashAttention on CUDA by itself.
+    transformers finds no FlashAttention 2, since sdpa runs FlashAttention on CUDA by itself.
     """
     if source.dtype not in DTYPES:
         raise UsageError(f"unknown dtype {source.dtype!r}: valid: {', '.join(DTYPES)}")
+    from transformers.utils import is_flash_attn_2_available
+
     device, dtype, attn = pick_device(source.device), source.dtype, source.attn
     if dtype == "auto":
         saved = str(getattr(config, "dtype", None) or "bfloat16").removeprefix("torch.")
         dtype = "float32" if device.startswith("cpu") else saved
     attn = _OWN.get(attn, attn)
-    if attn == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
+    if attn == "flash_attention_2" and not is_flash_attn_2_available():
         attn = "auto"
     if attn == "auto":
         attn = "sdpa" if _takes_sdpa(config) else "eager"
@@ -108,7 +97,7 @@ def _takes_sdpa(config: Any) -> bool:
 
 
 def load_config(source: Source) -> Any:
-    """The model's transformers config; errors as for `load`, and for an exported model."""
+    """The model's transformers config; errors as for `load_model`, and for an exported model."""
     from transformers import AutoConfig
 
     config = _explained(source, AutoConfig.from_pretrained)
@@ -119,22 +108,36 @@ def load_config(source: Source) -> Any:
             "the model that it was made of, with --method; or measure it as it is, with `lm_eval "
             "--model hf --model_args pretrained=…,trust_remote_code=True`"
         )
+    vars(config).pop(MARK, None)  # the plain model is meant
     return config
 
 
 def load_tokenizer(source: Source) -> Any:
-    """The model's tokenizer; errors as for `load`."""
+    """The model's tokenizer; errors as for `load_model`."""
     from transformers import AutoTokenizer
 
     return _explained(source, AutoTokenizer.from_pretrained)
 
 
 def load_model(source: Source, note: Callable[[str], None] = logging.warning) -> Any:
-    """The model in evaluation mode on its device; errors as for `load`, and for lost weights.
+    """The plain model in evaluation mode on its device.
 
     Args:
-        note: told, in a line, of weights in the checkpoint that the config has no place for.
+        note: told, in a line, of weights in the checkpoint that the config has no place for, and
+            of a patch that the model was saved with.
+
+    Raises:
+        UsageError: no such model, one that transformers cannot load, or that lacks weights; the
+            message says why.
     """
+    model, mark = load_saved(source, note)
+    if mark is not None:
+        note(plain_line(source.name, mark))
+    return model
+
+
+def load_saved(source: Source, note: Callable[[str], None] = logging.warning) -> tuple[Any, Any]:
+    """`load_model` that is silent of the patch which the model was saved with, and its mark."""
     from transformers import AutoModelForCausalLM
 
     source = settle(source, load_config(source))
@@ -158,7 +161,7 @@ def load_model(source: Source, note: Callable[[str], None] = logging.warning) ->
             f"model {source.name!r} has {len(unused)} weights that its config has no place for, "
             f"such as {unused[0]!r}: left out"
         )
-    return model.eval()
+    return model.eval(), take_mark(model)
 
 
 def pick_device(device: str) -> str:
@@ -204,6 +207,12 @@ def _explained(source: Source, call: Any, **options: Any) -> Any:
                 f"model {source.name!r} brings its own code: give --trust-remote-code if you "
                 "trust it"
             ) from error
+        names = {path.name for path in Path(where).iterdir()} if Path(where).is_dir() else set()
+        if "adapter_config.json" in names and "config.json" not in names:
+            raise UsageError(
+                f"model folder {source.name!r} holds an adapter alone: give its base model and put "
+                "the adapter on that with PEFT, or a folder with both merged (merge_and_unload)"
+            ) from error
         if Path(where).is_dir():
             raise UsageError(
                 f"model folder {source.name!r} cannot be loaded: {text[:300]}"
@@ -239,7 +248,7 @@ class Identity:
 
 
 def identify(source: Source, config: Any) -> Identity:
-    """The model's hash and trained length; errors as for `load`."""
+    """The model's hash and trained length; errors as for `load_model`."""
     trained = source.train_len or trained_length(config, source.own_scaling)
     folder = Path(locate(source.name))
     if folder.is_dir():
