@@ -4,5 +4,6 @@ aliases.py   short names of models that people use
 families.py  what each model type of transformers takes
 layout.py    where a loaded model's rotary frequencies are, its θ and its trained length
 loading.py   a name, an id or a folder → model and tokenizer
+rope.py      what a config says of rotary embeddings, checked
 trained.py   the trained length, from a config alone
 """

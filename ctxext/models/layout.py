@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ctxext.errors import UnsupportedModelError
+from ctxext.models.rope import check_config
 from ctxext.models.trained import trained_length
 from ctxext.patches.base import Rotary
 
@@ -91,6 +92,7 @@ def find_sources(model: nn.Module, train_len: int | None = None) -> list[Source]
 
     Raises:
         UnsupportedModelError: no rotary embeddings, or of a kind that is not supported.
+        UsageError: the config's rope parameters cannot be meant.
     """
     config = getattr(model, "config", None)
     if config is None or not hasattr(config, "get_text_config"):
@@ -102,6 +104,7 @@ def find_sources(model: nn.Module, train_len: int | None = None) -> list[Source]
             f"{config.model_type} has no rotary embeddings that can be changed: no module of it "
             "has an inv_freq"
         )
+    check_config(config)
     trained = train_len or trained_length(config)
     return [
         Source(m, name.removesuffix(NAME).removesuffix("_") or None, _config(m, config), trained)

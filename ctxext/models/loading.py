@@ -17,6 +17,7 @@ from typing import Any
 from ctxext.errors import UsageError
 from ctxext.models.aliases import ALIASES, locate
 from ctxext.models.contents import WEIGHTS, index_name, shard_names, support_patterns
+from ctxext.models.rope import check_config, check_raw, made_up
 from ctxext.models.trained import trained_length
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -107,9 +108,14 @@ def _takes_sdpa(config: Any) -> bool:
 
 def load_config(source: Source) -> Any:
     """The model's transformers config; errors as for `load`, and for an exported model."""
-    from transformers import AutoConfig
+    from transformers import AutoConfig, PreTrainedConfig
 
+    raw, _ = _explained(source, PreTrainedConfig.get_config_dict)
+    with _named(source):
+        check_raw(raw)
     config = _explained(source, AutoConfig.from_pretrained)
+    with _named(source):
+        _check_scaling(source, config, raw)
     carried = getattr(config, "ctxext", None)
     if isinstance(carried, dict):
         raise UsageError(
@@ -118,6 +124,31 @@ def load_config(source: Source) -> Any:
             "--model hf --model_args pretrained=…,trust_remote_code=True`"
         )
     return config
+
+
+@contextlib.contextmanager
+def _named(source: Source) -> Iterator[None]:
+    """What is wrong with a config, with the model that it is of."""
+    try:
+        yield
+    except UsageError as error:
+        raise UsageError(f"model {source.name!r}: {error}") from None
+
+
+def _check_scaling(source: Source, config: Any, raw: dict[str, Any]) -> None:
+    """UsageError for a scaling that transformers does not have, or one whose T nobody says."""
+    from transformers import CONFIG_MAPPING
+
+    kind = config.model_type
+    own_code = kind not in CONFIG_MAPPING or CONFIG_MAPPING[kind] is not type(config)
+    text = config.get_text_config()
+    check_config(text, None if own_code else raw)
+    if source.train_len is None and made_up(text, raw):
+        raise UsageError(
+            "the config's own rope scaling names no original_max_position_embeddings, so that "
+            f"nothing says whether max_position_embeddings, {text.max_position_embeddings}, is the "
+            "length before it or after: add it, or give --train-len"
+        )
 
 
 def load_tokenizer(source: Source) -> Any:
