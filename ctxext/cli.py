@@ -6,6 +6,7 @@ import io
 import json
 import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -135,6 +136,7 @@ def evaluate(
 
         _refuse_beside_grid(context)
         requests = read_grid(grid, base)
+    _announce(request.source.name for request in requests)
     from ctxext.run import Evaluation
 
     evaluation = Evaluation(requests)
@@ -174,6 +176,16 @@ def _source(
         attn=ask.check_attention(attn),
         train_len=None if train_len is None else parse_length(train_len),
     )
+
+
+def _announce(names: Iterable[str]) -> None:
+    """Say on stderr which model a name was taken for, where it could be another too."""
+    from ctxext.measure.workers import speaks
+    from ctxext.models.aliases import taken
+
+    for line in dict.fromkeys(map(taken, names)):
+        if line is not None and speaks():
+            typer.echo(line, err=True)
 
 
 def _refuse_beside_grid(context: typer.Context) -> None:
@@ -229,6 +241,7 @@ def bench(
         seed=ask.in_range("--seed", seed, least=0) or 0,
         out=out,
     )
+    _announce([model])
     raise typer.Exit(console.run(room.Bench(request), as_json, "the same command begins anew"))
 
 
@@ -309,6 +322,7 @@ def patch(
         gguf=style == "gguf",
     )
     check(order)
+    _announce([model])
     source = Source(model, revision, trust_remote_code)
     folder = local_folder(source, weights=not config_only, allow_pickle=allow_pickle)
     with console.terminable():
@@ -360,6 +374,7 @@ def explain(
     from ctxext.progress import Progress
 
     console.quieten()
+    _announce([model])
     with Progress() as progress:
         request = room.Request(source, methods, tokens, text, limit, out)
         study = room.explain(request, progress.monitor())
@@ -452,6 +467,7 @@ def tune(
         batch_size=ask.in_range("--batch-size", batch_size),
         out=out,
     )
+    _announce([model])
     raise typer.Exit(console.tune(request, as_json))
 
 

@@ -266,6 +266,36 @@ def test_an_interrupt_while_loading(
     assert "Traceback" not in ran.err
 
 
+TAKEN = {
+    "tiny": "model 'tiny' is the shipped one, not the folder here: write ./tiny for that",
+    "./tiny": None,
+    "plain": None,
+    "yi": "model 'yi' is 01-ai/Yi-6B on the Hub, not the folder here: write ./yi for that",
+    "./yi": None,
+    "org/yi": "model 'org/yi' is the folder here, not the Hub's: write ./org/yi to be clear",
+    "./org/yi": None,
+    "stablelm": "model 'stablelm' is the folder stabilityai/stablelm-2-1_6b here, not the Hub's",
+}
+
+
+@pytest.mark.parametrize("name", TAKEN)
+def test_which_of_two_models_a_name_is(run: Run, here: Path, name: str) -> None:
+    """A folder of an alias' name is meant where it is written as a path."""
+    for folder in ("tiny", "yi", "org/yi", "stabilityai/stablelm-2-1_6b"):
+        shutil.copytree("plain", folder)
+    ran, line = evaluate(run, "--model", name), TAKEN[name]
+    said = [text for text in ran.err.splitlines() if text.startswith("model ")]
+    assert said == ([] if line is None else [line])
+    if name == "yi":  # which nobody can reach here
+        assert ran.code == 2
+        assert "'yi' (01-ai/Yi-6B) could not be had from the Hub" in ran.err
+    elif name != "tiny":
+        assert {record["model"] for record in ran.records} == {name}
+        assert {record["trained_length"] for record in ran.records} == {32}
+    else:
+        assert ran.records[0]["trained_length"] == 512
+
+
 # Exit 2: arguments.
 
 ALL_METHODS = ", ".join(patches.names())

@@ -16,6 +16,7 @@ from ctxext.engine.paths import NAMES
 from ctxext.errors import CtxextError, UsageError
 from ctxext.harness.quiet import quiet
 from ctxext.models import loading
+from ctxext.models.aliases import taken
 from ctxext.models.trained import trained_length
 from ctxext.registry import did_you_mean, parse_length
 
@@ -92,6 +93,8 @@ class ContextLM(HFLM):  # type: ignore[misc]
             attn=attn,
             train_len=trained,
         )
+        if line := taken(source.name):
+            logging.getLogger("lm_eval.ctxext").warning(line)
         model, tokenizer = loading.load_model(source), loading.load_tokenizer(source)
         self.handle = patch(model, spec, most, train_len=trained, attn=attn)
         for note in self.handle.notes:

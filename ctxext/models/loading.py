@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ctxext.errors import UsageError
-from ctxext.models.aliases import ALIASES, locate
+from ctxext.models.aliases import ALIASES, locate, taken
 from ctxext.models.contents import WEIGHTS, index_name, shard_names, support_patterns
 from ctxext.models.rope import check_config, check_raw, made_up
 from ctxext.models.trained import trained_length
@@ -71,6 +71,8 @@ def load(name: str, **options: Any) -> tuple[Any, Any]:
     Raises:
         UsageError: no such model, or one that transformers cannot load; the message says why.
     """
+    if line := taken(name):
+        logging.warning(line)
     source = Source(name, **options)
     return load_model(source), load_tokenizer(source)
 
