@@ -6,7 +6,6 @@ import io
 import json
 import os
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -41,6 +40,13 @@ Json = Annotated[bool, typer.Option("--json", help="JSON, a record a line, inste
 Out = Annotated[Path, typer.Option(help="Folder of the record files.")]
 TrainLen = Annotated[
     str | None, typer.Option(help="Trained length, where the model's config is wrong.")
+]
+OwnScaling = Annotated[
+    str,
+    typer.Option(
+        help="keep or replace: whether methods build on the model's own rope scaling, or take it "
+        "off first."
+    ),
 ]
 Revision = Annotated[str | None, typer.Option(help="Hub branch, tag or commit.")]
 Trust = Annotated[
@@ -107,6 +113,7 @@ def evaluate(
     load_in: LoadIn = None,
     device_map: DeviceMap = None,
     train_len: TrainLen = None,
+    own_scaling: OwnScaling = "keep",
 ) -> None:
     """Measure methods at lengths: every combination, beside the unpatched model."""
     from ctxext import request as ask
@@ -117,7 +124,8 @@ def evaluate(
         raise UsageError("missing --len: give lengths such as --len 512,4k, or a --grid")
     base = ask.Request(
         source=_source(
-            model, revision, trust_remote_code, train_len, dtype, device, attn, load_in, device_map
+            *(model, revision, trust_remote_code, train_len, own_scaling, dtype, device),
+            *(attn, load_in, device_map),
         ),
         methods=ask.parse_methods(method),
         lengths=ask.parse_lengths(length),
@@ -136,7 +144,7 @@ def evaluate(
 
         _refuse_beside_grid(context)
         requests = read_grid(grid, base)
-    _announce(request.source.name for request in requests)
+    console.announce(request.source.name for request in requests)
     from ctxext.run import Evaluation
 
     evaluation = Evaluation(requests)
@@ -154,6 +162,7 @@ def _source(
     revision: str | None,
     trust_remote_code: bool,
     train_len: str | None,
+    own_scaling: str,
     dtype: str,
     device: str,
     attn: str = "auto",
@@ -175,17 +184,8 @@ def _source(
         device_map=ask.check_device_map(device_map, device),
         attn=ask.check_attention(attn),
         train_len=None if train_len is None else parse_length(train_len),
+        own_scaling=ask.check_own_scaling(own_scaling),
     )
-
-
-def _announce(names: Iterable[str]) -> None:
-    """Say on stderr which model a name was taken for, where it could be another too."""
-    from ctxext.measure.workers import speaks
-    from ctxext.models.aliases import taken
-
-    for line in dict.fromkeys(map(taken, names)):
-        if line is not None and speaks():
-            typer.echo(line, err=True)
 
 
 def _refuse_beside_grid(context: typer.Context) -> None:
@@ -224,13 +224,16 @@ def bench(
     revision: Revision = None,
     trust_remote_code: Trust = False,
     train_len: TrainLen = None,
+    own_scaling: OwnScaling = "keep",
 ) -> None:
     """Measure speed and memory of methods against the unpatched model, run by run."""
     from ctxext import bench as room
     from ctxext import request as ask
 
     request = room.Request(
-        source=_source(model, revision, trust_remote_code, train_len, dtype, device),
+        source=_source(
+            model, revision, trust_remote_code, train_len, own_scaling, dtype, device
+        ),
         methods=ask.parse_methods(method),
         lengths=ask.parse_lengths(length),
         paths=room.parse_paths(attn),
@@ -241,7 +244,7 @@ def bench(
         seed=ask.in_range("--seed", seed, least=0) or 0,
         out=out,
     )
-    _announce([model])
+    console.announce([model])
     raise typer.Exit(console.run(room.Bench(request), as_json, "the same command begins anew"))
 
 
@@ -282,6 +285,7 @@ def patch(
     revision: Revision = None,
     trust_remote_code: Trust = False,
     train_len: TrainLen = None,
+    own_scaling: OwnScaling = "keep",
 ) -> None:
     """Export the patched model: a folder, or a GGUF file, that other tools load."""
     from dataclasses import replace
@@ -290,6 +294,7 @@ def patch(
     from ctxext.errors import UsageError
     from ctxext.models.loading import Source
     from ctxext.registry import did_you_mean, parse_length
+    from ctxext.request import check_own_scaling
     from ctxext.results import printable
 
     for option, value, valid in (("format", style, FORMATS), ("verify", verify, VERIFICATIONS)):
@@ -312,6 +317,7 @@ def patch(
         out,
         name=model,
         train_len=trained,
+        own_scaling=check_own_scaling(own_scaling),
         trust_remote_code=trust_remote_code,
         native_only=native_only,
         link=link,
@@ -322,7 +328,7 @@ def patch(
         gguf=style == "gguf",
     )
     check(order)
-    _announce([model])
+    console.announce([model])
     source = Source(model, revision, trust_remote_code)
     folder = local_folder(source, weights=not config_only, allow_pickle=allow_pickle)
     with console.terminable():
@@ -361,6 +367,7 @@ def explain(
     revision: Revision = None,
     trust_remote_code: Trust = False,
     train_len: TrainLen = None,
+    own_scaling: OwnScaling = "keep",
 ) -> None:
     """Show why a method works: angles that training never saw, distances, entropy of attention."""
     from ctxext import request as ask
@@ -368,13 +375,13 @@ def explain(
     methods, (tokens, *more) = ask.parse_methods(method), ask.parse_lengths([length])
     if more:
         raise typer.BadParameter(f"{length!r}: one length at a time", param_hint="--len")
-    source = _source(model, revision, trust_remote_code, train_len, dtype, device)
+    source = _source(model, revision, trust_remote_code, train_len, own_scaling, dtype, device)
     limit, text = ask.in_range("--limit", limit) or 1, ask.check_data(data) if entropy else None
     from ctxext import explain as room
     from ctxext.progress import Progress
 
     console.quieten()
-    _announce([model])
+    console.announce([model])
     with Progress() as progress:
         request = room.Request(source, methods, tokens, text, limit, out)
         study = room.explain(request, progress.monitor())
@@ -438,6 +445,7 @@ def tune(
     load_in: LoadIn = None,
     device_map: DeviceMap = None,
     train_len: TrainLen = None,
+    own_scaling: OwnScaling = "keep",
 ) -> None:
     """Search for the method and the parameters that suit a model at a length best."""
     from ctxext import request as ask
@@ -449,7 +457,8 @@ def tune(
         if len(found) > 1:
             raise UsageError(f"--{option} {text} are {len(found)}: give one")
     source = _source(
-        model, revision, trust_remote_code, train_len, dtype, device, attn, load_in, device_map
+        *(model, revision, trust_remote_code, train_len, own_scaling, dtype, device),
+        *(attn, load_in, device_map),
     )
     from ctxext import tune as room
 
@@ -467,7 +476,7 @@ def tune(
         batch_size=ask.in_range("--batch-size", batch_size),
         out=out,
     )
-    _announce([model])
+    console.announce([model])
     raise typer.Exit(console.tune(request, as_json))
 
 

@@ -65,9 +65,11 @@ class Plan:
 
     def _parts(self, cell: Cell) -> dict[str, object]:
         request = self.request
+        own = {"own_scaling": self.source.own_scaling} if self.identity.scaled else {}
         return {
             "model": self.identity.sha256,
             "trained": self.identity.trained,
+            **own,  # so that the keys of models without any are what they were
             "method": cell.method.full(),
             "task": f"{cell.task}@{cell.task.version}",
             "length": cell.length,

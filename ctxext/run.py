@@ -64,6 +64,9 @@ class Evaluation:
             plans.check_workers(request, workers.count)
             device = workers.device(request.source.device)
             found.append(plans.make(request.on(device)))
+        if workers.first:
+            for line in dict.fromkeys(plan.identity.line(plan.source) for plan in found):
+                self.monitor.note(line)
         return found
 
     def estimates(self) -> list[Estimate]:
@@ -371,6 +374,7 @@ class Run:
             "metric": cell.task.metric,
             "length": cell.length,
             "trained_length": plan.identity.trained,
+            **plan.identity.facts(plan.source),
             "batch_size": plan.request.batch(cell.length),
             "prefill_chunk": None,
             **done.fields,

@@ -17,8 +17,8 @@ from typing import Any
 from ctxext.errors import UsageError
 from ctxext.models.aliases import ALIASES, locate, taken
 from ctxext.models.contents import WEIGHTS, index_name, shard_names, support_patterns
-from ctxext.models.rope import check_config, check_raw, made_up
-from ctxext.models.trained import trained_length
+from ctxext.models.rope import check_config, check_raw, is_scaled, made_up
+from ctxext.models.trained import explain_trained
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 QUANTIZATIONS = ("4bit", "8bit")
@@ -114,7 +114,7 @@ def load_config(source: Source) -> Any:
 
     raw, _ = _explained(source, PreTrainedConfig.get_config_dict)
     with _named(source):
-        check_raw(raw)
+        check_raw(raw if isinstance(raw, dict) else {})  # of a list, transformers has more to say
     config = _explained(source, AutoConfig.from_pretrained)
     with _named(source):
         _check_scaling(source, config, raw)
@@ -267,16 +267,29 @@ class Identity:
 
     sha256: str  # of the folder's files, or of the Hub commit
     trained: int  # T in tokens
+    why: str  # what says so
+    scaled: bool  # whether the config has a rope scaling of its own
+
+    def facts(self, source: Source) -> dict[str, str | None]:
+        """What a record has of them beside T."""
+        own = source.own_scaling if self.scaled else None
+        return {"trained_from": self.why, "own_scaling": own}
+
+    def line(self, source: Source) -> str:
+        """What a user should know of them."""
+        own = f", its own rope scaling: {source.own_scaling}" if self.scaled else ""
+        return f"{source.name}: trained length {self.trained} ({self.why}){own}"
 
 
 def identify(source: Source, config: Any) -> Identity:
     """The model's hash and trained length; errors as for `load`."""
-    trained = source.train_len or trained_length(config)
+    trained = explain_trained(config, source.own_scaling, source.train_len)
+    facts = (*trained, is_scaled(config))
     folder = Path(locate(source.name))
     if folder.is_dir():
-        return Identity(_hash_folder(folder), trained)
+        return Identity(_hash_folder(folder), *facts)
     commit = getattr(config, "_commit_hash", None) or source.revision or "main"
-    return Identity(hashlib.sha256(f"{folder}@{commit}".encode()).hexdigest(), trained)
+    return Identity(hashlib.sha256(f"{folder}@{commit}".encode()).hexdigest(), *facts)
 
 
 def _hash_folder(folder: Path) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from ctxext.errors import UsageError
+from ctxext.models.trained import is_scaled as scales
 from ctxext.registry import did_you_mean, is_length
 
 Settings = dict[str, Any]
@@ -114,6 +115,13 @@ def check_config(config: Any, raw: Settings | None = None) -> None:
         if raw is not None:
             _check_type(path, settings, config)
             _check_original(path, settings, config, raw)
+
+
+def is_scaled(config: Any) -> bool:
+    """Whether a config has a rope scaling of its own."""
+    rope = getattr(config.get_text_config(), "rope_parameters", None)
+    sets = _sets("", rope if isinstance(rope, dict) else {})
+    return any(scales(settings) for _, settings in sets)
 
 
 def made_up(config: Any, raw: Settings) -> bool:

@@ -1,0 +1,49 @@
+"""One length for each sequence that an unpatched model reads, where its own scaling goes by that.
+
+Transformers chooses the frequencies of dynamic and longrope scaling anew with each forward: by
+what is read at once, and for dynamic by the longest that was read since. So a row's numbers would
+depend on what is read before it and beside it, and cached keys would keep other frequencies than
+those that come after them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
+
+from ctxext.engine.patch import patched
+from ctxext.models.layout import length_class
+
+Item = TypeVar("Item")
+
+
+@contextlib.contextmanager
+def pinned(model: Any, length: int) -> Iterator[None]:
+    """The model as it reads a sequence of `length` tokens, prompt and continuation.
+
+    It is as it is where nothing goes by the length: also where a patch has decided it.
+    """
+    if length_class(model, length) is None:
+        yield
+        return
+    with patched(model, "rope", max(2, length)):
+        yield
+
+
+def alike(
+    model: Any, items: Iterable[Item], length: Callable[[Item], int]
+) -> list[tuple[int, list[Item]]]:
+    """The items in lists that may be read together, the longest first, each with a length for it.
+
+    Args:
+        length: tokens of the sequence that an item will be, prompt and continuation.
+    """
+    found: dict[int | None, tuple[int, list[Item]]] = {}
+    for item in items:
+        tokens = length(item)
+        kind = length_class(model, tokens)
+        longest, some = found.get(kind, (0, []))
+        some.append(item)
+        found[kind] = max(longest, tokens), some
+    return sorted(found.values(), key=lambda pair: -pair[0])
