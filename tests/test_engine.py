@@ -941,9 +941,9 @@ def test_own_scaling_is_kept(rope_type: str) -> None:
     assert not torch.allclose(plain, logits(random_model(), ids), atol=1e-2)
     with untouched_scaling(model, ids):
         for spec in [*WIDE.values(), *(f"{spec}+logn" for spec in WIDE.values()), "logn"]:
-            with ctxext.patched(model, spec, train_len=4096) as handle:
+            with ctxext.patched(model, spec, L, train_len=4096) as handle:
                 close(logits(model, ids), plain)
-                assert handle.notes == []
+                assert len(handle.notes) == 1
 
 
 @pytest.mark.parametrize(("rope_type", "same"), [("linear", "pi:factor=4"), ("yarn", "yarn")])
@@ -951,7 +951,8 @@ def test_own_scaling_is_the_method_of_that_name(rope_type: str, same: str) -> No
     """A distance method on a scaled model is that method and the scaling's own, composed."""
     scaled, model, ids = own_scaling(rope_type), random_model(), tokens(L)
     for spec in ("rerope:window=5", "leaky-rerope:window=5,leak=3+logn"):
-        with ctxext.patched(scaled, spec), ctxext.patched(model, f"{same}+{spec}", 4 * TRAINED):
+        on = ctxext.patched(scaled, spec, train_len=TRAINED)
+        with on, ctxext.patched(model, f"{same}+{spec}", 4 * TRAINED):
             close(logits(scaled, ids), logits(model, ids))
 
 
@@ -980,20 +981,12 @@ def test_a_trained_length_that_is_none(length: Any) -> None:
         ctxext.patch(model, "yarn", 99)
 
 
-@pytest.mark.parametrize(("rope_type", "trained"), [("yarn", 32), ("llama3", 32), ("linear", 128)])
-def test_trained_length_of_a_scaled_model(rope_type: str, trained: int) -> None:
-    """T is the length before the scaling, where the config names one."""
-    rope = {"rope_type": rope_type, "rope_theta": 10000.0, **SCALINGS[rope_type]}
-    model = random_model(rope_parameters=rope, max_position_embeddings=128)
-    with ctxext.patched(model, "pi+rerope", 256) as handle:
-        assert str(handle.spec) == f"pi:factor={256 // trained}+rerope:window={trained // 2}"
-
-
 @pytest.mark.parametrize("rope_type", SCALINGS)
 def test_own_scaling_is_replaced_by_frequency_methods(rope_type: str) -> None:
     scaled, model, ids = own_scaling(rope_type), random_model(), tokens(L)
     for spec in ("pi", "yarn", "ntk+rerope:window=5+logn"):
-        with untouched(scaled, ids), ctxext.patched(scaled, spec, 4 * L) as handle:
+        on = ctxext.patched(scaled, spec, 4 * L, own_scaling="replace")
+        with untouched(scaled, ids), on as handle:
             ours = logits(scaled, ids)
             assert [note for note in handle.notes if rope_type in note and "replaced" in note]
             with ctxext.patched(model, spec, 4 * L) as plain:
@@ -1001,26 +994,10 @@ def test_own_scaling_is_replaced_by_frequency_methods(rope_type: str) -> None:
                 assert plain.notes == []
 
 
-@pytest.mark.parametrize("distance", DISTANCE)
-@pytest.mark.parametrize("rope_type", ["dynamic", "longrope"])
-def test_own_scaling_by_length_goes_by_true_positions(rope_type: str, distance: str) -> None:
-    """Where far keys stand at a constant, frequencies are still those of the length at hand."""
-    model, ids = own_scaling(rope_type), tokens(L)
-    spec = NARROW[distance]
-    with untouched_scaling(model, ids):
-        with ctxext.patched(model, spec, attn="dense"):
-            wanted = logits(model, ids)
-        with ctxext.patched(model, spec):
-            close(logits(model, ids), wanted)
-    short = logits(model, ids[:, :9])
-    with ctxext.patched(model, WIDE[distance], train_len=4096):
-        close(logits(model, ids[:, :9]), short)
-
-
 def test_the_probe_leaves_dynamic_frequencies_alone() -> None:
     model, ids = own_scaling("dynamic"), tokens(L)
     with untouched(model, ids):
-        ctxext.patch(model, "logn").remove()
+        ctxext.patch(model, "logn", L).remove()
 
 
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])

@@ -9,7 +9,7 @@ from torch import nn
 
 from ctxext.engine.probe import Layer, learn
 from ctxext.errors import CtxextError, UnsupportedModelError
-from ctxext.models.layout import UNSCALED, Source, has_windows
+from ctxext.models.layout import Source, has_windows
 from ctxext.patches import Spec
 
 
@@ -40,10 +40,8 @@ class Anatomy:
 
     def notes(self, spec: Spec) -> list[str]:
         """What a user should know of it, a line each."""
-        scalings = [s.scaling for s in self.sources if spec.frequencies]
-        replaced = [name for name in dict.fromkeys(scalings) if name not in UNSCALED]
-        lines = [f"the model's own {name} rope scaling is replaced by {spec}" for name in replaced]
-        return lines + self._left_alone(spec)
+        lines = [_of_scaling(s, spec) for s in self.axes if s.scaled and not spec.unpatched]
+        return [*dict.fromkeys(lines), *self._left_alone(spec)]
 
     def _left_alone(self, spec: Spec) -> list[str]:
         inside, count = sum(layer.inside for layer in self.layers), len(self.layers)
@@ -56,6 +54,19 @@ class Anatomy:
         if not self.sources and (spec.distance or spec.frequencies):
             lines.append("the other layers have no positions: no rotation is changed")
         return lines
+
+
+def _of_scaling(source: Source, spec: Spec) -> str:
+    """What becomes of the model's own scaling, and which T that makes."""
+    kind, what = source.rope.get("rope_type"), f"stays in force under {spec}"
+    if source.replaced:
+        what = f"is replaced by {spec}" if spec.frequencies else f"is taken off under {spec}"
+    elif source.by_length:
+        what += f", as it is at {source.length} tokens"
+    return (
+        f"the model's own {kind} rope scaling {what}; its trained length is taken to be "
+        f"{source.trained} tokens ({source.why})"
+    )
 
 
 def examine(model: Any, sources: list[Source], spec: Spec) -> Anatomy:

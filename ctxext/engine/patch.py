@@ -23,10 +23,10 @@ from ctxext.engine.seams import (
     register_scaled,
     uncompiled,
 )
-from ctxext.engine.stock import ways
+from ctxext.engine.stock import numbers, stock_model, ways
 from ctxext.engine.switch import replace, use_attention
 from ctxext.errors import UnsupportedModelError, UsageError
-from ctxext.models.layout import UNSCALED, Source, find_sources, head_dim
+from ctxext.models.layout import Rope, Source, find_sources, head_dim
 from ctxext.patches import Spec, parse
 from ctxext.patches.base import Part, Span
 from ctxext.registry import is_length
@@ -76,6 +76,7 @@ def patch(
     length: int | None = None,
     *,
     train_len: int | None = None,
+    own_scaling: str = "keep",
     attn: str = "auto",
 ) -> Handle:
     """Patch a transformers causal language model in place.
@@ -84,8 +85,14 @@ def patch(
         model: a loaded model with rotary position embeddings.
         spec: such as `"rerope:window=256+logn"`, or a parsed one.
         length: L, the longest sequence in tokens that will be read, prompt and continuation;
-            defaults that depend on it (a `factor`, a `leak`) need it.
+            defaults that depend on it (a `factor`, a `leak`) need it, and so does a method on a
+            model whose own rope scaling goes by the length (dynamic, longrope). Such a model has
+            the frequencies of a sequence of L tokens then, whatever it reads, under `rope` too.
         train_len: T in tokens where the config's is not right.
+        own_scaling: "keep": methods change the frequencies as the model's own rope scaling makes
+            them, and T is the length that it declares with that; "replace": the scaling is taken
+            off first, with all that it does, and T is the length before it. `rope` is the model
+            as it is given under both.
         attn: the attention path of distance methods: "auto", "flash", "triton", "flex", "sdpa",
             "eager", or "dense", the reference whose memory is quadratic in length. All other
             methods run on the model's own implementation.
@@ -104,20 +111,23 @@ def patch(
             raise UsageError(
                 f"bad {name} {value!r}: give a whole number of tokens, at least 2, below 2^31"
             )
-    sources = find_sources(model, train_len)
+    sources = find_sources(model, train_len, own_scaling, length)
     holder = sources[0].module
     if HANDLE in holder.__dict__:
         on = holder.__dict__[HANDLE].spec
         raise UsageError(f"the model is patched already, with {on}: remove that patch first")
     trained = sources[0].trained
     resolved = parsed.resolve(Span(trained, length))
+    _check_length(sources, resolved)
     anatomy = examine(model, sources, resolved)
     attention = _choose(model, anatomy, resolved, attn)
     with contextlib.ExitStack() as undo:
-        feeds = [_feed(source, anatomy) for source in anatomy.sources]
         notes = anatomy.notes(resolved)
-        for source in anatomy.sources:
-            _apply_frequencies(source, resolved, length, undo)
+        ropes = _start(sources, resolved, undo)
+        feeds = [_feed(source, anatomy) for source in anatomy.sources]
+        for source in anatomy.sources if resolved.frequencies else []:
+            ropes[source] = _apply_frequencies(source, resolved, length, undo)
+        _apply_numbers(model, {s: rope for s, rope in ropes.items() if s.replaced}, undo)
         for source in anatomy.sources:
             check_module(source, anatomy.axes[source])
         _apply_seams(model, anatomy, feeds, trained, resolved, attention.name, undo)
@@ -182,39 +192,64 @@ def _feed(source: Source, anatomy: Anatomy) -> Feed:
     return Feed(source, source.module.forward, axes, before=before if shared else None)
 
 
+def _check_length(sources: list[Source], spec: Spec) -> None:
+    """UsageError where a method needs L to know a model's own frequencies, and has none."""
+    for source in sources:
+        if source.by_length and not (source.length or source.replaced or spec.unpatched):
+            raise UsageError(
+                f"the model's own {source.scaling} rope scaling goes by the length: give length= "
+                f"for {spec}, or own_scaling='replace'"
+            )
+
+
+def _start(sources: list[Source], spec: Spec, undo: contextlib.ExitStack) -> dict[Source, Rope]:
+    """Put on what the methods start from; the rope parameters of scalings that are taken off."""
+    fixed = [s for s in sources if s.by_length and s.length]
+    replaced = [] if spec.unpatched else [s for s in sources if s.replaced]
+    for source in dict.fromkeys([*replaced, *fixed]):
+        _set(source, *source.start, undo)
+    return {source: source.plain_rope for source in replaced}
+
+
 def _apply_frequencies(
     source: Source, spec: Spec, length: int | None, undo: contextlib.ExitStack
-) -> None:
-    """Replace inv_freq and the attention factor."""
-    if not spec.frequencies:
-        return
-    module, facts, scaling = source.module, source.facts, source.scaling
-    attribute, factor = source.named("attention_scaling"), spec.attention_factor()
-    if not hasattr(module, attribute) and factor != 1:
-        raise UnsupportedModelError(f"{type(module).__name__} takes no attention factor")
-    own = source.inv_freq
-    if own.shape != (len(facts.theta),):
-        raise UnsupportedModelError(f"{type(module).__name__}: inv_freq is no buffer of [d/2]")
-    inv_freq, factor = _new_frequencies(source, spec, length)
-    undo.callback(module._buffers.__setitem__, source.named("inv_freq"), own)
-    module._buffers[source.named("inv_freq")] = inv_freq.to(own.device, torch.float32)
-    replace(undo, module, attribute, factor)
-    if scaling in UNSCALED:
-        return
-    kinds = module.__dict__.get("rope_type")
-    plain = {**kinds, source.layer_type: "default"} if isinstance(kinds, dict) else "default"
-    replace(undo, module, "rope_type", plain)
+) -> Rope:
+    """Divide the frequencies by λ, multiply the attention factors; the rope parameters for it.
 
-
-def _new_frequencies(source: Source, spec: Spec, length: int | None) -> tuple[Tensor, float]:
-    """inv_freq [d/2] and the attention factor; as transformers computes them where it can."""
-    scales = torch.tensor(spec.scales(source.facts), dtype=torch.float64)
-    theta = torch.tensor(source.facts.theta, dtype=torch.float64) / scales
+    They are as transformers computes them, where it can.
+    """
+    facts = source.facts
+    if source.inv_freq.shape != (len(facts.theta),):
+        raise UnsupportedModelError(f"{type(source.module).__name__}: inv_freq is no buffer [d/2]")
+    scales = torch.tensor(spec.scales(facts), dtype=torch.float64)
+    theta = torch.tensor(facts.theta, dtype=torch.float64) / scales
     if not torch.isfinite(theta).all():
         raise UsageError(f"{spec} gives frequencies that are not finite")
     for way in ways(source, spec, length):
-        return way.inv_freq, way.factor
-    return theta, spec.attention_factor()
+        _set(source, way.inv_freq, way.factor, undo)
+        return way.rope
+    _set(source, theta, source.start.factor * spec.attention_factor(facts), undo)
+    return source.plain_rope
+
+
+def _set(source: Source, inv_freq: Tensor, factor: float, undo: contextlib.ExitStack) -> None:
+    """Give a rotary module frequencies and an attention factor that no length changes."""
+    module, own, name = source.module, source.inv_freq, source.named("inv_freq")
+    attribute = source.named("attention_scaling")
+    if not hasattr(module, attribute) and factor != 1:
+        raise UnsupportedModelError(f"{type(module).__name__} takes no attention factor")
+    undo.callback(module._buffers.__setitem__, name, own)
+    module._buffers[name] = inv_freq.to(own.device, torch.float32)
+    replace(undo, module, attribute, factor)
+    if source.by_length and (kinds := module.__dict__.get("rope_type")) is not None:
+        plain = {**kinds, source.layer_type: "default"} if isinstance(kinds, dict) else "default"
+        replace(undo, module, "rope_type", plain)
+
+
+def _apply_numbers(model: Any, ropes: dict[Source, Rope], undo: contextlib.ExitStack) -> None:
+    """Change what modules beside the rotary ones took from a scaling that is taken off."""
+    for (name, key), value in numbers(model, ropes).items() if ropes else ():
+        replace(undo, stock_model(model).get_submodule(name), key, value)
 
 
 def _apply_seams(

@@ -20,11 +20,11 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, causal_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ctxext.engine.paths import attend
-from ctxext.engine.probe import Layer, call_rotary, plain_type
+from ctxext.engine.probe import Layer, call_rotary
 from ctxext.engine.runs import Run, attend_runs, find_runs
 from ctxext.engine.switch import registered
 from ctxext.errors import UnsupportedModelError
-from ctxext.models.layout import LENGTH_DEPENDENT, Source
+from ctxext.models.layout import Source
 from ctxext.patches.base import Part, QueryScale, as_held, identity
 
 KEPT = "_ctxext_kept"  # the attribute of a table that has the tables of before the patch
@@ -67,15 +67,7 @@ class Feed:
 
     def tables(self, x: Tensor, positions: Tensor) -> Any:
         """cos and sin [b or 1, n, columns] (or e^(i·angle)) by frequencies as they stand."""
-        module = self.source.module
-        scaling = module.__dict__.get("rope_type")
-        if scaling is None or self.source.scaling not in LENGTH_DEPENDENT:
-            return call_rotary(self.rotate, x, positions, self.source.layer_type)
-        module.__dict__["rope_type"] = plain_type(scaling)
-        try:
-            return call_rotary(self.rotate, x, positions, self.source.layer_type)
-        finally:
-            module.__dict__["rope_type"] = scaling
+        return call_rotary(self.rotate, x, positions, self.source.layer_type)
 
     def as_before(self, x: Tensor, positions: Tensor) -> Any:
         """The tables that the unpatched model has."""
@@ -200,8 +192,6 @@ class State:
         """The tables as far keys need them."""
         if not self.parts:
             return call_rotary(feed.rotate, x, position_ids, feed.source.layer_type)
-        if feed.source.scaling in LENGTH_DEPENDENT:  # let the module see the true positions
-            call_rotary(feed.rotate, x, position_ids, feed.source.layer_type)
         tables = feed.tables(x, self.cached(position_ids.double()))
         if feed.factor == 1:
             return tables

@@ -7,30 +7,22 @@ describes: another order of float32 roundings turns a key 4096 tokens away by 1e
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
-from transformers import modeling_rope_utils
-from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+from torch import Tensor, nn
+from transformers import PreTrainedModel, modeling_rope_utils
 
-from ctxext.models.layout import Source, head_dim
+from ctxext.models.layout import Rope, Source
+from ctxext.models.trained import ORIGINAL
 from ctxext.patches import Spec
 
-Rope = dict[str, Any]  # what stands in a config as `rope_parameters`, for one layer type
-
-ORIGINAL = "original_max_position_embeddings"
 # Relative: the exponent 2i/d is rounded by 6e-8 of itself, which a base of e^20 makes 1.2e-6, in
 # θ and anew under another base; and a few roundings more.
 CLOSE = 4e-6
-# All that transformers' rope types read, so what an older scaling leaves behind.
-SCALING_KEYS = frozenset(
-    "rope_type type factor attention_factor beta_fast beta_slow mscale mscale_all_dim truncate "
-    "short_factor long_factor short_mscale long_mscale low_freq_factor high_freq_factor "
-    f"{ORIGINAL}".split()
-)
 
 
 class Stock(NamedTuple):
@@ -54,38 +46,52 @@ def ways(source: Source, spec: Spec, length: int | None) -> Iterator[Stock]:
 
     Args:
         length: L in tokens, which some of them name and some must fit; by the way that is first,
-            frequencies differ by a rounding at most.
+            frequencies differ by a rounding at most, and by none where the spec has no λ.
     """
-    own = source.facts
+    own, start = source.facts, source.start
     theta = torch.tensor(own.theta, dtype=torch.float64)
     wanted = theta / torch.tensor(spec.scales(own), dtype=torch.float64)
-    for rope in _ropes(source, spec, length):
+    close = CLOSE if spec.frequencies else 0.0
+    for rope in _ropes(source, spec, length, wanted):
         try:
-            with _unheard():
-                inv_freq, factor = _compute(source, rope)
-            torch.testing.assert_close(inv_freq.double(), wanted, rtol=CLOSE, atol=0)
-            torch.testing.assert_close(factor, spec.attention_factor(), rtol=CLOSE, atol=0)
+            with unheard():
+                inv_freq, factor = source.compute(rope)
+            torch.testing.assert_close(inv_freq.double(), wanted, rtol=close, atol=0)
+            wanted_factor = start.factor * spec.attention_factor(own)
+            torch.testing.assert_close(factor, wanted_factor, rtol=close, atol=0)
         except Exception:  # whatever a family's config refuses, or computes otherwise
             continue
         changed = "rope_theta" if rope["rope_type"] == "default" else rope["rope_type"]
         yield Stock(changed, rope, inv_freq, factor)
 
 
-def _ropes(source: Source, spec: Spec, length: int | None) -> Iterator[Rope]:
+def _ropes(source: Source, spec: Spec, length: int | None, wanted: Tensor) -> Iterator[Rope]:
     """The rope parameters that may say it; whether they do is seen when they are computed."""
     own = source.facts
     longest = max(length or 0, own.trained)
-    kept = {k: v for k, v in source.rope.items() if k not in SCALING_KEYS}
-    plain = {"rope_type": "default", "rope_theta": own.base, **kept}
-    single = spec.frequencies[0].stock(own) if len(spec.frequencies) == 1 else None
-    if single is not None and (length is None or _reaches(single, longest)):
-        yield {**plain, **single}
-    factor = spec.attention_factor()
+    plain = {"rope_theta": own.base, **source.plain_rope}
+    stock = [method.stock(own) or {} for method in spec.frequencies]
+    kept = source.scaled and not source.replaced
     scales = spec.scales(own)
+    if kept:
+        yield from _fixed(source, plain) if source.by_length else [source.rope]
+        if not wanted.all():
+            return
+        unscaled = [own.base ** (-i / len(wanted)) for i in range(len(wanted))]
+        scales = (torch.tensor(unscaled, dtype=torch.float64) / wanted).tolist()
+    elif len(stock) == 1 and stock[0] and (length is None or _reaches(stock[0], longest)):
+        yield {**plain, **stock[0]}
+    elif not stock:
+        yield plain
+    factor = source.start.factor * spec.attention_factor(own)
+    sharp = next(
+        ({k: r[k] for k in SHARP} for r in ([source.rope] if kept else stock) if _is_sharp(r)), {}
+    )
     yield {
         **plain,
         "rope_type": "longrope",
         "factor": 1.0,
+        **sharp,
         "attention_factor": factor,
         "short_factor": scales,
         "long_factor": scales,
@@ -94,8 +100,30 @@ def _ropes(source: Source, spec: Spec, length: int | None) -> Iterator[Rope]:
     }
 
 
+# What latent attention computes the scaling of its scores from, under any rope type.
+SHARP = ("factor", "mscale_all_dim")
+
+
+def _is_sharp(rope: Rope) -> bool:
+    return bool(rope.get("mscale_all_dim") and rope.get("factor"))
+
+
+def _fixed(source: Source, plain: Rope) -> Iterator[Rope]:
+    """What a scaling that goes by the length is at L: of longrope a list, of dynamic a base."""
+    rope, length = source.rope, source.length or 1
+    if source.scaling == "longrope":
+        used = "long_factor" if length > rope[ORIGINAL] else "short_factor"
+        lists = {"short_factor": rope[used], "long_factor": rope[used]}
+        yield {**rope, **lists, "attention_factor": source.start.factor}
+    else:
+        own: Any = source.module.original_max_seq_len
+        dim = 2 * len(source.start.inv_freq)
+        stretch = rope["factor"] * torch.tensor(max(length, own)) / own - (rope["factor"] - 1)
+        yield {**plain, "rope_theta": float(plain["rope_theta"] * stretch ** (dim / (dim - 2)))}
+
+
 @contextlib.contextmanager
-def _unheard() -> Iterator[None]:
+def unheard() -> Iterator[None]:
     """Without transformers' warnings about rope parameters, which are tried and are nobody's."""
     logger = logging.getLogger(modeling_rope_utils.__name__)
     before = logger.level
@@ -114,22 +142,48 @@ def _reaches(rope: Rope, longest: int) -> bool:
     return ORIGINAL not in rope or rope[ORIGINAL] * rope["factor"] == longest
 
 
-def _compute(source: Source, rope: Rope) -> tuple[Tensor, float]:
-    """inv_freq and attention factor by transformers; any exception where its config refuses."""
-    config, kind = source.config, source.layer_type
-    settings = config.to_dict()
-    if getattr(config, "head_dim", 0) is None:  # which transformers' yarn and longrope cannot read
-        settings["head_dim"] = head_dim(config)
-    settings["rope_parameters"] = rope if kind is None else {**config.rope_parameters, kind: rope}
-    if hasattr(config, ORIGINAL) and ORIGINAL in rope:  # it has priority over rope_parameters
-        settings[ORIGINAL] = rope[ORIGINAL]
-    other = type(config).from_dict(settings)
-    options = {} if kind is None else {"layer_type": kind}
-    if rope["rope_type"] == "default":
-        default: Any = type(source.module)
-        inv_freq, factor = default.compute_default_rope_parameters(other, **options)
-    else:
-        inv_freq, factor = ROPE_INIT_FUNCTIONS[rope["rope_type"]](other, None, **options)
-    if inv_freq.dtype != torch.float32 or inv_freq.is_meta:
-        raise TypeError(inv_freq.dtype)
-    return inv_freq, float(factor)
+def numbers(model: nn.Module, ropes: dict[Source, Rope]) -> dict[tuple[str, str], Any]:
+    """The numbers that modules beside the rotary ones hold otherwise under other rope parameters.
+
+    Latent attention has its softmax scaling from them. Found by building the model without
+    weights under both configs.
+
+    Returns:
+        The numbers under the other rope parameters, by a module's name in the innermost
+        transformers model and an attribute.
+    """
+    inner = stock_model(model)
+    before, after = (_outline_numbers(inner, each) for each in ({}, ropes))
+    rotary = {source.module for source in ropes}
+    names = {name for name, module in inner.named_modules() if module in rotary}
+    return {
+        key: value
+        for key, value in after.items()
+        if key[0] not in names and key in before and before[key] != value
+    }
+
+
+def stock_model(model: nn.Module) -> PreTrainedModel:
+    """The transformers model itself, in whatever wraps it."""
+    return next(m for m in model.modules() if isinstance(m, PreTrainedModel))
+
+
+def _outline_numbers(
+    model: PreTrainedModel, ropes: dict[Source, Rope]
+) -> dict[tuple[str, str], Any]:
+    config = copy.deepcopy(model.config)
+    text: Any = config.get_text_config()
+    for source, rope in ropes.items():
+        kind = source.layer_type
+        text.rope_parameters = rope if kind is None else {**text.rope_parameters, kind: rope}
+        if hasattr(text, ORIGINAL) and ORIGINAL in rope:
+            setattr(text, ORIGINAL, rope[ORIGINAL])
+    config._attn_implementation = "eager"
+    with torch.device("meta"), unheard():
+        outline = type(model)(config)
+    return {
+        (name, key): value
+        for name, module in outline.named_modules()
+        for key, value in vars(module).items()
+        if isinstance(value, int | float)
+    }

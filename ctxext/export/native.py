@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from ctxext.engine.anatomy import Anatomy
-from ctxext.engine.stock import ORIGINAL, Rope, Stock, ways
+from ctxext.engine.stock import Stock, ways
 from ctxext.errors import UnsupportedModelError
 from ctxext.export.check import one_line
 from ctxext.export.small import outline
-from ctxext.models.layout import Source, find_sources, head_dim
+from ctxext.models.layout import Rope, Source, find_sources, head_dim
+from ctxext.models.trained import ORIGINAL
 from ctxext.patches import Spec
 
 OLD_KEYS = ("rope_theta", "rotary_emb_base", "rope_scaling")  # of transformers 4

@@ -4,19 +4,35 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from ctxext.errors import UnsupportedModelError
 from ctxext.models.rope import check_config
-from ctxext.models.trained import trained_length
+from ctxext.models.trained import ORIGINAL, explain_trained, is_scaled
 from ctxext.patches.base import Rotary
 
 NAME = "inv_freq"
 LENGTH_DEPENDENT = ("dynamic", "longrope")  # scalings that go by the length at hand
-UNSCALED = ("default", "proportional")  # rope types whose inv_freq are the frequencies themselves
+# All that transformers' rope types read, so what an older scaling leaves behind.
+SCALING_KEYS = frozenset(
+    "rope_type type factor attention_factor beta_fast beta_slow mscale mscale_all_dim truncate "
+    "short_factor long_factor short_mscale long_mscale low_freq_factor high_freq_factor alpha "
+    f"{ORIGINAL}".split()
+)
+VARIANT = ("mscale", "mscale_all_dim")  # by which a family's yarn is not the paper's
+
+Rope = dict[str, Any]  # what stands in a config as `rope_parameters`, for one layer type
+
+
+class Start(NamedTuple):
+    """What a method starts from: frequencies [d/2] in radians per token, attention factor."""
+
+    inv_freq: Tensor
+    factor: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,12 +44,18 @@ class Source:
         layer_type: what its forward is told to choose this set; None where it has but one.
         config: the config of the part of the model that the module serves.
         trained: T in tokens.
+        why: what T was taken from, in a few words.
+        own_scaling: whether methods "keep" or "replace" the scaling that the config names.
+        length: L in tokens, for scalings that go by the length.
     """
 
     module: nn.Module
     layer_type: str | None
     config: Any
     trained: int
+    why: str = ""
+    own_scaling: str = "keep"
+    length: int | None = None
 
     def named(self, name: str) -> str:
         """The module's attribute `name` for this set."""
@@ -51,48 +73,135 @@ class Source:
         """The attention factor in force."""
         return float(getattr(self.module, self.named("attention_scaling"), 1.0))
 
-    @property
-    def scaling(self) -> str:
-        """Transformers' rope type, "default" for none."""
-        return str(self.rope.get("rope_type", "default"))
-
     @functools.cached_property
-    def facts(self) -> Rotary:
-        """θ before any scaling, its base, and T; UnsupportedModelError where θ is not known."""
-        theta = self._theta()
-        return Rotary(theta, float(self.rope.get("rope_theta") or _base_of(theta)), self.trained)
+    def scaling(self) -> str:
+        """The rope type that the module ran on when first asked, "default" for none."""
+        kind = self.module.__dict__.get("rope_type")
+        kind = kind.get(self.layer_type) if isinstance(kind, dict) else kind
+        return str(kind or self.rope.get("rope_type", "default"))
 
     @property
-    def rope(self) -> dict[str, Any]:
+    def by_length(self) -> bool:
+        """Whether the frequencies change with the length of what is read."""
+        return self.scaling in LENGTH_DEPENDENT
+
+    @property
+    def scaled(self) -> bool:
+        """Whether the config names a scaling."""
+        return is_scaled(self.rope)
+
+    @property
+    def replaced(self) -> bool:
+        """Whether a scaling is to be taken off."""
+        return self.own_scaling == "replace" and self.scaled
+
+    @property
+    def rope(self) -> Rope:
         """The rope parameters in the config."""
         rope = getattr(self.config, "rope_parameters", None) or {}
         return rope if self.layer_type is None else rope.get(self.layer_type) or {}
 
-    def _theta(self) -> tuple[float, ...]:
-        """θ before any scaling, as the float32 numbers that the model itself would use."""
+    @property
+    def plain_rope(self) -> Rope:
+        """The rope parameters without any scaling."""
+        kept = {k: v for k, v in self.rope.items() if k not in SCALING_KEYS}
+        kind = "proportional" if self.rope.get("rope_type") == "proportional" else "default"
+        return {**kept, "rope_type": kind}
+
+    @functools.cached_property
+    def facts(self) -> Rotary:
+        """θ that methods divide by λ, its base, and T; UnsupportedModelError where not known."""
+        theta = tuple(self.start.inv_freq.double().tolist())
+        base = float(self.rope.get("rope_theta") or _base_of(theta))
+        return Rotary(theta, base, self.trained, self._variant() if self.replaced else {})
+
+    @functools.cached_property
+    def start(self) -> Start:
+        """As the model computes them in float32: unscaled, at L, or as they are."""
+        if self.replaced:
+            if not hasattr(type(self.module), "compute_default_rope_parameters"):
+                raise UnsupportedModelError(
+                    f"{self.config.model_type}: its unscaled frequencies cannot be computed from "
+                    "the config"
+                )
+            return self.compute(self.plain_rope)
+        if self.by_length:
+            return self._at(self.length or 1)
         own = self.inv_freq
-        if own.dtype == torch.float32 and self.scaling in UNSCALED and not own.is_meta:
-            return tuple(own.double().tolist())
-        default = getattr(type(self.module), "compute_default_rope_parameters", None)
-        if default is None:
-            raise UnsupportedModelError(
-                f"{self.config.model_type}: its unscaled frequencies cannot be computed from the "
-                "config"
-            )
-        options = {} if self.layer_type is None else {"layer_type": self.layer_type}
-        return tuple(default(self.config, **options)[0].double().tolist())
+        if own.dtype == torch.float32 and not own.is_meta:
+            return Start(own, self.factor)
+        return self.compute(self.rope)
+
+    def at_length(self, length: int) -> int:
+        """The shortest length with the same frequencies, or one below which all have the same."""
+        if not self.by_length:
+            return 0
+        if self.scaling == "longrope":
+            original = int(self.rope[ORIGINAL])
+            return original + 1 if length > original else original
+        return max(length, int(self.module.original_max_seq_len))  # type: ignore[arg-type]
+
+    def compute(self, rope: Rope) -> Start:
+        """What transformers makes of other rope parameters; any exception where it refuses."""
+        kind, settings = self.layer_type, self.config.to_dict()
+        if getattr(self.config, "head_dim", 0) is None:  # which its yarn and longrope cannot read
+            settings["head_dim"] = head_dim(self.config)
+        settings["rope_parameters"] = (
+            rope if kind is None else {**self.config.rope_parameters, kind: rope}
+        )
+        if hasattr(self.config, ORIGINAL) and ORIGINAL in rope:  # it goes before rope_parameters
+            settings[ORIGINAL] = rope[ORIGINAL]
+        other = type(self.config).from_dict(settings)
+        if rope.get("rope_type", "default") == "default":
+            own: Any = type(self.module)
+            found = own.compute_default_rope_parameters(_of_layer(other, kind), **self._options())
+        else:
+            function: Any = ROPE_INIT_FUNCTIONS[rope["rope_type"]]
+            found = function(other, None, **self._options())
+        inv_freq, factor = found
+        if inv_freq.dtype != torch.float32 or inv_freq.is_meta:
+            raise TypeError(inv_freq.dtype)
+        return Start(inv_freq, float(factor))
+
+    def _at(self, length: int) -> Start:
+        """What the module has in force when it reads a sequence of `length` tokens."""
+        device, shortest = self.inv_freq.device, self.at_length(1)
+        if self.at_length(length) == shortest:
+            inv_freq = getattr(self.module, self.named(f"original_{NAME}"))
+            return Start(inv_freq.detach().clone(), self.factor)
+        function: Any = ROPE_INIT_FUNCTIONS[self.scaling]
+        last = torch.tensor(length, device=device)  # its forward counts in tensors, in float32
+        return Start(function(self.config, device, seq_len=last, **self._options())[0], self.factor)
+
+    def _options(self) -> dict[str, Any]:
+        return {} if self.layer_type is None else {"layer_type": self.layer_type}
+
+    def _variant(self) -> dict[str, Any]:
+        """What sets the family's yarn apart from the paper's, where it is its own scaling."""
+        if self.rope.get("rope_type") != "yarn":
+            return {}
+        truncate = self.config.rope_parameters.get("truncate")  # beside layer types, as it is read
+        given = {**{key: self.rope.get(key) for key in VARIANT}, "truncate": truncate}
+        return {key: value for key, value in given.items() if value is not None}
 
 
-def find_sources(model: nn.Module, train_len: int | None = None) -> list[Source]:
+def find_sources(
+    model: nn.Module,
+    train_len: int | None = None,
+    own_scaling: str = "keep",
+    length: int | None = None,
+) -> list[Source]:
     """Every set of rotary frequencies in a transformers causal language model.
 
     Args:
         model: any module; its `config` is read.
         train_len: T in tokens, where the config's is not right.
+        own_scaling: whether methods "keep" or "replace" the scaling that the config names.
+        length: L in tokens, for scalings that go by the length.
 
     Raises:
+        UsageError: `own_scaling` is neither, or the config's rope parameters cannot be meant.
         UnsupportedModelError: no rotary embeddings, or of a kind that is not supported.
-        UsageError: the config's rope parameters cannot be meant.
     """
     config = getattr(model, "config", None)
     if config is None or not hasattr(config, "get_text_config"):
@@ -105,11 +214,33 @@ def find_sources(model: nn.Module, train_len: int | None = None) -> list[Source]
             "has an inv_freq"
         )
     check_config(config)
-    trained = train_len or trained_length(config)
+    trained = explain_trained(config, own_scaling, train_len)
     return [
-        Source(m, name.removesuffix(NAME).removesuffix("_") or None, _config(m, config), trained)
+        Source(
+            m,
+            name.removesuffix(NAME).removesuffix("_") or None,
+            _config(m, config),
+            *trained,
+            own_scaling,
+            length,
+        )
         for m, name in found
     ]
+
+
+def length_class(model: nn.Module | list[Source], length: int) -> int | None:
+    """A number that lengths share at which a model's own scaling has the same frequencies.
+
+    Args:
+        model: a model, or its sources; of a patched one whose frequencies are fixed, none change.
+        length: in tokens.
+
+    Returns:
+        None where nothing goes by the length.
+    """
+    sources = model if isinstance(model, list) else find_sources(model)
+    steps = [source.at_length(length) for source in sources if source.by_length]
+    return sum(steps) if steps else None  # none ever falls: sums are equal where all are
 
 
 def head_dim(config: Any) -> int:
@@ -151,6 +282,13 @@ def _config(module: nn.Module, config: Any) -> Any:
     """The config that a rotary module has for itself, as in a nested model, or the given one."""
     own = getattr(module, "config", None)
     return config if own is None else own
+
+
+def _of_layer(config: Any, kind: str | None) -> Any:
+    """The config of the layers of one type, where these differ in more than their rotation."""
+    if kind is None or not getattr(config, "is_heterogeneous", False):
+        return config
+    return config.per_layer_config[kind]
 
 
 def _base_of(theta: tuple[float, ...]) -> float:

@@ -40,6 +40,7 @@ class Source:
         device_map: `auto` spreads the layers over all devices there are, through accelerate.
         attn: the attention path asked for; once settled, transformers' implementation for it.
         train_len: T in tokens where the config's is not right.
+        own_scaling: whether methods "keep" or "replace" the rope scaling that the config names.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Source:
     device_map: str | None = None
     attn: str = "auto"
     train_len: int | None = None
+    own_scaling: str = "keep"
 
     def pretrained(self) -> dict[str, Any]:
         """The arguments that every `from_pretrained` takes."""

@@ -75,9 +75,15 @@ class Spec:
         columns = [method.scales(rotary) for method in self.frequencies]
         return [math.prod(column[i] for column in columns) for i in range(len(rotary.theta))]
 
-    def attention_factor(self) -> float:
-        """The product of the attention factors; rotated queries and keys each carry it."""
-        return math.prod(method.attention_factor() for method in self.frequencies)
+    def attention_factor(self, rotary: Rotary | None = None) -> float:
+        """The product of the attention factors; rotated queries and keys each carry it.
+
+        Args:
+            rotary: the model's own rotation, where one is meant.
+        """
+        if rotary is None:
+            return math.prod(method.attention_factor() for method in self.frequencies)
+        return math.prod(method.attention_factor_on(rotary) for method in self.frequencies)
 
 
 def given(text: str) -> list[set[str]]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -46,11 +46,20 @@ class Span:
 
 @dataclass(frozen=True)
 class Rotary:
-    """A model's own rotation: θ [d/2] in radians per token, its base, and T in tokens."""
+    """A model's own rotation.
+
+    Attributes:
+        theta: θ [d/2] in radians per token.
+        base: θ_i = base^(−2i/d) before any scaling.
+        trained: T in tokens.
+        variant: rope parameters by which the model's own yarn, which is taken off, is not the
+            paper's: mscale, mscale_all_dim, truncate.
+    """
 
     theta: tuple[float, ...]
     base: float
     trained: int
+    variant: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def dim(self) -> int:
@@ -147,6 +156,10 @@ class Frequency(Method):
     def attention_factor(self) -> float:
         """What rotated queries and keys are each multiplied by; called on a resolved method."""
         return 1.0
+
+    def attention_factor_on(self, rotary: Rotary) -> float:
+        """The attention factor on this model."""
+        return self.attention_factor()
 
 
 @dataclass(frozen=True)

@@ -50,8 +50,10 @@ class Yarn(Stretch):
 
     def scales(self, rotary: Rotary) -> list[float]:
         """λ_i = 1/((1−m_i)/k + m_i)."""
-        low = max(math.floor(self._pair_turning(self.beta_fast, rotary)), 0)
-        high: float = min(math.ceil(self._pair_turning(self.beta_slow, rotary)), rotary.dim - 1)
+        low, high = (self._pair_turning(b, rotary) for b in (self.beta_fast, self.beta_slow))
+        if rotary.variant.get("truncate", True):
+            low, high = math.floor(low), math.ceil(high)
+        low, high = max(low, 0), min(high, rotary.dim - 1)
         if low == high:
             high += 0.001  # the paper's code: a step, not a division by zero
         ramp = [(i - low) / (high - low) for i in range(len(rotary.theta))]
@@ -60,7 +62,17 @@ class Yarn(Stretch):
 
     def attention_factor(self) -> float:
         """0.1 ln k + 1."""
-        return 0.1 * math.log(self.k) + 1
+        return self._sharper(1.0)
+
+    def attention_factor_on(self, rotary: Rotary) -> float:
+        """(0.1 mscale ln k + 1)/(0.1 mscale_all_dim ln k + 1) where the model has both."""
+        mscale, all_dim = (rotary.variant.get(key) for key in ("mscale", "mscale_all_dim"))
+        if not (mscale and all_dim):
+            return self.attention_factor()
+        return self._sharper(mscale) / self._sharper(all_dim)
+
+    def _sharper(self, mscale: float) -> float:
+        return 0.1 * mscale * math.log(self.k) + 1
 
     def stock(self, rotary: Rotary) -> dict[str, Any]:
         """Transformers' `yarn`."""
@@ -70,6 +82,7 @@ class Yarn(Stretch):
             "beta_fast": self.beta_fast,
             "beta_slow": self.beta_slow,
             "original_max_position_embeddings": rotary.trained,
+            **rotary.variant,
         }
 
     @staticmethod
