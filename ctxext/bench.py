@@ -213,7 +213,7 @@ class Bench:
         config = loading.load_config(request.source)
         self.source = loading.settle(request.source, config)
         self.identity = loading.identify(self.source, config)
-        self.monitor.note(self.identity.line(self.source))
+        self.monitor.note(loading.tell_trained(self.source, config))
         for length, spec in itertools.product(request.lengths, request.methods):
             self._resolve(spec, length)
         if request.random_weights:

@@ -231,9 +231,7 @@ def bench(
     from ctxext import request as ask
 
     request = room.Request(
-        source=_source(
-            model, revision, trust_remote_code, train_len, own_scaling, dtype, device
-        ),
+        source=_source(model, revision, trust_remote_code, train_len, own_scaling, dtype, device),
         methods=ask.parse_methods(method),
         lengths=ask.parse_lengths(length),
         paths=room.parse_paths(attn),

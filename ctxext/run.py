@@ -65,7 +65,7 @@ class Evaluation:
             device = workers.device(request.source.device)
             found.append(plans.make(request.on(device)))
         if workers.first:
-            for line in dict.fromkeys(plan.identity.line(plan.source) for plan in found):
+            for line in dict.fromkeys(plan.trained_line for plan in found):
                 self.monitor.note(line)
         return found
 

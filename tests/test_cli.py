@@ -595,7 +595,10 @@ BROKEN: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
     "unknown type": (edit_json("config.json", model_type="no-such"), ("no-such",)),
     "type of a wrong type": (edit_json("config.json", model_type=["llama"]), ()),
     "length of a wrong type": (edit_json("config.json", max_position_embeddings="x"), ()),
-    "no length": (edit_json("config.json", max_position_embeddings=0), ("max_position_embeddings", "cannot be 0")),
+    "no length": (
+        edit_json("config.json", max_position_embeddings=0),
+        ("max_position_embeddings", "cannot be 0"),
+    ),
     "heads": (edit_json("config.json", num_attention_heads=0), ()),
     "another width": (edit_json("config.json", hidden_size=32), ()),
     "another vocabulary": (edit_json("config.json", vocab_size=200), ()),

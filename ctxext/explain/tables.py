@@ -77,7 +77,8 @@ def _angles(study: Study, number: int) -> Sheet:
     caption = (
         "Under each method: the wavelength in tokens · the share of the pair's angles at distances "
         f"0 to {seen - 1} that lie outside what training saw: one step of the pair or more from "
-        f"every angle that it took at distances 0 to {study.trained - 1}."
+        f"every angle that it took at distances 0 to {study.trained - 1}; the trained length is "
+        f"from {study.why}."
     )
     header = ["pair", "trained wavelength", f"turns in {study.trained}", *_methods(study)]
     return Sheet(f"{heading(study, number)}: angles by rotary pair", caption, header, rows)

@@ -100,8 +100,9 @@ class ContextLM(SequenceLM):
         if line := taken(source.name):
             logging.getLogger("lm_eval.ctxext").warning(line)
         model, tokenizer = loading.load_model(source), loading.load_tokenizer(source)
-        options = {"train_len": trained, "own_scaling": source.own_scaling, "attn": attn}
-        self.handle = patch(model, spec, most, **options)
+        self.handle = patch(
+            model, spec, most, train_len=trained, own_scaling=source.own_scaling, attn=attn
+        )
         if spec.unpatched:  # each sequence has a length of its own
             self.handle.remove()
         for note in self.handle.notes:

@@ -18,7 +18,7 @@ class SequenceLM(HFLM):  # type: ignore[misc]
 
     def _loglikelihood_tokens(self, requests: list[Any], **options: Any) -> list[Any]:
         def read(request: Any) -> int:
-            return min(len(request[1]) + len(request[2]) - 1, self.max_length)
+            return min(len(request[1]) + len(request[2]) - 1, int(self.max_length))
 
         return self._apart(requests, read, super()._loglikelihood_tokens, options)
 
@@ -28,7 +28,7 @@ class SequenceLM(HFLM):  # type: ignore[misc]
         def held(request: Any) -> int:
             prompt, given = request.args
             most = next((given[key] for key in _MOST if given.get(key)), self.max_gen_toks)
-            return min(len(self.tok_encode(prompt)) + int(most), self.max_length)
+            return min(len(self.tok_encode(prompt)) + int(most), int(self.max_length))
 
         return self._apart(requests, held, super().generate_until, options)
 

@@ -277,10 +277,12 @@ class Identity:
         own = source.own_scaling if self.scaled else None
         return {"trained_from": self.why, "own_scaling": own}
 
-    def line(self, source: Source) -> str:
-        """What a user should know of them."""
-        own = f", its own rope scaling: {source.own_scaling}" if self.scaled else ""
-        return f"{source.name}: trained length {self.trained} ({self.why}){own}"
+
+def tell_trained(source: Source, config: Any) -> str:
+    """Which T was taken and from what, in a line; errors as for `load`."""
+    tokens, why = explain_trained(config, source.own_scaling, source.train_len)
+    own = f"; its own rope scaling: {source.own_scaling}" if is_scaled(config) else ""
+    return f"{source.name}: trained length {tokens}, from {why}{own}"
 
 
 def identify(source: Source, config: Any) -> Identity:
