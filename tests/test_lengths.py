@@ -24,6 +24,7 @@ from test_eval import Run, runner
 from test_processes import TORCHRUN, launched, same_answers
 
 import ctxext
+from ctxext import tasks
 from ctxext.engine.pinned import alike, pinned
 from ctxext.measure.answers import Limits, answers
 from ctxext.measure.tokens import score
@@ -50,11 +51,7 @@ def made(kind: str) -> Any:
 
 def stock(kind: str, length: int) -> Any:
     """Stock transformers' model as it reads `length` tokens, and nothing else."""
-    model = made(kind)
-    rotary = model.base_model.rotary_emb
-    rotary(torch.zeros(1, 1, 1), torch.tensor([[length - 1]]))
-    rotary.rope_type = "default"
-    return model
+    return held(made(kind), length)
 
 
 @pytest.fixture(params=SCALINGS)
@@ -131,20 +128,32 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     return runner(monkeypatch, capsys)
 
 
-@pytest.fixture
-def scaled(kind: str, tmp_path: Path) -> Path:
-    """The shipped model, scaled from 512 tokens on."""
-    folder = shutil.copytree(TINY, tmp_path / kind)
+def scale(folder: Path, kind: str, trained: int) -> Path:
+    """The shipped model, scaled from so many tokens on."""
+    shutil.copytree(TINY, folder)
     path = folder / "config.json"
     config = json.loads(path.read_text())
     rope = {**SCALINGS[kind], "rope_theta": config["rope_parameters"]["rope_theta"]}
     if kind == "longrope":
         pairs = config["head_dim"] // 2
-        rope |= {"short_factor": [1.0] * pairs, "original_max_position_embeddings": 512}
+        rope |= {"short_factor": [1.0] * pairs, "original_max_position_embeddings": trained}
         rope |= {"long_factor": [1 + i / pairs for i in range(pairs)]}
-        config["max_position_embeddings"] = 2048
+    config["max_position_embeddings"] = trained * (4 if kind == "longrope" else 1)
     path.write_text(json.dumps({**config, "rope_parameters": rope}))
     return folder
+
+
+def held(model: Any, length: int) -> Any:
+    """The model, for good as it reads `length` tokens."""
+    rotary = model.base_model.rotary_emb
+    rotary(torch.zeros(1, 1, 1), torch.tensor([[length - 1]]))
+    rotary.rope_type = "default"
+    return model
+
+
+@pytest.fixture
+def scaled(kind: str, tmp_path: Path) -> Path:
+    return scale(tmp_path / kind, kind, 512)
 
 
 ASKED = ("--method", "logn", "--method", "ntk:factor=2", "--method", "rerope:window=128")
@@ -189,3 +198,65 @@ def test_resumed_cells_and_several_processes_give_the_same(
         os.truncate(path, len(path.read_bytes().splitlines(True)[0]))
     again = run(*given, "--out", str(tmp_path / "one")).records
     assert numbers(again, 768) == numbers(alone, 768)
+
+
+def test_the_unpatched_model_has_the_length_of_each_prompt(
+    run: Run, scaled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lengths, real = list[int](), ctxext.patched
+
+    def spied(model: Any, spec: str, length: int) -> Any:
+        lengths.append(length)
+        return real(model, spec, length)
+
+    monkeypatch.setattr("ctxext.engine.pinned.patched", spied)
+    given = ("--model", str(scaled), "--method", "logn", *TASKS, "--out", str(tmp_path / "out"))
+    assert run("eval", *given, "--len", "768").code == 0
+    [path] = (tmp_path / "out").rglob("predictions/*--rope--*/*.jsonl")
+    most = tasks.parse("kv").generates
+    held = {json.loads(line)["length"] + most for line in path.open()}
+    assert max(held) < 768
+    assert set(lengths) == ({max(held)} if scaled.name == "longrope" else held)
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_the_harness_reads_each_sequence_by_its_own_length(
+    kind: str, batch: int, tmp_path: Path
+) -> None:
+    from lm_eval.api.instance import Instance
+
+    from ctxext.harness.sequences import SequenceLM
+
+    folder = scale(tmp_path / kind, kind, 16)
+    model, tokenizer = ctxext.load(str(folder), device="cpu")
+    runner = SequenceLM(pretrained=model, tokenizer=tokenizer, max_length=96, batch_size=batch)
+    texts = ["import", "import os and sys", " ".join(map(str, range(20))), "class A:\n    def f"]
+    asked = [
+        Instance("loglikelihood", {}, (text, " return value"), number)
+        for number, text in enumerate(texts)
+    ]
+    found = runner.loglikelihood(asked, disable_tqdm=True)
+    until = {"until": ["\0"], "max_gen_toks": MOST, "do_sample": False}
+    said = runner.generate_until(
+        [Instance("generate_until", {}, (text, until), n) for n, text in enumerate(texts)],
+        disable_tqdm=True,
+    )
+    for text, (total, _), answer in zip(texts, found, said, strict=True):
+        prompt, ids = tokenizer.encode(text), tokenizer.encode(f"{text} return value")
+        alone = held(ctxext.load(str(folder), device="cpu")[0], len(ids) - 1)
+        with torch.no_grad():
+            logp = alone(torch.tensor([ids[:-1]])).logits[0].log_softmax(-1)
+        places = range(len(prompt) - 1, len(ids) - 1)
+        assert total == pytest.approx(sum(float(logp[i, ids[i + 1]]) for i in places), abs=1e-4)
+        alone = held(ctxext.load(str(folder), device="cpu")[0], len(prompt) + MOST)
+        assert tokenizer.decode(greedy(alone, prompt)) == answer
+
+
+def test_a_model_of_lm_eval_is_not_held_to_its_longest_input(kind: str, tmp_path: Path) -> None:
+    from ctxext.harness.model import ContextLM
+
+    folder = scale(tmp_path / kind, kind, 16)
+    for method, fixed in (("rope", False), ("logn", True)):
+        made = ContextLM(pretrained=str(folder), method=method, length=96, device="cpu")
+        assert (len(alike(made.model, [8, 96], int)) == 1) is fixed
+        assert made.get_model_info()["ctxext_method"].startswith(method)
