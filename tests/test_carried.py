@@ -223,6 +223,7 @@ def test_the_config_says_what_was_done(llama: Path, tmp_path: Path) -> None:
     # w = T/4 and ⌈(L − 1 − w)/(T/2 − w)⌉, as the method's docstring has it
     assert after["ctxext"] == {
         "spec": "leaky-rerope:window=16,leak=15", "length": LENGTH, "trained": TRAINED,
+        "own_scaling": "keep",
         "version": ctxext.__version__,
     }  # fmt: skip
     carry(llama, tmp_path / "short", "rerope", length=TRAINED // 2)

@@ -81,14 +81,19 @@ def run(source: Path, spec: str, out: Path, length: int = LENGTH, **options: obj
 
 @torch.no_grad()
 def assert_same(
-    source: Path, spec: str, out: Path, length: int = LENGTH, **options: object
+    source: Path,
+    spec: str,
+    out: Path,
+    length: int = LENGTH,
+    own_scaling: str = "keep",
+    **options: object,
 ) -> None:
     """Transformers on `out` gives the logits of the patched source, bit for bit.
 
     Both run the same operators on the same numbers, frequencies included.
     """
     theirs, ours = load(out, **options), load(source, **options)
-    ctxext.patch(ours, spec, length)
+    ctxext.patch(ours, spec, length, own_scaling=own_scaling)
     trained = length // 4
     for n in (trained, trained + 1, length):
         ids = tokens(n)
@@ -194,7 +199,7 @@ def test_a_config_of_transformers_4(scaling: object, llama: Path, tmp_path: Path
             continue
         assert raw["rope_theta"] == raw["rope_parameters"]["rope_theta"]
         assert raw["rope_scaling"] in (None, raw["rope_parameters"])
-        assert (raw["rope_scaling"] is None) == (spec == "ntk")
+        assert (raw["rope_scaling"] is None) == (spec == "ntk" and scaling is None)
 
 
 def test_old_names_of_gpt_neox(tmp_path: Path) -> None:
@@ -206,23 +211,37 @@ def test_old_names_of_gpt_neox(tmp_path: Path) -> None:
     assert_same(source, "ntk-old:factor=2", tmp_path / "out")
 
 
+BEFORE = {"original_max_position_embeddings": 16}
 LLAMA3 = {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+LISTS = {
+    "short_factor": [1.0 + i / 40 for i in range(8)],
+    "long_factor": [1.0 + i for i in range(8)],
+}
+MSCALE = {"mscale": 0.7, "mscale_all_dim": 1.2}
+OWN: dict[str, tuple[str, dict[str, object]]] = {
+    "linear": ("llama", {"rope_type": "linear", "factor": 2.0}),
+    "llama3": ("llama", {**LLAMA3, **BEFORE}),
+    "dynamic": ("llama", {"rope_type": "dynamic", "factor": 2.0}),
+    "longrope": ("llama", {"rope_type": "longrope", "factor": 2.0, **LISTS, **BEFORE}),
+    "yarn": ("llama", {"rope_type": "yarn", "factor": 2.0, "truncate": False, **MSCALE, **BEFORE}),
+    "latent": ("deepseek_v3", {"rope_type": "yarn", "factor": 2.0, **MSCALE, **BEFORE}),
+}
 
 
-@pytest.mark.parametrize(
-    "own",
-    [
-        {**LLAMA3, "original_max_position_embeddings": 16},
-        {"rope_type": "dynamic", "factor": 2.0},
-        {"rope_type": "yarn", "factor": 2.0, "attention_factor": 1.5, "truncate": False},
-    ],
-    ids=lambda own: own["rope_type"],
-)
-def test_the_models_own_scaling_is_replaced(own: dict[str, object], tmp_path: Path) -> None:
-    source = saved(tmp_path / "source", rope_parameters={"rope_theta": 10000.0, **own})
-    for spec in ("rope", "pi", "ntk", "yarn", "beta-radix"):
-        run(source, spec, tmp_path / spec)
-        assert_same(source, spec, tmp_path / spec)
+@pytest.mark.parametrize("name", OWN)
+def test_the_models_own_scaling(name: str, tmp_path: Path) -> None:
+    """Composed with the method, or taken off first; of those by the length, that of L tokens."""
+    kind, rope = OWN[name]
+    model = tiny_model(kind, rope_parameters={"rope_theta": 10000.0, **rope})
+    source = around(model, tmp_path / "source")
+    for own in ("keep", "replace"):
+        for spec in ("rope", "ntk", "yarn:factor=4", "beta-radix+pi:factor=1.5"):
+            out = tmp_path / f"{own} {spec}"
+            done = run(source, spec, out, own_scaling=own, native_only=True)
+            assert_same(source, spec, out, own_scaling=own)
+            fixed = name in ("dynamic", "longrope")
+            assert (done.expression == "unchanged") == (spec == "rope" and not fixed)
+            assert [name for name in done.notes if rope["rope_type"] in name] or spec == "rope"
 
 
 def small(name: str, **settings: object) -> transformers.PreTrainedModel:
@@ -306,11 +325,6 @@ def test_what_a_config_cannot_express(llama: Path, tmp_path: Path) -> None:
         ) as error:
             run(llama, spec, tmp_path / "out", native_only=True)
         assert "rerope" not in str(error.value).partition("take of")[2]
-    deepseek = {"rope_type": "yarn", "factor": 2.0, "mscale": 1.0, "mscale_all_dim": 1.0}
-    own = {"rope_theta": 10000.0, **deepseek}
-    source = around(tiny_model("deepseek_v3", rope_parameters=own), tmp_path / "deepseek")
-    with pytest.raises(UnsupportedModelError, match="more than the rotary module"):
-        run(source, "pi", tmp_path / "out", native_only=True)
     for name, reads in (("Ministral3", "llama_4_scaling_beta"), ("Bloom", "no rotary embeddings")):
         source = around(small(name, head_dim=16), tmp_path / name)
         with pytest.raises(UnsupportedModelError, match=reads):

@@ -8,6 +8,7 @@ import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -49,20 +50,22 @@ QWEN2 = LLAMA3.replace("{1,3}", "")
 TEXT = Path(shutil.__file__).read_text(encoding="utf-8")
 
 
-def run(source: Path, spec: str, target: Path, length: int = LENGTH) -> str:
+def run(
+    source: Path, spec: str, target: Path, length: int = LENGTH, own_scaling: str = "keep"
+) -> str:
     config = load_config(Source(str(source)))
-    own = facts(config)
-    resolved = patches.parse(spec).resolve(Span(own.trained, length))
-    return write_gguf(source, target, config, resolved, own, length)
+    rotary = rotation_of(config, length, own_scaling)
+    resolved = patches.parse(spec).resolve(Span(rotary.trained, length))
+    return write_gguf(source, target, config, resolved, rotary, length)
 
 
-def facts(config: Any) -> Rotary:
+def rotation_of(config: Any, length: int, own_scaling: str = "keep") -> Any:
     with torch.device("meta"):
         model = transformers.AutoModelForCausalLM.from_config(config)
     for part in model.modules():
         if hasattr(part, "inv_freq"):
             part.__init__(config)
-    return find_sources(model)[0].facts
+    return find_sources(model, None, own_scaling, length)[0]
 
 
 def split(pattern: str) -> pre_tokenizers.PreTokenizer:
@@ -268,19 +271,31 @@ def test_a_models_own_scaling_is_kept_or_replaced(
         else:
             with pytest.raises(UnsupportedModelError, match="cannot express rope"):
                 run(folder, "rope", target, 128)
-        assert run(folder, "pi:factor=2", target, 128) == "linear"
+        if name == "linear" or source == llama:
+            run(folder, "ntk:factor=2", target, 128)
+            with ctxext.patched(model := load(folder), "ntk:factor=2", 128):
+                assert_rotates_like(target, model)
+        else:
+            with pytest.raises(UnsupportedModelError, match=r"cannot express ntk.* whose own"):
+                run(folder, "ntk:factor=2", target, 128)
+        assert run(folder, "pi:factor=2", target, 128, "replace") == "linear"
         theta, factor = rotation(target, 8)
         np.testing.assert_allclose(theta, 10000.0 ** -(np.arange(8) / 8) / 2, rtol=1e-6)
         assert factor == 1
 
 
-def test_a_scaling_by_the_length_at_hand_is_refused(llama: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("length", [64, 128])  # T and beyond
+def test_a_scaling_by_the_length_is_that_of_the_length(
+    length: int, llama: Path, tmp_path: Path
+) -> None:
     rope = {"rope_type": "dynamic", "factor": 2.0}
     folder = edit(
         llama, "config.json", tmp_path / "m", lambda raw: raw["rope_parameters"].update(rope)
     )
-    with pytest.raises(UnsupportedModelError, match=r"dynamic rope scaling.*frequency method"):
-        run(folder, "rope", tmp_path / "m.gguf", 128)
+    for spec in ("rope", "beta-radix:factor=2"):
+        run(folder, spec, target := tmp_path / "m.gguf", length)
+        with ctxext.patched(model := load(folder), spec, length):
+            assert_rotates_like(target, model)
 
 
 def source_weights(folder: Path) -> dict[str, Tensor]:
@@ -540,8 +555,8 @@ def test_a_model_smaller_than_its_tokenizer(tmp_path: Path) -> None:
 
 def test_a_config_of_which_no_model_is_built(llama: Path, tmp_path: Path) -> None:
     config = load_config(Source(str(llama)))
+    own = rotation_of(config, 128)
     config.intermediate_size = -1
-    own = Rotary(tuple(10000.0 ** (-i / 8) for i in range(8)), 10000.0, 64)
     with pytest.raises(UnsupportedModelError, match="builds no llama model") as error:
         write_gguf(llama, tmp_path / "m.gguf", config, patches.parse("rope"), own, 128)
     assert_one_line(error.value)
@@ -608,7 +623,7 @@ def test_models_that_llama_cpp_does_not_compute(name: str, tmp_path: Path) -> No
         num_hidden_layers=1, hidden_size=64, num_attention_heads=4, **changes
     )
     theta = tuple(10000.0 ** (-i / 8) for i in range(changes.get("head_dim", 16) // 2))
-    own = Rotary(theta, 10000.0, 64)
+    own = SimpleNamespace(facts=Rotary(theta, 10000.0, 64))
     with pytest.raises(UnsupportedModelError, match=message) as error:
         write_gguf(tmp_path, tmp_path / "m.gguf", config, patches.parse("rope"), own, 128)
     assert_one_line(error.value)

@@ -22,11 +22,14 @@ from transformers import AutoConfig
 
 import ctxext
 from ctxext import patches
+from ctxext.engine import patch
 from ctxext.errors import UnsupportedModelError, UsageError
 from ctxext.export import check, fresh, proof
 from ctxext.export.proof import Figure, Proof, prove
 from ctxext.export.small import merge, small_model
+from ctxext.export.write import Order, export
 from ctxext.models.layout import find_sources, head_dim
+from ctxext.models.loading import Source
 
 LENGTH = 4 * TRAINED
 
@@ -199,20 +202,24 @@ def test_a_rounding_of_the_base_is_found(llama: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("here")
-def test_scalings_that_go_by_the_length_are_asked_as_for_the_whole(tmp_path: Path) -> None:
-    for kind in ("dynamic", "longrope"):
-        rope = PLAIN | {"rope_type": kind, "factor": 4.0}
-        if kind == "longrope":
-            rope |= LONG | {"short_factor": [1.5] * 8, "long_factor": [4.0] * 8}
-            rope |= {"original_max_position_embeddings": TRAINED, "partial_rotary_factor": 1.0}
-        source = folder(tmp_path / kind, random_model(rope_parameters=rope))
-        found = run(source, edited(source, tmp_path / "stage"), "rope")
+def test_scalings_that_go_by_the_length_are_written_as_fixed(tmp_path: Path) -> None:
+    lists = {"short_factor": [1.5] * 8, "long_factor": [4.0] * 8}
+    before = {"original_max_position_embeddings": TRAINED, "partial_rotary_factor": 1.0}
+    base = 10000.0 * torch.tensor(4.0 * LENGTH / TRAINED - 3) ** (16 / 14)
+    for rope, fixed in (
+        ({"rope_type": "dynamic", "factor": 4.0}, {"rope_theta": float(base)}),
+        (
+            {"rope_type": "longrope", "factor": 4.0, **lists, **before},
+            {"rope_type": "longrope", "factor": 4.0, **lists, **before, "short_factor": [4.0] * 8},
+        ),
+    ):
+        source = folder(tmp_path / "source", random_model(rope_parameters=PLAIN | rope))
+        stage = edited(source, tmp_path / "stage", rope_parameters=PLAIN | fixed)
+        found = run(source, stage, "rope")
         assert all(figure.value == 0 for figure in found.figures)
         assert found.moved is None
-        other = "factor" if kind == "dynamic" else "long_factor"
-        wrong = rope | {other: 5.0 if kind == "dynamic" else [5.0] * 8}
-        with pytest.raises(UnsupportedModelError, match=r"frequencies|128 tokens"):
-            run(source, edited(source, tmp_path / "stage", rope_parameters=wrong), "rope")
+        with pytest.raises(UnsupportedModelError, match=r"frequencies|tokens"):
+            run(source, edited(source, tmp_path / "stage"), "rope")
 
 
 @pytest.mark.usefixtures("here")
@@ -567,3 +574,25 @@ def test_a_disk_that_fills_up_while_weights_are_saved_is_told(
         UsageError, match=r"no proof can be made beside the export: .*: make room there$"
     ):
         run(source, edited(source, tmp_path / "out"), "rope")
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("spec", ["rerope:window=9", "yarn:factor=2+rerope:window=9+logn"])
+def test_carried_code_that_leaves_some_of_a_scaling_is_found(
+    spec: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Latent attention has a softmax scaling by its own yarn; both sides would be wrong alike."""
+    own = {"rope_type": "yarn", "factor": 40.0, "mscale": 0.7, "mscale_all_dim": 1.0}
+    own |= {"rope_theta": 10000.0, "original_max_position_embeddings": TRAINED}
+    source = folder(tmp_path / "source", tiny_model("deepseek_v3", rope_parameters=own))
+    order = Order(source, patches.parse(spec), LENGTH, tmp_path / "out", own_scaling="replace")
+    done = export(order)
+    assert all(figure.value == 0 for figure in done.proof.figures)
+    *_, figure = done.proof.figures
+    given = Source("", own_scaling="replace")
+    model = small_model(AutoConfig.from_pretrained(source))[0]
+    assert list(proof._of_stock(model, order.spec, LENGTH, given)) == [figure]
+    monkeypatch.setattr(patch, "_apply_numbers", lambda *_: None)
+    (wrong,) = proof._of_stock(model, order.spec, LENGTH, given)
+    assert not wrong.holds
+    assert "against a stock model's" in wrong.what

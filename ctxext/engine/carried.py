@@ -1,7 +1,7 @@
 """What a model class needs to be patched whenever its models run, as in folders that carry this.
 
 class CtxextLlamaForCausalLM(Carried, LlamaForCausalLM):
-    config_class = CtxextLlamaConfig    # with an object `ctxext`: spec, length, trained
+    config_class = CtxextLlamaConfig    # with an object `ctxext` of SETTINGS
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ctxext.engine.patch import Handle, patch, refit
 from ctxext.engine.seams import uncompiled
 from ctxext.errors import UnsupportedModelError
 
-SETTINGS = {"spec": str, "length": int, "trained": int}
+SETTINGS = {"spec": str, "length": int, "trained": int, "own_scaling": str}
 
 
 class Place(NamedTuple):
@@ -88,8 +88,9 @@ class Carried:
         try:
             with torch.inference_mode(False), torch.autocast(place.device.type, enabled=False):
                 if self._ctxext is None:
-                    spec, length, trained = _settings(model.config)
-                    self._ctxext = patch(model, spec, length, train_len=trained)
+                    spec, length, trained, own = _settings(model.config)
+                    options = {"train_len": trained, "own_scaling": own}
+                    self._ctxext = patch(model, spec, length, **options)
                 else:
                     refit(model, self._ctxext)
         except BaseException:
@@ -98,7 +99,7 @@ class Carried:
 
 
 def _settings(config: Any) -> tuple[Any, ...]:
-    """Spec, L and T, as the config says."""
+    """Spec, L, T, and what becomes of the model's own scaling, as the config says."""
     given = getattr(config, "ctxext", None)
     if not isinstance(given, dict):
         raise UnsupportedModelError("the config has no 'ctxext' object: take that of the folder")

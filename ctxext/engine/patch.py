@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from ctxext.engine.anatomy import Anatomy, examine
 from ctxext.engine.paths import Choice, choose
@@ -247,9 +249,23 @@ def _set(source: Source, inv_freq: Tensor, factor: float, undo: contextlib.ExitS
 
 
 def _apply_numbers(model: Any, ropes: dict[Source, Rope], undo: contextlib.ExitStack) -> None:
-    """Change what modules beside the rotary ones took from a scaling that is taken off."""
-    for (name, key), value in numbers(model, ropes).items() if ropes else ():
-        replace(undo, stock_model(model).get_submodule(name), key, value)
+    """Change what modules beside the rotary ones have of a scaling that is taken off."""
+    if not ropes:
+        return
+    inner = stock_model(model)
+    for (name, key), value in numbers(inner, ropes).items():
+        replace(undo, inner.get_submodule(name), key, value)
+    for source in ropes:
+        if not source.beside:
+            continue
+        config = copy.deepcopy(source.config)
+        rope = config.rope_parameters
+        rope = rope if source.layer_type is None else rope[source.layer_type]
+        rope |= dict.fromkeys(source.beside, 0)
+        for module in inner.modules():
+            reads = module.__dict__.get("config") is source.config
+            if reads and module is not source.module and not isinstance(module, PreTrainedModel):
+                replace(undo, module, "config", config)
 
 
 def _apply_seams(

@@ -142,20 +142,18 @@ def _reaches(rope: Rope, longest: int) -> bool:
     return ORIGINAL not in rope or rope[ORIGINAL] * rope["factor"] == longest
 
 
-def numbers(model: nn.Module, ropes: dict[Source, Rope]) -> dict[tuple[str, str], Any]:
+def numbers(model: PreTrainedModel, ropes: dict[Source, Rope]) -> dict[tuple[str, str], Any]:
     """The numbers that modules beside the rotary ones hold otherwise under other rope parameters.
 
     Latent attention has its softmax scaling from them. Found by building the model without
     weights under both configs.
 
     Returns:
-        The numbers under the other rope parameters, by a module's name in the innermost
-        transformers model and an attribute.
+        Those under the other rope parameters, by the names of a module and an attribute.
     """
-    inner = stock_model(model)
-    before, after = (_outline_numbers(inner, each) for each in ({}, ropes))
+    before, after = (_outline_numbers(model, each) for each in ({}, ropes))
     rotary = {source.module for source in ropes}
-    names = {name for name, module in inner.named_modules() if module in rotary}
+    names = {name for name, module in model.named_modules() if module in rotary}
     return {
         key: value
         for key, value in after.items()
@@ -168,9 +166,8 @@ def stock_model(model: nn.Module) -> PreTrainedModel:
     return next(m for m in model.modules() if isinstance(m, PreTrainedModel))
 
 
-def _outline_numbers(
-    model: PreTrainedModel, ropes: dict[Source, Rope]
-) -> dict[tuple[str, str], Any]:
+def config_with(model: PreTrainedModel, ropes: dict[Source, Rope]) -> Any:
+    """A copy of a model's config that has other rope parameters."""
     config = copy.deepcopy(model.config)
     text: Any = config.get_text_config()
     for source, rope in ropes.items():
@@ -178,6 +175,13 @@ def _outline_numbers(
         text.rope_parameters = rope if kind is None else {**text.rope_parameters, kind: rope}
         if hasattr(text, ORIGINAL) and ORIGINAL in rope:
             setattr(text, ORIGINAL, rope[ORIGINAL])
+    return config
+
+
+def _outline_numbers(
+    model: PreTrainedModel, ropes: dict[Source, Rope]
+) -> dict[tuple[str, str], Any]:
+    config = config_with(model, ropes)
     config._attn_implementation = "eager"
     with torch.device("meta"), unheard():
         outline = type(model)(config)

@@ -78,6 +78,7 @@ def write_carried(
     spec: Spec,
     length: int,
     trained: int,
+    own_scaling: str = "keep",
 ) -> list[str]:
     """Write the config and the code of a model that patches itself when it is loaded.
 
@@ -87,6 +88,7 @@ def write_carried(
         model_class, config_class: transformers' own for it.
         spec: resolved for T and L.
         length, trained: L and T in tokens.
+        own_scaling: whether the spec keeps or replaces the model's own rope scaling.
 
     Returns:
         The names of the files, config.json first.
@@ -112,7 +114,14 @@ def write_carried(
         own=_own(config_class),
         model_type=_own_type(config_class),
     )
-    config = _config(raw, model_class, config_class, spec, length, trained)
+    carried = {
+        "spec": spec.full(),
+        "length": length,
+        "trained": trained,
+        "own_scaling": own_scaling,
+        "version": __version__,
+    }
+    config = _config(raw, model_class, config_class, carried)
     files = {"config.json": json.dumps(config, indent=2) + "\n", **files}
     for name, text in files.items():
         (stage / name).write_text(text, encoding="utf-8")
@@ -207,9 +216,7 @@ def _config(
     raw: dict[str, Any],
     model_class: type,
     config_class: Any,
-    spec: Spec,
-    length: int,
-    trained: int,
+    carried: dict[str, Any],
 ) -> dict[str, Any]:
     """The config's JSON under the new type, with what its model is patched with."""
     own = config_class.from_dict(copy.deepcopy(raw))
@@ -222,10 +229,9 @@ def _config(
         "AutoConfig": f"{CONFIG}.{_own(config_class)}",
         "AutoModelForCausalLM": f"{MODEL}.{_own(model_class)}",
     }
-    carried = {"spec": spec.full(), "length": length, "trained": trained, "version": __version__}
     return {
         **raw,
-        **_longest(raw, config_class, max(length, trained)),
+        **_longest(raw, config_class, max(carried["length"], carried["trained"])),
         "architectures": [_own(model_class)],
         "model_type": _own_type(config_class),
         "auto_map": maps,

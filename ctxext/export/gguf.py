@@ -20,7 +20,7 @@ from ctxext.export.files import check_room
 from ctxext.export.gguf_rope import Expression, Rotation
 from ctxext.export.gguf_vocab import Vocabulary
 from ctxext.models.contents import SAFETENSORS, index_name, shard_names
-from ctxext.models.layout import head_dim
+from ctxext.models.layout import Source, head_dim
 from ctxext.patches import Spec
 from ctxext.patches.base import Rotary
 
@@ -67,7 +67,7 @@ class Weight:
 
 
 def write_gguf(
-    source: Path, target: Path, config: Any, spec: Spec, own: Rotary, length: int
+    source: Path, target: Path, config: Any, spec: Spec, rotary: Source, length: int
 ) -> str:
     """Write a model folder with the spec in force as a GGUF file, and read it back.
 
@@ -79,7 +79,7 @@ def write_gguf(
         target: the file to write; nothing is left of it after an error.
         config: the folder's transformers config.
         spec: resolved; frequency methods only.
-        own: the model's rotation before any scaling.
+        rotary: the model's only set of frequencies, of its config, T and L.
         length: L in tokens, which becomes the file's context length where it exceeds T.
 
     Returns:
@@ -91,10 +91,13 @@ def write_gguf(
         OSError: the file cannot be written.
     """
     _check_usable(spec)
+    own = rotary.facts
     context = max(length, own.trained)
     architecture = _architecture(config, own, context)
-    rotation = gguf_rope.wanted(config, spec, own)
-    said = f"{spec} for a {config.model_type} model"
+    rotation = gguf_rope.wanted(rotary, spec)
+    kept = rotary.scaled and not rotary.replaced
+    scaling = f" whose own {rotary.rope['rope_type']} rope scaling stays" if kept else ""
+    said = f"{spec} for a {config.model_type} model{scaling}"
     expression = gguf_rope.express(architecture, rotation, own, said)
     with contextlib.ExitStack() as stack:
         weights = _find_weights(source, config, architecture, stack)

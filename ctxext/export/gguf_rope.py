@@ -17,7 +17,8 @@ from typing import Any
 import torch
 
 from ctxext.errors import UnsupportedModelError
-from ctxext.models.layout import LENGTH_DEPENDENT
+from ctxext.models.layout import Source
+from ctxext.models.trained import ORIGINAL
 from ctxext.patches import Spec
 from ctxext.patches.base import Rotary
 
@@ -73,40 +74,20 @@ class Expression:
         return Rotation(theta, self.attention * carried)
 
 
-def wanted(config: Any, spec: Spec, own: Rotary) -> Rotation:
-    """The rotation of the patched model; a spec of no frequency method leaves the model's own.
-
-    Raises:
-        UnsupportedModelError: the model's own scaling goes by the length at hand, or is unknown.
-    """
-    if spec.frequencies:
-        theta = (t / scale for t, scale in zip(own.theta, spec.scales(own), strict=True))
-        ramp = None
-        if len(spec.frequencies) == 1 and spec.frequencies[0].name == "yarn":
-            yarn: Any = spec.frequencies[0]
-            ramp = Ramp(yarn.k, own.trained, (yarn.beta_fast, yarn.beta_slow))
-        return Rotation(tuple(theta), spec.attention_factor(), ramp)
-    rope = config.rope_parameters or {}
-    kind = rope.get("rope_type", "default")
-    return Rotation(own.theta, 1.0) if kind == "default" else _own_scaling(config, rope, kind)
-
-
-def _own_scaling(config: Any, rope: dict[str, Any], kind: str) -> Rotation:
-    """The scaled frequencies and the attention factor that transformers computes."""
-    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
-
-    if kind in LENGTH_DEPENDENT or kind not in ROPE_INIT_FUNCTIONS:
-        raise UnsupportedModelError(
-            f"the model's own {kind} rope scaling cannot be written as GGUF, since it depends on "
-            "the length: give a frequency method, which replaces it"
-        )
-    theta, factor = ROPE_INIT_FUNCTIONS[kind](config, torch.device("cpu"))
-    ramp = None
-    if kind == "yarn":
-        trained = rope.get("original_max_position_embeddings") or config.max_position_embeddings
-        turns = (float(rope.get("beta_fast") or 32), float(rope.get("beta_slow") or 1))
-        ramp = Ramp(float(rope["factor"]), int(trained), turns)
-    return Rotation(tuple(theta.double().tolist()), float(factor), ramp)
+def wanted(source: Source, spec: Spec) -> Rotation:
+    """The rotation of the patched model; a spec of no frequency method leaves the model's own."""
+    own, rope = source.facts, source.rope
+    scales = spec.scales(own)
+    theta = tuple(t / scale for t, scale in zip(own.theta, scales, strict=True))
+    factor, ramp = source.start.factor * spec.attention_factor(own), None
+    if source.scaled and not source.replaced:
+        if rope["rope_type"] == "yarn" and set(scales) == {1.0}:
+            turns = (float(rope.get("beta_fast") or 32), float(rope.get("beta_slow") or 1))
+            ramp = Ramp(float(rope["factor"]), int(rope[ORIGINAL]), turns)
+    elif len(spec.frequencies) == 1 and spec.frequencies[0].name == "yarn":
+        yarn: Any = spec.frequencies[0]
+        ramp = Ramp(yarn.k, own.trained, (yarn.beta_fast, yarn.beta_slow))
+    return Rotation(theta, factor, ramp)
 
 
 def express(architecture: str, rotation: Rotation, own: Rotary, what: str) -> Expression:

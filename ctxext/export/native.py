@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ctxext.engine.anatomy import Anatomy
-from ctxext.engine.stock import Stock, ways
+from ctxext.engine.stock import Stock, numbers, ways
 from ctxext.errors import UnsupportedModelError
 from ctxext.export.check import one_line
 from ctxext.export.small import outline
@@ -54,9 +54,10 @@ def write_native(
             "by the same frequencies as the others, and a config cannot change these apart"
         )
     longest = max(length, *(source.trained for source in anatomy.axes), 0)
-    before = _constants(outline(config, trust_remote_code))
+    whole = outline(config, trust_remote_code)
     why = "transformers has no rope parameters for it"
     for name, ropes, expected in _choices(anatomy, spec, longest):
+        before = _constants(whole) | _replaced(whole, anatomy, ropes)
         for edited in _edits(raw, config, ropes, longest):
             (stage / "config.json").write_text(json.dumps(edited, indent=2) + "\n")
             try:
@@ -77,20 +78,39 @@ def _choices(
     anatomy: Anatomy, spec: Spec, longest: int
 ) -> Iterator[tuple[str, Ropes, list[tuple[str | None, Tensor, float]]]]:
     """What to change, best first: a name for it, the rope parameters and what they must give."""
-    if not spec.frequencies or not anatomy.sources:
+    changed = anatomy.sources if spec.frequencies else []
+    others = [
+        source
+        for source in anatomy.axes
+        if source not in changed and (source.by_length or (source.replaced and not spec.unpatched))
+    ]
+    if not (changed or others):
         yield "unchanged", {}, _as_they_are(anatomy, [])
         return
-    each = [list(ways(source, spec, longest)) for source in anatomy.sources]
+    each = [list(ways(source, spec, longest)) for source in changed]
+    each += [list(ways(source, Spec(()), longest)) for source in others]
+    kinds = [source.layer_type for source in (*changed, *others)]
+    if len(set(kinds)) < len(kinds):
+        return  # several modules of one kind: no config tells them apart
     for rank in range(max(map(len, each)) if all(each) else 0):
         chosen: list[Stock] = [found[min(rank, len(found) - 1)] for found in each]
-        kinds = [source.layer_type for source in anatomy.sources]
-        expected = _as_they_are(anatomy, anatomy.sources)
+        expected = _as_they_are(anatomy, [*changed, *others])
         for kind, way in zip(kinds, chosen, strict=True):
             expected.append((kind, way.inv_freq, way.factor))
         ropes = {kind: way.rope for kind, way in zip(kinds, chosen, strict=True)}
-        if len(ropes) < len(kinds):
-            return  # several modules of one kind: no config tells them apart
         yield " and ".join(dict.fromkeys(way.name for way in chosen)), ropes, expected
+
+
+def _replaced(whole: Any, anatomy: Anatomy, ropes: Ropes) -> dict[str, Any]:
+    """The numbers beside the rotary modules that change where the own scaling is taken off."""
+    kinds = {source.layer_type for source in anatomy.axes if source.replaced}
+    changed = {
+        source: ropes[source.layer_type]
+        for source in find_sources(whole)
+        if source.layer_type in kinds and source.layer_type in ropes
+    }
+    found = numbers(whole, changed) if changed else {}
+    return {f"{name}.{key}": value for (name, key), value in found.items() if "scal" in key}
 
 
 def _as_they_are(

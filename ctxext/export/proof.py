@@ -18,8 +18,10 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from ctxext.engine.anatomy import examine
 from ctxext.engine.patch import patched
 from ctxext.engine.probe import learn
+from ctxext.engine.stock import config_with, unheard, ways
 from ctxext.errors import UnsupportedModelError, UsageError
 from ctxext.export import check
 from ctxext.export.fresh import Fresh, fresh
@@ -27,7 +29,9 @@ from ctxext.export.small import Changes, flat, merge, small_model
 from ctxext.models.layout import Source as Frequencies
 from ctxext.models.layout import find_sources
 from ctxext.models.loading import Source, load_config, load_model
-from ctxext.patches import Spec
+from ctxext.models.trained import ORIGINAL, explain_trained
+from ctxext.patches import Spec, parse
+from ctxext.patches.base import Span
 
 Job = dict[str, Any]  # what `check.measure` is told
 
@@ -100,6 +104,7 @@ def prove(
     length: int,
     *,
     train_len: int | None,
+    own_scaling: str = "keep",
     trust_remote_code: bool,
     carried: bool,
     full: bool,
@@ -120,6 +125,7 @@ def prove(
         spec: what the export carries, resolved or not.
         length: L in tokens.
         train_len: T in tokens where the config's is not right.
+        own_scaling: whether methods "keep" or "replace" the model's own rope scaling.
         trust_remote_code: whether the model brings code of its own, which may run.
         carried: whether the export carries code of ours; its tables are not those of the model,
             but its logits are compared over all of T and of L tokens, and what it generates.
@@ -131,11 +137,14 @@ def prove(
     """
     begin = time.perf_counter()
     given = Source(
-        os.path.realpath(source), trust_remote_code=trust_remote_code, train_len=train_len
+        os.path.realpath(source),
+        trust_remote_code=trust_remote_code,
+        train_len=train_len,
+        own_scaling=own_scaling,
     )
     config = load_config(given)
     model, changes = small_model(config, trust_remote_code=trust_remote_code)
-    job = _job(model, length, train_len, carried) | {
+    job = _job(model, length, given, carried) | {
         "trust_remote_code": trust_remote_code or carried,
         "kept": check.kept(config, free := _free(config, carried)),
         "free": free,
@@ -144,12 +153,13 @@ def prove(
     }
     with _box(stage) as box:
         job |= _write_small(box, stage, model, changes)
-        on = patched(model, spec, length, train_len=train_len)
+        on = patched(model, spec, length, **_options(given))
         with fresh(box, job, PATIENCE) as other, on as handle:
             found = _Found(job)
             found.compare(check.measure(model, job), other)
             about = other.end()
     figures = [*found.figures.values(), *_judge(found, EXACT)]
+    figures += _of_stock(model, spec, length, given) if carried else []
     _require(figures, config.model_type)
     moved = None
     if not handle.spec.unpatched:
@@ -183,13 +193,13 @@ def _box(stage: Path) -> Iterator[Path]:
 def _job(
     model: Any,
     length: int,
-    train_len: int | None,
+    given: Source,
     carried: bool,
     longest: int = LONGEST,
     rows: int = ROWS,
 ) -> Job:
     """What both sides measure on the model, which is not patched yet."""
-    sources = find_sources(model, train_len)
+    sources = find_sources(model, **_options(given))
     trained = sources[0].trained
     probe = {"vocabulary": model.config.get_text_config().vocab_size, "rows": rows, "jump": 0}
     job: Job = {"threads": torch.get_num_threads(), "tables": [], "generate": None}
@@ -204,12 +214,19 @@ def _job(
     job["probes"] = [{**probe, "length": plain}]
     if length > max(JUMP, plain):
         job["probes"].append({**probe, "length": JUMP, "jump": length})
+    lengths = {min(trained, length), length}
+    if any(source.by_length for source in sources):  # which the export must not
+        lengths.add(2)
     job["tables"] = [
         {**table, "length": n, "count": POSITIONS}
         for table in _sets(model, sources)
-        for n in sorted({min(trained, length), length})
+        for n in sorted(lengths)
     ]
     return job
+
+
+def _options(given: Source) -> dict[str, Any]:
+    return {"train_len": given.train_len, "own_scaling": given.own_scaling}
 
 
 def _free(config: Any, carried: bool) -> list[str]:
@@ -313,6 +330,38 @@ class _Found:
             self.figures[what] = new
 
 
+def _of_stock(model: Any, spec: Spec, length: int, given: Source) -> Iterator[Figure]:
+    """How far the model is, with the rotation of the spec alone, from stock transformers' one.
+
+    Carried code is compared with the code that it was made of. Where a scaling is taken off, what
+    they have in common is compared with a model that never had one; if there is one, which layers
+    that are left alone, or frequencies that no rope parameters say, preclude.
+    """
+    span = Span(explain_trained(model.config, given.own_scaling, given.train_len).tokens, length)
+    alone = Spec(spec.resolve(span).frequencies) if spec.frequencies else parse("pi:factor=1")
+    sources = find_sources(model, **_options(given), length=length)
+    found = examine(model, sources, alone)
+    if found.alone or not any(source.replaced for source in found.sources):
+        return
+    ropes = {}
+    for source in found.sources:
+        way = next(ways(source, alone, length), None)
+        if way is None:
+            return
+        beside = {ORIGINAL: source.rope.get(ORIGINAL), **dict.fromkeys(source.beside, 0)}
+        ropes[source] = way.rope | (beside if source.beside else {})
+    with unheard():
+        stock = type(model)(config_with(model, ropes)).eval()
+    stock.load_state_dict(model.state_dict())
+    vocabulary = model.config.get_text_config().vocab_size
+    probe = {"vocabulary": vocabulary, "rows": ROWS, "jump": 0, "length": min(length, PLAIN)}
+    theirs = check.logits(stock, probe)
+    with patched(model, alone, length, **_options(given)):
+        off = _distance(theirs, check.logits(model, probe))
+    what = f"logits of its rotation alone against a stock model's at {probe['length']} tokens"
+    yield Figure(f"{what}, of the largest", off, EXACT)
+
+
 def _name(table: dict[str, Any]) -> str:
     kind = f" ({table['kind']})" if table["kind"] else ""
     length, count = table["length"], table["count"]
@@ -372,14 +421,14 @@ def _prove_weights(
     In 16 bits logits may be off by one rounding.
     """
     model = load_model(given)
-    job = _job(model, length, given.train_len, carried, longest=length, rows=FULL_ROWS)
+    job = _job(model, length, given, carried, longest=length, rows=FULL_ROWS)
     job |= {"tables": [], "trust_remote_code": given.trust_remote_code or carried, "kept": {}}
     job["options"] = {"dtype": str(model.dtype).removeprefix("torch.")}
     job["options"] |= {} if carried else _attention(model)
     if model.device.type != "cpu":
         job["options"]["device_map"] = str(model.device)
     found = _Found(job)
-    with patched(model, spec, length, train_len=given.train_len):
+    with patched(model, spec, length, **_options(given)):
         ours = list(check.measure(model, job))
     allowed = EXACT if model.dtype == torch.float32 else torch.finfo(model.dtype).eps
     del model

@@ -38,6 +38,7 @@ class Order:
         out: the new folder; it must not exist, or be empty, unless `force`.
         name: what the user calls the model; for the card.
         train_len: T in tokens where the config's is not right.
+        own_scaling: whether methods "keep" or "replace" the model's own rope scaling.
         trust_remote_code: whether code that comes with the model may run, and is copied.
         native_only: refuse rather than carry code.
         link: link the weight files instead of copying them.
@@ -54,6 +55,7 @@ class Order:
     out: Path
     name: str = ""
     train_len: int | None = None
+    own_scaling: str = "keep"
     trust_remote_code: bool = False
     native_only: bool = False
     link: bool = False
@@ -203,7 +205,7 @@ def _examine(order: Order) -> _Patched:
     config = load_config(Source(os.path.realpath(order.source), trust_remote_code=trust))
     config.name_or_path = str(order.source)
     small, _ = small_model(config, trust_remote_code=trust)
-    sources = find_sources(small, order.train_len)
+    sources = find_sources(small, order.train_len, order.own_scaling, order.length)
     trained = sources[0].trained
     spec = order.spec.resolve(Span(trained, order.length))
     anatomy = examine(small, sources, spec)
@@ -226,7 +228,8 @@ def _write_config(stage: Path, order: Order, patched: _Patched) -> str:
             raise UnsupportedModelError(
                 f"{error}: leave out {option} for a folder that carries its own code"
             ) from error
-    write_carried(stage, raw, type(patched.small), type(config), spec, length, patched.trained)
+    classes = type(patched.small), type(config)
+    write_carried(stage, raw, *classes, spec, length, patched.trained, order.own_scaling)
     return CARRIED
 
 
@@ -243,7 +246,7 @@ def _write_gguf(stage: Path, order: Order, patched: _Patched) -> str:
     title = f"{public_name(order.name, order.source)}-{spec}"
     name = f"{re.sub('[^A-Za-z0-9._=-]+', '-', title).strip('-.')[:120]}.gguf"
     longest = max(order.length, patched.trained)
-    return write_gguf(order.source, stage / name, config, spec, source.facts, longest)
+    return write_gguf(order.source, stage / name, config, spec, source, longest)
 
 
 def _prove(stage: Path, order: Order, spec: Spec, carried: bool) -> Proof:
@@ -253,6 +256,7 @@ def _prove(stage: Path, order: Order, spec: Spec, carried: bool) -> Proof:
         spec,
         order.length,
         train_len=order.train_len,
+        own_scaling=order.own_scaling,
         trust_remote_code=order.trust_remote_code,
         carried=carried,
         full=order.full,

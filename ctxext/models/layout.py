@@ -108,6 +108,13 @@ class Source:
         kind = "proportional" if self.rope.get("rope_type") == "proportional" else "default"
         return {**kept, "rope_type": kind}
 
+    @property
+    def beside(self) -> set[str]:
+        """The keys of numbers among the rope parameters that the rotary module does not read."""
+        special = set(getattr(self.config, "ignore_keys_at_rope_validation", None) or ())
+        given = {key: self.rope.get(key) for key in special - {"partial_rotary_factor"}}
+        return {key for key, value in given.items() if type(value) in (int, float)}
+
     @functools.cached_property
     def facts(self) -> Rotary:
         """θ that methods divide by λ, its base, and T; UnsupportedModelError where not known."""
