@@ -213,7 +213,6 @@ class Bench:
         config = loading.load_config(request.source)
         self.source = loading.settle(request.source, config)
         self.identity = loading.identify(self.source, config)
-        self.monitor.note(loading.tell_trained(self.source, config))
         for length, spec in itertools.product(request.lengths, request.methods):
             self._resolve(spec, length)
         if request.random_weights:
@@ -222,6 +221,7 @@ class Bench:
             self.model = loading.load_model(self.source, self.monitor.note)
         cells = {length: self._cells(length) for length in request.lengths}
         self._plan(cells)
+        self.monitor.note(loading.tell_trained(self.source, config))
         gc.freeze()  # what is there by now stays, so that looking for garbage is quick
         try:
             for length in request.lengths:

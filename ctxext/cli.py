@@ -304,7 +304,7 @@ def patch(
         raise UsageError("--private is for --push-to-hub: give that too, or leave it out")
     from ctxext.export import hub
     from ctxext.export.write import Order, check, export, public_name
-    from ctxext.models.loading import local_folder
+    from ctxext.models.loading import local_folder, told
 
     console.quieten()
     repository = None if push_to_hub is None else hub.check_repository(push_to_hub)
@@ -331,6 +331,7 @@ def patch(
     folder = local_folder(source, weights=not config_only, allow_pickle=allow_pickle)
     with console.terminable():
         done = export(replace(order, source=folder))
+    typer.echo(printable(told(model, done.trained, done.own_scaling)), err=True)
     for note in done.notes:
         typer.echo(f"note: {note}", err=True)
     if as_json:

@@ -64,9 +64,6 @@ class Evaluation:
             plans.check_workers(request, workers.count)
             device = workers.device(request.source.device)
             found.append(plans.make(request.on(device)))
-        if workers.first:
-            for line in dict.fromkeys(plan.trained_line for plan in found):
-                self.monitor.note(line)
         return found
 
     def estimates(self) -> list[Estimate]:
@@ -80,7 +77,10 @@ class Evaluation:
         store, note = Store(self.requests[0].out), self.monitor.note
         made = self.plans(Workers(self.requests[0].source.device))
         alone = len(made) == 1
-        return [one for plan in made for one in estimates(plan, store, note, self.loaded, alone)]
+        found = [one for plan in made for one in estimates(plan, store, note, self.loaded, alone)]
+        for line in dict.fromkeys(plan.trained_line for plan in made):
+            note(line)
+        return found
 
     def run(self) -> list[Record]:
         """Make or find every cell's record.
@@ -356,6 +356,7 @@ class Run:
         data = {**record["data"], "name": name.data}
         names = {"model": name.model, "requested": name.requested, "task": name.task}
         record = sealed({**record, **names, "data": data})
+        self.note(self.plan.trained_line)
         self.store.write(record)
         self.records.append(record)
         if name.key not in self._old:

@@ -92,6 +92,7 @@ def test_a_table_goes_to_stdout_and_progress_to_stderr(run: Run, here: Path) -> 
     path, count, *lines = ran.err.splitlines()
     assert count == "6 cells"
     assert path.startswith("attention path: sdpa · not flash: it needs a CUDA device")
+    assert lines.pop(0) == "plain: trained length 32, from max_position_embeddings"
     assert [line.split()[0] for line in lines] == [f"[{n}/6]" for n in range(1, 7)]
     assert not [line for line in lines if set(line) & set("│┃━")]
 
@@ -485,7 +486,8 @@ def test_an_export_tells_what_a_fresh_process_found(
     for figure in record["proof"]:
         assert f"| {figure['what']} | 0 |" in card
     ran = run(*PATCH, "--method", method, "--len", "96", "--out", "new", "--force", "--verify=full")
-    assert (ran.code, ran.err) == (0, "")
+    line = "plain: trained length 32, from max_position_embeddings\n"
+    assert (ran.code, ran.err) == (0, line)
     assert ran.out.startswith(f"new: plain with {record['method']}, written ")
     if how == "carried code":
         on = ("--model", "new", "--len", "32", "--trust-remote-code")

@@ -20,7 +20,7 @@ import torch
 import transformers
 from conftest import SETTINGS, TRAINED, tokens, whole
 from test_answers import Words
-from test_eval import Run, runner
+from test_eval import Run, letters, runner, save_model
 from test_processes import TORCHRUN, launched, same_answers
 
 import ctxext
@@ -29,6 +29,7 @@ from ctxext.engine.pinned import alike, pinned
 from ctxext.measure.answers import Limits, answers
 from ctxext.measure.tokens import score
 from ctxext.models.aliases import TINY
+from ctxext.results import problem_with
 from ctxext.tasks.base import Sample
 
 LISTS = {"short_factor": [1.0] * 8, "long_factor": [1 + i / 2 for i in range(8)]}
@@ -260,3 +261,106 @@ def test_a_model_of_lm_eval_is_not_held_to_its_longest_input(kind: str, tmp_path
         made = ContextLM(pretrained=str(folder), method=method, length=96, device="cpu")
         assert (len(alike(made.model, [8, 96], int)) == 1) is fixed
         assert made.get_model_info()["ctxext_method"].startswith(method)
+
+
+# --own-scaling.
+
+OWN = {
+    "llama3": {"factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0},
+    "yarn": {"factor": 4.0},
+}
+METHOD = "ntk:factor=2"
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with the models `of-llama3` and `of-yarn`, for 64 tokens and before for 16, the
+    unscaled `plain`, and the data `t.txt`."""
+    for name, own in OWN.items():
+        rope = {"rope_type": name, "rope_theta": 1e4, "original_max_position_embeddings": 16}
+        save_model(
+            tmp_path / f"of-{name}", rope_parameters={**rope, **own}, max_position_embeddings=64
+        )
+    save_model(tmp_path / "plain")
+    (tmp_path / "t.txt").write_text(letters())
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def by_hand(name: str, length: int, **options: Any) -> float:
+    """The perplexity of the first two windows, by the library."""
+    model, tokenizer = ctxext.load(name, device="cpu")
+    text = Path("t.txt").read_text()
+    ids = torch.tensor(tokenizer(text).input_ids[: 2 * length]).view(2, -1)
+    with ctxext.patched(model, METHOD, length, **options), torch.no_grad():
+        logp = model(ids[:, :-1]).logits.double().log_softmax(-1)
+    return float(logp.gather(-1, ids[:, 1:, None]).mean().neg().exp())
+
+
+GIVEN = ("--data", "t.txt", "--len", "96", "--limit", "2", "--method", METHOD)
+
+
+@pytest.mark.parametrize("name", ["of-llama3", "of-yarn"])
+def test_own_scaling_is_the_librarys(run: Run, here: Path, name: str) -> None:
+    kept = dict[str, dict[str, Any]]()
+    for own, trained in (("keep", 64), ("replace", 16)):
+        ran = run("eval", "--model", name, *GIVEN, "--own-scaling", own, "--json")
+        rope, ntk = ran.records
+        assert ntk["value"] == pytest.approx(by_hand(name, 96, own_scaling=own), rel=1e-6)
+        assert {r["trained_length"] for r in (rope, ntk)} == {trained}
+        assert {r["own_scaling"] for r in (rope, ntk)} == {own}
+        why = rope["trained_from"]
+        assert "original_max_position_embeddings" in why or "max_position_embeddings" in why
+        line = f"{name}: trained length {trained}, from {why}; its own rope scaling: {own}"
+        assert ran.err.splitlines().count(line) == 1
+        kept[own] = {"rope": rope, "ntk": ntk}
+    assert kept["keep"]["rope"]["value"] == kept["replace"]["rope"]["value"]  # the model as given
+    assert kept["keep"]["ntk"]["value"] != pytest.approx(kept["replace"]["ntk"]["value"], rel=1e-3)
+    keys = {r["key"] for records in kept.values() for r in records.values()}
+    assert len(keys) == 4
+    assert run("report", "--no-plots").code == 0
+
+
+def test_own_scaling_makes_no_difference_where_there_is_none(run: Run, here: Path) -> None:
+    first = run("eval", "--model", "plain", *GIVEN, "--json").records
+    again = run("eval", "--model", "plain", *GIVEN, "--own-scaling", "replace", "--json").records
+    assert again == first
+    assert {r["own_scaling"] for r in first} == {None}
+    ran = run("eval", "--model", "plain", *GIVEN, "--own-scaling", "off")
+    assert ran.code == 2
+    assert "unknown --own-scaling 'off': valid: keep, replace" in ran.err
+
+
+def test_every_command_takes_it(run: Run, here: Path) -> None:
+    """What each says of T, which is 16 before the scaling and 64 with it."""
+    asked = ("--model", "of-yarn", "--own-scaling", "replace")
+    ran = run("eval", *asked, *GIVEN, "--dry-run", "--json")
+    assert "of-yarn: trained length 16, from" in ran.err
+    bench = ("bench", *asked, "--len", "32", "--pairs", "2", "--method", METHOD, "--json")
+    for record in run(*bench).records:
+        assert (record["trained_length"], record["own_scaling"]) == (16, "replace")
+    explained = run("explain", *asked, "--len", "96", "--no-entropy", "--method", METHOD, "--json")
+    for record in explained.records:
+        assert (record["trained_length"], record["own_scaling"]) == (16, "replace")
+    [patched] = run(
+        "patch", *asked, "--method", METHOD, "--len", "96", "--out", "p", "--json"
+    ).records
+    assert (patched["trained_length"], patched["own_scaling"]) == (16, "replace")
+    Path("g.yaml").write_text(
+        "models: [{model: of-yarn, own-scaling: replace}, of-yarn]\nlengths: 96\ndata: t.txt\n"
+        "limit: 2\nmethods: 'ntk:factor=2'\n"
+    )
+    records = run("eval", "--grid", "g.yaml", "--out", "g", "--json").records
+    assert [r["trained_length"] for r in records] == [16, 16, 64, 64]
+    Path("bad.yaml").write_text("models: {model: of-yarn, own-scaling: half}\nlengths: 96\n")
+    ran = run("eval", "--grid", "bad.yaml")
+    assert ran.code == 2
+    assert "unknown --own-scaling 'half': valid: keep, replace" in ran.err
+
+
+def test_records_from_before_are_records_still(run: Run, here: Path) -> None:
+    record = run("eval", "--model", "plain", *GIVEN, "--json").records[0]
+    before = {k: v for k, v in record.items() if k not in ("own_scaling", "trained_from")}
+    assert problem_with(before) is None
+    assert "own_scaling" in str(problem_with({**record, "own_scaling": "keeps"}))
+    assert "trained_from" in str(problem_with({**record, "trained_from": 7}))

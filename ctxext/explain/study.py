@@ -154,7 +154,6 @@ def explain(request: Request, monitor: Monitor) -> Study:
     trained = explain_trained(config, asked.own_scaling, asked.train_len)
     if trained.tokens < 2:
         raise UsageError(f"bad value {trained.tokens} for --train-len: give at least 2")
-    monitor.note(loading.tell_trained(asked, config))
     resolved = [spec.resolve(Span(trained.tokens, length)) for spec in request.methods]
     kinds = find_kinds(config, length, asked.train_len, asked.trust_remote_code, asked.own_scaling)
     check_writable(request.out)
@@ -172,6 +171,7 @@ def explain(request: Request, monitor: Monitor) -> Study:
     ]
     if run is not None:
         _measure(request, run, explained, monitor)
+    monitor.note(loading.tell_trained(asked, config))
     return Study(request, trained.tokens, trained.why, explained, run)
 
 

@@ -18,7 +18,7 @@ from ctxext.errors import UsageError
 from ctxext.models.aliases import ALIASES, locate, taken
 from ctxext.models.contents import WEIGHTS, index_name, shard_names, support_patterns
 from ctxext.models.rope import check_config, check_raw, is_scaled, made_up
-from ctxext.models.trained import explain_trained
+from ctxext.models.trained import Trained, explain_trained
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 QUANTIZATIONS = ("4bit", "8bit")
@@ -280,9 +280,14 @@ class Identity:
 
 def tell_trained(source: Source, config: Any) -> str:
     """Which T was taken and from what, in a line; errors as for `load`."""
-    tokens, why = explain_trained(config, source.own_scaling, source.train_len)
-    own = f"; its own rope scaling: {source.own_scaling}" if is_scaled(config) else ""
-    return f"{source.name}: trained length {tokens}, from {why}{own}"
+    trained = explain_trained(config, source.own_scaling, source.train_len)
+    return told(source.name, trained, source.own_scaling if is_scaled(config) else None)
+
+
+def told(name: str, trained: Trained, own_scaling: str | None) -> str:
+    """The same of a model by name; `own_scaling` is None where it has none."""
+    own = "" if own_scaling is None else f"; its own rope scaling: {own_scaling}"
+    return f"{name}: trained length {trained.tokens}, from {trained.why}{own}"
 
 
 def identify(source: Source, config: Any) -> Identity:
