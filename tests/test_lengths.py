@@ -274,8 +274,8 @@ METHOD = "ntk:factor=2"
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working folder with the models `of-llama3` and `of-yarn`, for 64 tokens and before for 16, the
-    unscaled `plain`, and the data `t.txt`."""
+    """A working folder with the models `of-llama3` and `of-yarn`, for 64 tokens and before their
+    scaling for 16, the unscaled `plain`, and the data `t.txt`."""
     for name, own in OWN.items():
         rope = {"rope_type": name, "rope_theta": 1e4, "original_max_position_embeddings": 16}
         save_model(

@@ -29,6 +29,7 @@ from ctxext.engine.stock import numbers, stock_model, ways
 from ctxext.engine.switch import replace, use_attention
 from ctxext.errors import UnsupportedModelError, UsageError
 from ctxext.models.layout import Rope, Source, find_sources, head_dim
+from ctxext.models.trained import check_own_scaling
 from ctxext.patches import Spec, parse
 from ctxext.patches.base import Part, Span
 from ctxext.registry import is_length
@@ -113,7 +114,9 @@ def patch(
             raise UsageError(
                 f"bad {name} {value!r}: give a whole number of tokens, at least 2, below 2^31"
             )
-    sources = find_sources(model, train_len, own_scaling, length)
+    check_own_scaling(own_scaling)
+    own = "keep" if parsed.unpatched else own_scaling
+    sources = find_sources(model, train_len, own, length)
     holder = sources[0].module
     if HANDLE in holder.__dict__:
         on = holder.__dict__[HANDLE].spec
@@ -125,11 +128,11 @@ def patch(
     attention = _choose(model, anatomy, resolved, attn)
     with contextlib.ExitStack() as undo:
         notes = anatomy.notes(resolved)
-        ropes = _start(sources, resolved, undo)
+        ropes = _start(sources, undo)
         feeds = [_feed(source, anatomy) for source in anatomy.sources]
         for source in anatomy.sources if resolved.frequencies else []:
             ropes[source] = _apply_frequencies(source, resolved, length, undo)
-        _apply_numbers(model, {s: rope for s, rope in ropes.items() if s.replaced}, undo)
+        _apply_numbers(model, {s: ropes[s] for s in sources if s.replaced}, undo)
         for source in anatomy.sources:
             check_module(source, anatomy.axes[source])
         _apply_seams(model, anatomy, feeds, trained, resolved, attention.name, undo)
@@ -204,13 +207,12 @@ def _check_length(sources: list[Source], spec: Spec) -> None:
             )
 
 
-def _start(sources: list[Source], spec: Spec, undo: contextlib.ExitStack) -> dict[Source, Rope]:
+def _start(sources: list[Source], undo: contextlib.ExitStack) -> dict[Source, Rope]:
     """Put on what the methods start from; the rope parameters of scalings that are taken off."""
-    fixed = [s for s in sources if s.by_length and s.length]
-    replaced = [] if spec.unpatched else [s for s in sources if s.replaced]
-    for source in dict.fromkeys([*replaced, *fixed]):
-        _set(source, *source.start, undo)
-    return {source: source.plain_rope for source in replaced}
+    for source in sources:
+        if source.replaced or (source.by_length and source.length):
+            _set(source, *source.start, undo)
+    return {source: source.plain_rope for source in sources if source.replaced}
 
 
 def _apply_frequencies(

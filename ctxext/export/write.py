@@ -217,7 +217,8 @@ def _examine(order: Order) -> _Patched:
     config = load_config(replace(source, train_len=order.train_len))
     config.name_or_path = str(order.source)
     small, _ = small_model(config, trust_remote_code=trust)
-    sources = find_sources(small, order.train_len, order.own_scaling, order.length)
+    own = "keep" if order.spec.unpatched else order.own_scaling
+    sources = find_sources(small, order.train_len, own, order.length)
     trained = Trained(sources[0].trained, sources[0].why)
     spec = order.spec.resolve(Span(trained.tokens, order.length))
     anatomy = examine(small, sources, spec)
