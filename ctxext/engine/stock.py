@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, modeling_rope_utils
 
+from ctxext.errors import UnsupportedModelError
 from ctxext.models.layout import Rope, Source
 from ctxext.models.trained import ORIGINAL
 from ctxext.patches import Spec
@@ -116,8 +117,7 @@ def _fixed(source: Source, plain: Rope) -> Iterator[Rope]:
         lists = {"short_factor": rope[used], "long_factor": rope[used]}
         yield {**rope, **lists, "attention_factor": source.start.factor}
     else:
-        own: Any = source.module.original_max_seq_len
-        dim = 2 * len(source.start.inv_freq)
+        dim, own = 2 * len(source.start.inv_freq), source.unscaled
         stretch = rope["factor"] * torch.tensor(max(length, own)) / own - (rope["factor"] - 1)
         yield {**plain, "rope_theta": float(plain["rope_theta"] * stretch ** (dim / (dim - 2)))}
 
@@ -150,8 +150,18 @@ def numbers(model: PreTrainedModel, ropes: dict[Source, Rope]) -> dict[tuple[str
 
     Returns:
         Those under the other rope parameters, by the names of a module and an attribute.
+
+    Raises:
+        UnsupportedModelError: it cannot be built so.
     """
-    before, after = (_outline_numbers(model, each) for each in ({}, ropes))
+    try:
+        before, after = (_outline_numbers(model, each) for each in ({}, ropes))
+    except Exception as error:
+        why = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UnsupportedModelError(
+            f"{model.config.model_type}: what its own rope scaling changes beside the frequencies "
+            f"is not known, so that it can only be kept ({why})"
+        ) from error
     rotary = {source.module for source in ropes}
     names = {name for name, module in model.named_modules() if module in rotary}
     return {

@@ -146,7 +146,13 @@ class Source:
         if self.scaling == "longrope":
             original = int(self.rope[ORIGINAL])
             return original + 1 if length > original else original
-        return max(length, int(self.module.original_max_seq_len))  # type: ignore[arg-type]
+        return max(length, self.unscaled)
+
+    @property
+    def unscaled(self) -> int:
+        """The length in tokens up to which a dynamic scaling changes nothing."""
+        own = getattr(self.module, "original_max_seq_len", None)
+        return int(own or self.config.max_position_embeddings)
 
     def compute(self, rope: Rope) -> Start:
         """What transformers makes of other rope parameters; any exception where it refuses."""

@@ -82,7 +82,7 @@ def _declared(config: Any, own_scaling: str) -> Iterator[Trained]:
     if longest is not None:
         yield Trained(longest, LONGEST)
     for part in scaled:
-        original, factor = part.get(ORIGINAL, own), part.get("factor")
+        original, factor = part.get(ORIGINAL) or own, part.get("factor")
         if is_length(original) and isinstance(factor, int | float) and 0 < factor < math.inf:
             why = f"{original} × factor {factor:g} of the config's {part['rope_type']} scaling"
             yield Trained(int(original * factor), why)

@@ -18,7 +18,8 @@ class Yarn(Stretch):
     Formula: θ_i ((1−m_i)/k + m_i), m_i falling from 1 to 0 between the pairs that turn beta_fast
     and beta_slow times within T; logits × (0.1 ln k + 1)²
 
-    Source: YaRN, arXiv 2309.00071; equal to transformers' `yarn`
+    Source: YaRN, arXiv 2309.00071; equal to transformers' `yarn`. In place of a yarn of the model's
+    own it has that one's mscale, mscale_all_dim and truncate.
 
     Parameters: factor (k, at least 1; default L/T, at least 1), beta_fast (turns; default 32),
     beta_slow (turns; default 1)
