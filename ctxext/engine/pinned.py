@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 from ctxext.engine.patch import patched
-from ctxext.models.layout import length_class
+from ctxext.models.layout import find_sources, length_class
 
 Item = TypeVar("Item")
 
@@ -39,10 +39,10 @@ def alike(
     Args:
         length: tokens of the sequence that an item will be, prompt and continuation.
     """
-    found: dict[int | None, tuple[int, list[Item]]] = {}
+    sources, found = find_sources(model), dict[int | None, tuple[int, list[Item]]]()
     for item in items:
         tokens = length(item)
-        kind = length_class(model, tokens)
+        kind = length_class(sources, tokens)
         longest, some = found.get(kind, (0, []))
         some.append(item)
         found[kind] = max(longest, tokens), some

@@ -130,7 +130,7 @@ class _Costs:
         whole = outline(config, plan.source.trust_remote_code)
         self._shape = Shape.of(whole)
         batch, sharing = plan.request.batch, reads_in_parts(whole)
-        self._works = works(self._shape, self._inputs, batch, sharing)
+        self._works = works(self._shape, whole, self._inputs, batch, sharing)
         self._bytes = getattr(torch, plan.source.dtype).itemsize
         cpu = plan.source.device.startswith("cpu")
         self._libraries = (resident() or 0) if cpu else 0
