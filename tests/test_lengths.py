@@ -193,6 +193,10 @@ def test_resumed_cells_and_several_processes_give_the_same(
         assert ours["key"] == theirs["key"]
         assert ours["value"] == pytest.approx(theirs["value"], abs=1e-5)
     same_answers(tmp_path / "two", tmp_path / "one")
+    pytest.importorskip("ray", reason="Ray is not installed")
+    spread = run(*given, "--out", str(tmp_path / "ray"), "--launcher", "ray")
+    assert spread.code == 0, spread.err
+    assert numbers(spread.records, 768) == numbers(alone, 768)
     for record in (tmp_path / "one").glob("*.json"):
         record.unlink()
     for path in (tmp_path / "one" / "predictions").rglob("*.jsonl"):  # as a kill leaves it

@@ -189,16 +189,19 @@ def works(
             samples = inputs.samples(cell)
             key = id(samples), cell.method.unpatched
             if key not in known:
-                most, together = cell.task.generates, [samples]
-                if cell.method.unpatched:  # where rows may have frequencies of their own
-                    groups = alike(model, samples, lambda sample: len(sample.ids) + most)
-                    together = [group for _, group in groups]
-                # the first token comes with the prompt
-                known[key] = _answers(shape, together, most - 1, rows, sharing)
+                most = cell.task.generates - 1  # the first token comes with the prompt
+                groups = _groups(model, samples, most + 1) if key[1] else [samples]
+                known[key] = _answers(shape, groups, most, rows, sharing)
             found.append(known[key])
         else:
             found.append(None)
     return found
+
+
+def _groups(model: Any, samples: Sequence[Sample], most: int) -> list[list[Sample]]:
+    """The prompts that the unpatched model may read together."""
+    found = alike(model, samples, lambda sample: len(sample.ids) + most)
+    return [group for _, group in found]
 
 
 def _windows_work(shape: Shape, windows: Windows, batch: int) -> Work:
