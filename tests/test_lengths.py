@@ -26,6 +26,7 @@ from test_processes import TORCHRUN, launched, same_answers
 import ctxext
 from ctxext import tasks
 from ctxext.engine.pinned import alike, pinned
+from ctxext.errors import UsageError
 from ctxext.measure.answers import Limits, answers
 from ctxext.measure.tokens import score
 from ctxext.models.aliases import TINY
@@ -265,6 +266,12 @@ def test_a_model_of_lm_eval_is_not_held_to_its_longest_input(kind: str, tmp_path
         made = ContextLM(pretrained=str(folder), method=method, length=96, device="cpu")
         assert (len(alike(made.model, [8, 96], int)) == 1) is fixed
         assert made.get_model_info()["ctxext_method"].startswith(method)
+    options = {"pretrained": str(folder), "method": METHOD, "length": 96, "device": "cpu"}
+    for own, trained in (("keep", 64 if kind == "longrope" else 16), ("replace", 16)):
+        info = ContextLM(**options, own_scaling=own).get_model_info()
+        assert info["ctxext_trained_length"] == trained
+    with pytest.raises(UsageError, match="bad own_scaling 'half': valid: keep, replace"):
+        ContextLM(**options, own_scaling="half")
 
 
 # --own-scaling.

@@ -119,6 +119,10 @@ RIGHT: dict[str, tuple[dict[str, Any], Any]] = {
         yarn(4, 64),
     ),
     "llama3": ({"rope_scaling": {"rope_type": "llama3", **LLAMA3}}, llama3(4, 64)),
+    "llama3, as of Llama 4": (
+        {"rope_scaling": {"rope_type": "llama3", **LLAMA3, "high_freq_factor": 1.0}},
+        np.where(64 * THETA / (2 * math.pi) < 1, THETA / 4, THETA),
+    ),
     "longrope": (
         {"rope_scaling": {"type": "longrope", **YARN, **LISTS}},
         THETA / LISTS["long_factor"],
@@ -194,7 +198,7 @@ REFUSED: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "attn_factor": (scaling(type="yarn", **YARN, attn_factor=1.2), ("attn_factor", "1.2")),
     "betas": (
         scaling(type="yarn", **YARN, beta_fast=1, beta_slow=32),
-        ("beta_fast", "1", "more than beta_slow"),
+        ("beta_fast", "1", "at least beta_slow"),
     ),
     "text beta": (scaling(type="yarn", **YARN, beta_fast="32"), ("beta_fast", '"32"')),
     "mscale": (scaling(type="yarn", **YARN, mscale="1"), ("mscale", '"1"')),

@@ -184,8 +184,8 @@ def _check_set(path: str, settings: Settings) -> None:
         raise _refused(f"{path}.{key}", value, need)
     for low, high in (("low_freq_factor", "high_freq_factor"), ("beta_slow", "beta_fast")):
         least, most = settings.get(low), settings.get(high)
-        if least is not None and most is not None and least >= most:
-            raise _refused(f"{path}.{high}", most, f"more than {low}, which is {least}")
+        if least is not None and most is not None and least > most:
+            raise _refused(f"{path}.{high}", most, f"at least {low}, which is {least}")
     for foreign, ours in FOREIGN.items():
         if settings.get(foreign, 1) not in (1, None):
             raise _refused(f"{path}.{foreign}", settings[foreign], f"1, or in its place {ours}")
