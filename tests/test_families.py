@@ -214,4 +214,4 @@ def test_the_trained_length_of_a_layer_type() -> None:
     yarn = {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 32}
     types = {"full_attention": {**yarn, "rope_theta": 1e6}, "sliding_attention": PLAIN_ROPE}
     config = tiny_config("gemma3_text", rope_parameters=types, max_position_embeddings=256)
-    assert trained_length(config) == 32
+    assert (trained_length(config), trained_length(config, "replace")) == (256, 32)

@@ -40,7 +40,8 @@ class Anatomy:
 
     def notes(self, spec: Spec) -> list[str]:
         """What a user should know of it, a line each."""
-        lines = [_of_scaling(s, spec) for s in self.axes if s.scaled and not spec.unpatched]
+        changed = [s for s in self.axes if s.scaled and (s.by_length or not spec.unpatched)]
+        lines = [_of_scaling(source, spec) for source in changed]
         return [*dict.fromkeys(lines), *self._left_alone(spec)]
 
     def _left_alone(self, spec: Spec) -> list[str]:
