@@ -91,7 +91,7 @@ RIGHT: dict[str, tuple[dict[str, Any], Any]] = {
     "both blocks": (
         {
             "rope_scaling": {"type": "linear", "factor": 4},
-            "rope_parameters": {"rope_type": "linear", "factor": 4},
+            "rope_parameters": {"rope_type": "linear", "factor": 4, "rope_theta": BASE},
         },
         THETA / 4,
     ),

@@ -93,7 +93,7 @@ def check_raw(raw: Settings) -> None:
                 _check_set(path, settings)
                 _check_twice(path, settings, part)
         if len(blocks) == len(BLOCKS):
-            _check_both(*blocks.values())
+            _check_both(part)
 
 
 def check_config(config: Any, raw: Settings | None = None) -> None:
@@ -101,7 +101,8 @@ def check_config(config: Any, raw: Settings | None = None) -> None:
 
     Args:
         raw: the config.json that it was read from, where no model has been made of it yet: then
-            rope types that transformers does not have, and lengths that it made up, are refused.
+            rope types that transformers does not have are refused, and an original length that
+            the family overrides.
 
     Raises:
         UsageError: names the key, its value and the valid ones.
@@ -201,10 +202,16 @@ def _check_twice(path: str, settings: Settings, part: Settings) -> None:
         )
 
 
-def _check_both(old: Settings, new: Settings) -> None:
-    """Transformers takes `rope_scaling` alone where both are there."""
-    for key in {*old, *new} - {"type"}:
-        if key in new and old.get(key, old.get("type") if key == "rope_type" else None) != new[key]:
+def _check_both(part: Settings) -> None:
+    """Of two blocks transformers takes `rope_scaling`, with what stands beside it."""
+    old, new = (part[name] for name in BLOCKS)
+    taken = {
+        **{key: part[key] for key in BESIDE if key in part},
+        "rope_type": old.get("type"),
+        **old,
+    }
+    for key, value in new.items():
+        if key != "type" and taken.get(key) != value:
             raise UsageError(
                 f"the config's rope_scaling and rope_parameters differ in {key!r}: leave one of "
                 "the two"
