@@ -101,6 +101,7 @@ def test_a_prompt_is_answered_alike_whatever_is_beside_it(
     model.generation_config.eos_token_id, tokenizer = None, Words()
     rows = list(answers(model, tokenizer, samples, Limits(MOST, MOST), batch))
     found = {row["name"]: row["pred"] for row in rows}
+    assert model.config.to_dict() == made(kind).config.to_dict()
     for sample in samples:
         said = greedy(stock(kind, len(sample.ids) + MOST), sample.ids)
         assert found[sample.name] == tokenizer.decode(said, skip_special_tokens=True), sample.name

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from ctxext.engine.patch import patched
 from ctxext.models.layout import find_sources, length_class
+from ctxext.models.trained import ORIGINAL
 
 Item = TypeVar("Item")
 
@@ -29,6 +30,26 @@ def pinned(model: Any, length: int) -> Iterator[None]:
         return
     with patched(model, "rope", max(2, length)):
         yield
+
+
+@contextlib.contextmanager
+def unswitched(model: Any) -> Iterator[None]:
+    """`generate` without the look that some families (Phi-3) take at a sequence's length.
+
+    Where it passes the original one they drop the cache, since their tables would change; those of
+    a model that is patched or pinned do not, and transformers before 5.24 then read the last token
+    alone. Nothing may be patched meanwhile.
+    """
+    config = model.config.get_text_config()
+    own = vars(config).get(ORIGINAL)
+    if own is None:
+        yield
+        return
+    setattr(config, ORIGINAL, 2**31 - 1)
+    try:
+        yield
+    finally:
+        setattr(config, ORIGINAL, own)
 
 
 def alike(

@@ -7,7 +7,7 @@ from typing import Any
 
 from lm_eval.models.huggingface import HFLM
 
-from ctxext.engine.pinned import alike, pinned
+from ctxext.engine.pinned import alike, pinned, unswitched
 
 _MOST = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 
@@ -30,7 +30,14 @@ class SequenceLM(HFLM):  # type: ignore[misc]
             most = next((given[key] for key in _MOST if given.get(key)), self.max_gen_toks)
             return min(len(self.tok_encode(prompt)) + int(most), int(self.max_length))
 
-        return self._apart(requests, held, super().generate_until, options)
+        answer = super().generate_until
+
+        def written(some: list[Any], **options: Any) -> list[str]:
+            with unswitched(self.model):
+                found: list[str] = answer(some, **options)
+                return found
+
+        return self._apart(requests, held, written, options)
 
     def _apart(
         self,

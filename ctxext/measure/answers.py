@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from transformers.cache_utils import DynamicCache
 
-from ctxext.engine.pinned import alike, pinned
+from ctxext.engine.pinned import alike, pinned, unswitched
 from ctxext.errors import CtxextError
 from ctxext.measure.attempts import reads_in_parts
 from ctxext.tasks.base import Row, Sample
@@ -209,7 +209,7 @@ class _Decoder:
     def _generate(self, ids: Tensor, mask: Tensor, cache: Any) -> list[Answer]:
         ids, mask = ids.to(self._device), mask.to(self._device)
         margins = _Margins(ids.shape[1], self._stops)
-        with torch.inference_mode(), self._settings():
+        with torch.inference_mode(), self._settings(), unswitched(self._model):
             out = self._model.generate(
                 input_ids=ids,
                 attention_mask=mask,
