@@ -223,6 +223,7 @@ class Bench:
             self.model = loading.load_model(self.source, self.monitor.note)
         cells = {length: self._cells(length) for length in request.lengths}
         self._plan(cells)
+        self.monitor.note(loading.tell_trained(self.source, config))
         gc.freeze()  # what is there by now stays, so that looking for garbage is quick
         try:
             for length in request.lengths:
@@ -237,8 +238,9 @@ class Bench:
     def _patched(self, spec: Spec, length: int, path: str) -> AbstractContextManager[Any]:
         from ctxext.engine.patch import patched
 
-        train_len = self.request.source.train_len
-        return patched(self.model, spec, length, attn=path, train_len=train_len)
+        source = self.request.source
+        options = {"train_len": source.train_len, "own_scaling": source.own_scaling}
+        return patched(self.model, spec, length, attn=path, **options)
 
     def _cells(self, length: int) -> list[Cell]:
         """The methods beside `rope` on each path; paths that come to the same are one cell."""
@@ -314,7 +316,11 @@ class Bench:
     def _unpatched(self, ids: Any) -> Side:
         """The unpatched model, warmed up, on its quickest path, which stays on."""
         self._begin(BASELINE, ids.shape[1], UNTIMED)
-        side, start = Side(self.source.attn), time.perf_counter()
+        from ctxext.engine.pinned import pinned
+
+        length = ids.shape[1]
+        side = Side(self.source.attn, lambda: pinned(self.model, length))
+        start = time.perf_counter()
         try:
             side.attention = self._quickest(ids)
             self._warm_up(side, ids)
@@ -427,6 +433,7 @@ class Bench:
             "metric": "prefill_seconds",
             "length": cell.length,
             "trained_length": self.identity.trained,
+            **self.identity.facts(self.source),
             "windows": len(ids),
             **outcome,
             "seconds": side.seconds,
@@ -464,6 +471,7 @@ class Bench:
             *("attention", "batch_size", "decode_tokens", "seed", "dtype", "device"),
         )
         parts = {**{name: record[name] for name in names}, "pairs": self.request.pairs}
+        parts |= {"own_scaling": record["own_scaling"]} if self.identity.scaled else {}
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 

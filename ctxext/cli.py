@@ -41,6 +41,13 @@ Out = Annotated[Path, typer.Option(help="Folder of the record files.")]
 TrainLen = Annotated[
     str | None, typer.Option(help="Trained length, where the model's config is wrong.")
 ]
+OwnScaling = Annotated[
+    str,
+    typer.Option(
+        help="keep or replace: whether methods build on the model's own rope scaling, or take it "
+        "off first."
+    ),
+]
 Revision = Annotated[str | None, typer.Option(help="Hub branch, tag or commit.")]
 Trust = Annotated[
     bool, typer.Option("--trust-remote-code", help="Let code that comes with the model run.")
@@ -106,6 +113,7 @@ def evaluate(
     load_in: LoadIn = None,
     device_map: DeviceMap = None,
     train_len: TrainLen = None,
+    own_scaling: OwnScaling = "keep",
 ) -> None:
     """Measure methods at lengths: every combination, beside the unpatched model."""
     from ctxext import request as ask
@@ -116,7 +124,8 @@ def evaluate(
         raise UsageError("missing --len: give lengths such as --len 512,4k, or a --grid")
     base = ask.Request(
         source=_source(
-            model, revision, trust_remote_code, train_len, dtype, device, attn, load_in, device_map
+            *(model, revision, trust_remote_code, train_len, own_scaling, dtype, device),
+            *(attn, load_in, device_map),
         ),
         methods=ask.parse_methods(method),
         lengths=ask.parse_lengths(length),
@@ -135,6 +144,7 @@ def evaluate(
 
         _refuse_beside_grid(context)
         requests = read_grid(grid, base)
+    console.announce(request.source.name for request in requests)
     from ctxext.run import Evaluation
 
     evaluation = Evaluation(requests)
@@ -152,6 +162,7 @@ def _source(
     revision: str | None,
     trust_remote_code: bool,
     train_len: str | None,
+    own_scaling: str,
     dtype: str,
     device: str,
     attn: str = "auto",
@@ -173,6 +184,7 @@ def _source(
         device_map=ask.check_device_map(device_map, device),
         attn=ask.check_attention(attn),
         train_len=None if train_len is None else parse_length(train_len),
+        own_scaling=ask.check_own_scaling(own_scaling),
     )
 
 
@@ -212,13 +224,14 @@ def bench(
     revision: Revision = None,
     trust_remote_code: Trust = False,
     train_len: TrainLen = None,
+    own_scaling: OwnScaling = "keep",
 ) -> None:
     """Measure speed and memory of methods against the unpatched model, run by run."""
     from ctxext import bench as room
     from ctxext import request as ask
 
     request = room.Request(
-        source=_source(model, revision, trust_remote_code, train_len, dtype, device),
+        source=_source(model, revision, trust_remote_code, train_len, own_scaling, dtype, device),
         methods=ask.parse_methods(method),
         lengths=ask.parse_lengths(length),
         paths=room.parse_paths(attn),
@@ -229,6 +242,7 @@ def bench(
         seed=ask.in_range("--seed", seed, least=0) or 0,
         out=out,
     )
+    console.announce([model])
     raise typer.Exit(console.run(room.Bench(request), as_json, "the same command begins anew"))
 
 
@@ -269,6 +283,7 @@ def patch(
     revision: Revision = None,
     trust_remote_code: Trust = False,
     train_len: TrainLen = None,
+    own_scaling: OwnScaling = "keep",
 ) -> None:
     """Export the patched model: a folder, or a GGUF file, that other tools load."""
     from dataclasses import replace
@@ -277,6 +292,7 @@ def patch(
     from ctxext.errors import UsageError
     from ctxext.models.loading import Source
     from ctxext.registry import did_you_mean, parse_length
+    from ctxext.request import check_own_scaling
     from ctxext.results import printable
 
     for option, value, valid in (("format", style, FORMATS), ("verify", verify, VERIFICATIONS)):
@@ -288,7 +304,7 @@ def patch(
         raise UsageError("--private is for --push-to-hub: give that too, or leave it out")
     from ctxext.export import hub
     from ctxext.export.write import Order, check, export, public_name
-    from ctxext.models.loading import local_folder
+    from ctxext.models.loading import local_folder, told
 
     console.quieten()
     repository = None if push_to_hub is None else hub.check_repository(push_to_hub)
@@ -299,6 +315,7 @@ def patch(
         out,
         name=model,
         train_len=trained,
+        own_scaling=check_own_scaling(own_scaling),
         trust_remote_code=trust_remote_code,
         native_only=native_only,
         link=link,
@@ -309,10 +326,12 @@ def patch(
         gguf=style == "gguf",
     )
     check(order)
+    console.announce([model])
     source = Source(model, revision, trust_remote_code)
     folder = local_folder(source, weights=not config_only, allow_pickle=allow_pickle)
     with console.terminable():
         done = export(replace(order, source=folder))
+    typer.echo(printable(told(model, done.trained, done.own_scaling)), err=True)
     for note in done.notes:
         typer.echo(f"note: {note}", err=True)
     if as_json:
@@ -347,6 +366,7 @@ def explain(
     revision: Revision = None,
     trust_remote_code: Trust = False,
     train_len: TrainLen = None,
+    own_scaling: OwnScaling = "keep",
 ) -> None:
     """Show why a method works: angles that training never saw, distances, entropy of attention."""
     from ctxext import request as ask
@@ -354,12 +374,13 @@ def explain(
     methods, (tokens, *more) = ask.parse_methods(method), ask.parse_lengths([length])
     if more:
         raise typer.BadParameter(f"{length!r}: one length at a time", param_hint="--len")
-    source = _source(model, revision, trust_remote_code, train_len, dtype, device)
+    source = _source(model, revision, trust_remote_code, train_len, own_scaling, dtype, device)
     limit, text = ask.in_range("--limit", limit) or 1, ask.check_data(data) if entropy else None
     from ctxext import explain as room
     from ctxext.progress import Progress
 
     console.quieten()
+    console.announce([model])
     with Progress() as progress:
         request = room.Request(source, methods, tokens, text, limit, out)
         study = room.explain(request, progress.monitor())
@@ -423,6 +444,7 @@ def tune(
     load_in: LoadIn = None,
     device_map: DeviceMap = None,
     train_len: TrainLen = None,
+    own_scaling: OwnScaling = "keep",
 ) -> None:
     """Search for the method and the parameters that suit a model at a length best."""
     from ctxext import request as ask
@@ -434,7 +456,8 @@ def tune(
         if len(found) > 1:
             raise UsageError(f"--{option} {text} are {len(found)}: give one")
     source = _source(
-        model, revision, trust_remote_code, train_len, dtype, device, attn, load_in, device_map
+        *(model, revision, trust_remote_code, train_len, own_scaling, dtype, device),
+        *(attn, load_in, device_map),
     )
     from ctxext import tune as room
 
@@ -452,6 +475,7 @@ def tune(
         batch_size=ask.in_range("--batch-size", batch_size),
         out=out,
     )
+    console.announce([model])
     raise typer.Exit(console.tune(request, as_json))
 
 

@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -69,6 +69,16 @@ def run(work: Any, as_json: bool, again: str) -> int:
         typer.echo(printable(line), err=True)
     leave()
     return FAILED if failed else OK
+
+
+def announce(names: Iterable[str]) -> None:
+    """Say on stderr which model a name was taken for, where it could be another too."""
+    from ctxext.measure.workers import speaks
+    from ctxext.models.aliases import taken
+
+    for line in dict.fromkeys(map(taken, names)):
+        if line is not None and speaks():
+            typer.echo(printable(line), err=True)
 
 
 def tune(request: Any, as_json: bool) -> int:

@@ -15,7 +15,7 @@ from ctxext.registry import did_you_mean, parse_length
 from ctxext.request import Request
 
 KEYS = ("models", "methods", "lengths", "tasks", "seeds", "data", "limit", "tokens")
-MODEL_KEYS = ("model", "revision", "dtype", "train-len")
+MODEL_KEYS = ("model", "revision", "dtype", "train-len", "own-scaling")
 _MAX_BYTES = 1 << 20
 
 
@@ -146,4 +146,5 @@ def _source(entry: Any, base: Source) -> Source:
         revision=_one(entry, "revision") or base.revision,
         dtype=_one(entry, "dtype") or base.dtype,
         train_len=base.train_len if trained is None else parse_length(trained),
+        own_scaling=ask.check_own_scaling(_one(entry, "own-scaling") or base.own_scaling),
     )

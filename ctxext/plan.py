@@ -35,13 +35,14 @@ class Cell:
 
 @dataclass(frozen=True)
 class Plan:
-    """The cells, and what makes each cell's key."""
+    """The cells, what makes each cell's key, and a line that tells T."""
 
     request: Request
     source: loading.Source
     identity: loading.Identity
     choice: Choice
     cells: list[Cell]
+    trained_line: str
 
     @property
     def keys(self) -> list[str]:
@@ -65,9 +66,11 @@ class Plan:
 
     def _parts(self, cell: Cell) -> dict[str, object]:
         request = self.request
+        own = {"own_scaling": self.source.own_scaling} if self.identity.scaled else {}
         return {
             "model": self.identity.sha256,
             "trained": self.identity.trained,
+            **own,  # so that the keys of models without any are what they were
             "method": cell.method.full(),
             "task": f"{cell.task}@{cell.task.version}",
             "length": cell.length,
@@ -114,7 +117,8 @@ def make(request: Request) -> Plan:
     choice = choose(
         request.source.attn, source.device, getattr(torch, source.dtype), head_dim(config)
     )
-    return Plan(request, source, identity, choice, cells)
+    line = loading.tell_trained(request.source, config)
+    return Plan(request, source, identity, choice, cells, line)
 
 
 def _read(tasks: Sequence[Task], data: str | None) -> list[tuple[Task, Data]]:

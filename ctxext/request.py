@@ -9,6 +9,7 @@ from pathlib import Path
 from ctxext import patches, tasks
 from ctxext.errors import UsageError
 from ctxext.models.loading import Source
+from ctxext.models.trained import OWN_SCALING
 from ctxext.patches import Spec
 from ctxext.registry import did_you_mean, parse_length
 from ctxext.tasks.base import Task
@@ -101,6 +102,14 @@ def check_attention(attn: str) -> str:
     if attn not in ATTENTION:
         raise UsageError(f"unknown attention path {attn!r}: {did_you_mean(attn, ATTENTION)}")
     return attn
+
+
+def check_own_scaling(own_scaling: str) -> str:
+    """What becomes of the model's own rope scaling; UsageError for an unknown word."""
+    if own_scaling not in OWN_SCALING:
+        valid = did_you_mean(own_scaling, OWN_SCALING)
+        raise UsageError(f"unknown --own-scaling {own_scaling!r}: {valid}")
+    return own_scaling
 
 
 def check_device_map(device_map: str | None, device: str) -> str | None:

@@ -77,7 +77,10 @@ class Evaluation:
         store, note = Store(self.requests[0].out), self.monitor.note
         made = self.plans(Workers(self.requests[0].source.device))
         alone = len(made) == 1
-        return [one for plan in made for one in estimates(plan, store, note, self.loaded, alone)]
+        found = [one for plan in made for one in estimates(plan, store, note, self.loaded, alone)]
+        for line in dict.fromkeys(plan.trained_line for plan in made):
+            note(line)
+        return found
 
     def run(self) -> list[Record]:
         """Make or find every cell's record.
@@ -353,6 +356,7 @@ class Run:
         data = {**record["data"], "name": name.data}
         names = {"model": name.model, "requested": name.requested, "task": name.task}
         record = sealed({**record, **names, "data": data})
+        self.note(self.plan.trained_line)
         self.store.write(record)
         self.records.append(record)
         if name.key not in self._old:
@@ -371,6 +375,7 @@ class Run:
             "metric": cell.task.metric,
             "length": cell.length,
             "trained_length": plan.identity.trained,
+            **plan.identity.facts(plan.source),
             "batch_size": plan.request.batch(cell.length),
             "prefill_chunk": None,
             **done.fields,

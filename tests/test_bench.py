@@ -365,7 +365,7 @@ def test_random_and_trained_weights_are_told_apart(run: Run) -> None:
         ({"model_type": "no-such"}, "no-such"),
         ({"model_type": "t5"}, "cannot be built"),
         ({"num_attention_heads": 0}, "'small'"),
-        ({"max_position_embeddings": 0}, "length 0"),
+        ({"max_position_embeddings": 0}, "max_position_embeddings cannot be 0"),
     ],
 )
 def test_a_config_that_is_no_causal_model_is_one_line(
@@ -634,6 +634,7 @@ def test_the_table_has_each_method_and_path_beside_the_unpatched_model(run: Run)
     assert named[0][5] == named[0][8] == named[0][10] == "1.00"
     assert named[0][4] == named[0][7] == "–"
     lines = ran.err.splitlines()
+    assert lines.pop(0) == "tiny: trained length 512, from max_position_embeddings"
     assert lines[0] == "3 cells"
     assert [line.split()[1] for line in lines[1:]] == ["rerope", "logn", "rope"]
     shown = run("report")

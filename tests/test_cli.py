@@ -92,6 +92,7 @@ def test_a_table_goes_to_stdout_and_progress_to_stderr(run: Run, here: Path) -> 
     path, count, *lines = ran.err.splitlines()
     assert count == "6 cells"
     assert path.startswith("attention path: sdpa · not flash: it needs a CUDA device")
+    assert lines.pop(0) == "plain: trained length 32, from max_position_embeddings"
     assert [line.split()[0] for line in lines] == [f"[{n}/6]" for n in range(1, 7)]
     assert not [line for line in lines if set(line) & set("│┃━")]
 
@@ -264,6 +265,36 @@ def test_an_interrupt_while_loading(
     ran = evaluate(run)
     assert (ran.code, ran.out, kept()) == (130, "", {})
     assert "Traceback" not in ran.err
+
+
+TAKEN = {
+    "tiny": "model 'tiny' is the shipped one, not the folder here: write ./tiny for that",
+    "./tiny": None,
+    "plain": None,
+    "yi": "model 'yi' is 01-ai/Yi-6B on the Hub, not the folder here: write ./yi for that",
+    "./yi": None,
+    "org/yi": "model 'org/yi' is the folder here, not the Hub's: write ./org/yi to be clear",
+    "./org/yi": None,
+    "stablelm": "model 'stablelm' is the folder stabilityai/stablelm-2-1_6b here, not the Hub's",
+}
+
+
+@pytest.mark.parametrize("name", TAKEN)
+def test_which_of_two_models_a_name_is(run: Run, here: Path, name: str) -> None:
+    """A folder of an alias' name is meant where it is written as a path."""
+    for folder in ("tiny", "yi", "org/yi", "stabilityai/stablelm-2-1_6b"):
+        shutil.copytree("plain", folder)
+    ran, line = evaluate(run, "--model", name), TAKEN[name]
+    said = [text for text in ran.err.splitlines() if text.startswith("model ")]
+    assert said == ([] if line is None else [line])
+    if name == "yi":  # which nobody can reach here
+        assert ran.code == 2
+        assert "'yi' (01-ai/Yi-6B) could not be had from the Hub" in ran.err
+    elif name != "tiny":
+        assert {record["model"] for record in ran.records} == {name}
+        assert {record["trained_length"] for record in ran.records} == {32}
+    else:
+        assert ran.records[0]["trained_length"] == 512
 
 
 # Exit 2: arguments.
@@ -455,7 +486,8 @@ def test_an_export_tells_what_a_fresh_process_found(
     for figure in record["proof"]:
         assert f"| {figure['what']} | 0 |" in card
     ran = run(*PATCH, "--method", method, "--len", "96", "--out", "new", "--force", "--verify=full")
-    assert (ran.code, ran.err) == (0, "")
+    line = "plain: trained length 32, from max_position_embeddings\n"
+    assert (ran.code, ran.err) == (0, line)
     assert ran.out.startswith(f"new: plain with {record['method']}, written ")
     if how == "carried code":
         on = ("--model", "new", "--len", "32", "--trust-remote-code")
@@ -565,7 +597,10 @@ BROKEN: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
     "unknown type": (edit_json("config.json", model_type="no-such"), ("no-such",)),
     "type of a wrong type": (edit_json("config.json", model_type=["llama"]), ()),
     "length of a wrong type": (edit_json("config.json", max_position_embeddings="x"), ()),
-    "no length": (edit_json("config.json", max_position_embeddings=0), ("length 0",)),
+    "no length": (
+        edit_json("config.json", max_position_embeddings=0),
+        ("max_position_embeddings", "cannot be 0"),
+    ),
     "heads": (edit_json("config.json", num_attention_heads=0), ()),
     "another width": (edit_json("config.json", hidden_size=32), ()),
     "another vocabulary": (edit_json("config.json", vocab_size=200), ()),

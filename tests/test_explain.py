@@ -298,14 +298,19 @@ def test_kinds_with_frequencies_of_their_own() -> None:
 def test_a_scaling_of_its_own_is_in_force_before_the_method() -> None:
     rope = {**SCALED, "original_max_position_embeddings": 32, "rope_theta": 1e4}
     made = config("LlamaConfig", max_position_embeddings=256, rope_parameters=rope)
-    (kind,) = find_kinds(made, 128, None, False)
-    assert kind.trained == 32
-    np.testing.assert_allclose(kind.trained_theta, [1e4 ** (-i / 8) for i in range(8)], rtol=1e-5)
-    np.testing.assert_allclose(kind.theta[-1], kind.trained_theta[-1] / 8, rtol=1e-5)
-    plain, _ = kind.under(patches.parse("rope"), 128)
-    assert plain.theta.tolist() == kind.theta.tolist()
-    far, _ = kind.under(patches.parse("pi:factor=2"), 128)  # replaces it
-    np.testing.assert_allclose(far.theta, kind.trained_theta / 2)
+    unscaled = np.array([1e4 ** (-i / 8) for i in range(8)])
+    for own, trained in (("keep", 256), ("replace", 32)):
+        (kind,) = find_kinds(made, 128, None, False, own)
+        assert kind.trained == trained
+        np.testing.assert_allclose(kind.theta[-1], unscaled[-1] / 8, rtol=1e-5)
+        started = kind.theta if own == "keep" else unscaled
+        np.testing.assert_allclose(kind.trained_theta, started, rtol=1e-5)
+        plain, _ = kind.under(patches.parse("rope"), 128)
+        assert plain.theta.tolist() == kind.theta.tolist()
+        far, _ = kind.under(patches.parse("pi:factor=2"), 128)
+        np.testing.assert_allclose(far.theta, started / 2, rtol=1e-5)
+        near, _ = kind.under(patches.parse("rerope:window=8"), 128)
+        np.testing.assert_allclose(near.theta, started, rtol=1e-5)
 
 
 def test_a_scaling_by_length_is_that_of_the_length() -> None:

@@ -9,6 +9,7 @@ runs.py       rows cut to where positions count from 0, for methods that go by m
 paths.py      which attention path is taken
 chunked.py    distance attention by query chunks, memory linear in length
 watch.py      what each attention layer scores while a model runs, patched or not
+pinned.py     one length for each sequence that the unpatched model reads
 carried.py    model classes that are patched whenever they run
 reference.py  the same, dense, in a few lines: what every path is tested against
 """

@@ -6,6 +6,7 @@ import logging
 from typing import Any
 
 from ctxext.engine.patch import patch
+from ctxext.models.aliases import taken
 from ctxext.models.loading import Source, load_saved, load_tokenizer
 from ctxext.models.mark import read_mark
 
@@ -24,6 +25,8 @@ def load(name: str, **options: Any) -> tuple[Any, Any]:
         UsageError: no such model, or one that transformers cannot load, or that does not take the
             patch it was saved with; the message says why.
     """
+    if line := taken(name):
+        logging.warning(line)
     source = Source(name, **options)
     model, given = load_saved(source)
     tokenizer = load_tokenizer(source)

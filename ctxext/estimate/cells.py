@@ -131,7 +131,7 @@ class _Costs:
         self._shape = Shape.of(whole)
         batch, sharing = plan.request.batch, reads_in_parts(whole)
         trained = plan.identity.trained
-        self._works = works(self._shape, self._inputs, trained, batch, sharing)
+        self._works = works(self._shape, whole, self._inputs, trained, batch, sharing)
         self._bytes = getattr(torch, plan.source.dtype).itemsize
         cpu = plan.source.device.startswith("cpu")
         self._libraries = (resident() or 0) if cpu else 0

@@ -122,8 +122,8 @@ class Probe:
         return Held(x / a - pair * a, pair, cached)
 
     def _patched(self, spec: Spec, length: int) -> AbstractContextManager[Any]:
-        attn = self._source.attn
-        return patched(self._model, spec, length, attn=attn, train_len=self._trained)
+        options = {"train_len": self._trained, "own_scaling": self._source.own_scaling}
+        return patched(self._model, spec, length, attn=self._source.attn, **options)
 
     def _ids(self, tokens: int, rows: int = 1) -> Tensor:
         return torch.arange(rows * tokens, device=self._model.device).view(rows, -1) % 256 + 8

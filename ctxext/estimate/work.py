@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import nn
 
+from ctxext.engine.pinned import alike
 from ctxext.export.small import outline
 from ctxext.measure.answers import common, schedule
 from ctxext.measure.inputs import Inputs
@@ -189,11 +190,12 @@ def relative_costs(plan: Plan, inputs: Inputs) -> dict[str, tuple[str, float]]:
         UnsupportedModelError: transformers builds no such model.
     """
     config = loading.load_config(plan.request.source)
-    shape = Shape.guessed(outline(config, plan.source.trust_remote_code))
+    whole = outline(config, plan.source.trust_remote_code)
+    shape = Shape.guessed(whole)
     costs, seen = dict[str, tuple[str, float]](), set[object]()
     trained, batch = plan.identity.trained, plan.request.batch
     for cell, work in zip(
-        inputs.cells, works(shape, inputs, trained, batch, sharing=False), strict=True
+        inputs.cells, works(shape, whole, inputs, trained, batch, sharing=False), strict=True
     ):
         kind = "tokens" if isinstance(cell.task, TokenTask) else cell.task.name
         cost = math.nan if work is None else work.relative(shape)
@@ -204,17 +206,23 @@ def relative_costs(plan: Plan, inputs: Inputs) -> dict[str, tuple[str, float]]:
 
 
 def works(
-    shape: Shape, inputs: Inputs, trained: int, batch: Callable[[int], int], sharing: bool
+    shape: Shape,
+    model: Any,
+    inputs: Inputs,
+    trained: int,
+    batch: Callable[[int], int],
+    sharing: bool,
 ) -> list[Work | None]:
     """What each cell of the inputs takes; None for what another library reads.
 
     Args:
+        model: the model without weights.
         trained: T in tokens.
         batch: tells how many windows or prompts are read at once at a length.
         sharing: whether what prompts have in common is read once, as it is where the model's
             cache can be cut back.
     """
-    known: dict[tuple[int, Shape], Work] = {}
+    known: dict[tuple[int, bool, Shape], Work] = {}
     found: list[Work | None] = []
     for cell in inputs.cells:
         rows, own = batch(cell.length), shape.under(cell.method, trained)
@@ -222,14 +230,21 @@ def works(
             found.append(_windows_work(own, inputs.windows(cell), rows))
         elif isinstance(cell.task, SampleTask):
             samples = inputs.samples(cell)
-            alike = (id(samples), own)
-            if alike not in known:
+            key = id(samples), cell.method.unpatched, own
+            if key not in known:
                 most = cell.task.generates - 1  # the first token comes with the prompt
-                known[alike] = _answers(own, samples, most, rows, sharing)
-            found.append(known[alike])
+                groups = _groups(model, samples, most + 1) if key[1] else [samples]
+                known[key] = _answers(own, groups, most, rows, sharing)
+            found.append(known[key])
         else:
             found.append(None)
     return found
+
+
+def _groups(model: Any, samples: Sequence[Sample], most: int) -> list[list[Sample]]:
+    """The prompts that the unpatched model may read together."""
+    found = alike(model, samples, lambda sample: len(sample.ids) + most)
+    return [group for _, group in found]
 
 
 def _windows_work(shape: Shape, windows: Windows, batch: int) -> Work:
@@ -238,9 +253,11 @@ def _windows_work(shape: Shape, windows: Windows, batch: int) -> Work:
     return Work(windows.tokens, reading, 0, min(batch, len(windows)))
 
 
-def _answers(shape: Shape, samples: Sequence[Sample], most: int, batch: int, sharing: bool) -> Work:
+def _answers(
+    shape: Shape, groups: Sequence[Sequence[Sample]], most: int, batch: int, sharing: bool
+) -> Work:
     reading = steps = rows = 0
-    for some, shares in schedule(samples, batch, sharing):
+    for some, shares in (one for group in groups for one in schedule(group, batch, sharing)):
         longest = max(len(sample.ids) for sample in some)
         if shares:
             before: Sequence[int] = ()
@@ -252,4 +269,5 @@ def _answers(shape: Shape, samples: Sequence[Sample], most: int, batch: int, sha
             reading += len(some) * (shape.read(longest) + shape.scored(1))
         steps += most * (len(some) if shares else 1)
         rows = max(rows, 1 if shares else len(some))
-    return Work(sum(len(sample.ids) for sample in samples), reading, steps, rows)
+    prompts = sum(len(sample.ids) for group in groups for sample in group)
+    return Work(prompts, reading, steps, rows)

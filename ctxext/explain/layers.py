@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from ctxext.engine.probe import call_rotary, learn
+from ctxext.engine.probe import learn
 from ctxext.errors import UnsupportedModelError, UsageError
 from ctxext.explain.angles import PLAIN, Angles, Floats, angles
-from ctxext.models.layout import LENGTH_DEPENDENT, Source, find_sources
+from ctxext.models.layout import Source, find_sources
 from ctxext.patches import Spec
 from ctxext.patches.base import Part
 
@@ -27,9 +27,11 @@ class Kind:
         name: transformers' name for the layer type.
         layers: how many there are.
         window: how many keys, its own included, a query sees at most; None for all.
-        trained_theta: θ [p] as training had it, radians per token, before any rope scaling.
+        trained_theta: θ [p] in radians per token as training had it at T: of the model's own
+            scaling, or before it where that is replaced.
         theta: θ [p] of the unpatched model at the length.
         trained: T in tokens.
+        source: the set that methods start from at the length.
     """
 
     name: str
@@ -52,9 +54,11 @@ class Kind:
             UsageError: the spec's frequencies are not finite, or the length is too long.
         """
         theta, parts = self.theta, PLAIN
+        if not spec.unpatched:
+            theta = np.array(self.source.facts.theta)
         if spec.frequencies and not self.alone:
             with np.errstate(all="ignore"):
-                theta = self.trained_theta / np.array(spec.scales(self.source.facts))
+                theta = theta / np.array(spec.scales(self.source.facts))
             if not np.isfinite(theta).all():
                 raise UsageError(f"{spec} gives frequencies that are not finite")
         if spec.distance and not self.alone:
@@ -65,21 +69,25 @@ class Kind:
         return angles(own, self.trained, theta, parts, length, reach), parts
 
 
-def find_kinds(config: Any, length: int, train_len: int | None, trusted: bool) -> list[Kind]:
+def find_kinds(
+    config: Any, length: int, train_len: int | None, trusted: bool, own_scaling: str = "keep"
+) -> list[Kind]:
     """The kinds of layers with positions, those that see furthest first.
 
     Raises:
         UnsupportedModelError: no rotary embeddings, or of a kind that is not supported.
     """
     model = bare_model(config, trusted)
-    sources = find_sources(model, train_len)
+    sources = find_sources(model, train_len, own_scaling, length)
+    given = find_sources(model, train_len, "keep", length)
+    before = find_sources(model, train_len, own_scaling, sources[0].trained)
     counts = Counter(_layers(config.get_text_config()))
     kinds: dict[tuple[str, int | None, bytes], Kind] = {}
     for (name, window), count in counts.items():
-        used = [s for s in sources if s.layer_type in (None, name)]
-        for source in used[: None if len(counts) == 1 else 1]:
-            theta = np.array(source.facts.theta)
-            now = _in_force(source, length)
+        sets = zip(sources, given, before, strict=True)
+        used = [some for some in sets if some[0].layer_type in (None, name)]
+        for source, *others in used[: None if len(counts) == 1 else 1]:
+            now, theta = (np.array(one.facts.theta) for one in others)
             kind = Kind(name, count, window, theta, now, source.trained, source)
             kinds.setdefault((name, window, now.tobytes()), kind)  # a module each, of some models
     if not kinds:
@@ -146,11 +154,3 @@ def bare_model(config: Any, trusted: bool) -> Any:
             f"{config.model_type} cannot be explained from its config: {why}"
         ) from error
     return model
-
-
-def _in_force(source: Source, length: int) -> Floats:
-    """θ [p] of the unpatched model when it reads `length` tokens."""
-    if source.scaling in LENGTH_DEPENDENT:
-        last = torch.tensor([[length - 1]])
-        call_rotary(source.module, torch.zeros(1, 1, 1), last, source.layer_type)
-    return source.inv_freq.double().numpy().copy()

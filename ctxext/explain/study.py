@@ -16,7 +16,7 @@ from ctxext.explain.entropy import Entropy, measure
 from ctxext.explain.layers import Kind, find_kinds, turned
 from ctxext.measure import tokens as reading
 from ctxext.models import loading
-from ctxext.models.trained import trained_length
+from ctxext.models.trained import explain_trained
 from ctxext.monitor import Monitor, Step
 from ctxext.patches import Spec
 from ctxext.patches.base import Part, Span
@@ -112,11 +112,13 @@ class Study:
 
     Attributes:
         trained: T in tokens.
+        why: what T was taken from.
         run: what entropy was measured on; None where it was not.
     """
 
     request: Request
     trained: int
+    why: str
     explained: list[Explained]
     run: Run | None
 
@@ -156,11 +158,12 @@ def explain(request: Request, monitor: Monitor) -> Study:
     if length > LONGEST:
         raise UsageError(f"length {length} is too long to explain: at most {LONGEST}")
     config = loading.load_config(request.source)
-    trained = request.source.train_len or trained_length(config)
-    if trained < 2:
-        raise UsageError(f"bad value {trained} for --train-len: give at least 2")
-    resolved = [spec.resolve(Span(trained, length)) for spec in request.methods]
-    kinds = find_kinds(config, length, trained, request.source.trust_remote_code)
+    asked = request.source
+    trained = explain_trained(config, asked.own_scaling, asked.train_len)
+    if trained.tokens < 2:
+        raise UsageError(f"bad value {trained.tokens} for --train-len: give at least 2")
+    resolved = [spec.resolve(Span(trained.tokens, length)) for spec in request.methods]
+    kinds = find_kinds(config, length, asked.train_len, asked.trust_remote_code, asked.own_scaling)
     check_writable(request.out)
     source = loading.settle(request.source, config)
     run = None
@@ -176,7 +179,8 @@ def explain(request: Request, monitor: Monitor) -> Study:
     ]
     if run is not None:
         _measure(request, run, explained, monitor)
-    return Study(request, trained, explained, run)
+    monitor.note(loading.tell_trained(asked, config))
+    return Study(request, trained.tokens, trained.why, explained, run)
 
 
 def _measure(request: Request, run: Run, explained: list[Explained], monitor: Monitor) -> None:
@@ -186,8 +190,14 @@ def _measure(request: Request, run: Run, explained: list[Explained], monitor: Mo
     for left, one in zip(range(len(explained))[::-1], explained, strict=True):
         what = f"{one.requested} {format_length(request.length)} entropy"
         monitor.begin(Step(what, tokens, "", 1.0, {"": float(left)}))
-        options = {"train_len": request.source.train_len}
-        with patched(run.model, one.requested, request.length, **options) as handle:
+        source = request.source
+        with patched(
+            run.model,
+            one.requested,
+            request.length,
+            train_len=source.train_len,
+            own_scaling=source.own_scaling,
+        ) as handle:
             one.notes += handle.notes
             for note in handle.notes:
                 monitor.note(f"{one.requested}: {note}")
@@ -220,6 +230,8 @@ def _record(study: Study, number: int) -> dict[str, Any]:
         "method": one.method.full(),
         "length": request.length,
         "trained_length": study.trained,
+        "trained_from": study.why,
+        "own_scaling": request.source.own_scaling,
         "layers": [_layers(study, kind, block) for kind, block in enumerate(one.blocks)],
         "entropy": None if run is None else _entropy(study, run, run.entropies[number]),
         "notes": one.notes,

@@ -78,7 +78,8 @@ def _angles(study: Study, number: int) -> Sheet:
     caption = (
         "Under each method: the wavelength in tokens · the share of the pair's angles, at the keys "
         "that the last query sees, that lie outside what training saw: one step of the pair or "
-        f"more from every angle that it took at distances 0 to {study.trained - 1}."
+        f"more from every angle that it took at distances 0 to {study.trained - 1}; the trained "
+        f"length is from {study.why}."
     )
     header = ["pair", "trained wavelength", f"turns in {study.trained}", *_methods(study)]
     return Sheet(f"{heading(study, number)}: angles by rotary pair", caption, header, rows)

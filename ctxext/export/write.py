@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ from ctxext.export.staging import staged
 from ctxext.models.layout import find_sources
 from ctxext.models.loading import Source, load_config
 from ctxext.models.mark import MARK, plain_line
+from ctxext.models.rope import is_scaled
+from ctxext.models.trained import Trained
 from ctxext.patches import Spec
 from ctxext.patches.base import Span
 
@@ -77,6 +79,8 @@ class Exported:
         files: their names.
         proof: what a fresh process found; None for GGUF, which is read back instead.
         notes: what a user should know about this model with this method, a line each.
+        trained: T in tokens, and what it was taken from.
+        own_scaling: what became of the model's own rope scaling; None where it has none.
     """
 
     spec: str
@@ -84,6 +88,8 @@ class Exported:
     files: tuple[str, ...]
     proof: Proof | None
     notes: tuple[str, ...]
+    trained: Trained
+    own_scaling: str | None
 
     def line(self) -> str:
         """How it was written, and what the proof found, in a few words."""
@@ -103,6 +109,9 @@ class Exported:
             "files": list(self.files),
             "proof": [asdict(figure) for figure in figures],
             "notes": list(self.notes),
+            "trained_length": self.trained.tokens,
+            "trained_from": self.trained.why,
+            "own_scaling": self.own_scaling,
         }
 
 
@@ -115,7 +124,7 @@ class _Patched:
     small: Any
     anatomy: Anatomy
     spec: Spec  # resolved
-    trained: int  # T in tokens
+    trained: Trained
     notes: tuple[str, ...]
 
 
@@ -151,7 +160,7 @@ def export(order: Order) -> Exported:
             order.source,
             patched.spec,
             order.length,
-            patched.trained,
+            patched.trained.tokens,
             expression,
             carried=expression == CARRIED,
             weights=not order.config_only,
@@ -162,7 +171,9 @@ def export(order: Order) -> Exported:
         )
         write_card(stage, facts)
         files = sorted(p.relative_to(stage).as_posix() for p in stage.rglob("*") if p.is_file())
-    return Exported(patched.spec.full(), expression, tuple(files), proof, facts.notes)
+    own = order.own_scaling if is_scaled(patched.config) else None
+    found = tuple(files), proof, facts.notes
+    return Exported(patched.spec.full(), expression, *found, patched.trained, own)
 
 
 def public_name(name: str, folder: Path) -> str:
@@ -205,13 +216,14 @@ def _examine(order: Order) -> _Patched:
     mark = raw.pop(MARK, None)
     if not trust:
         raw.pop("auto_map", None)
-    config = load_config(Source(os.path.realpath(order.source), trust_remote_code=trust))
+    source = Source(os.path.realpath(order.source), trust_remote_code=trust)
+    config = load_config(replace(source, train_len=order.train_len))
     config.name_or_path = str(order.source)
     small, _ = small_model(config, trust_remote_code=trust)
     own = "keep" if order.spec.unpatched else order.own_scaling
     sources = find_sources(small, order.train_len, own, order.length)
-    trained = sources[0].trained
-    spec = order.spec.resolve(Span(trained, order.length))
+    trained = Trained(sources[0].trained, sources[0].why)
+    spec = order.spec.resolve(Span(trained.tokens, order.length))
     anatomy = examine(small, sources, spec)
     if spec.unpatched:
         anatomy = Anatomy([], dict.fromkeys(sources, ()), [])
@@ -234,7 +246,7 @@ def _write_config(stage: Path, order: Order, patched: _Patched) -> str:
                 f"{error}: leave out {option} for a folder that carries its own code"
             ) from error
     classes = type(patched.small), type(config)
-    write_carried(stage, raw, *classes, spec, length, patched.trained, order.own_scaling)
+    write_carried(stage, raw, *classes, spec, length, patched.trained.tokens, order.own_scaling)
     return CARRIED
 
 
@@ -250,7 +262,7 @@ def _write_gguf(stage: Path, order: Order, patched: _Patched) -> str:
     (source,) = anatomy.axes
     title = f"{public_name(order.name, order.source)}-{spec}"
     name = f"{re.sub('[^A-Za-z0-9._=-]+', '-', title).strip('-.')[:120]}.gguf"
-    longest = max(order.length, patched.trained)
+    longest = max(order.length, patched.trained.tokens)
     return write_gguf(order.source, stage / name, config, spec, source, longest)
 
 

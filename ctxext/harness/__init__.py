@@ -5,6 +5,7 @@ no plugins, so an installed ctxext brings a `.pth` file that imports this packag
 lm_eval's own command; elsewhere `python -m ctxext.harness` is that command.
 
 model.py      `ctxext` as a model of lm_eval
+sequences.py  lm_eval's model, with one length for each sequence
 catalogue.py  lm_eval's tasks: found by name, hashed, loaded, or refused in one line
 quiet.py      lm_eval's chatter, kept to itself
 answers.py    lm_eval's file of answers, checked before it is trusted

@@ -7,7 +7,6 @@ import sys
 from typing import Any
 
 from lm_eval.api.registry import register_model
-from lm_eval.models.huggingface import HFLM
 from lm_eval.utils import simple_parse_args_string
 
 from ctxext import __version__, patches
@@ -16,13 +15,15 @@ from ctxext.engine.paths import NAMES
 from ctxext.errors import CtxextError, UsageError
 from ctxext.harness.padding import padding
 from ctxext.harness.quiet import quiet
+from ctxext.harness.sequences import SequenceLM
 from ctxext.models import loading
-from ctxext.models.trained import trained_length
+from ctxext.models.aliases import taken
+from ctxext.models.trained import check_own_scaling, explain_trained
 from ctxext.registry import did_you_mean, parse_length
 
 OWN = (
-    "pretrained", "method", "length", "attn", "train_len", "dtype", "device", "revision",
-    "load_in", "trust_remote_code",
+    "pretrained", "method", "length", "attn", "train_len", "own_scaling", "dtype", "device",
+    "revision", "load_in", "trust_remote_code",
 )  # fmt: skip
 #: What HFLM takes besides, and can still do with a model that is loaded.
 PASSED = (
@@ -33,7 +34,7 @@ PASSED = (
 
 
 @register_model("ctxext")
-class ContextLM(HFLM):  # type: ignore[misc]
+class ContextLM(SequenceLM):
     """A patched model, on one device.
 
         lm_eval --model ctxext --tasks hellaswag --device cpu \\
@@ -47,7 +48,8 @@ class ContextLM(HFLM):  # type: ignore[misc]
         method: as for `ctxext eval --method`, with `;` for `,`; the unpatched `rope` by default.
         length: L, the most tokens read at once, such as 4096 or 4k: longer input loses its
             beginning. T by default, and then a method's defaults that depend on L must be given.
-        attn, train_len, dtype, revision, load_in, trust_remote_code: as for `ctxext eval`.
+        attn, train_len, own_scaling, dtype, revision, load_in, trust_remote_code: as for
+            `ctxext eval`.
         device: `cuda` and the like fall back to what there is, for lm_eval's own default is cuda.
         passed: see PASSED; as for lm_eval's `hf`.
 
@@ -62,6 +64,7 @@ class ContextLM(HFLM):  # type: ignore[misc]
         length: int | str | None = None,
         attn: str = "auto",
         train_len: int | str | None = None,
+        own_scaling: str = "keep",
         dtype: str = "auto",
         device: str | None = None,
         revision: str | None = None,
@@ -92,12 +95,22 @@ class ContextLM(HFLM):  # type: ignore[misc]
             load_in=load_in,
             attn=attn,
             train_len=trained,
+            own_scaling=str(own_scaling),
         )
+        check_own_scaling(source.own_scaling)
+        if line := taken(source.name):
+            logging.getLogger("lm_eval.ctxext").warning(line)
         model, tokenizer = loading.load_model(source), loading.load_tokenizer(source)
-        self.handle = patch(model, spec, most, train_len=trained, attn=attn)
+        self.handle = patch(
+            model, spec, most, train_len=trained, own_scaling=source.own_scaling, attn=attn
+        )
+        if spec.unpatched:  # each sequence has a length of its own
+            self.handle.remove()
         for note in self.handle.notes:
             logging.getLogger("lm_eval.ctxext").warning(note)
-        most = most or trained or trained_length(model.config)
+        self._trained = explain_trained(model.config, source.own_scaling, trained)
+        logging.getLogger("lm_eval.ctxext").info(str(self._trained))
+        most = most or self._trained.tokens
         with quiet():  # it would warn of arguments that are ours
             tokenizer = padding(tokenizer, model)
             super().__init__(pretrained=model, tokenizer=tokenizer, max_length=most, **passed)
@@ -131,6 +144,8 @@ class ContextLM(HFLM):  # type: ignore[misc]
             **super().get_model_info(),
             "ctxext_version": __version__,
             "ctxext_method": self.handle.spec.full(),
+            "ctxext_trained_length": self._trained.tokens,
+            "ctxext_trained_from": self._trained.why,
             "ctxext_attention": str(self.handle.choice),
             "ctxext_notes": self.handle.notes,
         }

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from transformers.cache_utils import DynamicCache
 
+from ctxext.engine.pinned import alike, pinned, unswitched
 from ctxext.errors import CtxextError
 from ctxext.measure.attempts import reads_in_parts
 from ctxext.models.calls import cache_name, padding_id
@@ -47,7 +48,8 @@ def answers(
     """The rows of the samples, in the order in which they are answered.
 
     Args:
-        model: a causal language model, patched or not, in evaluation mode.
+        model: a causal language model, patched or not, in evaluation mode. Where its own scaling
+            goes by the length, each sequence has that of its prompt and the longest answer.
         batch: prompts read at once, where they share no beginning.
         advance: told the prompt tokens that are done, shared ones included.
         chunk: tokens of a prompt read at once; None for all. The model must be one that
@@ -57,15 +59,17 @@ def answers(
         CtxextError: the logits are not finite.
     """
     decoder = _Decoder(model, tokenizer, limits, chunk)
-    for some, shares in schedule(samples, batch, reads_in_parts(model)):
-        start = time.perf_counter()
-        alone = shares or chunk is not None
-        found = decoder.shared(some) if alone else iter([decoder.together(some)])
-        for answered in found:
-            took, start = time.perf_counter() - start, time.perf_counter()
-            for sample, answer in answered:
-                yield row_of(sample, answer.text, answer.margin, took / len(answered))
-                advance(len(sample.ids))
+    for length, group in alike(model, samples, lambda sample: len(sample.ids) + limits.most):
+        with pinned(model, length):
+            for some, shares in schedule(group, batch, reads_in_parts(model)):
+                start = time.perf_counter()
+                alone = shares or chunk is not None
+                found = decoder.shared(some) if alone else iter([decoder.together(some)])
+                for answered in found:
+                    took, start = time.perf_counter() - start, time.perf_counter()
+                    for sample, answer in answered:
+                        yield row_of(sample, answer.text, answer.margin, took / len(answered))
+                        advance(len(sample.ids))
 
 
 def row_of(sample: Sample, pred: str, margin: float, seconds: float) -> Row:
@@ -206,7 +210,7 @@ class _Decoder:
     def _generate(self, ids: Tensor, mask: Tensor, cache: Any) -> list[Answer]:
         ids, mask = ids.to(self._device), mask.to(self._device)
         margins = _Margins(ids.shape[1], self._stops)
-        with torch.inference_mode(), self._settings():
+        with torch.inference_mode(), self._settings(), unswitched(self._model):
             out = self._model.generate(
                 input_ids=ids,
                 attention_mask=mask,

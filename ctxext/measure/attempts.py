@@ -7,8 +7,6 @@ from typing import Any, NamedTuple
 
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
-from ctxext.models.layout import LENGTH_DEPENDENT, find_sources
-
 CHUNKS = (4096, 1024, 256)  # tokens
 
 
@@ -46,11 +44,9 @@ def halves(batch: int, rows: int) -> list[int]:
 def reads_in_parts(model: Any) -> bool:
     """Whether the parts of a window, read one after another, give what the whole gives at once.
 
-    That takes a cache that keeps every key by itself, so that it can be cut back too, and rotary
-    frequencies that do not go by how much is read.
+    That takes a cache that keeps every key by itself, so that it can be cut back too. Rotary
+    frequencies that go by how much is read must be pinned.
     """
     layers = getattr(DynamicCache(config=model.config), "layers", None)
     plain = layers is not None and all(type(layer) is DynamicLayer for layer in layers)
-    if not plain or getattr(model, "_is_stateful", False):
-        return False
-    return all(source.scaling not in LENGTH_DEPENDENT for source in find_sources(model))
+    return plain and not getattr(model, "_is_stateful", False)

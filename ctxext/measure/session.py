@@ -109,7 +109,12 @@ class Session:
             self.monitor.note(f"attention path: {path}")
 
     def _patch_options(self) -> dict[str, Any]:
-        return {"train_len": self._request.source.train_len, "attn": self._request.source.attn}
+        source = self._request.source
+        return {
+            "train_len": source.train_len,
+            "own_scaling": source.own_scaling,
+            "attn": source.attn,
+        }
 
     def _run(
         self, cell: Cell, tries: Sequence[Attempt], work: Callable[[Attempt], Any]
@@ -140,6 +145,9 @@ class Session:
         options = self._patch_options()
         try:
             with patched(self.model, cell.method, cell.length, **options) as handle:
+                if not _by_sequence(cell):
+                    outcome = work(attempt)
+            if _by_sequence(cell):
                 outcome = work(attempt)
         except OutputError as error:
             outcome = OutputError(str(error))
@@ -284,6 +292,12 @@ class Session:
             f"{model}--{method}--{safe_name(name)}--{cell.length}--{self._plan.shared_key(cell)}"
         )
         return self._request.out / "predictions" / about / f"{safe_name(label)}.jsonl"
+
+
+def _by_sequence(cell: Cell) -> bool:
+    """Whether each of its sequences has a length of its own, by which the unpatched model reads
+    it; else L is that of all."""
+    return cell.method.unpatched and not isinstance(cell.task, TokenTask)
 
 
 def _state(cell: Cell) -> tuple[Any, ...]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from ctxext.errors import UnsupportedModelError
+from ctxext.models.rope import check_config
 from ctxext.models.trained import ORIGINAL, explain_trained, is_scaled
 from ctxext.patches.base import Rotary
 
@@ -212,7 +213,7 @@ def find_sources(
         length: L in tokens, for scalings that go by the length.
 
     Raises:
-        UsageError: `own_scaling` is neither.
+        UsageError: `own_scaling` is neither, or the config's rope parameters cannot be meant.
         UnsupportedModelError: no rotary embeddings, or of a kind that is not supported.
     """
     config = getattr(model, "config", None)
@@ -225,6 +226,7 @@ def find_sources(
             f"{config.model_type} has no rotary embeddings that can be changed: no module of it "
             "has an inv_freq"
         )
+    check_config(config)
     trained = explain_trained(config, own_scaling, train_len)
     return [
         Source(

@@ -18,7 +18,8 @@ from ctxext.errors import UsageError
 from ctxext.models.aliases import ALIASES, locate
 from ctxext.models.contents import WEIGHTS, index_name, shard_names, support_patterns
 from ctxext.models.mark import MARK, plain_line, take_mark
-from ctxext.models.trained import trained_length
+from ctxext.models.rope import check_config, check_raw, is_scaled, made_up
+from ctxext.models.trained import Trained, explain_trained
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 QUANTIZATIONS = ("4bit", "8bit")
@@ -98,9 +99,14 @@ def _takes_sdpa(config: Any) -> bool:
 
 def load_config(source: Source) -> Any:
     """The model's transformers config; errors as for `load_model`, and for an exported model."""
-    from transformers import AutoConfig
+    from transformers import AutoConfig, PreTrainedConfig
 
+    raw, _ = _explained(source, PreTrainedConfig.get_config_dict)
+    with _named(source):
+        check_raw(raw if isinstance(raw, dict) else {})  # of a list, transformers has more to say
     config = _explained(source, AutoConfig.from_pretrained)
+    with _named(source):
+        _check_scaling(source, config, raw)
     carried = getattr(config, "ctxext", None)
     if isinstance(carried, dict):
         raise UsageError(
@@ -110,6 +116,31 @@ def load_config(source: Source) -> Any:
         )
     vars(config).pop(MARK, None)  # the plain model is meant
     return config
+
+
+@contextlib.contextmanager
+def _named(source: Source) -> Iterator[None]:
+    """What is wrong with a config, with the model that it is of."""
+    try:
+        yield
+    except UsageError as error:
+        raise UsageError(f"model {source.name!r}: {error}") from None
+
+
+def _check_scaling(source: Source, config: Any, raw: dict[str, Any]) -> None:
+    """UsageError for a scaling that transformers does not have, or one whose T nobody says."""
+    from transformers import CONFIG_MAPPING
+
+    kind = config.model_type
+    own_code = kind not in CONFIG_MAPPING or CONFIG_MAPPING[kind] is not type(config)
+    text = config.get_text_config()
+    check_config(text, None if own_code else raw)
+    if source.train_len is None and made_up(text, raw):
+        raise UsageError(
+            "the config's own rope scaling names no original_max_position_embeddings, so that "
+            f"nothing says whether max_position_embeddings, {text.max_position_embeddings}, is the "
+            "length before it or after: add it, or give --train-len"
+        )
 
 
 def load_tokenizer(source: Source) -> Any:
@@ -245,16 +276,36 @@ class Identity:
 
     sha256: str  # of the folder's files, or of the Hub commit
     trained: int  # T in tokens
+    why: str  # what says so
+    scaled: bool  # whether the config has a rope scaling of its own
+
+    def facts(self, source: Source) -> dict[str, str | None]:
+        """What a record has of them beside T."""
+        own = source.own_scaling if self.scaled else None
+        return {"trained_from": self.why, "own_scaling": own}
+
+
+def tell_trained(source: Source, config: Any) -> str:
+    """Which T was taken and from what, in a line; errors as for `load`."""
+    trained = explain_trained(config, source.own_scaling, source.train_len)
+    return told(source.name, trained, source.own_scaling if is_scaled(config) else None)
+
+
+def told(name: str, trained: Trained, own_scaling: str | None) -> str:
+    """The same of a model by name; `own_scaling` is None where it has none."""
+    own = "" if own_scaling is None else f"; its own rope scaling: {own_scaling}"
+    return f"{name}: trained length {trained.tokens}, from {trained.why}{own}"
 
 
 def identify(source: Source, config: Any) -> Identity:
     """The model's hash and trained length; errors as for `load_model`."""
-    trained = source.train_len or trained_length(config, source.own_scaling)
+    trained = explain_trained(config, source.own_scaling, source.train_len)
+    facts = (*trained, is_scaled(config))
     folder = Path(locate(source.name))
     if folder.is_dir():
-        return Identity(_hash_folder(folder), trained)
+        return Identity(_hash_folder(folder), *facts)
     commit = getattr(config, "_commit_hash", None) or source.revision or "main"
-    return Identity(hashlib.sha256(f"{folder}@{commit}".encode()).hexdigest(), trained)
+    return Identity(hashlib.sha256(f"{folder}@{commit}".encode()).hexdigest(), *facts)
 
 
 def _hash_folder(folder: Path) -> str:

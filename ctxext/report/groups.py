@@ -27,6 +27,7 @@ class Group(NamedTuple):
     model_sha256: str
     seed: int
     trained_length: int
+    own_scaling: str
 
 
 class Column(NamedTuple):
@@ -43,7 +44,7 @@ def group_of(record: Record) -> Group:
     data, weights = record["data"], record["model_sha256"] or ""
     task = record.get("task_resolved") or record["task"]
     names = (record["model"], task, record["metric"], data["name"], data["tokens"])
-    rest = (record["seed"], record["trained_length"])
+    rest = (record["seed"], record["trained_length"], record.get("own_scaling") or "")
     return Group(*names, record["dtype"], data["sha256"], weights, *rest)
 
 
@@ -64,7 +65,8 @@ def describe(group: Any, among: Iterable[Any], always: Sequence[str]) -> list[st
     """
     like = [g for g in among if all(getattr(g, f) == getattr(group, f) for f in always)]
     words = {"tokens": "{} tokens", "data_sha256": "data {:.8}", "model_sha256": "weights {:.8}"}
-    words |= {"seed": "seed {}", "trained_length": "trained at {}", "batch_size": "batch {}"}
+    words |= {"seed": "seed {}", "trained_length": "trained at {}"}
+    words |= {"own_scaling": "own scaling: {}", "batch_size": "batch {}"}
     words |= {"decode_tokens": "{} decoding steps", "random_weights": "random weights: {}"}
     differing = [
         words.get(field, "{}").format(getattr(group, field))

@@ -39,6 +39,11 @@ def problem_with(record: object) -> str | None:
     resolved = record.get("task_resolved")
     if not (resolved is None or _text(resolved)):
         return f"the field 'task_resolved' cannot be {str(resolved)[:60]!r}"
+    own, source = record.get("own_scaling"), record.get("trained_from")
+    if own not in (None, "keep", "replace"):
+        return f"the field 'own_scaling' cannot be {str(own)[:60]!r}"
+    if not (source is None or _text(source)):
+        return f"the field 'trained_from' cannot be {str(source)[:60]!r}"
     parts = record.get("parts") or []
     if not isinstance(parts, list) or not all(map(_part, parts)):
         return "its parts are not a name, a value and a number each"

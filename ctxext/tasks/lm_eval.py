@@ -131,13 +131,14 @@ class LmEval(HarnessTask):
         with quiet():
             from lm_eval.api.model import CachingLM
             from lm_eval.evaluator import evaluate
-            from lm_eval.models.huggingface import HFLM
             from transformers import set_seed
+
+            from ctxext.harness.sequences import SequenceLM
 
             set_seed(seed)
             for task in loaded["tasks"].values():
                 task.set_fewshot_seed(seed)
-            runner = HFLM(
+            runner = SequenceLM(
                 pretrained=model, tokenizer=padding(tokenizer, model), max_length=length,
                 batch_size=batch,
             )  # fmt: skip

@@ -275,6 +275,8 @@ def command(outcome: Outcome, trial: Trial) -> str:
         words += ["--trust-remote-code"]
     if source.train_len is not None:
         words += ["--train-len", str(source.train_len)]
+    if source.own_scaling != "keep":
+        words += ["--own-scaling", source.own_scaling]
     return shlex.join(words)
 
 

@@ -15,7 +15,7 @@ from ctxext.measure.loaded import Loaded
 from ctxext.measure.workers import Workers, several
 from ctxext.models import loading
 from ctxext.models.loading import Source
-from ctxext.models.trained import trained_length
+from ctxext.models.trained import explain_trained
 from ctxext.monitor import Monitor, Step
 from ctxext.patches import Spec
 from ctxext.patches.base import Span
@@ -103,7 +103,8 @@ class Search:
             raise UsageError("ctxext tune runs in one process: leave out the launcher")
         self.request, self.monitor = request, monitor or Monitor()
         config = loading.load_config(request.source)
-        trained = request.source.train_len or trained_length(config)
+        own = request.source.own_scaling
+        trained = explain_trained(config, own, request.source.train_len).tokens
         if request.length <= trained:
             raise UsageError(
                 f"--len {format_length(request.length)} is not beyond the trained length "
