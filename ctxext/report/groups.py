@@ -41,8 +41,10 @@ Cells = dict[tuple[str, Column], Record]
 
 def group_of(record: Record) -> Group:
     data, weights = record["data"], record["model_sha256"] or ""
+    # under a limit no more is tokenised than the longest length needs
+    tokens = data["tokens"] if record.get("limit") is None else 0
     task = record.get("task_resolved") or record["task"]
-    names = (record["model"], task, record["metric"], data["name"], data["tokens"])
+    names = (record["model"], task, record["metric"], data["name"], tokens)
     rest = (record["seed"], record["trained_length"])
     return Group(*names, record["dtype"], data["sha256"], weights, *rest)
 
