@@ -29,7 +29,7 @@ def suffix(name: str) -> str:
     return "." + name.lower().removesuffix(".gz").rpartition(".")[2]
 
 
-def read_bytes(path: str | Path) -> bytes:
+def read_bytes(path: str | Path, where: str) -> bytes:
     """What is in a file, decompressed where it is gzip, whatever its name.
 
     Raises:
@@ -39,7 +39,7 @@ def read_bytes(path: str | Path) -> bytes:
         return decompressed(Path(path).read_bytes())
     except (OSError, ValueError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise UsageError(f"data {str(path)!r} cannot be read: {reason}") from None
+        raise UsageError(f"{where} cannot be read: {reason}") from None
 
 
 def decompressed(raw: bytes) -> bytes:

@@ -76,9 +76,7 @@ def _builder(where: str, path: str, config: str | None) -> Any:
         if not names or config in names:
             raise
         what = f"no configuration {config!r}" if config else "several configurations"
-        raise UsageError(
-            f"{where} has {what}: add ,config=NAME: valid: {listed(names)}"
-        ) from None
+        raise UsageError(f"{where} has {what}: add ,config=NAME: valid: {listed(names)}") from None
 
 
 def _split(where: str, builder: Any, split: str) -> str:

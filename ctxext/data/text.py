@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -18,6 +19,7 @@ from ctxext.errors import UsageError
 TEXTS, TABLES = (".txt", ".md"), (".jsonl", ".json", ".parquet")
 _BEGINNING = 2**20  # characters of a dataset that are read at least
 _PER_TOKEN = 16  # characters, more than a tokenizer's mean on any text but odd ones
+_MOST_FILES = 100_000
 _TAKES = (
     "stdlib, a .txt, .md, .jsonl, .json or .parquet file (.gz too), a folder, "
     "or hf:name[:split[:column]]"
@@ -187,7 +189,10 @@ def _is_dataset(asked: _Asked, folder: Path) -> bool:
 
 def _files(folder: Path) -> list[str]:
     """The files of a folder and those below it, but hidden ones, in a fixed order."""
-    names = (file.relative_to(folder) for file in folder.rglob("*") if file.is_file())
+    found = list(itertools.islice(folder.rglob("*"), _MOST_FILES + 1))
+    if len(found) > _MOST_FILES:
+        raise UsageError(f"data {str(folder)!r} has more than {_MOST_FILES} files: give fewer")
+    names = (file.relative_to(folder) for file in found if file.is_file())
     return sorted(n.as_posix() for n in names if not any(p.startswith(".") for p in n.parts))
 
 
@@ -196,7 +201,7 @@ def _texts(asked: _Asked, path: Path) -> Iterator[str]:
 
     Lines keep their ends, and are empty where they are blank, as WikiText's own loader has it.
     """
-    if path.is_dir():
+    if os.path.isdir(path):
         names = [file for file in _files(path) if files.suffix(file) in TEXTS]
         if not names:
             raise UsageError(
@@ -204,14 +209,18 @@ def _texts(asked: _Asked, path: Path) -> Iterator[str]:
                 "of .jsonl or .parquet, or one that save_to_disk made"
             )
         for name in names:
-            yield files.decode(files.read_bytes(path / name), f"{asked.where}, {name}")
+            yield _decoded(path / name, f"{asked.where}, {name}")
         return
-    text = files.decode(files.read_bytes(path), asked.where)
+    text = _decoded(path, asked.where)
     if asked.join is None:
         yield text
     else:
         lines = re.findall(r"[^\n]*\n|[^\n]+", text)
         yield from (line if line.strip() else "" for line in lines)
+
+
+def _decoded(path: str | Path, where: str) -> str:
+    return files.decode(files.read_bytes(path, where), where)
 
 
 def _table(asked: _Asked, path: str, kind: str, key: str | None) -> Iterator[str]:
@@ -224,7 +233,7 @@ def _table(asked: _Asked, path: str, kind: str, key: str | None) -> Iterator[str
             yield value
         return
     parse = files.json_rows if kind == ".json" else files.json_lines
-    for place, row in parse(files.decode(files.read_bytes(path), asked.where), asked.where):
+    for place, row in parse(_decoded(path, asked.where), asked.where):
         alone = kind == ".json" and key is None and isinstance(row, str)
         text = row if alone else _under(column, row, place)
         try:

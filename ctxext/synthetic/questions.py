@@ -113,7 +113,7 @@ def load_questions(task: str, path: str | None) -> Questions:
         got = "none is given" if path is None else f"not {path!r}"
         raise UsageError(f"ruler:{task} needs a .json file of questions, {got}: {wanted}")
     try:
-        content = read_bytes(path)
+        content = read_bytes(path, f"data {path!r}")
         text = decode(content, f"data {path!r}")
     except UsageError as error:
         raise UsageError(f"{error}: {wanted}") from None
