@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import os
+import random
+import re
 import subprocess
 import sys
 import sysconfig
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+from urllib.parse import unquote
 
 import datasets
 import pytest
+import tokenizers
+import torch
+import transformers
+from test_eval import Run, run  # noqa: F401 - a fixture
 
+import ctxext
 from ctxext.data import HELD_OUT_MODULES, HELD_OUT_TOPICS, Text, load_text, stdlib, stdlib_documents
 from ctxext.errors import UsageError
 
@@ -562,3 +574,145 @@ def test_a_dataset_is_loaded_without_chatter(
     quieten()
     load_text("hf:books")
     assert capfd.readouterr() == ("", "")
+
+
+# The Hub, faked where it is reached: over HTTP.
+
+COMMIT = "c0ffee" * 6 + "0000"
+API = "/api/datasets/org/books"
+
+
+class Hub(BaseHTTPRequestHandler):
+    """One dataset, its files whole or by ranges."""
+
+    protocol_version = "HTTP/1.1"
+    files: ClassVar[dict[str, bytes]] = {}
+    sent: ClassVar[list[int]] = []
+
+    def answer(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        status, content = self.reply(unquote(self.path.partition("?")[0]), body)
+        raw = content if isinstance(content, bytes) else json.dumps(content).encode()
+        headers = {"ETag": f'"{hashlib.sha256(raw).hexdigest()}"', "X-Repo-Commit": COMMIT}
+        if found := re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", "")):
+            first, last = map(int, found.groups())
+            headers["Content-Range"] = f"bytes {first}-{last}/{len(raw)}"
+            status, raw = 206, raw[first : last + 1]
+        self.send_response(status)
+        for name, value in {**headers, "Content-Length": str(len(raw))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(raw)
+            self.sent.append(len(raw))
+
+    def reply(self, path: str, body: bytes) -> tuple[int, Any]:
+        file = path.partition("/datasets/org/books/resolve/")[2].partition("/")[2]
+        if file in self.files:
+            return 200, self.files[file]
+        if path.startswith(f"{API}/tree/"):
+            return 200, [self.entry(name) for name in self.files]
+        if path.startswith(f"{API}/paths-info/"):
+            return 200, [self.entry(n) for n in json.loads(body)["paths"] if n in self.files]
+        if path.startswith(API):
+            return 200, {"id": "org/books", "sha": COMMIT, "private": False, "siblings": []}
+        return 404, {"error": "not found"}
+
+    def entry(self, name: str) -> dict[str, Any]:
+        oid = hashlib.sha1(self.files[name]).hexdigest()
+        return {"type": "file", "path": name, "size": len(self.files[name]), "oid": oid}
+
+    do_GET = do_POST = do_HEAD = answer
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def hub(here: Path) -> Iterator[Callable[..., subprocess.CompletedProcess[str]]]:
+    """Runs the command line, in a process that reaches the Hub here."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}).start()
+    own = {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(here / "hf")}
+    environment = {**os.environ, **own, "HF_HUB_OFFLINE": "0"}
+
+    def ask(*argv: str) -> subprocess.CompletedProcess[str]:
+        Hub.sent.clear()
+        return subprocess.run(
+            [sys.executable, "-m", "ctxext", *argv],
+            capture_output=True,
+            text=True,
+            env={**environment, "PYTHONPATH": os.pathsep.join(sys.path)},
+        )
+
+    yield ask
+    server.shutdown()
+    server.server_close()
+
+
+def test_the_hub_is_asked_for_no_more_than_is_needed(
+    hub: Callable[..., subprocess.CompletedProcess[str]], here: Path
+) -> None:
+    rng = random.Random(0)
+    rows = [" ".join(str(rng.random()) for _ in range(200)) for _ in range(3000)]
+    datasets.Dataset.from_dict({"text": rows}).to_parquet("test.parquet", batch_size=100)
+    readme = (
+        "---\nconfigs:\n"
+        "- {config_name: old, data_files: [{split: test, path: test.parquet}]}\n"
+        "- {config_name: new, data_files: [{split: train, path: test.parquet}]}\n---\n"
+    )
+    Hub.files = {"test.parquet": Path("test.parquet").read_bytes(), "README.md": readme.encode()}
+    asked = ("eval", "--json", "--len", "32", "--limit", "64", "--data")
+    refusal = hub(*asked, "hf:org/books:dev,config=old")
+    assert refusal.returncode == 2
+    (line,) = refusal.stderr.splitlines()
+    assert "no split 'dev': valid: test" in line
+    assert sum(Hub.sent) < 2**16
+    done = hub(*asked, "hf:org/books,config=old")
+    assert done.returncode == 0, done.stderr
+    record = json.loads(done.stdout)
+    facts = {"config": "old", "split": "test", "column": "text", "beginning": True}
+    assert facts.items() <= record["data"].items()
+    assert len(Hub.files["test.parquet"]) > 4 * 2**20 > sum(Hub.sent) > 2**16
+
+
+# WikiText-2 by the published recipe: all rows, empty ones too, as one text with blank lines.
+
+SHARED = Path(os.environ.get("CTXEXT_SHARED", Path(__file__).parents[2] / "shared"))
+WIKITEXT = SHARED / "corpus" / "wikitext2_test.txt"
+
+
+def published(lines: list[str], length: int, windows: int) -> float:
+    """The perplexity of the shipped model, by a script of its own. A row of WikiText is a line with
+    its end, or empty where the line is blank."""
+    folder = Path(ctxext.__file__).parent / "assets" / "tiny"
+    core = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    text = "\n\n".join("" if line.isspace() else line for line in lines)
+    ids = torch.tensor(core.encode(text, add_special_tokens=False).ids)
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    losses = []
+    with torch.no_grad():
+        for window in ids.split(length)[:windows]:
+            odds = model(window[None]).logits[0, :-1].double().log_softmax(-1)
+            losses.append(-odds.gather(1, window[1:, None]).mean())
+    return float(torch.stack(losses).mean().exp())
+
+
+@pytest.mark.skipif(not WIKITEXT.exists(), reason="../shared/corpus/wikitext2_test.txt is not here")
+def test_wikitext_by_the_published_recipe(run: Run, here: Path) -> None:  # noqa: F811
+    """By its file, and by rows as the Hub has them."""
+    with WIKITEXT.open(encoding="utf-8") as file:
+        lines = file.readlines()
+    rows = [{"text": "" if line.isspace() else line} for line in lines]
+    datasets.Dataset.from_list(rows).to_parquet("rows.parquet")
+    want = published(lines, 512, 12)
+    for name in (str(WIKITEXT), "rows.parquet"):
+        asked = ("--data", f"{name},join=\\n\\n", "--limit", "12", "--len", "512")
+        (record,) = run("eval", "--json", *asked).records
+        assert record["value"] == pytest.approx(want, abs=1e-4)
+        facts = {"rows": 4358, "blank_rows": 1467, "documents": 1, "join": "\n\n"}
+        assert facts.items() <= record["data"].items()
+    (dropped,) = run("eval", "--json", "--data", "rows.parquet", *asked[2:]).records
+    assert dropped["value"] != pytest.approx(want, abs=0.1)
+    assert dropped["key"] != record["key"]

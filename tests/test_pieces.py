@@ -173,7 +173,11 @@ def unigram_of_pairs() -> Any:
     ("make", "text", "size"),
     [
         (unigram_of_pairs, "ab" * 500, 68),  # no piece shows what all of it together does
-        (functools.partial(kind, "gpt2"), "the" + " " * 600 + "<mask>", 64),  # takes the spaces
+        (
+            functools.partial(kind, "gpt2"),
+            "thethe!!" + "\t" * 600 + "<mask>",
+            64,
+        ),
         (functools.partial(kind, "bert"), "x" * 5000 + " the" * 50, 64),  # unknown, if seen whole
     ],
 )
