@@ -441,6 +441,7 @@ def test_what_save_to_disk_wrote(dataset: Path) -> None:
     assert "no split 'train': valid: test, validation" in refused("both:train")
     assert "no split 'test': valid: validation" in refused("single:test")
     assert load_text("single").facts["split"] == "validation"
+    assert "has no config: leave it out" in refused("hf:one,config=x")
 
 
 def test_a_folder_like_those_of_the_hub_is_a_dataset(dataset: Path) -> None:

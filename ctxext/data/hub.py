@@ -48,6 +48,8 @@ def read_table(where: str, path: str, rest: str, config: str | None, begin: bool
         raise UsageError(f"malformed {where}: write hf:name[:split[:column]][,config=NAME]")
     try:
         if is_saved(Path(path)):
+            if config is not None:
+                raise UsageError(f"{where}: what save_to_disk made has no config: leave it out")
             return _saved(where, path, split, column)
         column = column or COLUMN
         builder = _builder(where, path, config)
