@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -100,7 +99,7 @@ def make(request: Request) -> Plan:
     from ctxext.engine.paths import choose
     from ctxext.models.layout import head_dim
 
-    tasks = _read(request.tasks, request.data)
+    tasks = _read(request)
     config = loading.load_config(request.source)
     source = loading.settle(request.source, config)
     identity = loading.identify(source, config)
@@ -121,16 +120,16 @@ def make(request: Request) -> Plan:
     return Plan(request, source, identity, choice, cells, line)
 
 
-def _read(tasks: Sequence[Task], data: str | None) -> list[tuple[Task, Data]]:
+def _read(request: Request) -> list[tuple[Task, Data]]:
     """Each task with its data; tasks over tokens share one text."""
     text: Data | None = None
     found: list[tuple[Task, Data]] = []
-    for task in tasks:
+    for task in request.tasks:
         if isinstance(task, TokenTask):
-            text = text or task.read(data)
+            text = text or task.read(request.data, request.text_tokens)
             found.append((task, text))
         else:
-            found.append((task, task.read(data)))
+            found.append((task, task.read(request.data)))
     return found
 
 

@@ -12,7 +12,7 @@ from ctxext.models.loading import Source
 from ctxext.models.trained import OWN_SCALING
 from ctxext.patches import Spec
 from ctxext.registry import did_you_mean, parse_length
-from ctxext.tasks.base import Task
+from ctxext.tasks.base import Task, TokenTask
 
 ATTENTION = ("auto", "flash", "triton", "flex", "sdpa", "eager")
 BASELINE = "rope"
@@ -48,6 +48,19 @@ class Request:
     def on(self, device: str) -> Request:
         """The same request for a device."""
         return replace(self, source=replace(self.source, device=device))
+
+    @property
+    def text_tokens(self) -> int | None:
+        """The most tokens of a text that windows are cut from, by `tokens` and `limit`; None: all.
+
+        It holds for all cells, so that what one task reads is the same with and without others.
+        """
+        needs = [self.tokens]
+        if self.limit is not None:
+            tasks = [task for task in self.tasks if isinstance(task, TokenTask)]
+            some = [task.reads(max(self.lengths), self.limit) for task in tasks]
+            needs.append(None if None in some else max(filter(None, some), default=None))
+        return min(filter(None, needs), default=None)
 
     def batch(self, length: int) -> int:
         """Windows or prompts read at once at this length: as asked, else about 4096 tokens."""

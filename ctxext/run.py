@@ -385,6 +385,8 @@ class Run:
                 "name": name.data,
                 "sha256": cell.data.sha256,
                 "tokens": session.data_tokens_of(cell) if session else 0,
+                "at_most": plan.request.tokens,
+                **getattr(cell.data, "facts", {}),
             },
             "model_sha256": plan.identity.sha256,
             "revision": plan.request.source.revision,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import importlib.util
 import json
@@ -348,6 +349,20 @@ def test_question_is_another_name_of_input(tmp_path: Path) -> None:
     read = [LongBench("qasper").read(str(write(tmp_path / "q.jsonl", r))).rows for r in (old, new)]
     assert read[0] == read[1]
     assert read[0][0]["input"] == "Why?\u2028\n"
+
+
+def test_data_may_be_compressed_and_its_endings_upper_case(tmp_path: Path) -> None:
+    lines = write(tmp_path / "plain", row("plain")).read_bytes()
+    (tmp_path / "QASPER.JSONL.gz").write_bytes(gzip.compress(lines))
+    with zipfile.ZipFile(tmp_path / "DATA.ZIP", "w") as archive:
+        archive.writestr("data/qasper.jsonl.gz", gzip.compress(lines))
+    for where in (tmp_path, tmp_path / "QASPER.JSONL.gz", tmp_path / "DATA.ZIP"):
+        data = LongBench("qasper").read(str(where))
+        assert data.rows[0]["context"] == "plain"
+        assert data.sha256 == hashlib.sha256(lines).hexdigest()
+    (tmp_path / "QASPER.JSONL.gz").write_bytes(gzip.compress(lines)[:-9])
+    with pytest.raises(UsageError, match="cannot be read: Compressed file ended"):
+        LongBench("qasper").read(str(tmp_path))
 
 
 def test_data_is_a_folder_a_file_or_the_archive(tmp_path: Path) -> None:

@@ -209,6 +209,14 @@ def test_only_what_is_comparable_shares_a_table() -> None:
     assert any("bfloat16" in title and "1000 tokens" in title for title in titles)
 
 
+def test_what_was_tokenised_beyond_the_windows_of_a_limit_makes_no_difference() -> None:
+    data = make()["data"] | {"at_most": None}
+    records = [cell("rope", n, limit=2, data=data | {"tokens": 2 * n}) for n in (64, 128)]
+    assert len(tables.build(records)) == 1
+    capped = cell("rope", 64, limit=2, data=data | {"at_most": 100})
+    assert len(tables.build([*records, capped])) == 2
+
+
 def test_cells_of_different_windows_are_not_compared() -> None:
     records = [
         cell("rope", 64),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
+import gzip
 import importlib.resources
 import importlib.util
 import itertools
@@ -500,6 +502,13 @@ def test_squad(tiny: Any, tmp_path: Path, length: int) -> None:
             assert sample.facts["depth"] == pytest.approx(share, abs=1e-12)
             places.add(sample.facts["depth"])
     assert length == 2000 or len(places) > 3
+
+
+def test_questions_may_be_compressed(tmp_path: Path) -> None:
+    file = squad(tmp_path)
+    plain, packed = load_questions("qa_1", str(file)), tmp_path / "SQUAD.JSON.gz"
+    packed.write_bytes(gzip.compress(file.read_bytes()))
+    assert load_questions("qa_1", str(packed)) == dataclasses.replace(plain, name=str(packed))
 
 
 def test_every_number_of_documents(tmp_path: Path) -> None:

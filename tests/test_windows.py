@@ -20,8 +20,11 @@ from hypothesis import strategies as st
 from test_eval import BOS, Run, folders, here, letters, run  # noqa: F401 - fixtures
 
 import ctxext
+from ctxext import request as ask
 from ctxext import tasks
 from ctxext.errors import UsageError
+from ctxext.models.loading import Source
+from ctxext.tasks.acc_repeat import AccuracyOnRepeated
 from ctxext.tasks.base import TokenTask
 
 START = 1000  # a BOS that is no token of a text
@@ -129,9 +132,35 @@ def test_windows_are_those_of_the_rule(name: str, shape: tuple[Any, ...]) -> Non
         return
     found = task.windows(torch.tensor(text), length, start, limit, trained)
     assert found.ids().tolist() == [cut.ids for cut in want]
+    if limit is not None:
+        enough = torch.tensor(text[: task.reads(length, limit)])
+        found = task.windows(enough, length, start, limit, trained)
+        assert found.ids().tolist() == [cut.ids for cut in want]
     for first, cut in zip(found.first.tolist(), want, strict=True):
         assert list(range(first, length)) == cut.scored
         assert first >= 1
+
+
+def test_what_a_request_reads_of_a_text() -> None:
+    """The least that the first windows of all its tasks are cut from, or all of it."""
+
+    class Odd(TokenTask):
+        windows = AccuracyOnRepeated.windows
+
+    def needed(spec: str, limit: int | None, tokens: int | None = None) -> int | None:
+        asked = ask.parse_tasks([spec])
+        request = ask.Request(Source("tiny"), (), (512, 1024), asked, limit=limit, tokens=tokens)
+        return request.text_tokens
+
+    assert needed("ppl", None) is None
+    assert needed("ppl", None, 99) == 99
+    assert needed("passkey", 3) is None
+    assert needed("ppl,acc,passkey", 3) == needed("acc-repeat", 3) == 3 * 1024
+    assert needed("ppl-tail,ppl", 3) == 3 * 1024
+    assert needed("ppl-tail:span=4096,ppl", 3) == 3 * 4096
+    assert needed("ppl-sliding:stride=100", 3) == 1224
+    assert needed("ppl", 3, 2000) == 2000
+    assert Odd().reads(512, 3) is None
 
 
 @settings(max_examples=150, deadline=None)

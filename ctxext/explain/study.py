@@ -206,7 +206,7 @@ def _measure(request: Request, run: Run, explained: list[Explained], monitor: Mo
 
 
 def _windows(source: loading.Source, data: str, length: int, limit: int) -> Windows:
-    text, tokenizer = load_text(data), loading.load_tokenizer(source)
+    text, tokenizer = load_text(data, length * limit), loading.load_tokenizer(source)
     start = reading.start_token(tokenizer)
     ids = reading.tokenise(text, tokenizer, length * limit)
     try:

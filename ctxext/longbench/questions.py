@@ -1,4 +1,5 @@
-"""The questions of LongBench: rows of .jsonl, from a folder, a file, an archive or the Hub.
+"""The questions of LongBench: rows of .jsonl, also .jsonl.gz, from a folder, a file, an archive or
+the Hub.
 
 A row has `context`, `input` (or `question`), `answers`, and most have `all_classes`, `length`
 (characters of Chinese, words of English), `dataset` and `_id`.
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ctxext.data.files import decode, decompressed, json_lines, listed, suffix
 from ctxext.errors import UsageError
 from ctxext.scoring.base import Row
 
@@ -61,11 +63,8 @@ def read_questions(
     """
     path = _archive(task) if data is None else Path(data)
     raw, where = _find(path, files)
-    rows = [
-        _row(line, f"{where}, line {number}", task, others)
-        for number, line in enumerate(_decode(raw, where).split("\n"), 1)
-        if line.strip()
-    ]
+    lines = json_lines(decode(raw, where), where)
+    rows = [_row(line, place, task, others) for place, line in lines]
     if not rows:
         raise UsageError(f"{where} is empty: there is no row in it")
     return Questions(data or HUB, hashlib.sha256(raw).hexdigest(), tuple(rows))
@@ -89,11 +88,10 @@ def _find(path: Path, files: Sequence[str]) -> tuple[bytes, str]:
     """The bytes of the first of `files` that is there, and what to call them in a message."""
     try:
         if path.is_dir():
-            there = sorted(file.name for file in path.glob("*.jsonl"))
-            path = path / _choose(files, there, path)
-        elif path.suffix == ".zip":
+            path = path / _choose(files, [file.name for file in path.iterdir()], path)
+        elif suffix(path.name) == ".zip":
             return _member(path, files)
-        return path.read_bytes(), f"data {str(path)!r}"
+        return decompressed(path.read_bytes()), f"data {str(path)!r}"
     except (OSError, ValueError, RuntimeError, EOFError, zlib.error, zipfile.BadZipFile) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise UsageError(f"data {str(path)!r} cannot be read: {reason}: give {_TAKES}") from None
@@ -101,36 +99,27 @@ def _find(path: Path, files: Sequence[str]) -> tuple[bytes, str]:
 
 def _member(path: Path, files: Sequence[str]) -> tuple[bytes, str]:
     with zipfile.ZipFile(path) as archive:
-        there = {Path(name).name: name for name in archive.namelist() if name.endswith(".jsonl")}
-        chosen = _choose(files, sorted(there), path)
-        return archive.read(there[chosen]), f"data {str(path)!r}, {chosen}"
+        there = {Path(name).name: name for name in archive.namelist()}
+        chosen = _choose(files, list(there), path)
+        return decompressed(archive.read(there[chosen])), f"data {str(path)!r}, {chosen}"
 
 
 def _choose(files: Sequence[str], there: Sequence[str], path: Path) -> str:
+    """The first of the files that is there, compressed or not."""
+    lines = {name.lower().removesuffix(".gz"): name for name in sorted(there, reverse=True)}
+    lines = {plain: name for plain, name in lines.items() if suffix(plain) == ".jsonl"}
     for file in files:
-        if file in there:
-            return file
-    found = ", ".join(there[:40]) + (", …" if len(there) > 40 else "")
+        if file in lines:
+            return lines[file]
+    found = listed(sorted(lines.values())) if lines else ""
     raise UsageError(
         f"data {str(path)!r} has no {' or '.join(files)}: "
         + (f"there are {found}" if found else f"there is no .jsonl file in it: give {_TAKES}")
     )
 
 
-def _decode(raw: bytes, where: str) -> str:
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        raise UsageError(f"{where}, line {line}: not UTF-8 text (byte {error.start})") from None
-
-
-def _row(line: str, where: str, task: str, others: Sequence[str]) -> Row:
+def _row(row: Any, where: str, task: str, others: Sequence[str]) -> Row:
     """The columns that are used, checked; `input` for the question by either name."""
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
-        raise UsageError(f"{where}: not JSON") from None
     if not isinstance(row, dict):
         raise UsageError(f"{where}: not a JSON object")
     if "answer_prefix" in row:

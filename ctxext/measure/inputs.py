@@ -66,7 +66,7 @@ class Inputs:
             return
         request, text = self._plan.request, cells[0].data
         with self.refusals.guard(*map(place, cells)):
-            ids = loaded.ids(text, self.tokenizer, request.tokens)  # type: ignore[arg-type]
+            ids = loaded.ids(text, self.tokenizer, request.text_tokens)  # type: ignore[arg-type]
             start, self.data_tokens = reading.start_token(self.tokenizer), len(ids)
         for cell in cells:
             if not isinstance(cell.task, TokenTask) or self._is_known(cell):

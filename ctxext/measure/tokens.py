@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,8 +14,9 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache
 from transformers.modeling_outputs import MoeModelOutputWithPast
 
-from ctxext.data import Text
-from ctxext.errors import UnsupportedModelError, UsageError
+from ctxext.data import Text, load_text
+from ctxext.errors import UnsupportedModelError
+from ctxext.measure.pieces import MARGIN, encode, pieces
 from ctxext.models.calls import cache_name
 from ctxext.tasks.base import TokenScores, Windows
 
@@ -26,38 +29,34 @@ _NO_TOKENS = tuple(
 def tokenise(text: Text, tokenizer: Any, at_most: int | None) -> Tensor:
     """The documents' token ids [tokens], a blank line after each but the last, nothing special.
 
+    Of a text that is cut off its last tokens do not count, since they may be others with what
+    follows; where there are too few without them, all of it is read.
+
     Args:
         at_most: stop at so many tokens; None for all.
     """
-    pieces: list[Tensor] = []
-    last = len(text.documents) - 1
-    for i, document in enumerate(text.documents):
-        piece = document if i == last else document + "\n\n"
-        ids = _encode(tokenizer, piece, add_special_tokens=False)
-        pieces.append(torch.tensor(ids, dtype=torch.long))
-        if at_most is not None and sum(map(len, pieces)) >= at_most:
+    wanted = math.inf if at_most is None else at_most + (4 * MARGIN if text.cut else 0)
+    found, count = [torch.empty(0, dtype=torch.long)], 0
+    for ids in itertools.chain.from_iterable(pieces(tokenizer, part) for part in _parts(text)):
+        found.append(torch.tensor(ids, dtype=torch.long))
+        count += len(ids)
+        if count >= wanted:
             break
-    return torch.cat(pieces)[:at_most]
+    if text.cut and count < wanted:
+        return tokenise(load_text(text.name), tokenizer, at_most)
+    return torch.cat(found)[:at_most]
 
 
-def _encode(tokenizer: Any, text: str, **options: Any) -> list[int]:
-    """The text's token ids; UsageError where the tokenizer fails, panics of its core included."""
-    try:
-        ids: list[int] = tokenizer(text, verbose=False, **options).input_ids
-    except (KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException as error:
-        raise UsageError(
-            f"the tokenizer of {tokenizer.name_or_path!r} ({type(tokenizer).__name__}) cannot "
-            f"encode the data: {error}"
-        ) from error
-    return ids
+def _parts(text: Text) -> Iterator[str]:
+    """The documents, with what stands between them."""
+    for number, document in enumerate(text.documents, 1):
+        yield document + "\n\n" if number < len(text.documents) else document
 
 
 def start_token(tokenizer: Any) -> int | None:
     """The id of the tokenizer's own BOS if it adds one, else None."""
     bos = getattr(tokenizer, "bos_token_id", None)
-    ids = _encode(tokenizer, "a")
+    ids = encode(tokenizer, "a")
     return bos if bos is not None and ids[:1] == [bos] else None
 
 

@@ -42,8 +42,11 @@ Cells = dict[tuple[str, Column], Record]
 
 def group_of(record: Record) -> Group:
     data, weights = record["data"], record["model_sha256"] or ""
+    tokens = data["tokens"]
+    if record.get("limit") is not None and "at_most" in data:
+        tokens = data["at_most"] or 0  # no more was tokenised than the longest length needed
     task = record.get("task_resolved") or record["task"]
-    names = (record["model"], task, record["metric"], data["name"], data["tokens"])
+    names = (record["model"], task, record["metric"], data["name"], tokens)
     rest = (record["seed"], record["trained_length"], record.get("own_scaling") or "")
     return Group(*names, record["dtype"], data["sha256"], weights, *rest)
 

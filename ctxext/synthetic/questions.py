@@ -7,9 +7,9 @@ import json
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
+from ctxext.data.files import decode, read_bytes, suffix
 from ctxext.errors import UsageError
 from ctxext.synthetic.fit import Prompt, depth_of, stream
 
@@ -109,16 +109,16 @@ def load_questions(task: str, path: str | None) -> Questions:
         UsageError: no file is named, or it is not one of that kind.
     """
     wanted = f"give --data {SOURCES[task]}"
-    if path is None or not path.endswith(".json"):
+    if path is None or suffix(path) != ".json":
         got = "none is given" if path is None else f"not {path!r}"
         raise UsageError(f"ruler:{task} needs a .json file of questions, {got}: {wanted}")
     try:
-        content = Path(path).read_bytes()
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UsageError(f"data {path!r} cannot be read ({reason}): {wanted}") from error
+        content = read_bytes(path, f"data {path!r}")
+        text = decode(content, f"data {path!r}")
+    except UsageError as error:
+        raise UsageError(f"{error}: {wanted}") from None
     try:
-        documents, questions = _READERS[task](json.loads(content))
+        documents, questions = _READERS[task](json.loads(text))
         for text in documents:
             text.encode("utf-8")
     except (ValueError, RecursionError) as error:

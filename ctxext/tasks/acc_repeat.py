@@ -18,6 +18,10 @@ class AccuracyOnRepeated(TokenTask):
 
     metric = "accuracy"
 
+    def reads(self, length: int, limit: int) -> int:
+        """As for `acc`."""
+        return limit * length
+
     def windows(
         self, ids: Any, length: int, start: int | None, limit: int | None, trained: int
     ) -> Windows:

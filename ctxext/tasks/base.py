@@ -275,9 +275,15 @@ class TokenTask(Task):
 
     draws: ClassVar[bool] = False
 
-    def read(self, data: str | None) -> Data:
-        """The text; `stdlib` unless another is named."""
-        return load_text(data or "stdlib")
+    def read(self, data: str | None, tokens: int | None = None) -> Data:
+        """The text; `stdlib` unless another is named, of which `tokens` will be enough."""
+        return load_text(data or "stdlib", tokens)
+
+    def reads(self, length: int, limit: int) -> int | None:
+        """The tokens of a text that its first `limit` windows, of up to `length` tokens, are cut
+        from; None for all of it. A task that cuts windows of its own says so itself.
+        """
+        return limit * length if type(self).windows is TokenTask.windows else None
 
     def windows(
         self, ids: Tensor, length: int, start: int | None, limit: int | None, trained: int

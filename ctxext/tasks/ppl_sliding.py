@@ -35,6 +35,10 @@ class SlidingPerplexity(TokenTask):
             )
         return self
 
+    def reads(self, length: int, limit: int) -> int:
+        """A window, and a stride for each that follows."""
+        return length + (limit - 1) * self.stride
+
     def windows(
         self, ids: Any, length: int, start: int | None, limit: int | None, trained: int
     ) -> Windows:

@@ -42,6 +42,10 @@ class PerplexityOfTails(TokenTask):
                 )
         return replace(self, span=span)
 
+    def reads(self, length: int, limit: int) -> int:
+        """The spans."""
+        return limit * (self.span or length)
+
     def windows(
         self, ids: Any, length: int, start: int | None, limit: int | None, trained: int
     ) -> Windows:
