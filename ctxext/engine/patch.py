@@ -132,13 +132,13 @@ def patch(
     attention = _choose(model, anatomy, resolved, attn)
     notes = [*anatomy.notes(resolved), *_saved_otherwise(model, resolved)]
     with contextlib.ExitStack() as undo:
-        if not resolved.unpatched:
-            _mark(model, Mark(resolved, length, trained, own), undo)
         ropes = _start(sources, undo)
         feeds = [_feed(source, anatomy) for source in anatomy.sources]
         for source in anatomy.sources if resolved.frequencies else []:
             ropes[source] = _apply_frequencies(source, resolved, length, undo)
         _apply_numbers(model, {s: ropes[s] for s in sources if s.replaced}, undo)
+        if not resolved.unpatched:
+            _mark(model, Mark(resolved, length, trained, own), undo)
         for source in anatomy.sources:
             check_module(source, anatomy.axes[source])
         _apply_seams(model, anatomy, feeds, trained, resolved, attention.name, undo)
