@@ -1,8 +1,10 @@
 # `make demo` and `make test` are complete in themselves on a fresh machine with Python ≥ 3.10.
-# TORCH is installed first: give another build with `make test TORCH='torch --index-url …'`.
+# They install what requirements.lock names, and TORCH before it: give another build with
+# `make test TORCH='torch --index-url …'`.
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
+INSTALL := $(BIN)/python -m pip install --quiet --no-build-isolation --constraint requirements.lock
 READY := .venv/.ready
 DEMO := build/demo
 
@@ -59,12 +61,12 @@ test-oldest: $(OLD)/.ready
 
 # The fused kernel under Triton's interpreter, on a CPU.
 test-triton: $(READY)
-	$(BIN)/python -m pip install --quiet --editable '.[triton]'
+	$(INSTALL) --editable '.[triton]'
 	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/test_triton.py
 
 # What is written as GGUF, run by llama.cpp, which is compiled here: some minutes.
 test-gguf: $(READY)
-	$(BIN)/python -m pip install --quiet --editable '.[gguf]' llama-cpp-python
+	$(BIN)/python -m pip install --quiet --constraint requirements.lock llama-cpp-python
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/test_gguf.py
 
 # Speed and memory on a CPU; on a quiet machine.
@@ -90,11 +92,24 @@ format: $(READY)
 	$(BIN)/ruff format .
 	$(BIN)/python scripts/readme.py
 
-$(READY): pyproject.toml
+$(READY): pyproject.toml requirements.lock
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet $(TORCH)
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	$(INSTALL) --upgrade pip setuptools hatchling editables
+	$(INSTALL) --editable '.[dev]'
 	touch $(READY)
+
+# The newest packages that pyproject.toml admits, on every Python and system from 3.10 on, and what
+# builds those that come as source. Torch is left out, and what its CUDA builds bring along: which
+# build it is depends on the machine, so TORCH says it.
+lock:
+	$(PYTHON) -m venv .venv-lock
+	.venv-lock/bin/python -m pip install --quiet uv
+	printf '%s\n' $(firstword $(TORCH)) pip hatchling editables | .venv-lock/bin/uv pip compile --quiet \
+	  --universal --python-version 3.10 --extra dev --no-annotate --no-emit-index-url \
+	  --custom-compile-command 'make lock' pyproject.toml - \
+	  | grep -Ev '^(torch|triton|nvidia-.*|cuda-.*)==' > .venv-lock/requirements.lock
+	mv .venv-lock/requirements.lock requirements.lock
 
 # The packages of .venv, and the oldest transformers before them.
 $(OLD)/.ready: $(READY)
