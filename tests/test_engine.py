@@ -38,6 +38,8 @@ from ctxext.errors import UnsupportedModelError, UsageError
 from ctxext.patches import REGISTRY, names
 from ctxext.patches.base import Distance, Part, QueryScale, as_held, identity
 
+pytestmark = pytest.mark.quick
+
 L = 50  # beyond TRAINED, so that every default method has something to do
 MIX = "yarn+rerope:window=5+logn"
 KINDS = {name: REGISTRY.get(name) for name in names()}

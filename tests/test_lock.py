@@ -11,6 +11,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+pytestmark = pytest.mark.quick
+
 LOCK = Path(__file__).parents[1] / "requirements.lock"
 LEFT_OUT = re.compile("torch|triton|nvidia-.*|cuda-.*")  # which build it is, the machine decides
 

@@ -43,6 +43,8 @@ from ctxext.patches.base import (
 )
 from ctxext.registry import Registry
 
+pytestmark = pytest.mark.quick
+
 T = TRAINED
 LENGTHS = (T, 97, 8 * T)  # inside T, odd, and the longest that the issue asks for
 Row = tuple[str, Callable[[int], oracle.Method]]

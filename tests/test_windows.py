@@ -24,6 +24,8 @@ from ctxext import tasks
 from ctxext.errors import UsageError
 from ctxext.tasks.base import TokenTask
 
+pytestmark = pytest.mark.quick
+
 START = 1000  # a BOS that is no token of a text
 
 
