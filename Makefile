@@ -51,8 +51,8 @@ reproduce: $(READY)
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests --ignore tests/test_families.py
 
-# What each method says and computes, against the oracle, and what is read and written: no model is
-# run for long, and nothing rests on the operating system.
+# Methods and the engine against the oracle, records and the command line, on tiny random models:
+# what CI runs on each system.
 quick: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m quick tests
 
