@@ -1,17 +1,27 @@
 # `make demo` and `make test` are complete in themselves on a fresh machine with Python ≥ 3.10.
-# TORCH is installed first: give another build with `make test TORCH='torch --index-url …'`.
+# They install what requirements.lock names, and TORCH before it: give another build with
+# `make test TORCH='torch --index-url …'`.
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
+INSTALL := $(BIN)/python -m pip install --quiet --no-build-isolation --constraint requirements.lock
 READY := .venv/.ready
 DEMO := build/demo
 
 # The oldest transformers that pyproject.toml admits.
 OLDEST := $(shell sed -n 's/.*"transformers>=\([0-9.]*\).*/\1/p' pyproject.toml)
 OLD := .venv-oldest
+# What models and their data come from, whose newest releases `make test-newest` takes.
+NEWEST := transformers accelerate datasets lm_eval peft tokenizers huggingface_hub
+NEW := .venv-newest
 
-.PHONY: demo reproduce test test-families test-oldest test-triton test-gguf pins check format \
-  results bench test-gpu bench-gpu clean
+# What rests on transformers: the engine, its paths, answers, exports and the model types.
+SEAMS := tests/test_engine.py tests/test_paths.py tests/test_caches.py tests/test_own_scaling.py \
+  tests/test_answers.py tests/test_export.py tests/test_carried.py tests/test_programs.py \
+  tests/test_families.py
+
+.PHONY: demo reproduce test quick test-families test-oldest test-newest test-triton test-gguf pins \
+  check format lock results bench test-gpu bench-gpu clean
 
 demo: $(READY)
 	$(BIN)/ctxext eval --model tiny --len 512,2k,4k --tokens 64k \
@@ -42,6 +52,11 @@ reproduce: $(READY)
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests --ignore tests/test_families.py
 
+# Methods and the engine against the oracle, records and the command line, on tiny random models:
+# what CI runs on each system.
+quick: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m quick tests
+
 # What each method gains and costs on the shipped models, for tests/regression to compare with.
 pins: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/regression/pin.py
@@ -51,21 +66,28 @@ test-families: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/test_families.py
 	$(BIN)/ctxext models --families
 
-# The engine, its paths, answers, exports and the model types on the oldest transformers.
 test-oldest: $(OLD)/.ready
-	OMP_NUM_THREADS=1 $(OLD)/bin/python -m pytest -n 2 tests/test_engine.py tests/test_paths.py \
-	  tests/test_answers.py tests/test_export.py tests/test_carried.py tests/test_programs.py \
-	  tests/test_families.py \
+	OMP_NUM_THREADS=1 $(OLD)/bin/python -m pytest -n 2 $(SEAMS) \
 	  -k "not cohere_compass and not qwen4_exp"
+
+# Where the index has nothing newer than the lock, `make test` has run all this.
+test-newest: $(NEW)/.over
+	$(NEW)/bin/python -m pip install --quiet --no-build-isolation --upgrade \
+	  --editable '.[dev]' $(NEWEST)
+	@newer=$$($(NEW)/bin/python -m pip freeze --path $(NEW)/lib/python*/site-packages \
+	  --exclude-editable --exclude ctxext); \
+	if [ -z "$$newer" ]; then echo "$(NEWEST): none is newer than in requirements.lock"; else \
+	  echo "newer than in requirements.lock:" $$newer && \
+	  OMP_NUM_THREADS=1 $(NEW)/bin/python -m pytest -n 2 $(SEAMS); fi
 
 # The fused kernel under Triton's interpreter, on a CPU.
 test-triton: $(READY)
-	$(BIN)/python -m pip install --quiet --editable '.[triton]'
+	$(INSTALL) --editable '.[triton]'
 	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/test_triton.py
 
 # What is written as GGUF, run by llama.cpp, which is compiled here: some minutes.
 test-gguf: $(READY)
-	$(BIN)/python -m pip install --quiet --editable '.[gguf]' llama-cpp-python
+	$(BIN)/python -m pip install --quiet --constraint requirements.lock llama-cpp-python
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/test_gguf.py
 
 # Speed and memory on a CPU; on a quiet machine.
@@ -91,20 +113,37 @@ format: $(READY)
 	$(BIN)/ruff format .
 	$(BIN)/python scripts/readme.py
 
-$(READY): pyproject.toml
+$(READY): pyproject.toml requirements.lock
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet $(TORCH)
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	$(INSTALL) --upgrade pip setuptools hatchling editables
+	$(INSTALL) --editable '.[dev]'
 	touch $(READY)
 
-# The packages of .venv, and the oldest transformers before them.
-$(OLD)/.ready: $(READY)
-	$(PYTHON) -m venv $(OLD)
-	site=$$($(OLD)/bin/python -c 'import site; print(site.getsitepackages()[0])') && \
+# The newest packages that pyproject.toml admits, on every Python and system from 3.10 on, and what
+# builds those that come as source. Torch is left out, and what its CUDA builds bring along: which
+# build it is depends on the machine, so TORCH says it.
+lock:
+	$(PYTHON) -m venv .venv-lock
+	.venv-lock/bin/python -m pip install --quiet uv
+	printf '%s\n' $(firstword $(TORCH)) pip hatchling editables | .venv-lock/bin/uv pip compile --quiet \
+	  --universal --python-version 3.10 --extra dev --no-annotate --no-emit-index-url \
+	  --custom-compile-command 'make lock' pyproject.toml - \
+	  | grep -Ev '^(torch|triton|nvidia-.*|cuda-.*)==' > .venv-lock/requirements.lock
+	mv .venv-lock/requirements.lock requirements.lock
+
+# A virtual environment over that of `make test`: its own packages come before those.
+.PRECIOUS: .venv-%/.over
+.venv-%/.over: $(READY)
+	$(BIN)/python -m venv --clear .venv-$*
+	site=$$(.venv-$*/bin/python -c 'import site; print(site.getsitepackages()[0])') && \
 	  $(BIN)/python -c 'import site; print(f"import site; site.addsitedir({site.getsitepackages()[0]!r})")' \
 	  > "$$site/packages.pth"
+	touch $@
+
+$(OLD)/.ready: $(OLD)/.over
 	$(OLD)/bin/python -m pip install --quiet 'transformers~=$(OLDEST).0'
-	touch $(OLD)/.ready
+	touch $@
 
 clean:
-	rm -rf .venv $(OLD) build .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv $(OLD) $(NEW) .venv-lock build .mypy_cache .pytest_cache .ruff_cache

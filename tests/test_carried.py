@@ -312,7 +312,6 @@ def test_a_broken_config_is_named(
 @torch.no_grad()
 def test_offloaded_weights_never_run_unpatched(llama: Path, tmp_path: Path) -> None:
     """Accelerate leaves offloaded weights on the meta device, where no patch can be tried."""
-    pytest.importorskip("accelerate")
     carry(llama, tmp_path / "out", "rerope")
     names = ("embed_tokens", "layers", "norm", "rotary_emb")
     places = {**{f"model.{name}": "cpu" for name in names}, "lm_head": "cpu"}

@@ -40,6 +40,8 @@ from ctxext.models.aliases import ALIASES
 from ctxext.results import problem_with
 from ctxext.tasks.base import TokenScores
 
+pytestmark = pytest.mark.quick
+
 PACKAGE = Path(ctxext.__file__).parent
 
 

@@ -11,6 +11,8 @@ from ctxext.grid import read_grid
 from ctxext.models.loading import Source
 from ctxext.request import Request
 
+pytestmark = pytest.mark.quick
+
 BASE = Request(Source("tiny", device="cpu"), (), (), (), limit=7, out=Path("here"))
 #: A list of two lists of two lists …: 2^40 of them, were they told apart.
 ENDLESS = "&l0 [1], " + ", ".join(f"&l{n} [*l{n - 1}, *l{n - 1}]" for n in range(1, 41))

@@ -14,6 +14,8 @@ from transformers import AutoTokenizer
 from ctxext import tasks
 from ctxext.errors import UsageError
 
+pytestmark = pytest.mark.quick
+
 TINY = Path(__file__).parents[1] / "ctxext/assets/tiny"
 
 

@@ -65,10 +65,6 @@ CHATML = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
-needs_lm_eval = pytest.mark.skipif(
-    importlib.util.find_spec("lm_eval") is None, reason="LongBench's prompts come with lm_eval"
-)
-
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Any:
@@ -127,7 +123,6 @@ def published(tokenizer: Any, prompt: str, budget: int) -> list[int]:
     return tokenizer(prompt, truncation=False).input_ids
 
 
-@needs_lm_eval
 @pytest.mark.parametrize("task", OFFICIAL)
 def test_prompts_and_limits_are_the_official_ones(task: str) -> None:
     limit, digest = OFFICIAL[task]
@@ -136,7 +131,6 @@ def test_prompts_and_limits_are_the_official_ones(task: str) -> None:
     assert LongBench(task).generates == limit
 
 
-@needs_lm_eval
 def test_what_stands_in_a_row_is_never_a_template() -> None:
     text = prompts.prompt("samsum").render("{{ 1 + 1 }}{% if %}\n", "{input}<b>&\n")
     assert text == BARE + "\n\n{{ 1 + 1 }}{% if %}\n\n\n{input}<b>&\n"
@@ -187,7 +181,6 @@ def test_scores_are_the_scorer_s(monkeypatch: pytest.MonkeyPatch) -> None:
     assert called == [("lcc", [{"pred": "x"}], False), ("lcc", [{"pred": "y"}], True)]
 
 
-@needs_lm_eval
 @pytest.mark.parametrize("start", [False, True])
 def test_truncation_is_the_published_rule(tokenizer: Any, tmp_path: Path, start: bool) -> None:
     """Where the published result fits, it is taken as it is; the byte tokenizer's always does."""
@@ -208,7 +201,6 @@ def test_truncation_is_the_published_rule(tokenizer: Any, tmp_path: Path, start:
     assert exact >= 15
 
 
-@needs_lm_eval
 @pytest.mark.parametrize("task", ["qmsum", "trec", "lcc"])
 def test_templates_wrap_what_is_left_and_all_fits(task: str, tmp_path: Path) -> None:
     """Ids of the byte tokenizer are letters: what a prompt says can be read off."""
@@ -234,7 +226,6 @@ def test_templates_wrap_what_is_left_and_all_fits(task: str, tmp_path: Path) -> 
     assert text in used.decode(short.ids)
 
 
-@needs_lm_eval
 def test_templates_that_write_the_start_do_not_get_a_second(tmp_path: Path) -> None:
     data = write(tmp_path / "qasper.jsonl", row("A study."))
     for template in (CHATML, "{{ bos_token }}" + CHATML):
@@ -244,7 +235,6 @@ def test_templates_that_write_the_start_do_not_get_a_second(tmp_path: Path) -> N
         assert ids.count(used.bos_token_id) == 1
 
 
-@needs_lm_eval
 def test_chat_says_whether_the_template_is_used(tokenizer: Any, tmp_path: Path) -> None:
     data = write(tmp_path / "qasper.jsonl", row("A study."))
     used = tokenizer_with_start(CHATML)
@@ -258,7 +248,6 @@ def test_chat_says_whether_the_template_is_used(tokenizer: Any, tmp_path: Path) 
         samples(LongBench("qasper", chat=True), tokenizer, 4096, data)
 
 
-@needs_lm_eval
 @pytest.mark.parametrize(
     "template", ["{{ raise_exception('no\nuser') }}", "{% for %}", "{{ messages[7].content }}"]
 )
@@ -269,7 +258,6 @@ def test_broken_templates_are_one_line(template: str, tmp_path: Path) -> None:
     assert "\n" not in str(error.value)
 
 
-@needs_lm_eval
 def test_every_length_fits_or_says_the_least_that_does(tmp_path: Path) -> None:
     used = tokenizer_with_start(CHATML)
     data = write(tmp_path / "hotpotqa.jsonl", row(prose(200)))
@@ -292,13 +280,11 @@ def test_every_length_fits_or_says_the_least_that_does(tmp_path: Path) -> None:
 
 
 def test_lengths_without_room_for_an_answer_are_refused_before_a_model_is_loaded() -> None:
-    pytest.importorskip("lm_eval")
     with pytest.raises(UsageError, match=r"512 tokens is too short.*give 514 or more"):
         LongBench("multi_news").resolve(512, [4096, 512])
     assert LongBench("multi_news").resolve(512, [514]) == LongBench("multi_news")
 
 
-@needs_lm_eval
 def test_no_prompt_is_tokenised_more_often_than_it_must(tokenizer: Any, tmp_path: Path) -> None:
     """Once where it fits; twice, the halves being anew, where it is cut."""
     data = write(tmp_path / "qasper.jsonl", row("A study."), row(prose(900)))
@@ -323,7 +309,6 @@ def test_no_prompt_is_tokenised_more_often_than_it_must(tokenizer: Any, tmp_path
 
 
 def test_names_and_facts_of_rows(tokenizer: Any, tmp_path: Path) -> None:
-    pytest.importorskip("lm_eval")
     rows = [row("one", _id="x"), row("two", _id="y", all_classes=None, length=7)]
     data = write(tmp_path / "qasper.jsonl", *rows)
     first, second = samples(LongBench("qasper"), tokenizer, 4096, data)
@@ -501,7 +486,6 @@ def test_lm_eval_that_is_not_there_or_too_old(
     assert "\n" not in str(error.value)
 
 
-@needs_lm_eval
 @pytest.mark.parametrize(
     ("task", "answer", "count"), [("passage_retrieval_zh", "段落27", 40), ("multi_news", "", 40)]
 )
@@ -546,7 +530,6 @@ def scored_again(run: Run, ran: Ran, out: Path) -> None:
                 assert results[name][field] == record[field], field
 
 
-@needs_lm_eval
 def test_eval_and_score_agree_on_a_folder_of_ones_own(run: Run, tmp_path: Path) -> None:
     data, out = tmp_path / "data", tmp_path / "out"
     data.mkdir()
@@ -580,7 +563,6 @@ def test_eval_and_score_agree_on_a_folder_of_ones_own(run: Run, tmp_path: Path) 
     assert run("eval", "--model", "tiny", "--data", data, *asked, "--limit", 2).out == ran.out
 
 
-@needs_lm_eval
 def test_eval_and_score_agree_on_longbench_e(run: Run, tmp_path: Path) -> None:
     rows = [row("def f():\n    return 1\n" * 9, length=n) for n in (100, 5000, 9000, 200)]
     write(tmp_path / "lcc_e.jsonl", *rows)
@@ -593,7 +575,6 @@ def test_eval_and_score_agree_on_longbench_e(run: Run, tmp_path: Path) -> None:
     assert len(list((out / "predictions").iterdir())) == 2
 
 
-@needs_lm_eval
 def test_eval_and_score_agree_on_real_rows(run: Run, tmp_path: Path) -> None:
     names = ("multi_news", "passage_retrieval_zh")
     if not all((SHARED / "longbench" / f"{name}.jsonl").exists() for name in names):

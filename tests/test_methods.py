@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import itertools
@@ -43,6 +42,8 @@ from ctxext.patches.base import (
     Stretch,
 )
 from ctxext.registry import Registry
+
+pytestmark = pytest.mark.quick
 
 T = TRAINED
 LENGTHS = (T, 97, 8 * T)  # inside T, odd, and the longest that the issue asks for
@@ -123,6 +124,10 @@ ROWS: dict[str, list[Row]] = {
         (
             "yarn:factor=4,beta_fast=3,beta_slow=0.5",
             freq("yarn", factor=4, beta_fast=3, beta_slow=0.5),
+        ),
+        (
+            "yarn:factor=4,beta_fast=1e6,beta_slow=1e-6",  # the widest ramp
+            freq("yarn", factor=4, beta_fast=1e6, beta_slow=1e-6),
         ),
     ],
     "rerope": [("rerope", rerope(T // 2))]
@@ -228,6 +233,7 @@ COMPOSED: list[Row] = [
     ),
 ]
 FREQUENCY = [name for name in names() if issubclass(REGISTRY.get(name), Frequency)]
+DISTANCE = [name for name in names() if issubclass(REGISTRY.get(name), Distance)]
 STRETCHED = [name for name in FREQUENCY if issubclass(REGISTRY.get(name), Stretch)]
 
 
@@ -287,13 +293,12 @@ def test_nll(name: str, length: int) -> None:
         assert_nll(ours, truth, farthest)
 
 
-@pytest.mark.parametrize("length", LENGTHS)
 @pytest.mark.parametrize(("spec", "method"), COMPOSED, ids=[spec for spec, _ in COMPOSED])
-def test_nll_composed(spec: str, method: Callable[[int], oracle.Method], length: int) -> None:
-    model, ids = shake(random_model()), tokens(length)
-    with ctxext.patched(model, fitted(spec, 8), length):
+def test_nll_composed(spec: str, method: Callable[[int], oracle.Method]) -> None:
+    model, ids = shake(random_model()), tokens(97)
+    with ctxext.patched(model, fitted(spec, 8), 97):
         ours = nll(model, ids)
-    truth = (model.state_dict(), model.config.to_dict(), ids[0].tolist(), method(length))
+    truth = (model.state_dict(), model.config.to_dict(), ids[0].tolist(), method(97))
     assert_nll(ours, oracle.token_nll(*truth))
 
 
@@ -308,15 +313,20 @@ def test_nll_distance_and_unclipped_logn(distance: str) -> None:
     assert_nll(ours, oracle.token_nll(*truth))
 
 
-@pytest.mark.parametrize("attn", ["sdpa", "eager", "dense"])
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize(
+    ("name", "attn"),
+    [
+        *((name, "sdpa") for name in names()),
+        *((name, attn) for name in DISTANCE for attn in ("eager", "dense")),
+    ],
+)
 def test_nll_of_a_padded_batch_on_a_cache(name: str, attn: str) -> None:
     """Two rows, one of them padded on the left: a prefill in two chunks, one by one, a last few."""
     model, rows = shake(random_model()), [tokens(60)[0], tokens(41, seed=2)[0]]
     weights, config = model.state_dict(), model.config.to_dict()
     ids = torch.stack([torch.nn.functional.pad(row, (60 - len(row), 0)) for row in rows])
     mask = torch.stack([torch.arange(60) >= 60 - len(row) for row in rows]).long()
-    for spec, method in ROWS[name][:3]:
+    for spec, method in ROWS[name][:2]:
         with ctxext.patched(model, fitted(spec, 8), 97, attn=attn), torch.no_grad():
             out, cache = [], None
             for a, z in itertools.pairwise((0, 25, 45, *range(46, 52), 60)):
@@ -410,8 +420,14 @@ def float64_nll(family: str, ids: Tensor, method: oracle.Method) -> Tensor:
         return nll(model, ids)
 
 
-@pytest.mark.parametrize("name", [*names(), "composed"])
-@pytest.mark.parametrize("family", FAMILIES)
+# Every method on the layout farthest from Llama's, whose methods `test_nll` looks at.
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [
+        *(("glm-interleaved-partial", name) for name in names()),
+        *((family, name) for family in FAMILIES for name in ("yarn", "dca", "logn", "composed")),
+    ],
+)
 def test_nll_of_every_family(family: str, name: str) -> None:
     model, ids = shaken(family), tokens(97)
     for spec, method in COMPOSED[1:3] if name == "composed" else ROWS[name][:2]:
@@ -791,6 +807,8 @@ MISTAKES = {
     "beta-radix:b=-1": ["-1", "'b'", "at least 0"],
     "beta-radix:factor=0": ["0", "'factor'", "at least 1"],
     "yarn:beta_slow=0": ["0", "'beta_slow'", "at least"],
+    "yarn:beta_slow=1e-320": ["1e-320", "'beta_slow'", "at least 1e-6 turns"],
+    "yarn:beta_fast=1e308": ["1e+308", "'beta_fast'", "at most 1e6 turns"],
     "yarn:beta_fast=1,beta_slow=2": ["1", "'beta_fast'", "beta_slow"],
     "self-extend:group=0": ["'0'", "'group'", "whole number"],
     "lm-infinite:sinks=-1": ["'-1'", "'sinks'", "whole number such as 5"],
@@ -829,14 +847,6 @@ def test_unresolved_methods_refuse(name: str) -> None:
     method = REGISTRY.get(name)()
     with pytest.raises(UsageError, match="resolve"):
         method.parts() if isinstance(method, Distance) else method.scales(Rotary((1.0,), 100.0, T))
-
-
-@pytest.mark.parametrize("text", ["beta_fast=1e308", "beta_slow=1e-320"])
-def test_yarn_extremes(text: str) -> None:
-    """The ramp's ends are logarithms that would overflow."""
-    with contextlib.suppress(UsageError):
-        scales = parse(f"yarn:factor=2,{text}").scales(Rotary((1.0, 0.1), 100.0, T))
-        assert all(1 <= s <= 2 for s in scales)
 
 
 @pytest.mark.parametrize("text", ["ntk:factor=1e300", "dynamic-ntk:factor=1e300,sequence=97"])

@@ -10,6 +10,8 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+pytestmark = pytest.mark.quick
+
 T, L = 64, 160
 SHAPES: dict[str, dict[str, Any]] = {
     "gqa": {"num_key_value_heads": 2},

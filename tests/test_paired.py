@@ -13,6 +13,8 @@ from ctxext.tasks.acc import Accuracy
 from ctxext.tasks.base import TokenScores, TokenTask
 from ctxext.tasks.ppl import Perplexity
 
+pytestmark = pytest.mark.quick
+
 TASKS = (Perplexity(), Accuracy())
 
 

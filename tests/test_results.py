@@ -19,6 +19,8 @@ import pytest
 from ctxext.errors import CtxextError, OutputError, UsageError
 from ctxext.results import Record, Store, printable, problem_with, safe_name, sealed
 
+pytestmark = pytest.mark.quick
+
 
 def make(**changed: Any) -> Record:
     """A sound record of 4 windows of 64 tokens; its key is a hash of what is changed."""

@@ -27,6 +27,8 @@ from ctxext.models.loading import Source
 from ctxext.tasks.acc_repeat import AccuracyOnRepeated
 from ctxext.tasks.base import TokenTask
 
+pytestmark = pytest.mark.quick
+
 START = 1000  # a BOS that is no token of a text
 
 

@@ -81,11 +81,10 @@ def test_every_method_has_a_pin() -> None:
     assert not pinned & gate.LEFT_OUT.keys()
 
 
-@pytest.mark.parametrize(("name", "pair"), PAIRS, ids=str)
+@pytest.mark.parametrize(("name", "pair"), [(n, pair) for n, pair in PAIRS if pair.better], ids=str)
 def test_a_published_ordering_is_pinned_as_published(name: str, pair: gate.Comparison) -> None:
-    if pair.better:
-        pin = of_these_weights(name)["differences"][str(pair)]
-        assert pin["nll"]["mean"] < 0 < pin["accuracy"]["mean"]
+    pin = of_these_weights(name)["differences"][str(pair)]
+    assert pin["nll"]["mean"] < 0 < pin["accuracy"]["mean"]
 
 
 @pytest.mark.parametrize(("name", "pair"), PAIRS, ids=str)
