@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ctxext.engine.patch import patched
 from ctxext.engine.probe import learn
-from ctxext.errors import UnsupportedModelError, UsageError
+from ctxext.errors import CtxextError, UnsupportedModelError, UsageError
 from ctxext.export import check
 from ctxext.export.fresh import Fresh, fresh
 from ctxext.export.small import Changes, flat, merge, small_model
@@ -147,7 +147,7 @@ def prove(
         on = patched(model, spec, length, train_len=train_len)
         with fresh(box, job, PATIENCE) as other, on as handle:
             found = _Found(job)
-            found.compare(check.measure(model, job), other)
+            found.compare(_measure(model, job), other)
             about = other.end()
     figures = [*found.figures.values(), *_judge(found, EXACT)]
     _require(figures, config.model_type)
@@ -274,6 +274,19 @@ def _no_bars() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
+def _measure(model: Any, job: Job) -> Iterator[check.Measured]:
+    """Our side; UnsupportedModelError where the patched model does not run as the job asks."""
+    try:
+        yield from check.measure(model, job)
+    except CtxextError:
+        raise
+    except Exception as error:
+        raise UnsupportedModelError(
+            f"{model.config.model_type} does not run as a proof of an export asks: "
+            f"{check.one_line(error)}: use ctxext.patch at run time"
+        ) from error
+
+
 # What is found -----------------------------------------------------------------------------------
 
 
@@ -380,7 +393,7 @@ def _prove_weights(
         job["options"]["device_map"] = str(model.device)
     found = _Found(job)
     with patched(model, spec, length, train_len=given.train_len):
-        ours = list(check.measure(model, job))
+        ours = list(_measure(model, job))
     allowed = EXACT if model.dtype == torch.float32 else torch.finfo(model.dtype).eps
     del model
     gc.collect()
