@@ -103,12 +103,12 @@ def shipped() -> str:
 def families() -> str:
     """What model types take, the types that take the same in one row."""
     lines = [
-        "| frequency methods | distance methods | decoding | model types |",
-        "|---|---|---|---|",
+        "| frequency methods | distance methods | decoding | export | model types |",
+        "|---|---|---|---|---|",
     ]
     for facts, types in rooms.grouped().items():
         names = f"{len(types)}: " + ", ".join(f"`{name}`" for name in types)
-        said = facts if len(set(facts)) > 1 else (facts[0], "–", "–")
+        said = facts if len(set(facts)) > 1 else (facts[0], *"–" * (len(facts) - 1))
         lines.append(f"| {' | '.join(said)} | {names} |")
     return "\n".join([*lines, "", f"Found with transformers {rooms.tried()}."])
 

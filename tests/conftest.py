@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import SimpleNamespace
+from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach the Hub
 # a folder of this process, which removes it when it ends
@@ -22,6 +27,7 @@ os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else 
 
 import transformers
 
+from ctxext.export import check, fresh
 from ctxext.models.calls import cache_name
 from ctxext.tasks.base import Windows
 
@@ -94,6 +100,19 @@ def tokens(length: int, batch: int = 1, seed: int = 1) -> torch.Tensor:
     """Random token ids [batch, length] that avoid the special ones."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(3, 97, (batch, length), generator=generator)
+
+
+@contextlib.contextmanager
+def checked_here(box: Path, job: dict[str, Any], _: float | None) -> Iterator[fresh.Fresh]:
+    """What a proof starts, but that the check runs in this process."""
+    stream = io.BytesIO()
+    try:
+        check._answer(stream, job)
+        check.send(stream, "end", **check._about())
+    except Exception as error:
+        check.send(stream, "end", error=check.one_line(error))
+    stream.seek(0)
+    yield fresh.Fresh(SimpleNamespace(stdout=stream), box, None)  # type: ignore[arg-type]
 
 
 def whole(ids: torch.Tensor) -> Windows:

@@ -325,6 +325,18 @@ def test_offloaded_weights_never_run_unpatched(llama: Path, tmp_path: Path) -> N
 
 
 @torch.no_grad()
+def test_buffers_that_no_checkpoint_has(tmp_path: Path) -> None:
+    """Falcon H1 fills those of its state-space layers from the model that holds them."""
+    model, ids = tiny_model("falcon_h1"), tokens(LENGTH)
+    model.save_pretrained(tmp_path / "in")
+    carry(tmp_path / "in", tmp_path / "out", "rerope")
+    ctxext.patch(model, "rerope", LENGTH)
+    want = model(ids, use_cache=False).logits
+    off = (load(tmp_path / "out")(ids, use_cache=False).logits - want).abs().max()
+    assert off <= 1e-5 * want.abs().max()
+
+
+@torch.no_grad()
 def test_merged_weights_of_experts_are_found(tmp_path: Path) -> None:
     """Checkpoints have an expert's weights apart, and transformers merges them by model type."""
     model = tiny_model("mixtral")

@@ -693,7 +693,7 @@ def test_model_types_have_a_line_each(run: Run) -> None:
     assert [line.split()[0] for line in text.out.splitlines()] == names == sorted(names)
     assert {"llama", "qwen3", "gemma3_text", "gpt_oss", "deepseek_v3"} <= set(names)
     for entry in lines.records:
-        assert entry.keys() == {"model_type", "frequency", "distance", "decoding"}
+        assert entry.keys() == {"model_type", "frequency", "distance", "decoding", "export"}
 
 
 def test_every_method_says_what_it_is(run: Run) -> None:

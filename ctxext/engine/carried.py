@@ -56,6 +56,12 @@ class Carried:
         model._ctxext_settle()
         return loaded
 
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        """No: the weights are the stock class's. Of others transformers leaves out buffers that a
+        model without weights of its own fills, which then hold anything."""
+        return False
+
     @property
     def ctxext(self) -> Handle | None:
         """The patch: its spec, notes, attention path, and `remove`; None without weights."""
@@ -117,7 +123,7 @@ def _share_conversions(cls: Any) -> None:
     stock = cls.__mro__[cls.__mro__.index(Carried) + 1]
     names = {
         cls.__name__: stock.__name__,
-        cls.config_class.model_type: stock.config_class.model_type,
+        cls.config_class.model_type: cls.config_class.__base__.model_type,
     }
     for own, theirs in names.items():
         mapping = get_checkpoint_conversion_mapping(theirs)

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import functools
 import math
+import statistics
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -23,7 +24,7 @@ from ctxext.export.small import outline
 from ctxext.measure.answers import common, schedule
 from ctxext.measure.inputs import Inputs
 from ctxext.models import loading
-from ctxext.models.layout import head_dim
+from ctxext.models.layout import WINDOWS, head_dim, layer_configs, layer_windows
 from ctxext.patches import Spec
 from ctxext.plan import Plan
 from ctxext.tasks.base import Sample, SampleTask, TokenTask, Windows
@@ -31,8 +32,7 @@ from ctxext.tasks.base import Sample, SampleTask, TokenTask, Windows
 STEP = 16  # tokens that are read in about the time of a decoding step, where nothing is measured
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 _ACTIVE = ("num_experts_per_tok", "moe_topk", "moe_k", "top_k_experts")
-_WINDOWS = {"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}
-_FULL = ("full_attention", "attention")
+_ATTENTION = (*WINDOWS, "full_attention", "attention")
 Bounds = tuple[int, int | None, int, int | None]  # a Part's start, stop, unit and first
 
 
@@ -65,7 +65,9 @@ class Shape:
     @classmethod
     def of(cls, model: Any) -> Shape:
         """The shape of a causal language model, which may be on the meta device."""
-        text, output = model.config.get_text_config(), model.get_output_embeddings().weight
+        configs, layers = layer_configs(model.config), layer_windows(model.config)
+        output = (model.get_output_embeddings() or model.get_input_embeddings()).weight
+        heads = max(getattr(config, "num_attention_heads", 1) for config in configs)
         tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
         body = model.base_model if model.get_decoder() is None else model.get_decoder()
         some = [
@@ -77,12 +79,12 @@ class Shape:
         dense = sum(weight.numel() for name, weight in some) - routed
         return cls(
             parameters=sum(weight.numel() for weight in model.parameters()),
-            active=dense + int(routed * _share(text)),
+            active=dense + int(routed * statistics.fmean(map(_share, configs))),
             head=output.numel(),
             hidden=output.shape[-1],
-            heads=head_dim(model.config) * getattr(text, "num_attention_heads", 1),
-            windows=tuple(_windows(text)),
-            layers=text.num_hidden_layers,
+            heads=head_dim(model.config) * heads,
+            windows=tuple(window for kind, window in layers if kind in _ATTENTION),
+            layers=len(layers),
         )
 
     @classmethod
@@ -127,17 +129,6 @@ def _share(text: Any) -> float:
     active = next((n for name in _ACTIVE if (n := getattr(text, name, None))), None)
     known = isinstance(total, int) and isinstance(active, int) and 0 < active <= total
     return active / total if known else 1.0  # type: ignore[operator]
-
-
-def _windows(text: Any) -> Iterator[int | None]:
-    """The window of each layer that attends, from the config."""
-    sliding = getattr(text, "sliding_window", None) and getattr(text, "use_sliding_window", True)
-    own = "sliding_attention" if sliding else "full_attention"
-    for kind in getattr(text, "layer_types", None) or [own] * text.num_hidden_layers:
-        if kind in _WINDOWS:
-            yield getattr(text, _WINDOWS[kind], None)
-        elif kind in _FULL:
-            yield None
 
 
 def _pairs(tokens: int, after: int, window: int | None) -> int:

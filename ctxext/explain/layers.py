@@ -12,7 +12,7 @@ import torch
 from ctxext.engine.probe import learn
 from ctxext.errors import UnsupportedModelError, UsageError
 from ctxext.explain.angles import PLAIN, Angles, Floats, angles
-from ctxext.models.layout import Source, find_sources
+from ctxext.models.layout import Source, find_sources, layer_windows
 from ctxext.patches import Spec
 from ctxext.patches.base import Part
 
@@ -81,7 +81,7 @@ def find_kinds(
     sources = find_sources(model, train_len, own_scaling, length)
     given = find_sources(model, train_len, "keep", length)
     before = find_sources(model, train_len, own_scaling, sources[0].trained)
-    counts = Counter(_layers(config.get_text_config()))
+    counts = Counter(_layers(config))
     kinds: dict[tuple[str, int | None, bytes], Kind] = {}
     for (name, window), count in counts.items():
         sets = zip(sources, given, before, strict=True)
@@ -112,23 +112,16 @@ def turned(kinds: list[Kind], model: Any) -> list[Kind]:
     return left or kinds
 
 
-def _layers(text: Any) -> list[tuple[str, int | None]]:
+def _layers(config: Any) -> list[tuple[str, int | None]]:
     """Type and window of each attention layer that has positions, as the config has them."""
-    names = {"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}
-    given = {name: getattr(text, field, None) for name, field in names.items()}
-    windows = {name: w for name, w in given.items() if isinstance(w, int) and w > 0}
-    count = getattr(text, "num_hidden_layers", 1)
-    types = getattr(text, "layer_types", None)
-    if not isinstance(types, list):
-        slides = "sliding_attention" in windows and getattr(text, "use_sliding_window", True)
-        types = ["sliding_attention" if slides else "full_attention"] * count
-    turned = getattr(text, "no_rope_layers", None) or [1] * len(types)  # 1: with positions
+    layers = layer_windows(config)
+    turned = getattr(config.get_text_config(), "no_rope_layers", None) or [1] * len(layers)
     found = [
-        (name, windows.get(name))
-        for name, positions in zip(types, turned, strict=False)
-        if positions and name in ATTENTION
+        (name, window)
+        for (name, window), positions in zip(layers, turned, strict=False)
+        if positions and name in ATTENTION  # 1: with positions
     ]
-    return found or [("full_attention", None)] * count
+    return found or [("full_attention", None)] * len(layers)
 
 
 def bare_model(config: Any, trusted: bool) -> Any:

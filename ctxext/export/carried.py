@@ -8,17 +8,17 @@ their imports made relative.
 from __future__ import annotations
 
 import ast
-import copy
+import functools
 import hashlib
 import importlib.util
 import json
 import os
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from ctxext import __version__
 from ctxext.errors import UnsupportedModelError
+from ctxext.models.contents import to_config
 from ctxext.patches import Spec
 
 ROOT = "ctxext.engine.carried"
@@ -172,11 +172,11 @@ def _source(module: str) -> str:
     return text
 
 
-def _own_imports(source: str) -> Iterable[ast.ImportFrom]:
+@functools.cache
+def _own_imports(source: str) -> list[ast.ImportFrom]:
     """The imports of ctxext's modules, inside functions too."""
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "ctxext":
-            yield node
+    found = (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ImportFrom))
+    return [node for node in found if (node.module or "").partition(".")[0] == "ctxext"]
 
 
 def _flat(module: str) -> str:
@@ -219,7 +219,7 @@ def _config(
     carried: dict[str, Any],
 ) -> dict[str, Any]:
     """The config's JSON under the new type, with what its model is patched with."""
-    own = config_class.from_dict(copy.deepcopy(raw))
+    own = to_config(config_class, raw)
     if own.get_text_config() is not own:
         raise UnsupportedModelError(
             f"{raw.get('model_type')} nests the config of its language model, which a folder with "
@@ -241,11 +241,11 @@ def _config(
 
 def _longest(raw: dict[str, Any], config_class: Any, longest: int) -> dict[str, int]:
     """The key that holds the longest length, or nothing where the model computes with that."""
-    own = config_class.from_dict(copy.deepcopy(raw))
+    own = to_config(config_class, raw)
     rope = getattr(own, "rope_parameters", None) or {}
     parts = [rope, *(part for part in rope.values() if isinstance(part, dict))]
     key = (own.attribute_map or {}).get(LENGTH, LENGTH)
-    changed = config_class.from_dict({**copy.deepcopy(raw), key: longest})
+    changed = to_config(config_class, {**raw, key: longest})
     others = [{**config.to_dict(), key: None} for config in (own, changed)]
     if others[0] != others[1] or any(part.get("rope_type") in BY_LENGTH for part in parts):
         return {}
@@ -282,7 +282,7 @@ def pin_tokenizer(
     if not code and isinstance(given, dict) and given.pop("auto_map", None) is not None:
         _replace(path, given)
     try:
-        config = config_class.from_dict(copy.deepcopy(raw))
+        config = to_config(config_class, raw)
         tokenizer = AutoTokenizer.from_pretrained(folder, config=config, trust_remote_code=False)
     except Exception:  # the model's own may not load either
         return None

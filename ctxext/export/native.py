@@ -15,7 +15,8 @@ from ctxext.engine.stock import Stock, numbers, ways
 from ctxext.errors import UnsupportedModelError
 from ctxext.export.check import one_line
 from ctxext.export.small import outline
-from ctxext.models.layout import Rope, Source, find_sources, head_dim
+from ctxext.models.contents import to_config
+from ctxext.models.layout import Rope, Source, find_sources, head_dim, layer_configs
 from ctxext.models.trained import ORIGINAL
 from ctxext.patches import Spec
 
@@ -94,6 +95,9 @@ def _choices(
         return  # several modules of one kind: no config tells them apart
     for rank in range(max(map(len, each)) if all(each) else 0):
         chosen: list[Stock] = [found[min(rank, len(found) - 1)] for found in each]
+        pairs = [(way, found[0]) for way, found in zip(chosen, each, strict=True)]
+        if not all(torch.equal(way.inv_freq, on.inv_freq) for way, on in pairs):
+            continue  # by a bit it is not what a patch puts on
         expected = _as_they_are(anatomy, [*changed, *others])
         for kind, way in zip(kinds, chosen, strict=True):
             expected.append((kind, way.inv_freq, way.factor))
@@ -135,8 +139,8 @@ def _edits(
         single = len(ropes) == 1 and None in ropes
         parameters = ropes[None] if single else {**text.rope_parameters, **ropes}
         new = {**part, key: longest, "rope_parameters": parameters}
-        if getattr(text, "head_dim", 0) is None:  # which transformers' yarn and longrope read
-            new["head_dim"] = head_dim(text)
+        if all(getattr(layer, "head_dim", 0) is None for layer in layer_configs(text)):
+            new["head_dim"] = head_dim(text)  # which transformers' yarn and longrope read
         main = ropes.get(None) or ropes.get("full_attention") or {}
         if ORIGINAL in main and hasattr(text, ORIGINAL):  # it has priority over rope_parameters
             new[ORIGINAL] = main[ORIGINAL]
@@ -172,7 +176,7 @@ def _refuse_readers(text: Any) -> None:
 def _without_old_keys(edited: dict[str, Any], config: Any, trust_remote_code: bool) -> Any:
     """The model by `rope_parameters` alone: transformers 5 reads older keys first."""
     parts = {k: _plain(v) for k, v in edited.items() if k == "text_config"}
-    written = type(config).from_dict({**_plain(edited), **parts})
+    written = to_config(type(config), {**_plain(edited), **parts})
     written.name_or_path = config.name_or_path
     return outline(written, trust_remote_code)
 

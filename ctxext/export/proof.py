@@ -22,7 +22,7 @@ from ctxext.engine.anatomy import examine
 from ctxext.engine.patch import patched
 from ctxext.engine.probe import learn
 from ctxext.engine.stock import config_with, unheard, ways
-from ctxext.errors import UnsupportedModelError, UsageError
+from ctxext.errors import CtxextError, UnsupportedModelError, UsageError
 from ctxext.export import check
 from ctxext.export.fresh import Fresh, fresh
 from ctxext.export.small import Changes, flat, merge, small_model
@@ -156,7 +156,7 @@ def prove(
         on = patched(model, spec, length, **_options(given))
         with fresh(box, job, PATIENCE) as other, on as handle:
             found = _Found(job)
-            found.compare(check.measure(model, job), other)
+            found.compare(_measure(model, job), other)
             about = other.end()
     figures = [*found.figures.values(), *_judge(found, EXACT)]
     figures += _of_stock(model, spec, length, given) if carried else []
@@ -289,6 +289,19 @@ def _no_bars() -> Iterator[None]:
     finally:
         if shown:
             logging.enable_progress_bar()
+
+
+def _measure(model: Any, job: Job) -> Iterator[check.Measured]:
+    """Our side; UnsupportedModelError where the patched model does not run as the job asks."""
+    try:
+        yield from check.measure(model, job)
+    except CtxextError:
+        raise
+    except Exception as error:
+        raise UnsupportedModelError(
+            f"{model.config.model_type} does not run as a proof of an export asks: "
+            f"{check.one_line(error)}: use ctxext.patch at run time"
+        ) from error
 
 
 # What is found -----------------------------------------------------------------------------------
@@ -429,7 +442,7 @@ def _prove_weights(
         job["options"]["device_map"] = str(model.device)
     found = _Found(job)
     with patched(model, spec, length, **_options(given)):
-        ours = list(check.measure(model, job))
+        ours = list(_measure(model, job))
     allowed = EXACT if model.dtype == torch.float32 else torch.finfo(model.dtype).eps
     del model
     gc.collect()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator
 from typing import Any, TypeGuard
 
 import torch
+from torch import nn
 
 from ctxext.errors import UnsupportedModelError
 from ctxext.export.check import one_line, token_ids
@@ -162,7 +164,9 @@ def outline(config: Any, trust_remote_code: bool = False) -> Any:
     try:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(
-                config, attn_implementation="eager", trust_remote_code=trust_remote_code
+                copy.deepcopy(config),  # it writes into the configs of a config's parts
+                attn_implementation="eager",
+                trust_remote_code=trust_remote_code,
             )
     except Exception as error:
         raise UnsupportedModelError(
@@ -184,6 +188,9 @@ def _randomise(model: Any) -> None:
                 weight.normal_(0, GAIN / math.sqrt(weight.shape[-1]), generator=seed)
             else:
                 weight.add_(torch.empty_like(weight).uniform_(-0.3, 0.3, generator=seed))
+        for module in model.modules():  # what some families set to 0 when they are loaded
+            if isinstance(module, nn.Embedding) and module.padding_idx is not None:
+                module.weight[module.padding_idx] = 0
 
 
 def _size(model: Any) -> int:

@@ -15,7 +15,7 @@ from transformers.cache_utils import DynamicCache
 
 from ctxext.engine.pinned import alike, pinned, unswitched
 from ctxext.errors import CtxextError
-from ctxext.measure.attempts import reads_in_parts
+from ctxext.measure.attempts import new_cache, reads_in_parts
 from ctxext.models.calls import cache_name, padding_id
 from ctxext.tasks.base import Row, Sample
 
@@ -170,7 +170,7 @@ class _Decoder:
             min_new_tokens=limits.least or None,
             eos_token_id=self._ends or None,
             pad_token_id=self._pad,
-            use_cache=True,
+            use_cache=new_cache(model) is not None,
         )
         self._stops = torch.tensor(self._ends, dtype=torch.long, device=self._device)
 

@@ -41,12 +41,20 @@ def halves(batch: int, rows: int) -> list[int]:
     return sizes
 
 
+def new_cache(model: Any) -> DynamicCache | None:
+    """An empty cache; None where the config names no layers, as that of several models in one."""
+    try:
+        return DynamicCache(config=model.config)
+    except AttributeError:
+        return None
+
+
 def reads_in_parts(model: Any) -> bool:
     """Whether the parts of a window, read one after another, give what the whole gives at once.
 
     That takes a cache that keeps every key by itself, so that it can be cut back too. Rotary
     frequencies that go by how much is read must be pinned.
     """
-    layers = getattr(DynamicCache(config=model.config), "layers", None)
+    layers = getattr(new_cache(model), "layers", None)
     plain = layers is not None and all(type(layer) is DynamicLayer for layer in layers)
     return plain and not getattr(model, "_is_stateful", False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import math
 from collections.abc import Callable, Iterator
@@ -12,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
-from transformers.modeling_outputs import MoeModelOutputWithPast
 
 from ctxext.data import Text, load_text
 from ctxext.errors import UnsupportedModelError
+from ctxext.measure.head import Head
 from ctxext.measure.pieces import MARGIN, encode, pieces
 from ctxext.models.calls import cache_name
 from ctxext.tasks.base import TokenScores, Windows
@@ -81,18 +80,20 @@ def score(
     """
     device = model.get_input_embeddings().weight.device
     columns: list[tuple[Tensor, ...]] = [_NO_TOKENS]
+    head: Head | None = None
     with torch.inference_mode():
         for begin in range(0, len(windows), batch):
             some = slice(begin, begin + batch)
             ids, scored = windows.ids(some).to(device), windows.scored(some)
             nll, hit = torch.zeros(scored.shape, dtype=torch.double), torch.zeros_like(scored)
-            for start, hidden in _hidden(model, ids, chunk):
+            head = head or Head(model, ids[:1])
+            for start, hidden in _hidden(model, head, ids, chunk):
                 here = slice(start, start + hidden.shape[1])
                 mask = scored[:, here]
                 if not mask.any():
                     continue
                 wanted = hidden[:, : mask.shape[1]][mask.to(hidden.device)]
-                found = _score_hidden(model, wanted, ids[:, 1:][:, here][mask.to(device)])
+                found = _score_hidden(head, wanted, ids[:, 1:][:, here][mask.to(device)])
                 nll[:, here][mask], hit[:, here][mask] = found[0].cpu().double(), found[1].cpu()
             window, before = scored.nonzero(as_tuple=True)
             columns.append((window + begin, before + 1, nll[scored], hit[scored]))
@@ -101,50 +102,31 @@ def score(
     return TokenScores(windows.length, *arrays)
 
 
-def _hidden(model: Any, ids: Tensor, chunk: int | None) -> Iterator[tuple[int, Tensor]]:
+def _hidden(model: Any, head: Head, ids: Tensor, chunk: int | None) -> Iterator[tuple[int, Tensor]]:
     """Hidden states [windows, n, d] of consecutive positions, and the first one's position.
 
     Through a cache the last position is not read, since nothing follows it.
     """
     if chunk is None:
-        yield 0, model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+        yield 0, head.read(input_ids=ids, use_cache=False)
         return
-    base, cache, end = model.base_model, DynamicCache(config=model.config), ids.shape[1] - 1
+    cache, end = DynamicCache(config=model.config), ids.shape[1] - 1
     for start in range(0, end, chunk):
         part = ids[:, start : min(start + chunk, end)]
-        read = base(input_ids=part, use_cache=True, **{cache_name(base): cache})
+        hidden = head.read(input_ids=part, use_cache=True, **{cache_name(model): cache})
         if cache.get_seq_length() != start + part.shape[1]:
             raise UnsupportedModelError(f"{type(model).__name__} does not keep what it has read")
-        yield start, read.last_hidden_state
+        yield start, hidden
 
 
-def _score_hidden(model: Any, hidden: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+def _score_hidden(head: Head, hidden: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """nll and hit [n] of hidden states [n, d] against the tokens [n] that follow."""
-    vocabulary = model.get_output_embeddings().weight.shape[0]
-    chunk = max(1, LOGITS_AT_ONCE // vocabulary)
+    chunk = max(1, LOGITS_AT_ONCE // head.vocabulary)
     nll, hit = [], []
     for h, t in zip(hidden.split(chunk), target.split(chunk), strict=True):
-        with _base_gives(model, h[None]):
-            logits = model(input_ids=t[None], use_cache=False).logits[0]
+        logits = head.logits(h)
         wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
         right = t.to(logits.device)
         nll.append(torch.nn.functional.cross_entropy(wide, right, reduction="none"))
         hit.append(wide.argmax(-1) == right)
     return torch.cat(nll), torch.cat(hit)
-
-
-@contextlib.contextmanager
-def _base_gives(model: Any, hidden: Tensor) -> Iterator[None]:
-    """The model's head alone: its base returns `hidden`, so each family scales logits its way."""
-    base = model.base_model
-    if base is model:
-        raise UnsupportedModelError(f"{type(model).__name__} has no base model apart from its head")
-    kept = base.__dict__.get("forward")
-    base.forward = lambda *args, **kwargs: MoeModelOutputWithPast(last_hidden_state=hidden)
-    try:
-        yield
-    finally:
-        if kept is None:
-            del base.forward
-        else:
-            base.forward = kept

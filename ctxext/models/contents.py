@@ -69,6 +69,21 @@ def read_object(path: Path, limit: int, what: str) -> dict[str, Any]:
     return raw
 
 
+def to_config(config_class: Any, settings: dict[str, Any]) -> Any:
+    """The config that these settings of a config.json make, which are left as they are."""
+    return config_class.from_dict(_numbers(settings))
+
+
+def _numbers(value: Any) -> Any:
+    """A copy of what JSON holds, with the infinities that transformers writes as objects."""
+    if isinstance(value, dict):
+        said = value.get("__float__")
+        if len(value) == 1 and isinstance(said, str):
+            return float(said)
+        return {key: _numbers(part) for key, part in value.items()}
+    return [_numbers(part) for part in value] if isinstance(value, list) else value
+
+
 def shard_names(index: Path) -> list[str]:
     """The weight files that an index names, sorted: plain names, all of the index's own format."""
     names = read_object(index, MAX_INDEX_BYTES, "an index of weights").get("weight_map")

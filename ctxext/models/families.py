@@ -13,12 +13,19 @@ FILE = Path(__file__).with_name("families.json")
 
 
 class Family(NamedTuple):
-    """A model type; `frequency`, `distance` and `decoding` are "yes" (or how exact), or why not."""
+    """A model type; the others are "yes" (or how exact), or why not.
+
+    Attributes:
+        frequency, distance: whether it takes such methods; `ctxext eval` measures it with those.
+        decoding: how near decoding step by step is to one forward.
+        export: whether `ctxext patch` writes folders with ntk and with rerope, where it takes them.
+    """
 
     model_type: str
     frequency: str
     distance: str
     decoding: str
+    export: str
 
 
 def tried() -> str:
@@ -32,9 +39,9 @@ def families() -> list[Family]:
     return [Family(name, **row) for name, row in sorted(types.items())]
 
 
-def grouped() -> dict[tuple[str, str, str], list[str]]:
+def grouped() -> dict[tuple[str, ...], list[str]]:
     """The model types by what they take, the largest group first."""
-    groups: dict[tuple[str, str, str], list[str]] = {}
+    groups: dict[tuple[str, ...], list[str]] = {}
     for family in families():
         groups.setdefault(family[1:], []).append(family.model_type)
     return dict(sorted(groups.items(), key=lambda item: -len(item[1])))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from ctxext.patches.base import Rotary
 
 NAME = "inv_freq"
 LENGTH_DEPENDENT = ("dynamic", "longrope")  # scalings that go by the length at hand
+WINDOWS = {"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}
 # All that transformers' rope types read, so what an older scaling leaves behind.
 SCALING_KEYS = frozenset(
     "rope_type type factor attention_factor beta_fast beta_slow mscale mscale_all_dim truncate "
@@ -119,6 +121,11 @@ class Source:
     def facts(self) -> Rotary:
         """θ that methods divide by λ, its base, and T; UnsupportedModelError where not known."""
         theta = tuple(self.start.inv_freq.double().tolist())
+        ordered = all(fast >= slow for fast, slow in itertools.pairwise(theta))
+        if self.scaling == "default" and not ordered:
+            raise UnsupportedModelError(
+                f"{self.config.model_type}: its frequencies are not in order, from the fastest on"
+            )
         base = float(self.rope.get("rope_theta") or _base_of(theta))
         return Rotary(theta, base, self.trained, self._variant() if self.replaced else {})
 
@@ -256,28 +263,67 @@ def length_class(model: nn.Module | list[Source], length: int) -> int | None:
     return sum(steps) if steps else None  # none ever falls: sums are equal where all are
 
 
-def head_dim(config: Any) -> int:
-    """The dimension of a query and key head, from a model's config."""
+def layer_configs(config: Any) -> list[Any]:
+    """The config of a model's language part, or those of its layers where settings differ."""
     text = config.get_text_config()
-    latent = (getattr(text, "qk_rope_head_dim", None), getattr(text, "qk_nope_head_dim", None))
+    return list(text.per_layer_config) if getattr(text, "is_heterogeneous", False) else [text]
+
+
+def head_dim(config: Any) -> int:
+    """The largest dimension of a query and key head, from a model's config.
+
+    Raises:
+        UnsupportedModelError: neither the language part nor any other says it.
+    """
+    names = getattr(config, "sub_configs", {})
+    parts = (part for name in names if (part := getattr(config, name, None)) is not None)
+    for some in (layer_configs(config), parts):
+        if sizes := [size for part in some if (size := _head_dim(part))]:
+            return max(sizes)
+    raise UnsupportedModelError(f"{config.model_type}: the config names no attention heads")
+
+
+def _head_dim(config: Any) -> int:
+    """What a config says of one layer; 0 for nothing."""
+    latent: list[Any] = [getattr(config, f"qk_{part}_head_dim", None) for part in ("rope", "nope")]
+    own, wide, heads = (
+        getattr(config, name, None) for name in ("head_dim", "hidden_size", "num_attention_heads")
+    )
     if all(isinstance(part, int) for part in latent):
-        return sum(latent)  # type: ignore[arg-type]
-    own = getattr(text, "head_dim", None)
-    return int(own or text.hidden_size // text.num_attention_heads)
+        return sum(latent)
+    if isinstance(own, int) and own:
+        return own
+    return wide // heads if isinstance(wide, int) and isinstance(heads, int) and heads else 0
+
+
+def layer_windows(config: Any) -> list[tuple[str, int | None]]:
+    """The kind of each layer, and how many keys a query of it sees at most, from a config."""
+    text, layers = config.get_text_config(), layer_configs(config)
+    if len(layers) == 1:
+        layers *= getattr(text, "num_hidden_layers", 1)
+    kinds, slides = getattr(text, "layer_types", None), getattr(text, "use_sliding_window", True)
+    if not isinstance(kinds, list):
+        sliding = [slides and getattr(layer, "sliding_window", None) for layer in layers]
+        kinds = ["sliding_attention" if one else "full_attention" for one in sliding]
+    found = []
+    for layer, kind in zip(layers, kinds, strict=False):
+        window = getattr(layer, WINDOWS.get(kind, ""), None)
+        found.append((kind, window if isinstance(window, int) and window > 0 else None))
+    return found
 
 
 def has_windows(config: Any, trained: int) -> bool:
     """Whether a config speaks of layers that see no further back than the trained length."""
-    text = config.get_text_config()
-    names = ("sliding_window", "attention_chunk_size")
-    windows = [size for name in names if (size := getattr(text, name, None))]
+    text, layers = config.get_text_config(), layer_configs(config)
+    sizes = (getattr(layer, name, None) for name in WINDOWS.values() for layer in layers)
+    windows = [size for size in sizes if size]
     if windows and min(windows) > trained:
         return False
     kinds = set(getattr(text, "layer_types", None) or ["full_attention"])
-    window = getattr(text, "sliding_window", None) and getattr(text, "use_sliding_window", True)
-    if window and "layer_types" not in vars(text):
+    window = any(getattr(layer, "sliding_window", None) for layer in layers)
+    if window and getattr(text, "use_sliding_window", True) and "layer_types" not in vars(text):
         return True
-    return bool(kinds & {"sliding_attention", "chunked_attention"})
+    return bool(kinds & WINDOWS.keys())
 
 
 def _names(module: nn.Module) -> list[str]:

@@ -91,7 +91,9 @@ def _takes_sdpa(config: Any) -> bool:
     """Whether torch's sdpa is right for the model: it caps no logits, and the family allows it."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING as FAMILIES
 
-    if getattr(config.get_text_config(), "attn_logit_softcapping", None):
+    from ctxext.models.layout import layer_configs
+
+    if any(getattr(layer, "attn_logit_softcapping", None) for layer in layer_configs(config)):
         return False
     family = FAMILIES.get(type(config), None)
     return bool(getattr(family, "_supports_sdpa", True))
