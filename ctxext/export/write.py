@@ -18,6 +18,7 @@ from ctxext.export.native import write_native
 from ctxext.export.proof import Proof, prove
 from ctxext.export.small import small_model
 from ctxext.export.staging import staged
+from ctxext.export.weights import check_weights
 from ctxext.models.layout import find_sources
 from ctxext.models.loading import Source, load_config
 from ctxext.patches import Spec
@@ -133,6 +134,10 @@ def export(order: Order) -> Exported:
         allow_pickle=order.allow_pickle,
         weights=not order.config_only,
     )
+    anatomy, spec = patched.anatomy, patched.spec
+    notes = anatomy.notes(spec)
+    if chosen.weights:
+        notes += check_weights(chosen.weights, patched.config, order.trust_remote_code)
     with staged(order.source, order.out, force=order.force) as stage:
         proof = None
         if order.gguf:
@@ -156,7 +161,7 @@ def export(order: Order) -> Exported:
             latent=hasattr(patched.config.get_text_config(), "kv_lora_rank"),
             gguf=next((path.name for path in stage.glob("*.gguf")), None),
             proof=proof,
-            notes=tuple(patched.anatomy.notes(patched.spec)),
+            notes=tuple(notes),
         )
         write_card(stage, facts)
         files = sorted(p.relative_to(stage).as_posix() for p in stage.rglob("*") if p.is_file())
