@@ -6,6 +6,7 @@ carried.py    a folder's own code, made of the engine's files
 gguf.py       one file for llama.cpp; gguf_rope.py its rotation, gguf_vocab.py its tokenizer
 weights.py    whether a model loads from its weight files, by their headers
 files.py      which files of a model come along; staging.py how the folder appears, whole
+reach.py      up to how many tokens a spec reaches
 proof.py      what a fresh process finds; fresh.py starts it, check.py is what runs in it
 small.py      a small random model of the same config, to prove with
 card.py       the model card

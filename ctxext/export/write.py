@@ -11,6 +11,7 @@ from typing import Any
 from ctxext import patches
 from ctxext.engine.anatomy import Anatomy, examine
 from ctxext.errors import UnsupportedModelError, UsageError
+from ctxext.export import reach
 from ctxext.export.card import Facts, write_card
 from ctxext.export.carried import pin_tokenizer, write_carried
 from ctxext.export.files import choose, put, read_config
@@ -136,6 +137,8 @@ def export(order: Order) -> Exported:
     )
     anatomy, spec = patched.anatomy, patched.spec
     notes = anatomy.notes(spec)
+    if anatomy.sources or not anatomy.layers:  # else no layer sees so far
+        notes += reach.note(spec, patched.trained, order.length)
     if chosen.weights:
         notes += check_weights(chosen.weights, patched.config, order.trust_remote_code)
     with staged(order.source, order.out, force=order.force) as stage:
