@@ -20,6 +20,8 @@ from ctxext.export.proof import Proof, prove
 from ctxext.export.small import small_model
 from ctxext.export.staging import staged
 from ctxext.export.weights import check_weights
+from ctxext.models.adapter import MERGE
+from ctxext.models.contents import ADAPTER, CONFIG, WEIGHTS, index_name
 from ctxext.models.layout import find_sources
 from ctxext.models.loading import Source, load_config
 from ctxext.patches import Spec
@@ -128,6 +130,7 @@ def export(order: Order) -> Exported:
             was written is not the patched model.
     """
     check(order)
+    beside = _check_adapter(order)
     patched = _examine(order)
     chosen = choose(
         order.source,
@@ -136,7 +139,7 @@ def export(order: Order) -> Exported:
         weights=not order.config_only,
     )
     anatomy, spec = patched.anatomy, patched.spec
-    notes = anatomy.notes(spec)
+    notes = beside + anatomy.notes(spec)
     if anatomy.sources or not anatomy.layers:  # else no layer sees so far
         notes += reach.note(spec, patched.trained, order.length)
     if chosen.weights:
@@ -202,6 +205,31 @@ def check(order: Order) -> None:
     for one, other, message in needless:
         if one and other:
             raise UsageError(message)
+
+
+def _check_adapter(order: Order) -> list[str]:
+    """What becomes of an adapter beside a model; UsageError for one alone, or that is loaded."""
+    folder = order.source
+    if not os.path.lexists(folder / ADAPTER):
+        return []
+    if not os.path.lexists(folder / CONFIG) or not any(
+        os.path.lexists(folder / name)
+        for weights in WEIGHTS
+        for name in (weights, index_name(weights))
+    ):
+        raise UsageError(
+            f"{str(folder)!r} holds a PEFT adapter ({ADAPTER}) and no whole model: merge it first "
+            f"({MERGE}), and export the result"
+        )
+    if order.full:
+        raise UsageError(
+            f"{str(folder)!r} has a PEFT adapter ({ADAPTER}) beside its weights, which would be "
+            "loaded with them: leave out --verify full, or take it out of the folder"
+        )
+    return [
+        f"the PEFT adapter beside the weights ({ADAPTER}) is left out: to have it in, merge it "
+        f"first ({MERGE})"
+    ]
 
 
 def _examine(order: Order) -> _Patched:

@@ -15,8 +15,16 @@ from pathlib import Path
 from typing import Any
 
 from ctxext.errors import UsageError
+from ctxext.models.adapter import check_adapter, with_base
 from ctxext.models.aliases import ALIASES, locate
-from ctxext.models.contents import WEIGHTS, index_name, shard_names, support_patterns
+from ctxext.models.contents import (
+    CONFIG,
+    TOKENIZER,
+    WEIGHTS,
+    index_name,
+    shard_names,
+    support_patterns,
+)
 from ctxext.models.trained import trained_length
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -111,7 +119,7 @@ def load_config(source: Source) -> Any:
     """The model's transformers config; errors as for `load`, and for an exported model."""
     from transformers import AutoConfig
 
-    config = _explained(source, AutoConfig.from_pretrained)
+    config = _explained(with_base(source), AutoConfig.from_pretrained)
     carried = getattr(config, "ctxext", None)
     if isinstance(carried, dict):
         raise UsageError(
@@ -126,7 +134,7 @@ def load_tokenizer(source: Source) -> Any:
     """The model's tokenizer; errors as for `load`."""
     from transformers import AutoTokenizer
 
-    return _explained(source, AutoTokenizer.from_pretrained)
+    return _explained(with_base(source, (CONFIG, *TOKENIZER)), AutoTokenizer.from_pretrained)
 
 
 def load_model(source: Source, note: Callable[[str], None] = logging.warning) -> Any:
@@ -138,6 +146,7 @@ def load_model(source: Source, note: Callable[[str], None] = logging.warning) ->
     from transformers import AutoModelForCausalLM
 
     source = settle(source, load_config(source))
+    check_adapter(source, note)
     options: dict[str, Any] = {"dtype": source.dtype, "attn_implementation": source.attn}
     if source.load_in is not None:
         options["quantization_config"] = _quantization(source.load_in)
