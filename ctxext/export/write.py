@@ -41,6 +41,7 @@ class Order:
         length: L in tokens, the new `max_position_embeddings` unless T is longer.
         out: the new folder; it must not exist, or be empty, unless `force`.
         name: what the user calls the model; for the card.
+        hub_id: where on the Hub the folder was fetched from; None for one that was there.
         train_len: T in tokens where the config's is not right.
         own_scaling: whether methods "keep" or "replace" the model's own rope scaling.
         trust_remote_code: whether code that comes with the model may run, and is copied.
@@ -58,6 +59,7 @@ class Order:
     length: int
     out: Path
     name: str = ""
+    hub_id: str | None = None
     train_len: int | None = None
     own_scaling: str = "keep"
     trust_remote_code: bool = False
@@ -157,6 +159,7 @@ def export(order: Order) -> Exported:
             proof = _prove(stage, order, patched.spec, expression == CARRIED)
         facts = Facts(
             public_name(order.name, order.source),
+            order.hub_id,
             order.source,
             patched.spec,
             order.length,
@@ -283,7 +286,7 @@ def _write_gguf(stage: Path, order: Order, patched: _Patched) -> str:
     title = f"{public_name(order.name, order.source)}-{spec}"
     name = f"{re.sub('[^A-Za-z0-9._=-]+', '-', title).strip('-.')[:120]}.gguf"
     longest = max(order.length, patched.trained)
-    return write_gguf(order.source, stage / name, config, spec, source, longest)
+    return write_gguf(order.source, stage / name, config, spec, source, longest, order.hub_id)
 
 
 def _prove(stage: Path, order: Order, spec: Spec, carried: bool) -> Proof:
