@@ -305,6 +305,7 @@ def patch(
         raise UsageError("--private is for --push-to-hub: give that too, or leave it out")
     from ctxext.export import hub
     from ctxext.export.write import Order, check, export, public_name
+    from ctxext.models.aliases import locate
     from ctxext.models.loading import local_folder, told
 
     console.quieten()
@@ -330,8 +331,10 @@ def patch(
     console.announce([model])
     source = Source(model, revision, trust_remote_code)
     folder = local_folder(source, weights=not config_only, allow_pickle=allow_pickle)
+    where = locate(model)
+    hub_id = None if Path(where).is_dir() else where
     with console.terminable():
-        done = export(replace(order, source=folder))
+        done = export(replace(order, source=folder, hub_id=hub_id))
     typer.echo(printable(told(model, done.trained, done.own_scaling)), err=True)
     for note in done.notes:
         typer.echo(f"note: {note}", err=True)

@@ -14,7 +14,7 @@ from ctxext.export.write import public_name
 from ctxext.patches.base import Span
 
 SPEC = patches.parse("pi").resolve(Span(512, 2048))
-FACTS = Facts("m", Path("m"), SPEC, 2048, 512, "linear", False, True, False, None, None, ())
+FACTS = Facts("m", None, Path("m"), SPEC, 2048, 512, "linear", False, True, False, None, None, ())
 BOMB = "".join(f"x{i}: &x{i} [{f'*x{i - 1},' * 9 if i else 'mit'}]\n" for i in range(12))
 
 
@@ -30,6 +30,9 @@ BOMB = "".join(f"x{i}: &x{i} [{f'*x{i - 1},' * 9 if i else 'mit'}]\n" for i in r
         (f"{BOMB}license: *x11", {}),
         (f"license: {'[' * 3000}", {}),
         ("license: mit\nmodel-index: 5", {"license": "mit"}),
+        ("base_model: org/base", {"base_model": "org/base"}),
+        ("base_model: /home/me/base", {}),
+        ("base_model: [org/a, org/b]", {}),
         ("- license", {}),
         ("license: !!python/object/apply:os.getcwd []", {}),
         (f"license: mit\nx: {'m' * 2**20}", {}),
@@ -54,10 +57,26 @@ def test_a_card_without_metadata_or_none_at_all_says_nothing(tmp_path: Path) -> 
 
 
 def test_code_in_the_card_names_the_model_as_it_is(tmp_path: Path) -> None:
-    write_card(tmp_path, replace(FACTS, name="org/my_model", weights=False))
+    write_card(tmp_path, replace(FACTS, hub_id="org/my_model", weights=False))
     text = (tmp_path / "README.md").read_text()
     assert 'from_pretrained("org/my_model", config=config)' in text
     assert "vllm serve org/my_model --hf-config-path" in text
+
+
+@pytest.mark.parametrize("name", ["smollm2", "llama", "org/name", "tiny"])
+def test_a_folders_name_is_no_claim(name: str, tmp_path: Path) -> None:
+    """What the card of the folder says is known; the name of the folder says nothing."""
+    write_card(tmp_path, replace(FACTS, name=name, source=tmp_path / "none"))
+    text = (tmp_path / "README.md").read_text()
+    assert "base_model" not in yaml.safe_load(text.split("---\n")[1])
+    (tmp_path / "of").mkdir()
+    (tmp_path / "of" / "README.md").write_text("---\nbase_model: org/base\n---\n")
+    for hub_id, base in ((None, "org/base"), ("org/own", "org/own")):
+        facts = replace(FACTS, name=name, hub_id=hub_id, source=tmp_path / "of", weights=False)
+        write_card(tmp_path, facts)
+        text = (tmp_path / "README.md").read_text()
+        assert yaml.safe_load(text.split("---\n")[1])["base_model"] == base
+        assert ("vllm serve org/own" in text) is (hub_id is not None)
 
 
 def test_where_a_folder_lies_is_not_told(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import math
 import shutil
 from pathlib import Path
 
+import oracle
 import pytest
 import torch
 import transformers
@@ -20,7 +21,7 @@ from families import tiny_model
 import ctxext
 from ctxext import patches
 from ctxext.errors import UnsupportedModelError, UsageError
-from ctxext.export import carried, write
+from ctxext.export import carried, reach, write
 from ctxext.export import native as module
 from ctxext.export.proof import Figure, Proof
 from ctxext.export.write import CARRIED, Exported, Order, export
@@ -401,3 +402,75 @@ def test_no_carried_folder_depends_on_a_file_elsewhere(tmp_path: Path) -> None:
     spec = parsed.resolve(Span(512, 4096))
     with pytest.raises(UnsupportedModelError, match="'longrope' reads a file of its own"):
         carried._code(spec)
+
+
+# What is said of an export -----------------------------------------------------------------------
+
+DISTANCES = (  # specs at T = 16, their distance method as the oracle takes it, and k
+    ("rerope:window=8", ("rerope", {"window": 8}), 1),
+    ("rerope:window=20+logn", ("rerope", {"window": 20}), 1),
+    ("ntk:factor=2+rerope:window=20", ("rerope", {"window": 20}), 2),
+    ("leaky-rerope:window=8,leak=4", ("leaky-rerope", {"window": 8, "leak": 4.0}), 1),
+    ("leaky-rerope", ("leaky-rerope", {"window": 4, "leak": 15.0}), 1),
+    (
+        "pi:factor=1.5+leaky-rerope:window=8,leak=4",
+        ("leaky-rerope", {"window": 8, "leak": 4.0}),
+        1.5,
+    ),
+    ("self-extend:window=4,group=3", ("self-extend", {"window": 4, "group": 3}), 1),
+    ("self-extend", ("self-extend", {"window": 4, "group": 5}), 1),
+    ("dca", ("dca", {"chunk": 12, "local": 4}), 1),
+    ("dca:chunk=4", ("dca", {"chunk": 4, "local": 12}), 1),
+    ("window:window=30", ("window", {"window": 30}), 1),
+    ("lm-infinite", ("lm-infinite", {"window": 16, "sinks": 10}), 1),
+    ("streaming:window=20,sinks=3", ("streaming", {"window": 20, "sinks": 3}), 1),
+)
+
+
+@pytest.mark.parametrize(("text", "distance", "k"), DISTANCES, ids=[d[0] for d in DISTANCES])
+def test_distances_reach_as_far_as_their_relative_positions_say(
+    text: str, distance: tuple[str, dict[str, object]], k: float
+) -> None:
+    method = {"T": 16, "distance": distance}
+    far = oracle.effective_positions(64, method).masked_fill(~oracle.seen(64, method), 0)
+    beyond = far.amax(1) > k * 16
+    want = int(beyond.int().argmax()) if beyond.any() else 64
+    assert reach.reach(patches.parse(text).resolve(Span(16, 64)), 16, 64) == want
+
+
+@pytest.mark.parametrize(
+    ("spec", "covered"),
+    {
+        "yarn:factor=2": 1024,
+        "pi:factor=2+ntk:factor=1.5": 1536,
+        "dynamic-ntk:sequence=2048": 2048,
+        "llama3:factor=3+logn": 1536,
+        "longrope:sequence=700": 700,
+        "longrope:sequence=100": 512,
+        "logn": 512,
+        "rope": 512,
+    }.items(),
+)
+def test_frequencies_reach_as_far_as_they_stretch(spec: str, covered: int) -> None:
+    resolved = patches.parse(fitted(spec, 8)).resolve(Span(512, 4096))
+    assert reach.reach(resolved, 512, 4096) == covered
+    (line,) = reach.note(resolved, 512, 4096)
+    assert f"reaches {covered} tokens and not 4096" in line
+
+
+@pytest.mark.parametrize("name", [n for n in patches.names() if n not in ("rope", "logn")])
+def test_every_method_reaches_the_length_by_default(name: str) -> None:
+    """But for one that is for training, and none at all."""
+    for trained, length in ((512, 4096), (3000, 10000), (37, 1001)):
+        spec = patches.parse(fitted(name, 8)).resolve(Span(trained, length))
+        assert (reach.reach(spec, trained, length) == length) is (name != "inv-leaky-rerope")
+
+
+def test_a_spec_that_does_not_reach_the_length_is_told(llama: Path, tmp_path: Path) -> None:
+    for spec, told in (("yarn:factor=2", True), ("yarn", False), ("yarn:factor=8", False)):
+        done = run(llama, spec, tmp_path / spec)
+        card = (tmp_path / spec / "README.md").read_text()
+        for text in (card, *done.notes[-1:]):
+            assert (f"reaches {2 * TRAINED} tokens and not {LENGTH}" in text) is told
+    inside = around(tiny_model("mistral", sliding_window=16), tmp_path / "inside")
+    assert not any("reaches" in n for n in run(inside, "pi:factor=2", tmp_path / "out", 256).notes)

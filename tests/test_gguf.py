@@ -51,12 +51,17 @@ TEXT = Path(shutil.__file__).read_text(encoding="utf-8")
 
 
 def run(
-    source: Path, spec: str, target: Path, length: int = LENGTH, own_scaling: str = "keep"
+    source: Path,
+    spec: str,
+    target: Path,
+    length: int = LENGTH,
+    own_scaling: str = "keep",
+    hub_id: str | None = None,
 ) -> str:
     config = load_config(Source(str(source)))
     rotary = rotation_of(config, length, own_scaling)
     resolved = patches.parse(spec).resolve(Span(rotary.trained, length))
-    return write_gguf(source, target, config, resolved, rotary, length)
+    return write_gguf(source, target, config, resolved, rotary, length, hub_id)
 
 
 def rotation_of(config: Any, length: int, own_scaling: str = "keep") -> Any:
@@ -380,10 +385,10 @@ def test_metadata(tmp_path: Path) -> None:
 
 
 def test_card_and_chat_template_come_along(llama: Path, tmp_path: Path) -> None:
-    folder = shutil.copytree(llama, tmp_path / "models--org--name" / "snapshots" / "abc")
+    folder = shutil.copytree(llama, tmp_path / "models--org--other" / "snapshots" / "abc")
     (folder / "README.md").write_text("---\nlicense: apache-2.0\n---\nA card.\n")
     (folder / "chat_template.jinja").write_text("{{ messages }}")
-    run(folder, "pi", tmp_path / "m.gguf", 128)
+    run(folder, "pi", tmp_path / "m.gguf", 128, hub_id="org/name")
     fields, _ = read(tmp_path / "m.gguf")
     assert fields["general.license"] == "apache-2.0"
     assert fields["general.name"] == "name"
@@ -392,7 +397,9 @@ def test_card_and_chat_template_come_along(llama: Path, tmp_path: Path) -> None:
     for bad in ("---\n: [\n---\n", "---\nlicense: [1, 2]\n---\n", "---\n- a\n---\n", "\x00"):
         (folder / "README.md").write_text(bad)
         run(folder, "pi", tmp_path / "m.gguf", 128)
-        assert "general.license" not in read(tmp_path / "m.gguf")[0]
+        fields, _ = read(tmp_path / "m.gguf")
+        assert "general.license" not in fields
+        assert "general.base_model.0.repo_url" not in fields  # the folder's place is no claim
 
 
 @pytest.mark.parametrize("name", CUTS)

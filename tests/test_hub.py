@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import threading
@@ -18,11 +19,13 @@ from typing import Any
 from urllib.parse import unquote
 
 import pytest
+import yaml
 
 from ctxext.errors import UsageError
 from ctxext.export.files import choose
 from ctxext.export.hub import check_repository
 from ctxext.models import contents
+from ctxext.models.aliases import TINY
 
 TOKEN = "hf_secretSECRETsecret0123456789"
 COMMIT = "c0ffee" * 6 + "0000"
@@ -255,6 +258,20 @@ def test_the_command_exports_and_pushes(hub: Hub, tmp_path: Path) -> None:
     assert done.stderr == f"pushed to {hub.url}/{NAME}\n"
     assert hub.commits == [("tiny with ntk:factor=2", contents_of(out))]
     assert "model.safetensors" not in contents_of(out)
+
+
+def test_a_card_names_the_repository_that_a_model_is_from(hub: Hub, tmp_path: Path) -> None:
+    """Of a folder of the same name, or of an alias's, it does not."""
+    serve(hub, {path.name: path.read_bytes() for path in TINY.iterdir()})
+    shutil.copytree(TINY, tmp_path / "smollm2")
+    command = "import sys; from ctxext.cli import main; main()"
+    for model, base in ((NAME, NAME), (str(tmp_path / "smollm2"), None), ("tiny", None)):
+        out = tmp_path / "out"
+        asked = ("patch", "--model", model, "--method", "ntk", "--len", "1k", "--out", str(out))
+        done = python(hub, tmp_path / "home", command, *asked, "--config-only", "--force")
+        assert done.returncode == 0, done.stderr
+        front = (out / "README.md").read_text().split("---\n")[1]
+        assert yaml.safe_load(front).get("base_model") == base
 
 
 def test_weights_may_be_links(hub: Hub, folder: Path, tmp_path: Path) -> None:

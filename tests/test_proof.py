@@ -21,11 +21,13 @@ from ctxext import patches
 from ctxext.engine import patch
 from ctxext.errors import UnsupportedModelError, UsageError
 from ctxext.export import check, fresh, proof
+from ctxext.export.carried import write_carried
 from ctxext.export.proof import Figure, Proof, prove
 from ctxext.export.small import merge, small_model
 from ctxext.export.write import Order, export
 from ctxext.models.layout import find_sources, head_dim
 from ctxext.models.loading import Source
+from ctxext.patches.base import Span
 
 LENGTH = 4 * TRAINED
 
@@ -366,6 +368,7 @@ def test_carried_code_is_run_without_ctxext(
         "of 16 tokens generated after 64, differ",
         "logits at 32 tokens, of the largest",
         "logits at 128 tokens, of the largest",
+        "logits at 5 places up to position 128, of the largest",
     ]
     assert all(figure.value <= 1e-6 for figure in found.figures)
     assert (found.moved or 0) > 0.01
@@ -382,17 +385,63 @@ def test_wrong_code_is_found(llama: Path, tmp_path: Path) -> None:
         run(llama, stage, "pi:factor=4", carried=True)
 
 
+def carried(source: Path, stage: Path, spec: str, length: int, trained: int) -> Path:
+    """A folder with the config and the code that an export with the spec has."""
+    stage.mkdir()
+    raw = json.loads((source / "config.json").read_text())
+    resolved = patches.parse(spec).resolve(Span(trained, length))
+    classes = transformers.LlamaForCausalLM, transformers.LlamaConfig
+    write_carried(stage, raw, *classes, resolved, length, trained)
+    return stage
+
+
+RE, GROUPS, CHUNKS = "rerope:window=512+logn", "self-extend:window=512", "dca:chunk=1024,local=512"
+FAULTS = {  # a spec, the file that is wrong, what stands in it and what in its place
+    "window": (RE, "config.json", "window=512", "window=513"),
+    "trained length": (RE, "config.json", '"trained": 2048', '"trained": 2049'),
+    "far turn": (RE, "patches_rerope", "q * 0 + w", "q * 0 + w + 1"),
+    "border": (RE, "patches_rerope", "Part(w, None", "Part(w + 1, None"),
+    "old keys": (RE, "patches_rerope", "Part(w, None", "Part(w, 15000"),
+    "long sequences": (RE, "patches_logn", "math.log(trained)", "math.log(trained + n // 9e3)"),
+    "group": (GROUPS, "patches_self_extend", "k // group", "(k + 1) // group"),
+    "old chunks": (CHUNKS, "patches_dca", "Part(2, None", "Part(2, 14"),
+    "step in a chunk": (CHUNKS, "patches_dca", "step < local", "step <= local"),
+    "sinks": ("streaming:sinks=4", "patches_streaming", "first=self.sinks", "first=5"),
+    "turned keys": (RE, "engine_chunked", "position[first:last]", "position[first:last] // 2"),
+}
+
+
 @pytest.mark.usefixtures("here")
-def test_long_reading_in_eager_attention_goes_by_parts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model = random_model()
-    probe = {"length": 100, "rows": 7, "jump": 0, "vocabulary": 97}
-    whole = check.logits(model, probe)
-    model.set_attn_implementation("eager")
-    monkeypatch.setattr(check, "LONG", 50)
-    monkeypatch.setattr(check, "PART", 16)
-    torch.testing.assert_close(check.logits(model, probe), whole, rtol=0, atol=1e-5)
+@pytest.mark.parametrize("fault", FAULTS)
+def test_faults_in_carried_code_that_show_far_out_are_found(fault: str, tmp_path: Path) -> None:
+    """The tokens that are read are few, and L eight times T."""
+    spec, name, right, wrong = FAULTS[fault]
+    source = folder(tmp_path / "source", random_model(max_position_embeddings=2048))
+    stage = carried(source, tmp_path / "stage", spec, 2**14, 2048)
+    (file,) = (path for path in stage.iterdir() if name in path.name)
+    text = file.read_text()
+    assert right in text
+    file.write_text(text.replace(right, wrong))
+    with pytest.raises(UnsupportedModelError, match=r"is not the patched llama model|cannot load"):
+        run(source, stage, spec, 2**14, carried=True)
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("spec", [RE, GROUPS, CHUNKS, "streaming:sinks=4"])
+def test_a_proof_reads_few_tokens(spec: str, tmp_path: Path, monkeypatch: Any) -> None:
+    source = folder(tmp_path / "source", random_model(max_position_embeddings=2**15))
+    stage = carried(source, tmp_path / "stage", spec, 2**16, 2**15)
+    read, forward = [], transformers.LlamaModel.forward
+
+    def count(model: Any, input_ids: Any = None, **given: Any) -> Any:
+        read.append(input_ids.numel())
+        return forward(model, input_ids, **given)
+
+    monkeypatch.setattr(transformers.LlamaModel, "forward", count)
+    found = run(source, stage, spec, 2**16, carried=True)
+    assert all(figure.value == 0 for figure in found.figures)
+    assert f"up to position {2**16}" in found.figures[-1].what
+    assert sum(read) < 2**14
 
 
 # The real weights --------------------------------------------------------------------------------

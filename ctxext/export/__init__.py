@@ -4,7 +4,9 @@ write.py      the order of things: check, write, prove, card, place
 native.py     configs of stock transformers that say a spec
 carried.py    a folder's own code, made of the engine's files
 gguf.py       one file for llama.cpp; gguf_rope.py its rotation, gguf_vocab.py its tokenizer
+weights.py    whether a model loads from its weight files, by their headers
 files.py      which files of a model come along; staging.py how the folder appears, whole
+reach.py      up to how many tokens a spec reaches
 proof.py      what a fresh process finds; fresh.py starts it, check.py is what runs in it
 small.py      a small random model of the same config, to prove with
 card.py       the model card

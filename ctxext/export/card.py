@@ -14,7 +14,13 @@ from ctxext.patches import Spec
 CARD = "README.md"
 LONGEST_FRONT = 2**18  # characters of the source's card that are read
 LONGEST = 200  # characters of a value in it, and values in a list
-KEPT = ("license", "license_name", "license_link", "language")  # of the source's own metadata
+KEPT = (
+    "license",
+    "license_name",
+    "license_link",
+    "language",
+    "base_model",
+)  # of the source's own metadata
 _FRONT = re.compile(r"\s*---\n(.*?)\n---[ \t]*(?:\n|$)", re.DOTALL)
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -24,7 +30,8 @@ class Facts:
     """What a card says.
 
     Attributes:
-        name: what the user calls the model: a Hub id, an alias or a folder.
+        name: what the user calls the model: a Hub id, an alias, or a folder's name.
+        hub_id: where on the Hub it was fetched from; None for a folder of the user's.
         source: its folder.
         spec: resolved, with all parameters.
         length: L in tokens.
@@ -39,6 +46,7 @@ class Facts:
     """
 
     name: str
+    hub_id: str | None
     source: Path
     spec: Spec
     length: int
@@ -62,26 +70,20 @@ def _front(facts: Facts) -> str:
     from huggingface_hub import ModelCardData
 
     names = [method.name for method in facts.spec.methods]
+    known = source_metadata(facts.source)
+    base = known.pop("base_model", None)
     data = ModelCardData(
-        base_model=_hub_id(facts.name),
+        base_model=facts.hub_id or base,
         library_name="transformers" if facts.gguf is None else "gguf",
         pipeline_tag="text-generation",
         tags=["ctxext", "long-context", *dict.fromkeys(names)],
-        **source_metadata(facts.source),
+        **known,
     )
     return f"---\n{data.to_yaml()}\n---\n"
 
 
-def _hub_id(name: str) -> str | None:
-    """The model's id on the Hub, where it has one."""
-    from ctxext.models.aliases import ALIASES
-
-    name = ALIASES[name].hub_id if name in ALIASES else name
-    return name if _HUB_ID.fullmatch(name) and not Path(name).exists() else None
-
-
 def source_metadata(source: Path) -> dict[str, Any]:
-    """Licence and languages that the source's own card names, as far as they are short and plain.
+    """What the source's own card names of licence, languages and base, if short and plain.
 
     The card is not trusted: it may be of any size and of any content.
     """
@@ -95,7 +97,10 @@ def source_metadata(source: Path) -> dict[str, Any]:
         return {}
     found = {key: given.get(key) for key in KEPT}
     lists = {k: list(filter(_is_short, v[:LONGEST])) for k, v in found.items() if type(v) is list}
-    return {k: v for k, v in (found | lists).items() if _is_short(v) or lists.get(k)}
+    kept = {k: v for k, v in (found | lists).items() if _is_short(v) or lists.get(k)}
+    if not _HUB_ID.fullmatch(str(kept.get("base_model"))):
+        kept.pop("base_model", None)
+    return kept
 
 
 def _is_short(value: object) -> bool:
@@ -103,7 +108,7 @@ def _is_short(value: object) -> bool:
 
 
 def _body(facts: Facts) -> str:
-    name = plain(_hub_id(facts.name) or Path(facts.name).name or facts.name)
+    name = plain(facts.hub_id or facts.name)
     spec = facts.spec.full()
     parts = [
         f"\n# {name}, {spec}, {facts.length} tokens\n",
@@ -142,7 +147,7 @@ def _loading(facts: Facts) -> list[str]:
     if facts.gguf is not None:
         return [f"```\nllama-cli -m {facts.gguf} -c {facts.length}\n```\n"]
     trust = ", trust_remote_code=True" if facts.carried else ""
-    where = _hub_id(facts.name) or "BASE_MODEL"
+    where = facts.hub_id or "BASE_MODEL"
     lines = ["from transformers import AutoModelForCausalLM, AutoTokenizer", ""]
     if facts.weights:
         lines += [f'model = AutoModelForCausalLM.from_pretrained("THIS_FOLDER"{trust})']

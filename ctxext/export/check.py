@@ -26,8 +26,8 @@ Measured = tuple[str, "Tensor"]  # what it is, and the numbers
 
 CHUNK = 4096  # positions in a table at a time
 HEADER = 2**16  # bytes
-PART = 512  # tokens read at a time in eager attention, whose memory is quadratic
-LONG = 2048  # tokens beyond which that is done
+FIRST = 32  # tokens that are read before those that stand far out
+SHARP = 6.0  # times its size is a key of a filled cache, so that a query sees few of them
 NUMBERS = ("float32", "int64")
 
 
@@ -51,6 +51,8 @@ def logits(model: Any, probe: dict[str, Any]) -> Tensor:
     """Those [rows, vocabulary] of a probe, its rows spread evenly over the tokens."""
     import torch
 
+    if probe["at"]:
+        return _far_out(model, probe)
     device = next(model.parameters()).device
     ids = token_ids(1, probe["length"], probe["vocabulary"]).to(device)
     rows = spread(probe["length"], probe["rows"]).to(device)
@@ -62,12 +64,40 @@ def logits(model: Any, probe: dict[str, Any]) -> Tensor:
         positions[half:] += start - half
         given = {"position_ids": positions[None], "attention_mask": torch.ones_like(ids)}
     with torch.no_grad():
-        if model.config.get_text_config()._attn_implementation == "eager" and len(ids[0]) > LONG:
-            return _in_parts(model, ids, rows)
         if "logits_to_keep" in inspect.signature(model.forward).parameters:
             found = model(ids, **given, use_cache=False, logits_to_keep=rows).logits[0]
         else:
             found = model(ids, **given, use_cache=False).logits[0, rows]
+    return found.float().cpu()  # type: ignore[no-any-return]
+
+
+def _far_out(model: Any, probe: dict[str, Any]) -> Tensor:
+    """The logits [n, vocabulary] of tokens at the positions `at`, `at` + 1, ….
+
+    Before them a cache is filled up without reading so many tokens: with keys of the first ones,
+    at the positions that the probe names, and zeros elsewhere. The keys are so large that each
+    query sees a few of them alone, so that a turn of any is seen.
+    """
+    import torch
+    from transformers import Cache
+
+    device = next(model.parameters()).device
+    ids = token_ids(1, FIRST + probe["length"], probe["vocabulary"]).to(device)
+    with torch.no_grad():
+        first = model(ids[:, :FIRST], use_cache=True)
+        name, cache = next(kv for kv in first.items() if isinstance(kv[1], Cache))
+        places = torch.tensor(probe["keys"], dtype=torch.long, device=device) - FIRST
+        for layer in cache.layers:
+            if getattr(layer, "keys", None) is None:  # a state that does not grow
+                continue
+            layer.keys = layer.keys * SHARP
+            more = []
+            for held in (layer.keys, layer.values):
+                filled = held.new_zeros(*held.shape[:-2], probe["at"] - FIRST, held.shape[-1])
+                filled[..., places, :] = held[..., torch.arange(len(places)) % held.shape[-2], :]
+                more.append(filled)
+            layer.update(*more)
+        found = model(ids[:, FIRST:], use_cache=True, **{name: cache}).logits[0]
     return found.float().cpu()  # type: ignore[no-any-return]
 
 
@@ -125,21 +155,6 @@ def _tables(model: Any, table: dict[str, Any]) -> Iterator[Measured]:
     yield "frequencies", module._buffers[name].detach().float().cpu().clone()
     for some in positions.split(CHUNK):
         yield "table", ask(some)
-
-
-def _in_parts(model: Any, ids: Tensor, rows: Tensor) -> Tensor:
-    """The logits through a cache."""
-    import torch
-
-    takes = inspect.signature(type(model).forward).parameters
-    name = "cache" if "cache" in takes else "past_key_values"
-    found, cache, start = [], None, 0
-    for some in ids.split(PART, 1):
-        out = model(some, use_cache=True, **{name: cache})
-        here = rows[(rows >= start) & (rows < start + PART)] - start
-        found.append(out.logits[0, here].float().cpu())
-        cache, start = out[name], start + PART
-    return torch.cat(found)
 
 
 def _generate(model: Any, job: dict[str, Any]) -> Tensor:

@@ -29,6 +29,8 @@ from ctxext.models.contents import (
     shard_names,
 )
 
+POINTER = b"version https://git-lfs.github.com/spec/"  # which Git LFS has in place of a file
+
 
 @dataclass(frozen=True)
 class Chosen:
@@ -65,7 +67,7 @@ def choose(source: Path, *, code: bool, allow_pickle: bool, weights: bool = True
 
     Raises:
         UsageError: no weights, or only pickles; a file that is not there, cannot be read, is no
-            file, or is a link that leads out of the folder.
+            file, is a Git LFS pointer, or is a link that leads out of the folder.
     """
     root = source.absolute()
     names = _listing(root)
@@ -141,8 +143,13 @@ def _real(path: Path, root: Path) -> Path:
             raise _outside(path)
         if not stat.S_ISREG(os.stat(real).st_mode):
             raise UsageError(f"{str(path)!r} is no regular file: put the file itself there")
-        with open(real, "rb"):
-            return Path(real)
+        with open(real, "rb") as file:
+            if file.read(len(POINTER)) == POINTER:
+                raise UsageError(
+                    f"{str(path)!r} is a Git LFS pointer and not the file itself: run `git lfs "
+                    "pull` in the folder, or download it anew"
+                )
+        return Path(real)
     except OSError as error:
         raise UsageError(f"cannot read {str(path)!r}: {_why(error)}") from error
 

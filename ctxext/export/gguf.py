@@ -67,7 +67,13 @@ class Weight:
 
 
 def write_gguf(
-    source: Path, target: Path, config: Any, spec: Spec, rotary: Source, length: int
+    source: Path,
+    target: Path,
+    config: Any,
+    spec: Spec,
+    rotary: Source,
+    length: int,
+    hub_id: str | None = None,
 ) -> str:
     """Write a model folder with the spec in force as a GGUF file, and read it back.
 
@@ -81,6 +87,7 @@ def write_gguf(
         spec: resolved; frequency methods only.
         rotary: the model's only set of frequencies, of its config, T and L.
         length: L in tokens, which becomes the file's context length where it exceeds T.
+        hub_id: where on the Hub the folder was fetched from, if it was.
 
     Returns:
         How the file says it: "rope.freq_base", "linear", "yarn" or "rope_freqs".
@@ -103,7 +110,7 @@ def write_gguf(
         weights = _find_weights(source, config, architecture, stack)
         vocabulary = gguf_vocab.read_vocabulary(source, config)
         try:
-            writer = _describe(source, config, architecture, context, spec)
+            writer = _describe(source, config, architecture, context, spec, hub_id)
             gguf_rope.add_to(writer, expression)
             vocabulary.add_to(writer)
             _write(writer, target, weights, expression)
@@ -236,16 +243,19 @@ def _shards(source: Path) -> list[str]:
     return shard_names(index)
 
 
-def _describe(source: Path, config: Any, architecture: str, context: int, spec: Spec) -> Any:
+def _describe(
+    source: Path, config: Any, architecture: str, context: int, spec: Spec, hub_id: str | None
+) -> Any:
     """A writer that has the model's metadata, but for its rotation and vocabulary."""
     import gguf
 
     writer = gguf.GGUFWriter(None, architecture)
-    name, hub_id, licence = _provenance(source)
+    name = Path(hub_id or os.path.realpath(source)).name.encode(errors="replace").decode()
+    licence = source_metadata(source).get("license")
     writer.add_type(gguf.GGUFType.MODEL)
     writer.add_name(name)
     writer.add_description(f"{name} with {spec.full()}, for {context} tokens (ctxext)")
-    writer.add_license(licence)
+    writer.add_license(licence if isinstance(licence, str) else "")
     writer.add_base_model_count(1)
     writer.add_base_model_name(0, name)
     if hub_id:
@@ -263,16 +273,6 @@ def _describe(source: Path, config: Any, architecture: str, context: int, spec: 
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_rope_dimension_count(size)
     return writer
-
-
-def _provenance(source: Path) -> tuple[str, str, str]:
-    """The model's name, its Hub id and its licence, the latter two empty where not known."""
-    folder = Path(os.path.realpath(source))
-    cached = (p for p in folder.parts if p.startswith("models--"))
-    hub_id = next(cached, "").removeprefix("models--").replace("--", "/")
-    licence = source_metadata(folder).get("license")
-    name = (hub_id.split("/")[-1] or folder.name).encode(errors="replace").decode()
-    return name, hub_id, licence if isinstance(licence, str) else ""
 
 
 def _write(writer: Any, target: Path, weights: list[Weight], expression: Expression) -> None:

@@ -10,7 +10,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from ctxext.engine.stock import config_with, unheard, ways
 from ctxext.errors import CtxextError, UnsupportedModelError, UsageError
 from ctxext.export import check
 from ctxext.export.fresh import Fresh, fresh
-from ctxext.export.small import Changes, flat, merge, small_model
+from ctxext.export.small import Changes, flat, merge, quiet, small_model
 from ctxext.models.layout import Source as Frequencies
 from ctxext.models.layout import find_sources
 from ctxext.models.loading import Source, load_config, load_saved
@@ -38,12 +38,14 @@ Job = dict[str, Any]  # what `check.measure` is told
 EXACT = 1e-5  # of the largest logit
 FAR = 100  # times what is allowed: a method that moves logits less is hardly seen
 POSITIONS = 2**17  # of a table, at most
-PLAIN = 1024  # tokens of a native export's plain probe, at most
+PLAIN = 1024  # tokens of a plain probe, at most
+BLOCK = 16  # tokens that are read at a place far out
+SPREAD = 64  # keys before them that stand anywhere
 JUMP = 256  # tokens of the probe that jumps from the first positions to the last
 ROWS = 256  # logits that are compared, in tokens
 FULL_ROWS = 64  # … with the real weights, whose vocabulary is large
-LONGEST = 2**16  # tokens through a small model, at most
-PROMPT, NEW = 2048, 8  # tokens of a prompt, at most; tokens generated after it
+LONGEST = 2**17  # positions of a cache that is filled up, at most
+NEW = 8  # tokens generated after a prompt
 PATIENCE = 1800.0  # seconds for a small model
 # What an export may change in a config: its rotation, its length and its code …
 FREE = frozenset(
@@ -144,7 +146,7 @@ def prove(
     )
     config = load_config(given)
     model, changes = small_model(config, trust_remote_code=trust_remote_code)
-    job = _job(model, length, given, carried) | {
+    job = _job(model, spec, length, given, carried) | {
         "trust_remote_code": trust_remote_code or carried,
         "kept": check.kept(config, free := _free(config, carried)),
         "free": free,
@@ -191,23 +193,24 @@ def _box(stage: Path) -> Iterator[Path]:
 
 
 def _job(
-    model: Any,
-    length: int,
-    given: Source,
-    carried: bool,
-    longest: int = LONGEST,
-    rows: int = ROWS,
+    model: Any, spec: Spec, length: int, given: Source, carried: bool, rows: int = ROWS
 ) -> Job:
     """What both sides measure on the model, which is not patched yet."""
     sources = find_sources(model, **_options(given))
     trained = sources[0].trained
-    probe = {"vocabulary": model.config.get_text_config().vocab_size, "rows": rows, "jump": 0}
+    vocabulary = model.config.get_text_config().vocab_size
+    probe = {"vocabulary": vocabulary, "rows": rows, "jump": 0, "at": 0}
     job: Job = {"threads": torch.get_num_threads(), "tables": [], "generate": None}
     if carried:
-        ends = sorted({min(trained, longest), min(length, longest)})
-        prompt = max(4, min(trained + 32, length - NEW, PROMPT))
+        ends = sorted({min(trained, PLAIN), min(length, PLAIN)})
+        sizes = _sizes(spec.resolve(Span(trained, length)), trained)
+        far = [
+            {**probe, "length": BLOCK, "at": at, "keys": _keys(at, sizes)}
+            for at in _places(sizes, min(length, LONGEST))
+        ]
+        prompt = max(4, min(trained + 32, length - NEW, PLAIN))
         return job | {
-            "probes": [{**probe, "length": n} for n in ends],
+            "probes": [*({**probe, "length": n} for n in ends), *far],
             "generate": {**probe, "length": prompt, "new": NEW},
         }
     plain = min(trained + 64, length, PLAIN)
@@ -223,6 +226,34 @@ def _job(
         for n in sorted(lengths)
     ]
     return job
+
+
+def _sizes(spec: Spec, trained: int) -> list[int]:
+    """Where a spec may change what it does, in tokens: its windows, chunks and the like, and T."""
+    values = (getattr(m, f.name) for m in spec.methods for f in fields(m))
+    return sorted({trained, *(v for v in values if type(v) is int and v > 0)})
+
+
+def _places(sizes: list[int], length: int) -> list[int]:
+    """The positions of the first tokens of blocks: about all sizes, between them, and up to L.
+
+    Chunks and groups are met at their beginnings, and where other sizes end in them.
+    """
+    last = length - BLOCK
+    steps = [size for size in sizes if BLOCK < size < length]
+    within = {last // a * a + b for a in steps for b in (0, *sizes) if b < a}
+    odd = {length * part // 8 + part for part in (3, 5, 7)}
+    places = {last, *(place - BLOCK // 2 for place in {*sizes, *within, *odd})}
+    return sorted(place for place in places if check.FIRST < place <= last)
+
+
+def _keys(at: int, sizes: list[int]) -> list[int]:
+    """The positions of the keys that tokens from `at` on see: about every border, and anywhere."""
+    near = range(-BLOCK, BLOCK + 1)
+    borders = {at - size for size in sizes} | {at // size * size for size in sizes}
+    found = {b + i for b in (at, *sizes, *borders) for i in near}
+    found |= set(check.spread(at, SPREAD).tolist())
+    return sorted(key for key in found if check.FIRST <= key < at)
 
 
 def _options(given: Source) -> dict[str, Any]:
@@ -255,7 +286,7 @@ def _attention(model: Any) -> dict[str, Any]:
 def _write_small(box: Path, stage: Path, model: Any, changes: Changes) -> Job:
     """The export's config and code as written, and made small with the model's weights."""
     written, small = box / "written", box / "model"
-    with _no_bars():
+    with quiet():
         model.save_pretrained(box / "saved")
     written.mkdir()
     for path in [stage / "config.json", *sorted(stage.glob("*.py"))]:
@@ -275,20 +306,6 @@ def _write_small(box: Path, stage: Path, model: Any, changes: Changes) -> Job:
             f"the export's config.json is no config: {check.one_line(error)}"
         ) from error
     return {"folder": str(small), "written": str(written)}
-
-
-@contextlib.contextmanager
-def _no_bars() -> Iterator[None]:
-    """Without transformers' progress bars."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 def _measure(model: Any, job: Job) -> Iterator[check.Measured]:
@@ -327,17 +344,18 @@ class _Found:
             if what == "frequencies":
                 table = next(tables)
                 kind = f" ({table['kind']})" if table["kind"] else ""
-                self._add(f"rotary frequencies{kind}", off, 0.0)
+                self.add(f"rotary frequencies{kind}", off, 0.0)
             elif what == "table":
-                self._add(_name(table), off, 0.0)
+                self.add(_name(table), off, 0.0)
             elif what == "logits":
                 self.logits.append((mine, theirs))
             else:
                 prompt = self.job["generate"]["length"]
                 off = float((mine != theirs).sum())
-                self._add(f"of {mine.numel()} tokens generated after {prompt}, differ", off, 0.0)
+                self.add(f"of {mine.numel()} tokens generated after {prompt}, differ", off, 0.0)
 
-    def _add(self, what: str, value: float, allowed: float) -> None:
+    def add(self, what: str, value: float, allowed: float) -> None:
+        """A figure, unless there is a worse one of the same."""
         new, old = Figure(what, value, allowed), self.figures.get(what)
         if old is None or (old.holds and (not new.holds or new.value > old.value)):
             self.figures[what] = new
@@ -367,7 +385,8 @@ def _of_stock(model: Any, spec: Spec, length: int, given: Source) -> Iterator[Fi
         stock = type(model)(config_with(model, ropes)).eval()
     stock.load_state_dict(model.state_dict())
     vocabulary = model.config.get_text_config().vocab_size
-    probe = {"vocabulary": vocabulary, "rows": ROWS, "jump": 0, "length": min(length, PLAIN)}
+    probe = {"vocabulary": vocabulary, "rows": ROWS, "jump": 0, "at": 0}
+    probe["length"] = min(length, PLAIN)
     theirs = check.logits(stock, probe)
     with patched(model, alone, length, **_options(given)):
         off = _distance(theirs, check.logits(model, probe))
@@ -382,12 +401,18 @@ def _name(table: dict[str, Any]) -> str:
     return f"cos and sin{kind} {where}"
 
 
-def _judge(found: _Found, allowed: float) -> Iterator[Figure]:
-    """The logits' figures."""
-    for probe, (mine, theirs) in zip(found.job["probes"], found.logits, strict=True):
+def _judge(found: _Found, allowed: float) -> list[Figure]:
+    """The logits' figures, of all places far out the worst."""
+    worst = replace(found, figures={})
+    probes = found.job["probes"]
+    places = [probe["at"] for probe in probes if probe["at"]]
+    for probe, (mine, theirs) in zip(probes, found.logits, strict=True):
         last, length = probe["jump"], probe["length"]
         where = f"positions up to {last}" if last else f"{length} tokens"
-        yield Figure(f"logits at {where}, of the largest", _distance(theirs, mine), allowed)
+        if probe["at"]:
+            where = f"{len(places)} places up to position {places[-1] + length}"
+        worst.add(f"logits at {where}, of the largest", _distance(theirs, mine), allowed)
+    return list(worst.figures.values())
 
 
 def _distance(theirs: Tensor, mine: Tensor) -> float:
@@ -434,7 +459,7 @@ def _prove_weights(
     In 16 bits logits may be off by one rounding.
     """
     model, _ = load_saved(given)
-    job = _job(model, length, given, carried, longest=length, rows=FULL_ROWS)
+    job = _job(model, spec, length, given, carried, rows=FULL_ROWS)
     job |= {"tables": [], "trust_remote_code": given.trust_remote_code or carried, "kept": {}}
     job["options"] = {"dtype": str(model.dtype).removeprefix("torch.")}
     job["options"] |= {} if carried else _attention(model)

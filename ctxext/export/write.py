@@ -11,6 +11,7 @@ from typing import Any
 from ctxext import patches
 from ctxext.engine.anatomy import Anatomy, examine
 from ctxext.errors import UnsupportedModelError, UsageError
+from ctxext.export import reach
 from ctxext.export.card import Facts, write_card
 from ctxext.export.carried import pin_tokenizer, write_carried
 from ctxext.export.files import choose, put, read_config
@@ -18,6 +19,9 @@ from ctxext.export.native import write_native
 from ctxext.export.proof import Proof, prove
 from ctxext.export.small import small_model
 from ctxext.export.staging import staged
+from ctxext.export.weights import check_weights
+from ctxext.models.adapter import MERGE
+from ctxext.models.contents import ADAPTER, CONFIG, WEIGHTS, index_name
 from ctxext.models.layout import find_sources
 from ctxext.models.loading import Source, load_config
 from ctxext.models.mark import MARK, plain_line
@@ -40,6 +44,7 @@ class Order:
         length: L in tokens, the new `max_position_embeddings` unless T is longer.
         out: the new folder; it must not exist, or be empty, unless `force`.
         name: what the user calls the model; for the card.
+        hub_id: where on the Hub the folder was fetched from; None for one that was there.
         train_len: T in tokens where the config's is not right.
         own_scaling: whether methods "keep" or "replace" the model's own rope scaling.
         trust_remote_code: whether code that comes with the model may run, and is copied.
@@ -57,6 +62,7 @@ class Order:
     length: int
     out: Path
     name: str = ""
+    hub_id: str | None = None
     train_len: int | None = None
     own_scaling: str = "keep"
     trust_remote_code: bool = False
@@ -137,6 +143,7 @@ def export(order: Order) -> Exported:
             was written is not the patched model.
     """
     check(order)
+    beside = _check_adapter(order)
     patched = _examine(order)
     chosen = choose(
         order.source,
@@ -144,6 +151,12 @@ def export(order: Order) -> Exported:
         allow_pickle=order.allow_pickle,
         weights=not order.config_only,
     )
+    anatomy, spec = patched.anatomy, patched.spec
+    notes = [*beside, *patched.notes]
+    if anatomy.sources or not anatomy.layers:  # else no layer sees so far
+        notes += reach.note(spec, patched.trained.tokens, order.length)
+    if chosen.weights:
+        notes += check_weights(chosen.weights, patched.config, order.trust_remote_code)
     with staged(order.source, order.out, force=order.force) as stage:
         proof = None
         if order.gguf:
@@ -157,6 +170,7 @@ def export(order: Order) -> Exported:
             proof = _prove(stage, order, patched.spec, expression == CARRIED)
         facts = Facts(
             public_name(order.name, order.source),
+            order.hub_id,
             order.source,
             patched.spec,
             order.length,
@@ -167,7 +181,7 @@ def export(order: Order) -> Exported:
             latent=hasattr(patched.config.get_text_config(), "kv_lora_rank"),
             gguf=next((path.name for path in stage.glob("*.gguf")), None),
             proof=proof,
-            notes=patched.notes,
+            notes=tuple(notes),
         )
         write_card(stage, facts)
         files = sorted(p.relative_to(stage).as_posix() for p in stage.rglob("*") if p.is_file())
@@ -207,6 +221,31 @@ def check(order: Order) -> None:
     for one, other, message in needless:
         if one and other:
             raise UsageError(message)
+
+
+def _check_adapter(order: Order) -> list[str]:
+    """What becomes of an adapter beside a model; UsageError for one alone, or that is loaded."""
+    folder = order.source
+    if not os.path.lexists(folder / ADAPTER):
+        return []
+    if not os.path.lexists(folder / CONFIG) or not any(
+        os.path.lexists(folder / name)
+        for weights in WEIGHTS
+        for name in (weights, index_name(weights))
+    ):
+        raise UsageError(
+            f"{str(folder)!r} holds a PEFT adapter ({ADAPTER}) and no whole model: merge it first "
+            f"({MERGE}), and export the result"
+        )
+    if order.full:
+        raise UsageError(
+            f"{str(folder)!r} has a PEFT adapter ({ADAPTER}) beside its weights, which would be "
+            "loaded with them: leave out --verify full, or take it out of the folder"
+        )
+    return [
+        f"the PEFT adapter beside the weights ({ADAPTER}) is left out: to have it in, merge it "
+        f"first ({MERGE})"
+    ]
 
 
 def _examine(order: Order) -> _Patched:
@@ -263,7 +302,7 @@ def _write_gguf(stage: Path, order: Order, patched: _Patched) -> str:
     title = f"{public_name(order.name, order.source)}-{spec}"
     name = f"{re.sub('[^A-Za-z0-9._=-]+', '-', title).strip('-.')[:120]}.gguf"
     longest = max(order.length, patched.trained.tokens)
-    return write_gguf(order.source, stage / name, config, spec, source, longest)
+    return write_gguf(order.source, stage / name, config, spec, source, longest, order.hub_id)
 
 
 def _prove(stage: Path, order: Order, spec: Spec, carried: bool) -> Proof:

@@ -11,6 +11,8 @@ from ctxext.errors import UsageError
 
 MAX_CONFIG_BYTES = 2**24
 MAX_INDEX_BYTES = 2**26  # the largest models have some 100,000 weights, 100 bytes each
+CONFIG, ADAPTER = "config.json", "adapter_config.json"
+TOKENIZER = ("tokenizer_config.json", "tokenizer.json")  # one of which a tokenizer has
 SAFETENSORS, PICKLES = "model.safetensors", "pytorch_model.bin"
 WEIGHTS = (SAFETENSORS, PICKLES)  # what transformers looks for, in its order
 CODE = "*.py"
@@ -20,9 +22,10 @@ SUPPORT = (
     *("*.json", "*.txt", "*.jinja", "*.model", "*.model.v*", "*.spm", "*.tiktoken", "*.bpe"),
     *("license*", "licence*", "notice*", "use_policy*"),
 )
-# … but for what an export writes itself, what is left of training, and Mistral's own config.
+# … but for what an export writes itself, an adapter's and Mistral's own config, and what is left of
+# training.
 LEFT_OUT = (
-    *("config.json", "readme*", "*.index.json", "params.json"),
+    *("config.json", ADAPTER, "readme*", "*.index.json", "params.json"),
     *("trainer_state.json", "training_args*", "*_results.json", "optimizer*", "scheduler*"),
 )
 
@@ -39,10 +42,11 @@ def support_patterns(code: bool) -> tuple[list[str], list[str]]:
     """The same for the Hub's client, whose patterns know upper case, and whose * matches a slash.
 
     Returns:
-        What to fetch, with config.json and the indexes of weights; and what of that not to fetch.
+        What to fetch, with the configs of a model and an adapter and the indexes of weights; and
+        what of that not to fetch.
     """
     own = [*map(_any_case, SUPPORT), *([CODE] if code else [])]
-    needed = ["config.json", *map(index_name, WEIGHTS)]
+    needed = [CONFIG, ADAPTER, *map(index_name, WEIGHTS)]
     deep = [f"*/{pattern}" for pattern in own if pattern != _any_case("*.jinja")]
     unwanted = [_any_case(p) for p in LEFT_OUT if not any(fnmatchcase(n, p) for n in needed)]
     return needed + own, deep + unwanted

@@ -15,8 +15,16 @@ from pathlib import Path
 from typing import Any
 
 from ctxext.errors import UsageError
+from ctxext.models.adapter import check_adapter, with_base
 from ctxext.models.aliases import ALIASES, locate
-from ctxext.models.contents import WEIGHTS, index_name, shard_names, support_patterns
+from ctxext.models.contents import (
+    CONFIG,
+    TOKENIZER,
+    WEIGHTS,
+    index_name,
+    shard_names,
+    support_patterns,
+)
 from ctxext.models.mark import MARK, plain_line, take_mark
 from ctxext.models.rope import check_config, check_raw, is_scaled, made_up
 from ctxext.models.trained import Trained, explain_trained
@@ -103,10 +111,11 @@ def load_config(source: Source) -> Any:
     """The model's transformers config; errors as for `load_model`, and for an exported model."""
     from transformers import AutoConfig, PreTrainedConfig
 
-    raw, _ = _explained(source, PreTrainedConfig.get_config_dict)
+    given = with_base(source)
+    raw, _ = _explained(given, PreTrainedConfig.get_config_dict)
     with _named(source):
         check_raw(raw if isinstance(raw, dict) else {})  # of a list, transformers has more to say
-    config = _explained(source, AutoConfig.from_pretrained)
+    config = _explained(given, AutoConfig.from_pretrained)
     with _named(source):
         _check_scaling(source, config, raw)
     carried = getattr(config, "ctxext", None)
@@ -149,7 +158,7 @@ def load_tokenizer(source: Source) -> Any:
     """The model's tokenizer; errors as for `load_model`."""
     from transformers import AutoTokenizer
 
-    return _explained(source, AutoTokenizer.from_pretrained)
+    return _explained(with_base(source, (CONFIG, *TOKENIZER)), AutoTokenizer.from_pretrained)
 
 
 def load_model(source: Source, note: Callable[[str], None] = logging.warning) -> Any:
@@ -174,6 +183,7 @@ def load_saved(source: Source, note: Callable[[str], None] = logging.warning) ->
     from transformers import AutoModelForCausalLM
 
     source = settle(source, load_config(source))
+    check_adapter(source, note)
     options: dict[str, Any] = {"dtype": source.dtype, "attn_implementation": source.attn}
     if source.load_in is not None:
         options["quantization_config"] = _quantization(source.load_in)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -153,6 +154,13 @@ class Frequency(Method):
         """
         return None
 
+    def extension(self, trained: int) -> float:
+        """How many times T the method says it reaches; infinite where it says nothing of it.
+
+        Called on a resolved method.
+        """
+        return math.inf
+
     def attention_factor(self) -> float:
         """What rotated queries and keys are each multiplied by; called on a resolved method."""
         return 1.0
@@ -178,6 +186,10 @@ class Stretch(Frequency):
     def search(self, span: Span) -> dict[str, Range] | None:
         """k up to four times as large as L needs."""
         return {"factor": Range(1, 4 * span.stretch())}
+
+    def extension(self, trained: int) -> float:
+        """k."""
+        return self.k
 
     @property
     def k(self) -> float:

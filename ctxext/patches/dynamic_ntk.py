@@ -48,6 +48,10 @@ class DynamicNTK(Frequency):
         """Factors up to 4."""
         return {"factor": Range(1, 4)}
 
+    def extension(self, trained: int) -> float:
+        """k."""
+        return self._k(trained)
+
     def scales(self, rotary: Rotary) -> list[float]:
         """λ_i = k^(2i/(d−2))."""
         return self._ntk(rotary).scales(rotary)
@@ -57,6 +61,8 @@ class DynamicNTK(Frequency):
         return self._ntk(rotary).stock(rotary)
 
     def _ntk(self, rotary: Rotary) -> NTK:
+        return NTK(factor=self._k(rotary.trained))
+
+    def _k(self, trained: int) -> float:
         require(self.sequence is not None, "sequence", None, "resolved first")
-        stretch = self.factor * (self.sequence or 0) / rotary.trained - (self.factor - 1)
-        return NTK(factor=max(1.0, stretch))
+        return max(1.0, self.factor * (self.sequence or 0) / trained - (self.factor - 1))

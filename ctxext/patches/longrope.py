@@ -77,6 +77,10 @@ class LongRoPE(Frequency):
         """Its lists are its user's to give; with them there is nothing left to search for."""
         return None if self.factors is None else {}
 
+    def extension(self, trained: int) -> float:
+        """s/T, at least 1: the lists are chosen for s tokens."""
+        return max(1.0, (self.sequence or 0) / trained)
+
     def scales(self, rotary: Rotary) -> list[float]:
         """The list's λ_i; UsageError where it is not d/2 long."""
         if self.factors is None or self.sequence is None or not MARKED.fullmatch(self.factors):
