@@ -250,12 +250,6 @@ def _explained(source: Source, call: Any, **options: Any) -> Any:
                 f"model {source.name!r} brings its own code: give --trust-remote-code if you "
                 "trust it"
             ) from error
-        names = {path.name for path in Path(where).iterdir()} if Path(where).is_dir() else set()
-        if "adapter_config.json" in names and "config.json" not in names:
-            raise UsageError(
-                f"model folder {source.name!r} holds an adapter alone: give its base model and put "
-                "the adapter on that with PEFT, or a folder with both merged (merge_and_unload)"
-            ) from error
         if Path(where).is_dir():
             raise UsageError(
                 f"model folder {source.name!r} cannot be loaded: {text[:300]}"
