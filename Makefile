@@ -67,8 +67,7 @@ test-families: $(READY)
 	$(BIN)/ctxext models --families
 
 test-oldest: $(OLD)/.ready
-	OMP_NUM_THREADS=1 $(OLD)/bin/python -m pytest -n 2 $(SEAMS) \
-	  -k "not cohere_compass and not qwen4_exp"
+	OMP_NUM_THREADS=1 $(OLD)/bin/python -m pytest -n 2 $(SEAMS)
 
 # Where the index has nothing newer than the lock, `make test` has run all this.
 test-newest: $(NEW)/.over

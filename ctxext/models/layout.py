@@ -164,7 +164,8 @@ class Source:
     def compute(self, rope: Rope) -> Start:
         """What transformers makes of other rope parameters; any exception where it refuses."""
         kind, settings = self.layer_type, self.config.to_dict()
-        if getattr(self.config, "head_dim", 0) is None:  # which its yarn and longrope cannot read
+        layers = layer_configs(self.config)
+        if all(getattr(layer, "head_dim", 0) is None for layer in layers):  # its yarn reads it
             settings["head_dim"] = head_dim(self.config)
         settings["rope_parameters"] = (
             rope if kind is None else {**self.config.rope_parameters, kind: rope}
