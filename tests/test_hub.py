@@ -255,7 +255,8 @@ def test_the_command_exports_and_pushes(hub: Hub, tmp_path: Path) -> None:
     done = python(hub, tmp_path / "home", command, *asked, "--push-to-hub", NAME, "--config-only")
     assert done.returncode == 0
     assert done.stdout.startswith(f"{out}: tiny with ntk:factor=2, ")
-    assert done.stderr == f"pushed to {hub.url}/{NAME}\n"
+    trained = "tiny: trained length 512, from max_position_embeddings\n"
+    assert done.stderr == f"{trained}pushed to {hub.url}/{NAME}\n"
     assert hub.commits == [("tiny with ntk:factor=2", contents_of(out))]
     assert "model.safetensors" not in contents_of(out)
 

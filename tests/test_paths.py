@@ -335,7 +335,7 @@ def test_cuda_operators_take_what_they_are_given(
     operator: Any, heads: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """torch's shape functions of the CUDA operators, both ways: no number is computed."""
-    monkeypatch.setattr(CudaFlash, "_package", False, raising=False)
+    monkeypatch.setattr(CudaFlash, "_package", None, raising=False)
     h, g = heads
     q = torch.empty(2, 300, h, 64, device="meta", dtype=torch.float16).transpose(1, 2)
     k = torch.empty(2, 400, g, 64, device="meta", dtype=torch.float16).transpose(1, 2)
@@ -364,8 +364,15 @@ def test_cuda_operators_take_what_they_are_given(
     ],
 )
 def test_the_choice(
-    asked: str, device: str, dtype: torch.dtype, head_dim: int, name: str, reasons: set[str]
+    asked: str,
+    device: str,
+    dtype: torch.dtype,
+    head_dim: int,
+    name: str,
+    reasons: set[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(CudaFlash, "available", lambda: True)  # as where there is CUDA
     choice = choose(asked, device, dtype, head_dim)
     assert choice.name == name
     assert {reason.partition(":")[0] for reason in choice.reasons} == reasons

@@ -66,7 +66,11 @@ class Session:
 
     def data_tokens_of(self, cell: Cell) -> int:
         """The tokens of the data that windows are cut from; 0 for tasks that cut none."""
-        return self._inputs.data_tokens if isinstance(cell.task, TokenTask) else 0
+        if not isinstance(cell.task, TokenTask):
+            return 0
+        most, limit = self._inputs.data_tokens, self._request.limit
+        needs = None if limit is None else cell.task.reads(cell.length, limit)
+        return most if needs is None else min(most, needs)
 
     def measure(self, cells: Sequence[Cell]) -> Iterator[Measured]:
         """The cells of one method and length; those that read the same windows share a forward."""
