@@ -162,6 +162,23 @@ REFUSED: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "a list": ({"rope_scaling": [{"type": "linear"}]}, ("rope_scaling", "object")),
     "a text": ({"rope_scaling": "linear"}, ("rope_scaling", '"linear"', "object")),
     "a number": ({"rope_parameters": 4}, ("rope_parameters", "4", "object")),
+    "false": ({"rope_parameters": False}, ("rope_parameters", "false", "object")),
+    "an empty list": ({"rope_scaling": []}, ("rope_scaling", "[]", "object")),
+    "an object for a number": (
+        {"rope_parameters": {"rope_type": "default", "rope_theta": {"a": 1}}},
+        ("rope_theta", '{"a": 1}', "number above 1"),
+    ),
+    "two bases": (
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}, "rope_theta": 5e5},
+        ("rope_parameters.rope_theta", "10000", "500000", "leave one"),
+    ),
+    "two shares": (
+        {
+            "rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 1.0},
+            "partial_rotary_factor": 0.5,
+        },
+        ("partial_rotary_factor", "0.5", "leave one"),
+    ),
     "no type": (scaling(factor=4.0), ("'factor'", "rope_type", "linear")),
     "null type": (scaling(rope_type=None, factor=4.0), ("rope_type", "null", "linear")),
     "number type": (scaling(type=4, factor=4.0), ("rope_scaling.type", "4", "linear")),

@@ -85,15 +85,16 @@ def check_raw(raw: Settings) -> None:
         for name, (need, fits) in BESIDE.items():
             if part.get(name) is not None and not fits(part[name]):
                 raise _refused(name, part[name], need)
-        blocks = {name: part[name] for name in BLOCKS if part.get(name)}
+        blocks = {name: part[name] for name in BLOCKS if part.get(name) not in (None, {})}
         for name, block in blocks.items():
             if not isinstance(block, dict):
                 raise _refused(name, block, "an object of settings, or null for none")
-            for path, settings in _sets(name, block):
-                _check_set(path, settings)
-                _check_twice(path, settings, part)
         if len(blocks) == len(BLOCKS):
             _check_both(part)
+        for name, block in blocks.items():
+            for path, settings in _sets(name, block):
+                _check_set(path, settings)
+                _check_twice(path, settings, part, alone=path == name)
 
 
 def check_config(config: Any, raw: Settings | None = None) -> None:
@@ -141,12 +142,13 @@ def made_up(config: Any, raw: Settings) -> bool:
 
 def _sets(name: str, block: Settings) -> Iterator[tuple[str, Settings]]:
     """The sets of settings in a block with their paths: one, or one for each layer type."""
-    inner = {key: value for key, value in block.items() if isinstance(value, dict)}
+    known = {"rope_type", "type", *FIELDS}
+    inner = {k: value for k, value in block.items() if isinstance(value, dict) and k not in known}
     yield from ((f"{name}.{key}", value) for key, value in inner.items())
     flat = {key: value for key, value in block.items() if key not in inner}
     if not inner:
         yield name, flat
-    elif odd := [key for key in flat if key in {"rope_type", "type", *FIELDS} - BESIDE.keys()]:
+    elif odd := [key for key in flat if key in known - BESIDE.keys()]:
         raise UsageError(
             f"the config's {name} has {odd[0]!r} beside settings of layer types "
             f"({', '.join(inner)}): give each of these its own"
@@ -192,14 +194,18 @@ def _check_set(path: str, settings: Settings) -> None:
             raise _refused(f"{path}.{foreign}", settings[foreign], f"1, or in its place {ours}")
 
 
-def _check_twice(path: str, settings: Settings, part: Settings) -> None:
-    """The original length may stand in the block and beside it, but not two of them."""
-    inside, beside = settings.get(ORIGINAL), part.get(ORIGINAL)
-    if None not in (inside, beside) and inside != beside:
-        raise UsageError(
-            f"the config's {path}.{ORIGINAL} is {inside} and its own {ORIGINAL} is {beside}: "
-            "leave one"
-        )
+def _check_twice(path: str, settings: Settings, part: Settings, alone: bool) -> None:
+    """What may stand in the block and beside it may not be two different things.
+
+    Args:
+        alone: whether the block has this set alone; bases of layer types do differ.
+    """
+    for key in (ORIGINAL, "partial_rotary_factor", *(("rope_theta",) if alone else ())):
+        inside, beside = settings.get(key), part.get(key)
+        if None not in (inside, beside) and inside != beside:
+            raise UsageError(
+                f"the config's {path}.{key} is {inside} and its own {key} is {beside}: leave one"
+            )
 
 
 def _check_both(part: Settings) -> None:

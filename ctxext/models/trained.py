@@ -83,6 +83,8 @@ def _declared(config: Any, own_scaling: str) -> Iterator[Trained]:
         yield Trained(longest, LONGEST)
     for part in scaled:
         original, factor = part.get(ORIGINAL) or own, part.get("factor")
+        if is_length(original):
+            yield Trained(original, ORIGINAL)
         if is_length(original) and isinstance(factor, int | float) and 0 < factor < math.inf:
             why = f"{original} × factor {factor:g} of the config's {part['rope_type']} scaling"
             yield Trained(int(original * factor), why)
