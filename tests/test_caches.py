@@ -5,9 +5,11 @@ Logits are compared as in test_engine.py, to 1e-5 of the largest.
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -61,6 +63,64 @@ def test_static_caches_give_what_the_default_one_gives(name: str, spec: str) -> 
             pieces = itertools.pairwise((0, 20, 21, 44, 45))
             given = [logits(model, rows[0][None, a:b], **{CACHE: cache}) for a, b in pieces]
             close(torch.cat(given, 1), whole)
+
+
+@pytest.mark.parametrize("spec", NARROW.values())
+def test_keys_that_another_model_wrote_are_refused(spec: str) -> None:
+    """As those of before the patch, or of prefix tuning; a copy of a cache is as its original."""
+    model, ids = random_model(), tokens(L)
+    with torch.no_grad():
+        before = model(ids[:, :20])[CACHE]
+        with ctxext.patched(model, spec, 4 * L):
+            with refused("not written under this patch"):
+                model(ids[:, 20:], **{CACHE: before})
+            first = model(ids[:, :20])[CACHE]
+            again = copy.deepcopy(first)
+            for cache in (first, again):
+                close(model(ids[:, 20:], **{CACHE: cache}).logits, logits(model, ids)[:, 20:])
+
+
+@pytest.mark.parametrize("spec", RELATIVE)
+def test_full_sliding_caches_behind_padding_without_positions(spec: str) -> None:
+    """Slots count the padding and what was dropped too; relative methods are right by them."""
+    model, ids = MODELS["mistral"](), tokens(45).repeat(2, 1)
+    mask = torch.ones_like(ids)
+    mask[1, :25] = 0
+    with ctxext.patched(model, spec, 4 * L):
+        cache = DynamicCache(config=model.config)
+        for a, b in itertools.pairwise((0, 20, 21, 44, 45)):
+            last = logits(model, ids[:, a:b], attention_mask=mask[:, :b], **{CACHE: cache})
+        close(last[1, -1], logits(model, ids[1:, 25:])[0, -1])
+
+
+@pytest.mark.parametrize("spec", [*ABSOLUTE, "logn", "rerope:window=5+logn"])
+def test_packed_rows_by_a_mask_alone_are_refused(spec: str) -> None:
+    """Slots are no positions of the second sequence; given positions, each is as by itself."""
+    model, one, two = random_model(), tokens(20, seed=1), tokens(25, seed=2)
+    squares = [torch.ones(n, n, dtype=torch.bool).tril() for n in (20, 25)]
+    packed = {"attention_mask": torch.block_diag(*squares).bool()[None, None]}
+    both, positions = torch.cat((one, two), 1), torch.cat((torch.arange(20), torch.arange(25)))
+    with ctxext.patched(model, spec, 4 * L):
+        with refused("from a row's first token"):
+            model(both, **packed)
+        apart = logits(model, both, position_ids=positions[None], **packed)
+        close(apart[:, 20:], logits(model, two))
+
+
+@pytest.mark.parametrize("spec", ["logn", "rerope:window=5+logn", ABSOLUTE[0]])
+def test_threads_do_not_read_each_others_positions(spec: str) -> None:
+    model, texts = random_model(), [tokens(n, seed=n) for n in (40, 90)]
+
+    def read(ids: Tensor) -> Tensor:
+        with torch.no_grad():
+            cache = model(ids[:, :-20])[CACHE]
+            steps = [model(x, **{CACHE: cache}).logits for x in ids[:, -20:].split(1, 1)]
+        return torch.cat(steps, 1)
+
+    with ctxext.patched(model, spec, 4 * L), ThreadPoolExecutor(4) as pool:
+        alone = [read(ids) for ids in texts]
+        for found, want in zip(pool.map(read, texts * 4), alone * 4, strict=True):
+            assert torch.equal(found, want)
 
 
 @pytest.mark.parametrize("spec", [*RELATIVE, *ABSOLUTE[:1]])
@@ -161,7 +221,7 @@ def test_images_among_positions(kind: str) -> None:
                 model(image, **given)
         with torch.no_grad():
             cache = model(image, use_cache=True, **given)[CACHE]
-        after = refused("keys before the token at position.*images")
+        after = refused("not written under this patch")
         with ctxext.patched(model, spec, 2, train_len=4096), after:
             model(text[:, :1], **{CACHE: cache})
     for spec in ("ntk:factor=1", "logn"):

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import Cache, PreTrainedModel
 
 from ctxext.engine.anatomy import Anatomy, examine
 from ctxext.engine.paths import Choice, choose
@@ -18,6 +18,7 @@ from ctxext.engine.probe import Layer, check_module, check_outputs, forward, out
 from ctxext.engine.seams import (
     STATE,
     UNPICKLED,
+    WRITER,
     Feed,
     State,
     register_distance,
@@ -382,7 +383,12 @@ def _apply_seams(
         cores = dict.fromkeys((model.base_model, _core(model, {*layers, *state.rotary})))
         for module in cores:
             undo.callback(module.register_forward_pre_hook(check, with_kwargs=True).remove)
+        writer = spec.full()
         for module in cores if parts else ():
+            own_keys = uncompiled(functools.partial(_check_cache, writer))
+            undo.callback(module.register_forward_pre_hook(own_keys, with_kwargs=True).remove)
+            marked = uncompiled(functools.partial(_mark_cache, writer))
+            undo.callback(module.register_forward_hook(marked).remove)
             undo.callback(module.register_forward_hook(_check_weights).remove)
         for layer in anatomy.taking:
             note = layer.module.register_forward_pre_hook(state.note_positions, with_kwargs=True)
@@ -432,6 +438,24 @@ def _check_inputs(state: State, module: nn.Module, args: Any, kwargs: dict[str, 
         positions = (flat.long().cumsum(-1) - 1).clamp(min=0)
         kwargs["position_ids"] = positions[:, -tokens.shape[1] :]
     return args, kwargs
+
+
+def _check_cache(writer: str, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+    """A pre-hook of the base model: refuses a cache whose keys are not as the patch leaves them."""
+    for cache in (x for x in (*args, *kwargs.values()) if isinstance(x, Cache)):
+        if int(cache.get_seq_length()) and cache.__dict__.get(WRITER) != writer:
+            raise UnsupportedModelError(
+                "the cache holds keys that were not written under this patch, as those of prefix "
+                "tuning or of the model before it was patched: begin with a cache that is empty"
+            )
+        cache.__dict__[WRITER] = writer
+
+
+def _mark_cache(writer: str, module: nn.Module, args: Any, output: Any) -> None:
+    """A hook of the base model: leaves in the cache that it has made what wrote its keys."""
+    for cache in output.values() if isinstance(output, dict) else output:
+        if isinstance(cache, Cache):
+            cache.__dict__[WRITER] = writer
 
 
 def _check_weights(module: nn.Module, args: Any, output: Any) -> None:

@@ -111,7 +111,7 @@ def _run(
     first = max(0, begin)
     if bool(own[:, :first].any()):
         raise _astray()
-    if begin >= 0 and _starts_late(mask, start, begin, past, window):
+    if begin >= 0 and _starts_late(mask, start, stop, begin, past, window):
         raise _astray()
     own = own[:, first : past + stop]
     n, m = own.shape
@@ -121,15 +121,19 @@ def _run(
     return Run(row, start, stop, begin, own.expand(1, 1, stop - start, -1))
 
 
-def _starts_late(mask: Tensor, start: int, begin: int, past: int, window: int | None) -> bool:
-    """Whether the query `start` sees nothing of `begin`, under the mask [n or 1, m] of a row.
+def _starts_late(
+    mask: Tensor, start: int, stop: int, begin: int, past: int, window: int | None
+) -> bool:
+    """Whether one of the queries start … stop−1 does not see `begin`, by a row's mask [n or 1, m].
 
-    Not so where its window has hidden it, or it is padding.
+    Not so where their window has hidden it, or they are padding.
     """
     if len(mask) < mask.shape[1] - past:
         return not bool(mask[0, begin])
-    inside = window is None or past + start - begin < window
-    return inside and bool(mask[start, past + start]) and not bool(mask[start, begin])
+    if window is not None:
+        stop = min(stop, begin + window - past)
+    seen = mask[start:stop]
+    return bool((seen.diagonal(past + start) & ~seen[:, begin]).any())
 
 
 def attend_runs(

@@ -10,6 +10,7 @@ import contextlib
 import copy
 import functools
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar, cast
@@ -31,11 +32,12 @@ from ctxext.patches.base import Part, QueryScale, as_held, identity
 
 KEPT = "_ctxext_kept"  # the attribute of a table that has the tables of before the patch
 POSITIONS = "_ctxext_positions"  # … and the positions that it is for
+WRITER = "_ctxext_writer"  # the attribute by which a cache knows the methods that wrote its keys
 STATE = "_ctxext_state"  # the attribute by which an attention module finds its model's state
 WATCH = "_ctxext_watch"  # … and who is told what it scores
 UNPICKLED = (
-    "a patched model cannot be pickled: save_pretrained it, for ctxext.load to patch it again, or "
-    "save its state_dict, or remove the patch first"
+    "a patched model cannot be pickled: save_pretrained it and its tokenizer, for ctxext.load to "
+    "patch it again, or save its state_dict, or remove the patch first"
 )
 CAUSAL: tuple[Part, ...] = (Part(0, None, identity, identity),)  # of layers without positions
 
@@ -47,6 +49,40 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 def uncompiled(function: Function) -> Function:
     """The function as one at which torch.compile breaks its graph: compiled models stay right."""
     return cast(Function, torch.compiler.disable(function))
+
+
+class Tables(threading.local):
+    """Those of one set of frequencies, of the forward pass that is running in this thread.
+
+    Attributes:
+        given: what the rotary module returned.
+        kept: what layers get that are left alone.
+        turned: cos and sin by positions and device.
+    """
+
+    def __init__(self) -> None:
+        self.given: Any = None
+        self.kept: Any = None
+        self.turned: dict[Any, tuple[Tensor, Tensor]] = {}
+
+    def __deepcopy__(self, memo: Any) -> Tables:
+        return Tables()
+
+
+class Known(threading.local):
+    """What is known of the forward pass that is running in this thread.
+
+    Attributes:
+        positions: of the layer that is running [·, b or 1, n].
+        found: what positions and a mask say of a layer, by shape and window, which layers share.
+    """
+
+    def __init__(self) -> None:
+        self.positions: Tensor | None = None
+        self.found: list[tuple[Tensor, Tensor | None, tuple[int | None, ...], Any]] = []
+
+    def __deepcopy__(self, memo: Any) -> Known:
+        return Known()
 
 
 @dataclass(eq=False)
@@ -65,9 +101,7 @@ class Feed:
     axes: tuple[int, ...]
     factor: float = 1.0
     before: tuple[dict[str, Any], dict[str, Tensor]] | None = None
-    given: Any = None  # the tables of the forward pass that is running
-    kept: Any = None  # … and those of layers left alone
-    turned: dict[Any, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    here: Tables = field(default_factory=lambda: Tables())
 
     def rotate(self, x: Tensor, positions: Tensor) -> Any:
         """What the rotary module's own forward gives, as the module stands."""
@@ -101,11 +135,11 @@ class Feed:
         """x [b, *, l, d] rotated by positions [l] (on the CPU) as the layer rotates."""
         assert layer.rotation is not None
         key = (positions.numpy().tobytes(), x.device)  # all layers share a forward's few tables
-        if key not in self.turned:  # layers may be on other devices than the rotary module
+        if key not in self.here.turned:  # layers may be on other devices than the rotary module
             like = torch.empty(0, dtype=torch.float32, device=self.source.inv_freq.device)
             cos, sin = _cos_sin(self.tables(like, positions.expand(*self.axes, 1, -1)))
-            self.turned[key] = cos.to(x.device), sin.to(x.device)
-        return layer.rotation.turn(x, *self.turned[key])
+            self.here.turned[key] = cos.to(x.device), sin.to(x.device)
+        return layer.rotation.turn(x, *self.here.turned[key])
 
 
 def _first(x: Any) -> Any:
@@ -132,15 +166,11 @@ class State:
     query_scales: tuple[QueryScale, ...]
     path: str  # an attention path
     own: str  # transformers' implementation, for what the methods leave alone
-    positions: Tensor | None = None  # [·, b or 1, n], of the layer that is running
     rotary: frozenset[nn.Module] = frozenset()  # the modules whose tables are changed or seen
     name: str | None = None  # what the attention function is registered as
     cached: Callable[[Tensor], Tensor] = identity  # the positions of the keys that a cache holds
     absolute: bool = False  # whether the parts go by more than distance
-    # what positions and a mask say of a layer, by shape and window: layers of a forward share them
-    known: list[tuple[Tensor, Tensor | None, tuple[int | None, ...], Any]] = field(
-        default_factory=list
-    )
+    here: Known = field(default_factory=Known)
 
     @uncompiled
     def rotated(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
@@ -165,18 +195,18 @@ class State:
                 "makes them: run one process for each device (torchrun) or on one device "
                 "(CUDA_VISIBLE_DEVICES=0)"
             )
-        self.positions = position_ids
-        self.known.clear()
+        self.here.positions = position_ids
+        self.here.found = []
         known = (f for f in self.feeds.values() if f.source.module is module)
         feed = next((f for f in known if f.source.layer_type == layer_type), None)
         given = own
         if feed is not None:
-            feed.turned.clear()
-            given = feed.given = self._tables(feed, x, position_ids) if self.parts else own
+            feed.here.turned = {}
+            given = feed.here.given = self._tables(feed, x, position_ids) if self.parts else own
         _first(given).__dict__[POSITIONS] = position_ids
         if feed is not None and feed.before is not None:
-            feed.kept = feed.as_before(x, position_ids)
-            _first(given).__dict__[KEPT] = feed.kept
+            feed.here.kept = feed.as_before(x, position_ids)
+            _first(given).__dict__[KEPT] = feed.here.kept
         return given
 
     def note_positions(self, module: nn.Module, args: Any, kwargs: Any) -> None:
@@ -194,9 +224,9 @@ class State:
         found = next((x for x in known if x is not None), None)
         if found is None and torch._C._current_graph_task_id() != -1:
             found = kwargs.get("position_ids")  # of copied tables: None is refused
-            self.positions = found if isinstance(found, Tensor) else None
+            self.here.positions = found if isinstance(found, Tensor) else None
         elif found is not None:
-            self.positions = found
+            self.here.positions = found
 
     @uncompiled
     def keep_tables(self, feed: Feed, module: nn.Module, args: Any, kwargs: Any) -> Any:
@@ -211,10 +241,10 @@ class State:
             first = _first(x)
             if first is None:
                 return x
-            own, given = first.__dict__.get(KEPT), _first(feed.given)
+            own, given = first.__dict__.get(KEPT), _first(feed.here.given)
             if own is None and given is not None and first.shape == given.shape:
                 same = torch.equal(first, given.to(first.device, first.dtype))
-                own = feed.kept if same else None
+                own = feed.here.kept if same else None
             if own is None:
                 return x
             found.append(x)
@@ -284,11 +314,12 @@ class State:
         find: Callable[[], Any],
     ) -> Any:
         """What `find` gives, found once for the layers that share positions, mask and shape."""
-        for its_positions, its_mask, its_shape, found in self.known:
+        for its_positions, its_mask, its_shape, found in self.here.found:
             if its_positions is positions and its_mask is mask and its_shape == shape:
                 return found
         found = find()
-        self.known = [*self.known[-3:], (positions, mask, shape, found)]  # layers may own masks
+        some = self.here.found[-3:]  # layers may own masks
+        self.here.found = [*some, (positions, mask, shape, found)]
         return found
 
     def is_positions(self, x: Any) -> bool:
@@ -301,12 +332,12 @@ class State:
 
     def _known_positions(self, n: int = 0) -> Tensor:
         """Those of the layer that is running, which has n queries."""
-        if self.positions is None or self.positions.shape[-1] < n:
+        if self.here.positions is None or self.here.positions.shape[-1] < n:
             raise UnsupportedModelError(
                 "the positions are not known of a layer that runs again after another forward: "
                 "run it before, or without gradient checkpointing"
             )
-        return self.positions
+        return self.here.positions
 
     def scale_query(self, layer: Layer, query: Tensor, mask: Any) -> Tensor:
         """Queries [b, h, n, d] times the query scales of their true positions."""

@@ -86,16 +86,16 @@ def find_slots(
 
 
 def counts_padding(positions: Tensor, mask: Tensor, n: int, window: int | None) -> bool:
-    """Whether positions count slots at the beginning of a row that its mask hides.
+    """Whether positions count slots before the first that a token sees, by its mask.
 
     Args:
         positions, mask, window: as for `find_slots`.
     """
     used, first, real = _extent(mask, n)
-    begins = torch.arange(used - n, used) - positions[:, -n:].cpu().long()
-    begin, seen, slot = _at_first(begins, first, real, used)
-    edge = seen == slot - (window or used + 1) + 1  # a window may have hidden what comes before
-    return bool(((begin >= 0) & (begin < seen) & ~edge & real.any(-1)).any())
+    slots = torch.arange(used - n, used)
+    begins = slots - positions[:, -n:].cpu().long()
+    edge = first == slots - (window or used + 1) + 1  # a window may have hidden what comes before
+    return bool(((begins >= 0) & (begins < first) & ~edge & real).any())
 
 
 def _extent(mask: Tensor, n: int) -> tuple[int, Tensor, Tensor]:
@@ -136,6 +136,8 @@ def _check_cached(
     if window is not None:
         edge = seen == (slot - window + 1).clamp(min=0)
         held |= edge & (begin <= seen) & ((begin >= 0) | full)
+        if full:  # positions that count padding too, and what was dropped
+            held |= begin < 0
     wrong = ~held & real.any(-1) & (seen < used - begins.shape[1])
     if bool(wrong.any()):
         row = int(wrong.byte().argmax())
