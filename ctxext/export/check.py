@@ -97,7 +97,11 @@ def _far_out(model: Any, probe: dict[str, Any]) -> Tensor:
                 filled[..., places, :] = held[..., torch.arange(len(places)) % held.shape[-2], :]
                 more.append(filled)
             layer.update(*more)
-        found = model(ids[:, FIRST:], use_cache=True, **{name: cache}).logits[0]
+        last = ids[:, FIRST:]
+        given = {name: cache}
+        if "position_ids" in inspect.signature(model.forward).parameters:  # some count from 0 else
+            given["position_ids"] = torch.arange(last.shape[1], device=device)[None] + probe["at"]
+        found = model(last, use_cache=True, **given).logits[0]
     return found.float().cpu()  # type: ignore[no-any-return]
 
 
