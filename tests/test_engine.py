@@ -394,7 +394,7 @@ def test_decoding_hoards_nothing() -> None:
         held = []
         for i in range(L):
             logits(model, ids[:, i : i + 1], **{CACHE: cache})
-            held.append(sum(len(feed.turned) for feed in state.feeds.values()))
+            held.append(sum(len(feed.here.turned) for feed in state.feeds.values()))
     assert 0 < max(held) == held[9]
 
 

@@ -81,7 +81,7 @@ class Carried:
             )
         for key, hook in list(module._forward_pre_hooks.items()):
             if key not in known:
-                args, kwargs = hook(module, args, kwargs)
+                args, kwargs = hook(module, args, kwargs) or (args, kwargs)
         return args, kwargs
 
     def _ctxext_settle(self) -> None:

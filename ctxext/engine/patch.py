@@ -385,9 +385,9 @@ def _apply_seams(
             undo.callback(module.register_forward_pre_hook(check, with_kwargs=True).remove)
         writer = spec.full()
         for module in cores if parts else ():
-            own_keys = uncompiled(functools.partial(_check_cache, writer))
-            undo.callback(module.register_forward_pre_hook(own_keys, with_kwargs=True).remove)
-            marked = uncompiled(functools.partial(_mark_cache, writer))
+            known = functools.partial(_check_cache, writer)
+            undo.callback(module.register_forward_pre_hook(known, with_kwargs=True).remove)
+            marked = functools.partial(_mark_cache, writer)
             undo.callback(module.register_forward_hook(marked).remove)
             undo.callback(module.register_forward_hook(_check_weights).remove)
         for layer in anatomy.taking:
@@ -440,6 +440,7 @@ def _check_inputs(state: State, module: nn.Module, args: Any, kwargs: dict[str, 
     return args, kwargs
 
 
+@uncompiled
 def _check_cache(writer: str, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
     """A pre-hook of the base model: refuses a cache whose keys are not as the patch leaves them."""
     for cache in (x for x in (*args, *kwargs.values()) if isinstance(x, Cache)):
@@ -451,6 +452,7 @@ def _check_cache(writer: str, module: nn.Module, args: Any, kwargs: dict[str, An
         cache.__dict__[WRITER] = writer
 
 
+@uncompiled
 def _mark_cache(writer: str, module: nn.Module, args: Any, output: Any) -> None:
     """A hook of the base model: leaves in the cache that it has made what wrote its keys."""
     for cache in output.values() if isinstance(output, dict) else output:
