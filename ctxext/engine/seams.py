@@ -101,7 +101,7 @@ class Feed:
     axes: tuple[int, ...]
     factor: float = 1.0
     before: tuple[dict[str, Any], dict[str, Tensor]] | None = None
-    here: Tables = field(default_factory=lambda: Tables())
+    here: Tables = field(default_factory=Tables)
 
     def rotate(self, x: Tensor, positions: Tensor) -> Any:
         """What the rotary module's own forward gives, as the module stands."""

@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from ctxext.errors import UsageError
+from ctxext.models.trained import ORIGINAL
 from ctxext.models.trained import is_scaled as scales
 from ctxext.registry import did_you_mean, is_length
 
 Settings = dict[str, Any]
 
-ORIGINAL = "original_max_position_embeddings"
 BLOCKS = ("rope_scaling", "rope_parameters")  # a config's; the second is transformers 5's
 NESTED = "text_config"
 # What a type cannot be computed without; of Phi-3's older names, `su` is longrope.
