@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -27,7 +28,10 @@ app = typer.Typer(
 FORMATS, VERIFICATIONS = ("hf", "gguf"), ("quick", "full")
 
 Model = Annotated[
-    str, typer.Option(help="tiny (shipped), an alias (see ctxext models), a Hub id or a folder.")
+    str,
+    typer.Option(
+        help="tiny (shipped), an alias (see ctxext models), a Hub id, a folder or a .gguf file."
+    ),
 ]
 Lengths = Annotated[
     list[str], typer.Option("--len", help="Lengths in tokens, such as 512 or 4k,16k,1m.")
@@ -306,6 +310,7 @@ def patch(
     from ctxext.export import hub
     from ctxext.export.write import Order, check, export, public_name
     from ctxext.models.aliases import locate
+    from ctxext.models.gguf import is_gguf, unpacked
     from ctxext.models.loading import local_folder, told
 
     console.quieten()
@@ -330,11 +335,17 @@ def patch(
     check(order)
     console.announce([model])
     source = Source(model, revision, trust_remote_code)
-    folder = local_folder(source, weights=not config_only, allow_pickle=allow_pickle)
-    where = locate(model)
-    hub_id = None if Path(where).is_dir() else where
-    with console.terminable():
-        done = export(replace(order, source=folder, hub_id=hub_id))
+    with console.terminable(), contextlib.ExitStack() as stack:
+        if is_gguf(model):
+            if config_only:
+                raise UsageError("--config-only has no folder of weights to go with a GGUF file")
+            folder, note = stack.enter_context(unpacked(source, out))
+            order = replace(order, name=Path(model).stem, link=style == "hf", notes=(note,))
+        else:
+            folder = local_folder(source, weights=not config_only, allow_pickle=allow_pickle)
+            where = locate(model)
+            order = replace(order, hub_id=None if Path(where).is_dir() else where)
+        done = export(replace(order, source=folder))
     typer.echo(printable(told(model, done.trained, done.own_scaling)), err=True)
     for note in done.notes:
         typer.echo(f"note: {note}", err=True)

@@ -18,7 +18,7 @@ def load(name: str, **options: Any) -> tuple[Any, Any]:
     handle, and its `remove()` leaves the plain model.
 
     Args:
-        name: `tiny`, an alias, a Hub id or a folder.
+        name: `tiny`, an alias, a Hub id, a folder or a GGUF file.
         options: the other fields of `Source`: revision, trust_remote_code, dtype, device, ….
 
     Raises:

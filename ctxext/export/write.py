@@ -55,6 +55,7 @@ class Order:
         force: replace a folder that is there.
         full: prove it with the model's own weights instead of small random ones.
         gguf: a file for llama.cpp instead of a folder for transformers.
+        notes: what a user should know of the source, a line each.
     """
 
     source: Path
@@ -73,6 +74,7 @@ class Order:
     force: bool = False
     full: bool = False
     gguf: bool = False
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -152,7 +154,7 @@ def export(order: Order) -> Exported:
         weights=not order.config_only,
     )
     anatomy, spec = patched.anatomy, patched.spec
-    notes = [*beside, *patched.notes]
+    notes = [*order.notes, *beside, *patched.notes]
     if anatomy.sources or not anatomy.layers:  # else no layer sees so far
         notes += reach.note(spec, patched.trained.tokens, order.length)
     if chosen.weights:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ctxext.errors import UsageError
+from ctxext.models.gguf import is_gguf
 from ctxext.registry import did_you_mean
 
 ASSETS = Path(__file__).parent.parent / "assets"
@@ -105,11 +106,11 @@ def _is_hub_id(name: str) -> bool:
 
 
 def locate(name: str) -> str:
-    """What `from_pretrained` takes for a model name: a folder's path or a Hub id.
+    """Where a model is by its name: the path of a folder or a GGUF file, or a Hub id.
 
     Args:
-        name: an alias, a folder that exists, or a Hub id `organisation/name`; where it can be
-            several of these, the first.
+        name: an alias, a folder or GGUF file that exists, or a Hub id `organisation/name`; where
+            it can be several of these, the first.
 
     Raises:
         UsageError: none of these; the message has the aliases.
@@ -122,8 +123,12 @@ def locate(name: str) -> str:
     try:
         if name.strip() and folder.is_dir():
             return name
+        if is_gguf(name):
+            return name
         if folder.is_file():
-            raise UsageError(f"model {name!r} is a file: give the folder that holds config.json")
+            raise UsageError(
+                f"model {name!r} is a file: give a .gguf file, or the folder that holds config.json"
+            )
     except (OSError, ValueError):
         raise UsageError(f"model {name!r} is no usable path") from None
     if _is_hub_id(name):

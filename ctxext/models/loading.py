@@ -25,6 +25,16 @@ from ctxext.models.contents import (
     shard_names,
     support_patterns,
 )
+from ctxext.models.gguf import (
+    architectures,
+    check_whole,
+    complete,
+    forget_file,
+    is_gguf,
+    one_file,
+    read_header,
+    shards,
+)
 from ctxext.models.mark import MARK, plain_line, take_mark
 from ctxext.models.rope import check_config, check_raw, is_scaled, made_up
 from ctxext.models.trained import Trained, explain_trained
@@ -40,7 +50,7 @@ class Source:
     """Which model to load, and how; nothing is loaded yet.
 
     Attributes:
-        name: an alias, a folder or a Hub id, as the user wrote it.
+        name: an alias, a folder, a GGUF file or a Hub id, as the user wrote it.
         revision: branch, tag or commit on the Hub.
         trust_remote_code: whether code that comes with the model may run.
         dtype: one of DTYPES; `auto` is float32 on the CPU, else what the checkpoint was saved in.
@@ -65,11 +75,18 @@ class Source:
 
     def pretrained(self) -> dict[str, Any]:
         """The arguments that every `from_pretrained` takes."""
+        if is_gguf(self.name):
+            return _in_folder(Path(self.name))
         return {
             "pretrained_model_name_or_path": locate(self.name),
             "revision": self.revision,
             "trust_remote_code": self.trust_remote_code,
         }
+
+
+def _in_folder(file: Path) -> dict[str, str]:
+    """What `from_pretrained` takes for a GGUF file."""
+    return {"pretrained_model_name_or_path": str(file.absolute().parent), "gguf_file": file.name}
 
 
 def settle(source: Source, config: Any) -> Source:
@@ -112,11 +129,17 @@ def load_config(source: Source) -> Any:
     from transformers import AutoConfig, PreTrainedConfig
 
     given = with_base(source)
+    header = None
+    if is_gguf(source.name):
+        with _named(source):
+            header = read_header(Path(source.name))
     raw, _ = _explained(given, PreTrainedConfig.get_config_dict)
     with _named(source):
         check_raw(raw if isinstance(raw, dict) else {})  # of a list, transformers has more to say
     config = _explained(given, AutoConfig.from_pretrained)
     with _named(source):
+        if header is not None:
+            raw |= complete(config, header)
         _check_scaling(source, config, raw)
     carried = getattr(config, "ctxext", None)
     if isinstance(carried, dict):
@@ -182,8 +205,8 @@ def load_saved(source: Source, note: Callable[[str], None] = logging.warning) ->
     """`load_model` that is silent of the patch which the model was saved with, and its mark."""
     from transformers import AutoModelForCausalLM
 
-    source = settle(source, load_config(source))
-    check_adapter(source, note)
+    config = load_config(source)
+    source = settle(source, config)
     options: dict[str, Any] = {"dtype": source.dtype, "attn_implementation": source.attn}
     if source.load_in is not None:
         options["quantization_config"] = _quantization(source.load_in)
@@ -191,9 +214,17 @@ def load_saved(source: Source, note: Callable[[str], None] = logging.warning) ->
         options["device_map"] = source.device_map
     elif source.device != "cpu":
         options["device_map"] = source.device
-    model, found = _explained(
-        source, AutoModelForCausalLM.from_pretrained, output_loading_info=True, **options
-    )
+    with contextlib.ExitStack() as stack:
+        if file := is_gguf(source.name):
+            if source.load_in is not None:
+                raise UsageError(f"{source.name!r} is quantised already: leave out --load-in")
+            whole = stack.enter_context(one_file(Path(source.name)))
+            options |= {"config": config, **_in_folder(whole)}
+        else:
+            check_adapter(source, note)
+        model, found = _explained(
+            source, AutoModelForCausalLM.from_pretrained, output_loading_info=True, **options
+        )
     if missing := sorted(found["missing_keys"]):  # transformers would make these up
         raise UsageError(
             f"model {source.name!r} lacks {len(missing)} weights, such as {missing[0]!r}: mend its "
@@ -204,6 +235,10 @@ def load_saved(source: Source, note: Callable[[str], None] = logging.warning) ->
             f"model {source.name!r} has {len(unused)} weights that its config has no place for, "
             f"such as {unused[0]!r}: left out"
         )
+    if file:
+        with _named(source):
+            check_whole(read_header(Path(source.name)), model)
+        forget_file(model)
     return model.eval(), take_mark(model)
 
 
@@ -240,7 +275,7 @@ def _explained(source: Source, call: Any, **options: Any) -> Any:
     arguments = source.pretrained()
     where, alias = arguments["pretrained_model_name_or_path"], ALIASES.get(source.name)
     try:
-        return call(**arguments, **options)
+        return call(**{**arguments, **options})
     except Exception as error:
         text = " ".join(str(error).split()) or type(error).__name__
         if "weights_only" in text:
@@ -249,6 +284,11 @@ def _explained(source: Source, call: Any, **options: Any) -> Any:
             raise UsageError(
                 f"model {source.name!r} brings its own code: give --trust-remote-code if you "
                 "trust it"
+            ) from error
+        if is_gguf(source.name):
+            raise UsageError(
+                f"model {source.name!r} cannot be loaded: {text[:300]}; transformers reads GGUF "
+                f"files of {', '.join(architectures())}"
             ) from error
         if Path(where).is_dir():
             raise UsageError(
@@ -310,13 +350,18 @@ def identify(source: Source, config: Any) -> Identity:
     folder = Path(locate(source.name))
     if folder.is_dir():
         return Identity(_hash_folder(folder), *facts)
+    if is_gguf(source.name):
+        return Identity(_hash([*shards(folder)]), *facts)
     commit = getattr(config, "_commit_hash", None) or source.revision or "main"
     return Identity(hashlib.sha256(f"{folder}@{commit}".encode()).hexdigest(), *facts)
 
 
 def _hash_folder(folder: Path) -> str:
     files = sorted(p for p in folder.iterdir() if p.suffix in _HASHED and p.is_file())
-    kept = [path for path in files if path.name != "provenance.json"]
+    return _hash([path for path in files if path.name != "provenance.json"])
+
+
+def _hash(kept: list[Path]) -> str:
     found = [path.stat() for path in kept]
     states = ((s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino) for s in found)
     return _hash_files(tuple(kept), tuple(states))

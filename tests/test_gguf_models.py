@@ -1,0 +1,186 @@
+"""GGUF files as models: what transformers reads of them, and what it leaves out of the rotation."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from commands import run as command
+from test_gguf import LENGTH, QWEN_SPECS, SPECS, TINY, edit, load, qwen, run, saved  # noqa: F401
+
+import ctxext
+from ctxext.errors import UsageError
+from ctxext.models import gguf as module
+from ctxext.models.loading import Source, load_config
+
+gguf = pytest.importorskip("gguf", reason="needs the gguf package: pip install 'ctxext[gguf]'")
+IDS = torch.arange(10, 74)[None]
+
+
+def same(file: Path, patched: Any, length: int) -> Any:
+    """A file's model, whose rotation and logits are those of the patched model."""
+    model, _ = ctxext.load(str(file))
+    with ctxext.patched(model, "rope", length):
+        mine, its = model.model.rotary_emb, patched.model.rotary_emb
+        torch.testing.assert_close(mine.inv_freq, its.inv_freq, rtol=1e-6, atol=0)
+        assert mine.attention_scaling == pytest.approx(its.attention_scaling, rel=1e-6)
+        with torch.no_grad():
+            found, wanted = model(IDS).logits, patched(IDS).logits
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4 * float(wanted.abs().max()))
+    return model
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_a_file_is_the_model_that_was_written(spec: str, tmp_path: Path) -> None:
+    run(TINY, spec, tmp_path / "m.gguf")
+    ctxext.patch(model := load(TINY), spec, LENGTH)
+    found = same(tmp_path / "m.gguf", model, LENGTH)
+    assert found.dtype == torch.float32
+    assert not hasattr(found.config, "quantization_config")
+    found.save_pretrained(tmp_path / "saved")
+
+
+@pytest.mark.parametrize("spec", QWEN_SPECS)
+def test_yarn_is_read(spec: str, qwen: Path, tmp_path: Path) -> None:  # noqa: F811
+    run(qwen, spec, tmp_path / "m.gguf", 128)
+    ctxext.patch(model := load(qwen), spec, 128)
+    same(tmp_path / "m.gguf", model, 128)
+
+
+def test_llama3_is_known_by_its_numbers(tmp_path: Path) -> None:
+    """So that T before the scaling is known, and `replace` takes it off."""
+    rope = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    rope |= {"original_max_position_embeddings": 8192, "rope_theta": 500000.0}
+    folder = saved(tmp_path / "m", max_position_embeddings=65536, rope_parameters=rope)
+    run(folder, "rope", tmp_path / "m.gguf", 65536)
+    read = load_config(Source(str(tmp_path / "m.gguf"))).rope_parameters
+    assert {**read, **rope} == read
+    same(tmp_path / "m.gguf", load(folder), 65536)
+
+
+def test_tokens_are_those_of_the_model(tmp_path: Path) -> None:
+    run(TINY, "rope", tmp_path / "m.gguf")
+    text = Path(__file__).read_text()
+    _, mine = ctxext.load(str(tmp_path / "m.gguf"))
+    _, its = ctxext.load("tiny")
+    assert mine(text)["input_ids"] == its(text)["input_ids"]
+
+
+def rewritten(
+    source: Path, target: Path, kind: str = "F32", tensors: int = 0, **changes: Any
+) -> None:
+    """A file with its matrices in a quantised type, in files of so many tensors, and with other
+    metadata; None leaves a key out."""
+    reader = gguf.GGUFReader(source)
+    writer = gguf.GGUFWriter(target, "llama", split_max_tensors=tensors)
+    for key, field in reader.fields.items():
+        if not key.startswith("GGUF.") and key not in ("general.architecture", *changes):
+            array = field.types[0] is gguf.GGUFValueType.ARRAY
+            inner = field.types[-1] if array else None
+            writer.add_key_value(key, field.contents(), field.types[0], inner)
+    for key, value in changes.items():
+        add = writer.add_string if isinstance(value, str) else writer.add_float32
+        add(key, value)
+    for tensor in reader.tensors:
+        type_ = gguf.GGMLQuantizationType[kind if len(tensor.shape) == 2 else "F32"]
+        data = np.asarray(tensor.data)
+        writer.add_tensor(tensor.name, gguf.quantize(data, type_), raw_dtype=type_)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny")
+    run(TINY, "rope", folder / "m.gguf")
+    rewritten(folder / "m.gguf", folder / "q.gguf", "Q8_0")
+    return folder
+
+
+def test_a_model_in_several_files(tiny: Path, tmp_path: Path) -> None:
+    rewritten(tiny / "m.gguf", tmp_path / "s.gguf", tensors=15)
+    first, *others = sorted(tmp_path.iterdir())
+    assert len(others) == 2
+    model = same(first, load(TINY), LENGTH)
+    assert model.config.tie_word_embeddings is load(TINY).config.tie_word_embeddings
+    with pytest.raises(UsageError, match=r"is one of 3 files: give the first, 's-00001-of-00003"):
+        ctxext.load(str(others[0]))
+    others[1].unlink()
+    with pytest.raises(UsageError, match=r"s-00003-of-00003\.gguf' is missing"):
+        ctxext.load(str(first))
+
+
+def test_a_file_goes_through_the_commands(tiny: Path, tmp_path: Path) -> None:
+    """Evaluation has the numbers of what it holds; each kind of export is made of it."""
+    asked = ("--len", 256, "--limit", 2, "--json", "--out", tmp_path / "r")
+    value, plain = (
+        json.loads(command("eval", "--model", name, *asked).out)["value"]
+        for name in (tiny / "m.gguf", "tiny")
+    )
+    assert value == pytest.approx(plain, rel=1e-5)
+    file = ("--model", tiny / "q.gguf", "--len", "2k")
+    for n, (spec, *more) in enumerate([("ntk",), ("rerope",), ("ntk", "--format", "gguf")]):
+        done = command("patch", *file, "--method", spec, "--out", tmp_path / f"{n}", *more)
+        assert done.code == 0, done.err
+        card = (tmp_path / f"{n}" / "README.md").read_text()
+        assert "the weights were dequantised from Q8\\_0 to float32" in card
+        assert str(tiny) not in card
+    bare = command("patch", *file, "--method", "ntk", "--out", tmp_path / "c", "--config-only")
+    assert bare.code == 2
+    assert "--config-only has no folder of weights" in bare.err
+    assert {path.name for path in tmp_path.iterdir()} == {"r", "0", "1", "2"}
+    ctxext.patch(model := ctxext.load(str(tiny / "q.gguf"))[0], "ntk", 2048)
+    with torch.no_grad():
+        found, wanted = load(tmp_path / "0")(IDS).logits, model(IDS).logits
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5 * float(wanted.abs().max()))
+
+
+def bad_files(tiny: Path, folder: Path) -> dict[str, str]:
+    """Files that hold no model that is understood, and what is said of each."""
+    whole = (tiny / "m.gguf").read_bytes()
+    (folder / "text.gguf").write_text("no model")
+    (folder / "empty.gguf").touch()
+    (folder / "cut.gguf").write_bytes(whole[: len(whole) // 2])
+    (folder / "head.gguf").write_bytes(whole[:1000])
+    rewritten(tiny / "m.gguf", folder / "kind.gguf", **{"llama.rope.scaling.type": "spiral"})
+    mixed = {"llama.rope.scaling.attn_factor": 1.5, "llama.rope.scaling.type": "linear"}
+    rewritten(tiny / "m.gguf", folder / "mixed.gguf", **mixed, **{"llama.rope.scaling.factor": 2.0})
+    biased = saved(folder / "biased", attention_bias=True)
+    run(biased, "rope", folder / "biased.gguf", 128)
+    shutil.rmtree(biased)
+    return {
+        "text": "is no GGUF file that can be read",
+        "empty": "is no GGUF file that can be read",
+        "cut": "is no GGUF file that can be read",
+        "head": "is no GGUF file that can be read",
+        "kind": "rope scaling 'spiral' is not understood",
+        "mixed": "mixes rope scalings (linear)",
+        "biased": "take the model's own folder",
+    }
+
+
+def test_what_is_not_understood_is_refused_in_a_line(tiny: Path, tmp_path: Path) -> None:
+    for name, said in bad_files(tiny, tmp_path).items():
+        for argv in (
+            ("eval", "--len", 256, "--limit", 1),
+            ("patch", "--method", "ntk", "--len", "2k"),
+        ):
+            done = command(*argv, "--model", tmp_path / f"{name}.gguf", "--out", tmp_path / "out")
+            assert (done.code, done.out) == (2, ""), (name, done)
+            assert said in done.err.splitlines()[-1], (name, done.err)
+            assert "Traceback" not in done.err
+    assert not (tmp_path / "out" / "README.md").exists()
+
+
+def test_without_its_package(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
+    module._read_header.cache_clear()
+    with pytest.raises(UsageError, match=r"takes the gguf package: pip install 'ctxext\[gguf\]'"):
+        load_config(Source(str(tiny / "m.gguf")))
