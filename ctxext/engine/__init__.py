@@ -13,3 +13,18 @@ pinned.py     one length for each sequence that the unpatched model reads
 carried.py    model classes that are patched whenever they run
 reference.py  the same, dense, in a few lines: what every path is tested against
 """
+
+from __future__ import annotations
+
+from ctxext.errors import UsageError
+from ctxext.registry import did_you_mean
+
+PATHS = ("flash", "sdpa", "eager")  # attention paths: `auto` takes the first that can run
+
+
+def check_path(asked: str) -> str:
+    """The attention path asked for, or `auto`; UsageError for an unknown one."""
+    valid = ("auto", *PATHS)
+    if asked not in valid:
+        raise UsageError(f"unknown attention path {asked!r}: {did_you_mean(asked, valid)}")
+    return asked

@@ -32,7 +32,7 @@ from ctxext.models.layout import Rope, Source, find_sources, head_dim
 from ctxext.models.mark import MARK, Mark, read_mark
 from ctxext.models.trained import check_own_scaling
 from ctxext.patches import Spec, parse
-from ctxext.patches.base import Part, Span
+from ctxext.patches.base import Span
 from ctxext.registry import is_length
 
 HANDLE = "_ctxext_handle"
@@ -100,9 +100,9 @@ def patch(
             them, and T is the length that it declares with that; "replace": the scaling is taken
             off first, with all that it does, and T is the length before it. `rope` is the model
             as it is given under both.
-        attn: the attention path of distance methods: "auto", "flash", "triton", "flex", "sdpa",
-            "eager", or "dense", the reference whose memory is quadratic in length. All other
-            methods run on the model's own implementation.
+        attn: the attention path of distance methods: "auto", "flash", "sdpa", "eager", or "dense",
+            the reference whose memory is quadratic in length. All other methods run on the model's
+            own implementation.
 
     Returns:
         A handle whose `remove()` restores the model bit for bit.
@@ -168,7 +168,7 @@ def refit(model: Any, handle: Handle) -> None:
     state = next(states, None)
     if state is not None and state.parts:
         taking = [layer for layer in state.layers.values() if not layer.inside]
-        handle.choice = _fitting(model, taking, state.parts, "auto")
+        handle.choice = _fitting(model, taking, "auto")
         state.path = handle.choice.name
 
 
@@ -215,18 +215,15 @@ def _saved_otherwise(model: Any, spec: Spec) -> list[str]:
 
 def _choose(model: Any, anatomy: Anatomy, spec: Spec, attn: str) -> Choice:
     """The attention path; errors as for `paths.choose`, whatever the spec."""
-    parts = spec.distance.parts() if spec.distance else ()
-    choice = _fitting(model, anatomy.taking, parts, attn)
+    choice = _fitting(model, anatomy.taking, attn)
     return choice if spec.distance and anatomy.sources else Choice(_own(model), ())
 
 
-def _fitting(model: Any, layers: list[Layer], parts: tuple[Part, ...], attn: str) -> Choice:
+def _fitting(model: Any, layers: list[Layer], attn: str) -> Choice:
     """The path for these layers where the model is."""
     wide = max((layer.head_dim for layer in layers), default=None)
     needs = [name for name in ("softcap", "sinks") if any(getattr(x, name) for x in layers)]
-    return choose(
-        attn, str(model.device), model.dtype, wide or head_dim(model.config), needs, parts
-    )
+    return choose(attn, str(model.device), model.dtype, wide or head_dim(model.config), needs)
 
 
 def _own(model: Any) -> str:
