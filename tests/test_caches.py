@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+import threads
 import torch
 import transformers
 from conftest import CACHE, random_model, tokens
@@ -121,6 +122,18 @@ def test_threads_do_not_read_each_others_positions(spec: str) -> None:
         alone = [read(ids) for ids in texts]
         for found, want in zip(pool.map(read, texts * 4), alone * 4, strict=True):
             assert torch.equal(found, want)
+
+
+SHARED = ("shared", "ntk:factor=8")  # frequencies, by layers that are left alone and others
+
+
+@pytest.mark.parametrize(
+    ("name", "spec"),
+    [*(("llama", NARROW[name]) for name in ("rerope", "self-extend", "dca")), SHARED],
+)
+def test_eight_threads_write_what_one_does(name: str, spec: str) -> None:
+    """Short texts of mixed lengths; `python tests/threads.py` writes thousands."""
+    assert threads.differing(name, spec, 100) == 0
 
 
 @pytest.mark.parametrize("spec", [*RELATIVE, *ABSOLUTE[:1]])

@@ -21,6 +21,7 @@ from ctxext.engine.seams import (
     WRITER,
     Feed,
     State,
+    as_it_is,
     register_distance,
     register_scaled,
     uncompiled,
@@ -233,14 +234,9 @@ def _own(model: Any) -> str:
 
 def _feed(source: Source, anatomy: Anatomy) -> Feed:
     """A set of frequencies as it is before the patch."""
-    names = {source.named("attention_scaling"), "rope_type"} & source.module.__dict__.keys()
-    before = (
-        {name: source.module.__dict__[name] for name in names},
-        {source.named("inv_freq"): source.inv_freq},
-    )
     shared = source in anatomy.alone.values()
-    axes = anatomy.axes[source]
-    return Feed(source, axes, before=before if shared else None)
+    before = as_it_is(source.module) if shared else None
+    return Feed(source, anatomy.axes[source], before=before)
 
 
 def _check_length(sources: list[Source], spec: Spec) -> None:
@@ -361,6 +357,9 @@ def _apply_seams(
         keep = functools.partial(state.keep_tables, by_source[source])
         undo.callback(module.register_forward_pre_hook(keep, with_kwargs=True).remove)
         _renew(module, state, undo)
+    cores = dict.fromkeys((model.base_model, _core(model, {*layers, *state.rotary})))
+    for module in cores:
+        undo.callback(module.register_forward_hook(state.end, always_call=True).remove)
     with contextlib.ExitStack() as whole:
         if own != _own(model):
             use_attention(model, own, whole)
@@ -377,7 +376,6 @@ def _apply_seams(
             if "config" in module.__dict__ or module in layers:
                 replace(undo, module, STATE, state)
         check = functools.partial(_check_inputs, state)
-        cores = dict.fromkeys((model.base_model, _core(model, {*layers, *state.rotary})))
         for module in cores:
             undo.callback(module.register_forward_pre_hook(check, with_kwargs=True).remove)
         writer = spec.full()
@@ -388,8 +386,11 @@ def _apply_seams(
             undo.callback(module.register_forward_hook(marked).remove)
             undo.callback(module.register_forward_hook(_check_weights).remove)
         for layer in anatomy.taking:
-            note = layer.module.register_forward_pre_hook(state.note_positions, with_kwargs=True)
-            undo.callback(note.remove)
+            run = layer.module
+            undo.callback(
+                run.register_forward_pre_hook(state.before_layer, with_kwargs=True).remove
+            )
+            undo.callback(run.register_forward_hook(state.after_layer, always_call=True).remove)
         check_outputs(model, state, before)
     else:
         forward(model, 1, state.feeds)  # `keep_tables` refuses what it does not understand
