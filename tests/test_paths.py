@@ -40,7 +40,8 @@ from ctxext.engine import PATHS, merged, paths
 from ctxext.engine.chunked import chunked_attention
 from ctxext.engine.merged import merged_attention
 from ctxext.engine.operators import TORCH, CudaEfficient, CudaFlash, Pattern
-from ctxext.engine.paths import FEW, attend, choose
+from ctxext.engine.paths import attend, choose
+from ctxext.engine.runs import FEW, Run, attend_runs, find_runs
 from ctxext.errors import UsageError
 from ctxext.patches.base import Part
 
@@ -187,7 +188,14 @@ def test_left_padded_rows(path: str, data: st.DataObject) -> None:
     if path == "sdpa":
         hidden = ~mask.mT.expand(3, 2, m, D)
         k, v = k.masked_fill(hidden, torch.nan), v.masked_fill(hidden, torch.nan)
-    ours = attend(path, q, k, v, left, turn, SCALE, mask, 0.0, first)
+    begins = torch.tensor(first)[:, None]
+    positions = torch.arange(m - n, m) - begins
+    runs = find_runs(positions, mask, None, 3, n, m, None, False)
+
+    def run(at: Run, *tensors: Tensor) -> Tensor:
+        return attend(path, *tensors, left, turn, SCALE, at.mask, at=at.at)
+
+    ours = attend_runs(run, runs, q, k, v)
     real = mask[..., m - n :].mT.expand_as(ours)
     assert float((ours - expected)[real].abs().max()) <= 2e-5
     if path == "sdpa":

@@ -18,7 +18,7 @@ from ctxext.models.layout import Source
 
 FORWARD = "_ctxext_forward"  # the attribute of a table that has the forward it was made in
 AS_BEFORE = "_ctxext_as_before"  # … and the tables of before the patch
-MOST_FOUND = 4  # kinds of layers: some have masks of their own
+MOST_FOUND = 8  # kinds of layers: some have masks of their own
 
 
 class Forward:
@@ -29,7 +29,8 @@ class Forward:
         positions: of its queries [·, b or 1, n].
         outer: the forward that it is within, of another model.
         tables: what each rotary module returned, by its frequencies.
-        turned: cos and sin, by frequencies, positions and device.
+        turned: positions, and their cos and sin where they turn anything, by frequencies, the
+            positions' id and device.
     """
 
     def __init__(self, owner: object, positions: Tensor, outer: Forward | None = None) -> None:
@@ -37,7 +38,7 @@ class Forward:
         self.positions = positions
         self.outer = outer
         self.tables: dict[Source, Any] = {}
-        self.turned: dict[Any, tuple[Tensor, Tensor]] = {}
+        self.turned: dict[Any, tuple[Tensor, tuple[Tensor, Tensor] | None]] = {}
         self._found: list[tuple[Tensor | None, tuple[Any, ...], Any]] = []
 
     def once(self, mask: Tensor | None, key: tuple[Any, ...], find: Callable[[], Any]) -> Any:

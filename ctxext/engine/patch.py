@@ -342,7 +342,7 @@ def _apply_seams(
         own = "sdpa"
     layers = {layer.module: layer for layer in anatomy.layers}
     by_source = {feed.source: feed for feed in feeds}
-    state = State(layers, by_source, trained, (), spec.query_scales, path, own)
+    state = State(layers, by_source, trained, spec.query_scales, path, own)
     if distance:
         state.cached, state.absolute = parts[distance.cached].key, distance.absolute
     for feed in feeds:
@@ -364,7 +364,7 @@ def _apply_seams(
         if own != _own(model):
             use_attention(model, own, whole)
         before = outputs(model, anatomy.layers, anatomy.sources) if deep else []
-    state.parts = parts
+    state.take(parts)
     for feed in feeds if parts else []:
         feed.factor = feed.source.factor
         replace(undo, feed.source.module, feed.source.named("attention_scaling"), 1.0)

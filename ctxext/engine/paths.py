@@ -8,7 +8,6 @@ dense    the reference itself, memory quadratic in length      for checking the 
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -17,14 +16,14 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ctxext.engine import PATHS, check_path
-from ctxext.engine.chunked import chunked_attention, single_attention
+from ctxext.engine.chunked import chunked_attention
 from ctxext.engine.merged import merged_attention
-from ctxext.engine.operators import TORCH, CudaFlash
+from ctxext.engine.operators import TORCH, CudaFlash, Operator
+from ctxext.engine.positions import Positions
 from ctxext.engine.reference import dense_attention
+from ctxext.engine.runs import FEW
 from ctxext.errors import UsageError
 from ctxext.patches.base import Part
-
-FEW = 16  # fewer queries are fastest as one product with all keys
 
 
 class Choice(NamedTuple):
@@ -100,47 +99,36 @@ def attend(
     scaling: float,
     mask: Tensor | None = None,
     dropout: float = 0.0,
-    first: Sequence[int] | None = None,
     softcap: float | None = None,
     sinks: Tensor | None = None,
+    at: Positions | None = None,
 ) -> Tensor:
     """Distance attention on a path; the other arguments as for `reference.dense_attention`.
 
-    From every path a mask, dropout, softcap, sinks and values of a larger head dimension than the
-    keys' go to the chunked reference, and so do FEW queries in 32 bits or more.
+    From every path a mask, positions that differ by row or leave some out, dropout, softcap, sinks
+    and values of a larger head dimension than the keys' go to the chunked reference, and so do FEW
+    queries in 32 bits or more.
 
     Args:
         mask: [b or 1, 1, n or 1, m], True where seen.
-        first: for each of the b rows its first slot that holds a token (left padding), where
-            that is all that the mask says.
     """
     n = query.shape[2]
-    (d, width), thin = (key.shape[3], value.shape[3]), value.shape[3] < key.shape[3]
-    odd = (mask is not None and first is None) or dropout or width > d
+    (d, width) = key.shape[3], value.shape[3]
+    odd = mask is not None or (at is not None and at.offset is None) or dropout or width > d
     odd = odd or softcap is not None or sinks is not None
     few = n < FEW and value.dtype in (torch.float32, torch.float64)
-    if n == 1 and few and mask is None and not odd and path != "dense":
-        return single_attention(query, key, value, parts, turn, scaling)
     if path in ("eager", "dense") or few or odd:
         plain = dense_attention if path == "dense" else chunked_attention
-        mask = mask if mask is None else mask.expand(-1, -1, n, -1)
-        return plain(query, key, value, parts, turn, scaling, mask, dropout, softcap, sinks)
-    function = _function(path, query, key, value)
-    if thin:
-        wide = pad(value, (0, d - width))
-        return attend(path, query, key, wide, parts, turn, scaling, mask, first=first)[..., :width]
-    if first is None or not any(first):
-        return function(query, key, value, parts, turn, scaling)
-    rows, past = [], key.shape[2] - n
-    for i, start in enumerate(first):
-        skip = max(0, start - past)
-        q, k, v = query[i : i + 1, :, skip:], key[i : i + 1, :, start:], value[i : i + 1, :, start:]
-        rows.append(pad(function(q, k, v, parts, turn, scaling), (0, 0, skip, 0)))
-    return torch.cat(rows)
+        return plain(query, key, value, parts, turn, scaling, mask, dropout, softcap, sinks, at)
+    thin = width < d
+    value = pad(value, (0, d - width)) if thin else value
+    operator = _operator(path, query)
+    out = merged_attention(query, key, value, parts, turn, scaling, operator, at)
+    return out[..., :width] if thin else out
 
 
-def _function(path: str, *inputs: Tensor) -> Callable[..., Tensor]:
-    """What computes the path for these queries, keys and values."""
-    head_dim, device, dtype = inputs[0].shape[3], inputs[0].device.type, inputs[0].dtype
+def _operator(path: str, query: Tensor) -> Operator:
+    """What computes plain attention on the path for these queries."""
+    head_dim, device, dtype = query.shape[3], query.device.type, query.dtype
     flash = path != "sdpa" and _why_not("flash", device, dtype, head_dim) is None
-    return functools.partial(merged_attention, operator=CudaFlash() if flash else TORCH[device])
+    return CudaFlash() if flash else TORCH[device]

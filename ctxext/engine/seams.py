@@ -33,8 +33,7 @@ from ctxext.engine.forward import (
 )
 from ctxext.engine.paths import attend
 from ctxext.engine.probe import Layer, call_rotary, handed
-from ctxext.engine.runs import attend_runs
-from ctxext.engine.slots import Slots, counts_padding, find_slots
+from ctxext.engine.runs import Run, attend_runs, counts_padding, find_runs
 from ctxext.engine.switch import registered
 from ctxext.errors import UnsupportedModelError, UsageError
 from ctxext.models.layout import Source
@@ -89,15 +88,22 @@ class Feed:
         return call_rotary(own, x, positions.to(x.device), self.source.layer_type)
 
     def turn(self, layer: Layer, forward: Forward, x: Tensor, positions: Tensor) -> Tensor:
-        """x [b, *, l, d] rotated by positions [l] (on the CPU) as the layer rotates."""
+        """x [b, *, l, d] rotated by positions [l] or [b, l] (on the CPU) as the layer rotates."""
         assert layer.rotation is not None
-        turned = forward.turned  # all layers share a forward's few tables
-        key = (self.source, positions.numpy().tobytes(), x.device)
-        if key not in turned:  # layers may be on other devices than the rotary module
-            like = torch.empty(0, dtype=torch.float32, device=self.source.inv_freq.device)
-            cos, sin = _cos_sin(self.rotate(like, positions.expand(*self.axes, 1, -1)))
-            turned[key] = cos.to(x.device), sin.to(x.device)
-        return layer.rotation.turn(x, *turned[key])
+        key = (self.source, id(positions), x.device)
+        if key not in forward.turned:  # all layers share a forward's few tables
+            forward.turned[key] = positions, self._turns(positions, x.device)
+        tables = forward.turned[key][1]
+        return x if tables is None else layer.rotation.turn(x, *tables)
+
+    def _turns(self, positions: Tensor, device: torch.device) -> tuple[Tensor, Tensor] | None:
+        """cos and sin on a layer's device; None where nothing is turned."""
+        if not positions.any():
+            return None
+        rows = positions if positions.ndim == 2 else positions[None]
+        like = torch.empty(0, dtype=torch.float32, device=self.source.inv_freq.device)
+        cos, sin = _cos_sin(self.rotate(like, rows.expand(*self.axes, *rows.shape)))
+        return cos.to(device), sin.to(device)
 
 
 def as_it_is(module: nn.Module) -> nn.Module:
@@ -120,14 +126,32 @@ class State:
     layers: dict[nn.Module, Layer]
     feeds: dict[Source, Feed]  # of the layers that take the methods
     trained: int
-    parts: tuple[Part, ...]  # empty: only query scales, or only frequencies
     query_scales: tuple[QueryScale, ...]
     path: str  # an attention path
     own: str  # transformers' implementation, for what the methods leave alone
     rotary: frozenset[nn.Module] = frozenset()  # the modules whose tables are changed or seen
+    parts: tuple[Part, ...] = ()  # empty: only query scales, or only frequencies
     name: str | None = None  # what the attention function is registered as
     cached: Callable[[Tensor], Tensor] = identity  # the positions of the keys that a cache holds
+    left: tuple[Part, ...] = ()  # the parts, for queries and keys that are turned so already
     absolute: bool = False  # whether the parts go by more than distance
+
+    def take(self, parts: tuple[Part, ...]) -> None:
+        """Attend by these parts from now on."""
+        done = self.cached
+
+        def left(own: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+            return lambda p: own(p) - done(p)
+
+        self.parts = parts
+        self.left = tuple(
+            replace(
+                part,
+                query=left(part.query),
+                key=as_held if part.key is done else left(part.key),
+            )
+            for part in parts
+        )
 
     @uncompiled
     def rotated(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
@@ -230,22 +254,6 @@ class State:
     def __reduce_ex__(self, protocol: Any) -> Any:
         raise UsageError(UNPICKLED)
 
-    def left_over(self) -> tuple[Part, ...]:
-        """The parts as seen from keys, and queries, that the rotary module rotated already."""
-        done = self.cached
-
-        def left(own: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-            return lambda p: own(p) - done(p)
-
-        return tuple(
-            replace(
-                part,
-                query=left(part.query),
-                key=as_held if part.key is done else left(part.key),
-            )
-            for part in self.parts
-        )
-
     def forward(self, n: int = 0) -> Forward:
         """The forward of the layer that is running, which has n queries."""
         now = running(self)
@@ -253,18 +261,20 @@ class State:
             raise unknown_positions()
         return now
 
-    def slots(self, layer: Layer, mask: Tensor | None, query: Tensor, key: Tensor) -> Slots:
-        """`find_slots` of the layer that is running."""
+    def runs(
+        self, layer: Layer, mask: Tensor | None, ends: Tensor | None, query: Tensor, key: Tensor
+    ) -> list[Run]:
+        """`find_runs` of the layer that is running."""
         (b, _, n, _), m = query.shape, key.shape[2]
         now = self.forward(n)
 
-        def find() -> Slots:
+        def find() -> list[Run]:
             seen = mask
             if mask is not None:
                 seen = seen_by(mask) if mask.is_floating_point() else mask.bool()
-            return find_slots(now.positions, seen, b, n, m, layer.window, self.absolute)
+            return find_runs(now.positions, seen, ends, b, n, m, layer.window, self.absolute)
 
-        return cast(Slots, now.once(mask, (b, n, m, layer.window), find))
+        return cast("list[Run]", now.once(mask, (b, n, m, layer.window, id(ends)), find))
 
     def is_positions(self, x: Any) -> bool:
         """Whether an argument is the positions of the layer that is running, of any axis."""
@@ -273,6 +283,13 @@ class State:
             return False
         same = functools.partial(torch.equal, *torch.broadcast_tensors(x, now.positions))
         return bool(now.once(x, (), same))
+
+    def is_ends(self, x: Any, query: Tensor) -> bool:
+        """Whether an argument says where each sequence of one packed row begins and ends."""
+        if not isinstance(x, Tensor) or x.ndim != 1 or x.is_floating_point() or len(query) > 1:
+            return False
+        n = query.shape[2]
+        return bool(self.forward().once(x, (n,), lambda: _are_ends(x, n)))
 
     def scale_query(self, layer: Layer, query: Tensor, mask: Any) -> Tensor:
         """Queries [b, h, n, d] times the query scales of their true positions."""
@@ -356,40 +373,54 @@ def _distance_attention(
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """`attention` with the parts of a distance method, or causal where there are no positions."""
-    slots, m = state.slots(layer, mask, query, key), key.shape[2]
+    ends = None
     for name in handed(kwargs):
-        if name not in layer.handed and not state.is_positions(kwargs[name]):
+        if name in layer.handed or state.is_positions(kwargs[name]):
+            continue
+        if not state.is_ends(kwargs[name], query) or not same_ends(kwargs[name], ends):
             raise UnsupportedModelError(f"distance methods do not support attention with {name!r}")
+        ends = kwargs[name]
     if is_causal is False and mask is None and query.shape[2] > 1:
         raise UnsupportedModelError("distance methods do not support attention that is not causal")
-    if slots.used < m:
-        key, value = key[:, :, : slots.used], value[:, :, : slots.used]
+    runs = state.runs(layer, mask, ends, query, key)
     query, key = query.to(value.dtype), key.to(value.dtype)
     parts: tuple[Part, ...] = CAUSAL
     turn: Turn = _unturned
     if layer.source is not None:
         feed, now = state.feeds[layer.source], state.forward()
-        parts, turn = state.left_over(), functools.partial(feed.turn, layer, now)
+        parts, turn = state.left, functools.partial(feed.turn, layer, now)
     if layer.weights is not None:
         query, key, turn = _unweighted(layer.weights, query, key, turn)
     scaling = scaling if scaling is not None else query.shape[-1] ** -0.5
-    if watch := layer.module.__dict__.get(WATCH):
-        watch(query, key, parts, turn, scaling, slots.mask, softcap, s_aux)
+    watch = layer.module.__dict__.get(WATCH)
 
-    def weigh(value: Tensor, dropout: float) -> Tensor:
-        run = functools.partial(
-            attend, state.path, turn=turn, scaling=scaling,
-            dropout=dropout, softcap=softcap, sinks=s_aux,
-        )  # fmt: skip
-        if state.absolute and layer.source is not None:
-            return attend_runs(run, parts, slots.runs, query, key, value)
-        return run(query, key, value, parts=parts, mask=slots.mask, first=slots.first)
+    def attend_run(run: Run, q: Tensor, k: Tensor, v: Tensor, dropout: float = dropout) -> Tensor:
+        mask = None if run.mask is None else run.mask.to(q.device)
+        return attend(
+            state.path, q, k, v, parts, turn, scaling, mask, dropout, softcap, s_aux, run.at
+        )
 
+    if watch:
+        for run in runs:
+            q, k, _ = run.cut(query, key, value)
+            watch(q, k, parts, turn, scaling, run.mask, softcap, s_aux, run.at)
     weights = None
     if output_attentions:  # what each key gives where it is all that its value has
-        one = torch.eye(slots.used, m, dtype=value.dtype, device=value.device)
-        weights = weigh(one.expand(*key.shape[:2], -1, -1), 0.0)
-    return weigh(value, dropout).transpose(1, 2).contiguous(), weights
+        m = key.shape[2]
+        one = torch.eye(m, dtype=value.dtype, device=value.device).expand(*key.shape[:2], -1, -1)
+        kept = functools.partial(attend_run, dropout=0.0)
+        weights = attend_runs(kept, runs, query, key, one)
+    output = attend_runs(attend_run, runs, query, key, value)
+    return output.transpose(1, 2).contiguous(), weights
+
+
+def _are_ends(x: Tensor, n: int) -> bool:
+    return bool(x[0] == 0) and bool(x[-1] == n) and bool((x.diff() > 0).all())
+
+
+def same_ends(x: Tensor, other: Tensor | None) -> bool:
+    """Whether two arguments, if there are two, say the same of sequences."""
+    return other is None or torch.equal(x, other)
 
 
 def _unturned(x: Tensor, positions: Tensor) -> Tensor:
