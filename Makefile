@@ -20,7 +20,7 @@ SEAMS := tests/test_engine.py tests/test_paths.py tests/test_caches.py tests/tes
   tests/test_answers.py tests/test_export.py tests/test_carried.py tests/test_programs.py \
   tests/test_families.py
 
-.PHONY: demo reproduce test quick test-families test-oldest test-newest test-triton test-gguf pins \
+.PHONY: demo reproduce test quick test-families test-oldest test-newest test-gguf pins \
   check format lock results bench test-gpu bench-gpu clean
 
 demo: $(READY)
@@ -79,11 +79,6 @@ test-newest: $(NEW)/.over
 	  echo "newer than in requirements.lock:" $$newer && \
 	  OMP_NUM_THREADS=1 $(NEW)/bin/python -m pytest -n 2 $(SEAMS); fi
 
-# The fused kernel under Triton's interpreter, on a CPU.
-test-triton: $(READY)
-	$(INSTALL) --editable '.[triton]'
-	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/test_triton.py
-
 # What is written as GGUF, run by llama.cpp, which is compiled here: some minutes.
 test-gguf: $(READY)
 	$(BIN)/python -m pip install --quiet --constraint requirements.lock llama-cpp-python
@@ -96,7 +91,7 @@ bench: $(READY)
 
 # On a machine with CUDA: its own Python and packages, nothing is installed.
 test-gpu:
-	PYTHONPATH=. $(PYTHON) -m pytest tests/test_gpu.py tests/test_triton.py tests/test_paths.py
+	PYTHONPATH=. $(PYTHON) -m pytest tests/test_gpu.py tests/test_paths.py
 
 bench-gpu:
 	PYTHONPATH=. $(PYTHON) scripts/bench.py cuda

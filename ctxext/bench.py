@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ctxext.engine import check_path
 from ctxext.errors import CtxextError, UsageError
 from ctxext.estimate import Shape
 from ctxext.machine import (
@@ -40,7 +41,7 @@ from ctxext.monitor import Monitor, Step
 from ctxext.patches import Spec
 from ctxext.patches.base import Span
 from ctxext.registry import format_length
-from ctxext.request import BASELINE, check_attention
+from ctxext.request import BASELINE
 from ctxext.results import BENCH, MEASURES, RATIO, Record, Store, sealed
 
 UNTIMED = 2  # runs before the pairs: one for peak memory, one to warm up
@@ -76,7 +77,7 @@ class Request:
 
 def parse_paths(texts: list[str]) -> tuple[str, ...]:
     """Attention paths from `auto`, `auto,sdpa`, …, none twice."""
-    return tuple(dict.fromkeys(check_attention(item) for text in texts for item in text.split(",")))
+    return tuple(dict.fromkeys(check_path(item) for text in texts for item in text.split(",")))
 
 
 class Timing(NamedTuple):

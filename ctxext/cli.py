@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ctxext import console
+from ctxext.engine import PATHS, check_path
 
 if TYPE_CHECKING:
     from ctxext.models.loading import Source
@@ -57,7 +58,7 @@ Trust = Annotated[
     bool, typer.Option("--trust-remote-code", help="Let code that comes with the model run.")
 ]
 Attn = Annotated[
-    str, typer.Option(help="auto, flash, triton, flex, sdpa or eager (the slow reference).")
+    str, typer.Option(help=f"auto, {', '.join(PATHS[:-1])} or {PATHS[-1]} (the slow reference).")
 ]
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ….")]
@@ -187,7 +188,7 @@ def _source(
         device=device,
         load_in=load_in,
         device_map=ask.check_device_map(device_map, device),
-        attn=ask.check_attention(attn),
+        attn=check_path(attn),
         train_len=None if train_len is None else parse_length(train_len),
         own_scaling=ask.check_own_scaling(own_scaling),
     )

@@ -14,7 +14,6 @@ from ctxext.patches import Spec
 from ctxext.registry import did_you_mean, parse_length
 from ctxext.tasks.base import Task, TokenTask
 
-ATTENTION = ("auto", "flash", "triton", "flex", "sdpa", "eager")
 BASELINE = "rope"
 
 
@@ -23,7 +22,7 @@ class Request:
     """An evaluation: every method × task × length × seed on one model and one text.
 
     Attributes:
-        source: the model; `source.attn` is the attention path asked for, one of ATTENTION.
+        source: the model; `source.attn` is the attention path asked for, `auto` or one of PATHS.
         methods: the unpatched `rope` first, then the others as given, none twice.
         lengths: in tokens, ascending, none twice.
         data: what tasks are measured on; None for each task's own.
@@ -108,13 +107,6 @@ def _members(spec: str) -> list[str]:
         return [spec]
     members = tasks.REGISTRY.get(name).all_members()
     return [f"{name}:{member}{comma}{more}" for member in members] or [spec]
-
-
-def check_attention(attn: str) -> str:
-    """The attention path asked for; UsageError for an unknown one."""
-    if attn not in ATTENTION:
-        raise UsageError(f"unknown attention path {attn!r}: {did_you_mean(attn, ATTENTION)}")
-    return attn
 
 
 def check_own_scaling(own_scaling: str) -> str:

@@ -55,7 +55,7 @@ def runs(device: str) -> list[Run]:
             ("llama-4x512", "64k", (rerope,), ("sdpa",), 2),
         ]
     able = _able()
-    fast = tuple(path for path in able if path in ("flash", "triton"))
+    fast = tuple(path for path in able if path == "flash")
     return [
         ("llama-2x8b", "32k", ("rerope", leaky), able, 15),
         ("llama-2x8b", "128k", ("rerope", leaky), fast or able[:1], 15),
@@ -67,11 +67,12 @@ def runs(device: str) -> list[Run]:
 def _able() -> tuple[str, ...]:
     import torch
 
-    from ctxext.engine.paths import NAMES, choose
+    from ctxext.engine import PATHS
+    from ctxext.engine.paths import choose
     from ctxext.errors import UsageError
 
     able = []
-    for path in NAMES:
+    for path in PATHS:
         try:
             able.append(choose(path, "cuda", torch.bfloat16, LARGE["head_dim"]).name)
         except UsageError as error:

@@ -22,10 +22,6 @@ os.environ.setdefault("HF_MODULES_CACHE", f"{OURS.name}/modules")
 import numpy as np
 import pytest
 import torch
-
-# before the engine is imported: the fused kernel is compiled for a GPU or interpreted on a CPU
-os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else "1")
-
 import transformers
 
 from ctxext.export import check, fresh

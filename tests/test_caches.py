@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+import threads
 import torch
 import transformers
 from conftest import CACHE, random_model, tokens
@@ -123,6 +124,18 @@ def test_threads_do_not_read_each_others_positions(spec: str) -> None:
             assert torch.equal(found, want)
 
 
+SHARED = ("shared", "ntk:factor=8")  # frequencies, by layers that are left alone and others
+
+
+@pytest.mark.parametrize(
+    ("name", "spec"),
+    [*(("llama", NARROW[name]) for name in ("rerope", "self-extend", "dca")), SHARED],
+)
+def test_eight_threads_write_what_one_does(name: str, spec: str) -> None:
+    """Short texts of mixed lengths; `python tests/threads.py` writes thousands."""
+    assert threads.differing(name, spec, 100) == 0
+
+
 @pytest.mark.parametrize("spec", [*RELATIVE, *ABSOLUTE[:1]])
 def test_a_cache_that_does_not_hold_what_positions_say(spec: str) -> None:
     """Keys that are missing, and positions that leave out, repeat, or go on without padding."""
@@ -144,14 +157,54 @@ def test_a_cache_that_does_not_hold_what_positions_say(spec: str) -> None:
                 step(past, position, lost)
 
 
+@pytest.mark.parametrize("attn", ["sdpa", "eager", "dense"])
+@pytest.mark.parametrize("spec", NARROW.values())
+def test_packed_rows_are_as_separate_ones(spec: str, attn: str) -> None:
+    """Where no mask shows it: transformers makes none with a cache. Sequences are told apart by
+    positions that begin anew, or by cumulative lengths, and the last one goes on."""
+    model, rows = random_model(), [tokens(n, seed=n) for n in (12, 1, 1, 37, 8)]
+    lengths = torch.tensor([0, *(row.shape[1] for row in rows)]).cumsum(0).int()
+    ids = torch.cat(rows, 1)
+    positions = torch.cat([torch.arange(row.shape[1]) for row in rows])[None]
+    most = {"max_length_q": 37, "max_length_k": 37}
+    cumulative = {"cu_seq_lens_q": lengths, "cu_seq_lens_k": lengths.clone(), **most}
+    with ctxext.patched(model, spec, 4 * L, attn=attn):
+        alone = torch.cat([logits(model, row) for row in rows], 1)
+        close(logits(model, ids, position_ids=positions), alone)
+        close(logits(model, ids, position_ids=positions, use_cache=False), alone)
+        close(logits(model, ids, position_ids=positions, **cumulative), alone)
+        two = torch.cat((ids, ids.flip(1)))
+        both = logits(model, two, position_ids=positions.expand(2, -1))
+        close(both[:1], alone)
+        first, more = ids[:, :-3], positions[:, -3:]
+        cache = DynamicCache()
+        logits(model, rows[-1][:, :5], **{CACHE: cache})
+        close(logits(model, rows[-1][:, 5:], position_ids=more, **{CACHE: cache}), alone[:, -3:])
+        close(logits(model, first, position_ids=positions[:, :-3]), alone[:, :-3])
+
+
+@pytest.mark.parametrize("spec", NARROW.values())
+def test_cumulative_lengths_alone(spec: str) -> None:
+    """Positions go on over them: right for methods that go by distance, refused by others."""
+    model, rows = random_model(), [tokens(n, seed=n) for n in (20, 30)]
+    ends = torch.tensor([0, 20, 50], dtype=torch.int32)
+    given = {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends}
+    with ctxext.patched(model, spec, 4 * L):
+        if spec in ABSOLUTE:
+            with refused("from a row's first token"):
+                model(torch.cat(rows, 1), **given)
+            return
+        alone = torch.cat([logits(model, row) for row in rows], 1)
+        close(logits(model, torch.cat(rows, 1), **given), alone)
+
+
 @pytest.mark.parametrize("spec", RELATIVE)
 def test_positions_that_repeat_within_a_forward(spec: str) -> None:
-    """Rows packed into one, where no mask shows it: transformers makes none with a cache."""
+    """A token twice, as no sequence begins."""
     model, ids = random_model(), tokens(20)
-    with ctxext.patched(model, spec, 4 * L):
-        for packed in ([*range(12), *range(8)], [0] * 20, [*range(10), 9, *range(10, 19)]):
-            with refused("leave out or repeat positions"):
-                model(ids, position_ids=torch.tensor([packed]), use_cache=True)
+    packed = [*range(10), 9, *range(10, 19)]
+    with ctxext.patched(model, spec, 4 * L), refused("leave out or repeat positions"):
+        model(ids, position_ids=torch.tensor([packed]), use_cache=True)
 
 
 def test_how_far_a_layer_sees() -> None:
@@ -241,7 +294,7 @@ def test_arguments_that_could_change_attention(spec: str) -> None:
         plain = logits(model, ids)
         others = {
             "position_bias": torch.zeros(1, 4, L, L),
-            "cu_seq_lens_q": ends,
+            "cu_seq_lens_q": ends + 1,
             "a_name_to_come": (ends, ends),
             "logit_scale": 0.5,
             "score_mod": lambda score, *index: score,

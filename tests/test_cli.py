@@ -887,9 +887,9 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "progress": ("registry", "results", "monitor"),
     "console": ("errors", "models", "results", "report", "measure", "estimate", "explain", "tune",
                 "progress"),
-    "cli": ("errors", "registry", "patches", "models", "scoring", "tasks", "request", "run",
-            "grid", "launch", "bench", "results", "report", "export", "explain", "tune", "progress",
-            "console"),
+    "cli": ("errors", "registry", "patches", "models", "engine", "scoring", "tasks", "request",
+            "run", "grid", "launch", "bench", "results", "report", "export", "explain", "tune",
+            "progress", "console"),
     "__init__": ("patches", "models", "engine"),
     "__main__": ("cli",),
 }  # fmt: skip

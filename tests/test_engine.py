@@ -13,6 +13,7 @@ import copy
 import dataclasses
 import itertools
 import math
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
@@ -32,8 +33,8 @@ from transformers.models.cohere.modeling_cohere import apply_rotary_pos_emb as i
 import ctxext
 from ctxext.engine import chunked
 from ctxext.engine.chunked import chunked_attention
+from ctxext.engine.forward import Forward
 from ctxext.engine.reference import dense_attention
-from ctxext.engine.seams import STATE
 from ctxext.errors import UnsupportedModelError, UsageError
 from ctxext.patches import REGISTRY, names
 from ctxext.patches.base import Distance, Part, QueryScale, as_held, identity
@@ -386,16 +387,28 @@ def test_paths_and_caches(family: str, spec: str, monkeypatch: pytest.MonkeyPatc
         assert (full - plain).abs().max() > 1e-2 * plain.abs().max()  # the method does something
 
 
-def test_decoding_hoards_nothing() -> None:
-    """What a patched model holds besides its cache does not grow with the steps."""
-    model, ids = random_model(), tokens(L)
+@pytest.mark.parametrize("family", ["llama-gqa", "gemma3"])
+def test_nothing_outlives_a_forward(family: str) -> None:
+    """Neither tables nor masks, also where it ends in an error."""
+    two = {"sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"]}
+    model = small("Gemma3", "Gemma3Text", **two) if family == "gemma3" else random_model()
+    ids, mask, _ = padded([tokens(L)[0], tokens(9)[0]])
+    begun: list[weakref.ref[Any]] = []
     with ctxext.patched(model, MIX, 4 * L):
-        state, cache = getattr(model.model.layers[0].self_attn, STATE), DynamicCache()
-        held = []
-        for i in range(L):
-            logits(model, ids[:, i : i + 1], **{CACHE: cache})
-            held.append(sum(len(feed.here.turned) for feed in state.feeds.values()))
-    assert 0 < max(held) == held[9]
+
+        def note(positions: Tensor, *_: Any) -> None:
+            begun.append(weakref.ref(positions))
+
+        plain = Forward.__init__
+        with mock.patch.object(
+            Forward, "__init__", lambda self, *a: (plain(self, *a), note(self))[0]
+        ):
+            logits(model, ids, attention_mask=mask)
+            model.model.layers[1].register_forward_pre_hook(lambda *_: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                model(ids, attention_mask=mask)
+    assert len(begun) == 2
+    assert [ref() for ref in begun] == [None, None]
 
 
 @pytest.mark.parametrize(("family", "spec"), CROSS)

@@ -8,12 +8,12 @@ import pytest
 import torch
 from conftest import CACHE, random_model, tokens
 from test_engine import DISTANCE
-from test_paths import SCALE, attend, parts_of, rotated_by, truth, turn
+from test_paths import SCALE, D, attend, parts_of, rotated_by, truth, turn
 
 import ctxext
-from ctxext.engine.paths import NAMES, choose
+from ctxext.engine import PATHS
+from ctxext.engine.paths import choose
 from ctxext.errors import UsageError
-from ctxext.patches.base import Part
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 SHAPES = ((300, 300), (150, 400), (1, 300), (200, 201))
@@ -28,28 +28,24 @@ def inputs(
     return tuple(torch.randn(s, generator=generator).to(dtype) for s in shapes)
 
 
-def able(path: str, dtype: torch.dtype, head_dim: int, parts: tuple[Part, ...] = ()) -> None:
+def able(path: str, dtype: torch.dtype, head_dim: int) -> None:
     try:
-        choose(path, "cuda", dtype, head_dim, (), parts)
+        choose(path, "cuda", dtype, head_dim)
     except UsageError as error:
         pytest.skip(str(error))
 
 
 @pytest.mark.parametrize("kind", [*DISTANCE, "three"])
 @pytest.mark.parametrize("dtype", ROUNDING)
-@pytest.mark.parametrize("path", NAMES)
+@pytest.mark.parametrize("path", PATHS)
 def test_paths_on_cuda(
     path: str,
     dtype: torch.dtype,
     kind: str,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    able(path, dtype, 16 if path != "triton" else 32, parts_of(kind, 9, 2.5))
-    d = 32 if path == "triton" else 16
-    theta = 100.0 ** (-torch.arange(d // 2, dtype=torch.float64) / (d // 2))
-    monkeypatch.setattr("test_paths.THETA", theta)
+    able(path, dtype, D)
     for (n, m), g, window in itertools.product(SHAPES, (4, 2, 1), (1, 129, 5000)):
-        q, k, v = inputs(2, 4, g, n, m, d, dtype)
+        q, k, v = inputs(2, 4, g, n, m, D, dtype)
         expected = truth(q, k, v, kind, window, 2.5, [0, 0])
         q, k, left = rotated_by(q, k, parts_of(kind, window, 2.5))
         ours = attend(path, q.cuda(), k.cuda(), v.cuda(), left, turn, SCALE)
@@ -58,7 +54,7 @@ def test_paths_on_cuda(
 
 
 @pytest.mark.parametrize("dtype", ROUNDING)
-@pytest.mark.parametrize("path", [path for path in NAMES if path != "triton"])
+@pytest.mark.parametrize("path", PATHS)
 def test_gradients_on_cuda(path: str, dtype: torch.dtype) -> None:
     """Mean errors of the gradients, which are sums of a few hundred rounded terms below 4."""
     able(path, dtype, 16)
@@ -74,7 +70,7 @@ def test_gradients_on_cuda(path: str, dtype: torch.dtype) -> None:
         assert float((a.double().cpu() - b).abs().mean()) <= ROUNDING[dtype]
 
 
-@pytest.mark.parametrize("path", NAMES)
+@pytest.mark.parametrize("path", PATHS)
 def test_models_on_cuda(path: str) -> None:
     """Prefill, a padded batch and decoding in bfloat16: closer to float32 than 5% of its size."""
     able(path, torch.bfloat16, 32)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import itertools
-import types
 from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
@@ -32,20 +31,18 @@ from test_engine import (
     shown,
 )
 from torch import Tensor
-from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import DynamicCache
 from transformers.masking_utils import create_causal_mask
 
 import ctxext
-from ctxext.engine import merged, paths
+from ctxext.engine import PATHS, merged, paths
 from ctxext.engine.chunked import chunked_attention
-from ctxext.engine.flex import BLOCK, block_mask, flex_part_attention
 from ctxext.engine.merged import merged_attention
 from ctxext.engine.operators import TORCH, CudaEfficient, CudaFlash, Pattern
-from ctxext.engine.paths import FEW, NAMES, attend, choose
+from ctxext.engine.paths import attend, choose
+from ctxext.engine.runs import FEW, Run, attend_runs, find_runs
 from ctxext.errors import UsageError
-from ctxext.patches import parse
 from ctxext.patches.base import Part
 
 D = 16
@@ -123,16 +120,11 @@ def windows_path(*args: Any) -> Tensor:
     return merged_attention(*args, operator=DenseWindows())
 
 
-def flex_path(*args: Any) -> Tensor:
-    return flex_part_attention(*args, flex=flex_attention)
-
-
-PATHS: dict[str, Callable[..., Tensor]] = {
+COMPUTED: dict[str, Callable[..., Tensor]] = {
     "sdpa": lambda *args: attend("sdpa", *args),
     "eager": lambda *args: attend("eager", *args),
     "merged": lambda *args: merged_attention(*args, operator=TORCH["cpu"]),
     "windows": windows_path,
-    "flex": flex_path,
 }
 
 
@@ -147,7 +139,7 @@ def poisoned() -> Iterator[None]:
         torch.use_deterministic_algorithms(False)
 
 
-@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("path", COMPUTED)
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_every_path_is_the_reference(path: str, data: st.DataObject) -> None:
@@ -156,8 +148,7 @@ def test_every_path_is_the_reference(path: str, data: st.DataObject) -> None:
     m = draw(st.integers(1, 200))
     n = draw(st.one_of(st.just(m), st.integers(1, m)))
     window = draw(st.one_of(st.just(1), st.just(m), st.integers(1, m + 5)))
-    kinds = [kind for kind in [*DISTANCE, "three"] if (path, kind) != ("flex", "dca")]
-    kind, leak = draw(st.sampled_from(kinds)), draw(st.sampled_from([1.0, 2.5, 8.0]))
+    kind, leak = draw(st.sampled_from([*DISTANCE, "three"])), draw(st.sampled_from([1.0, 2.5, 8.0]))
     q, k, v = inputs(b, g * r, g, n, m, seed=draw(st.integers(0, 99)))
     sizes = {
         "BLOCK": draw(st.sampled_from([1, 7, 64])),
@@ -169,7 +160,7 @@ def test_every_path_is_the_reference(path: str, data: st.DataObject) -> None:
     if draw(st.booleans()):  # d is not the last in memory
         q, k, v = (x.mT.contiguous().mT for x in (q, k, v))
     with mock.patch.multiple(merged, **sizes), poisoned():
-        ours = PATHS[path](q, k, v, left, turn, SCALE)
+        ours = COMPUTED[path](q, k, v, left, turn, SCALE)
     assert ours.shape == expected.shape
     assert float((ours - expected).abs().max()) <= 2e-5
 
@@ -197,7 +188,14 @@ def test_left_padded_rows(path: str, data: st.DataObject) -> None:
     if path == "sdpa":
         hidden = ~mask.mT.expand(3, 2, m, D)
         k, v = k.masked_fill(hidden, torch.nan), v.masked_fill(hidden, torch.nan)
-    ours = attend(path, q, k, v, left, turn, SCALE, mask, 0.0, first)
+    begins = torch.tensor(first)[:, None]
+    positions = torch.arange(m - n, m) - begins
+    runs = find_runs(positions, mask, None, 3, n, m, None, False)
+
+    def run(at: Run, *tensors: Tensor) -> Tensor:
+        return attend(path, *tensors, left, turn, SCALE, at.mask, at=at.at)
+
+    ours = attend_runs(run, runs, q, k, v)
     real = mask[..., m - n :].mT.expand_as(ours)
     assert float((ours - expected)[real].abs().max()) <= 2e-5
     if path == "sdpa":
@@ -226,7 +224,7 @@ def test_half_precision_errs_no_more_than_plain_attention(
     expected = truth(q, k, v, kind, 37, 2.5, [0, 0])
     exact = weighed(q, k, v, delta, visible, [0, 0])  # plain RoPE
     q, k, left = rotated_by(q, k, parts)
-    ours = PATHS[path](q, k, v, left, turn, SCALE)
+    ours = COMPUTED[path](q, k, v, left, turn, SCALE)
     assert ours.dtype == dtype
     own = (plain.double() - exact).abs().mean()
     assert (ours.double() - expected).abs().mean() <= 1.5 * own
@@ -287,48 +285,6 @@ def test_a_mask_that_hides_the_newest_keys_of_one_query() -> None:
     assert torch.equal(*steps)
 
 
-def test_flex_gradients() -> None:
-    """The merge around FlexAttention, whose own backward a CPU does not have."""
-    parts = parts_of("leaky-rerope", 4, 2.5)
-    leaves = [x.requires_grad_() for x in inputs(1, 4, 2, 17, 20, torch.float64)]
-
-    def dense(q: Tensor, k: Tensor, v: Tensor, **given: Any) -> Any:
-        n, m = q.shape[2], k.shape[2]
-        seen = given["block_mask"].mask_mod(
-            torch.tensor(0), torch.tensor(0), torch.arange(n)[:, None], torch.arange(m)
-        )
-        k, v = k.repeat_interleave(2, 1), v.repeat_interleave(2, 1)
-        scores = (q @ k.mT * given["scale"]).masked_fill(~seen, -torch.inf)
-        return scores.softmax(-1) @ v, types.SimpleNamespace(lse=scores.logsumexp(-1))
-
-    q, k, left = rotated_by(leaves[0], leaves[1], parts)
-    ours = flex_part_attention(q, k, leaves[2], left, turn, SCALE, flex=dense)
-    cotangent = inputs(1, 4, 1, 17, 1, torch.float64, 3)[0]
-    want = torch.autograd.grad(truth(*leaves, "leaky-rerope", 4, 2.5, [0]), leaves, cotangent)
-    for a, b in zip(torch.autograd.grad(ours, leaves, cotangent), want, strict=True):
-        torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
-
-
-@pytest.mark.parametrize(("start", "stop"), [(0, 1), (0, 200), (0, 256), (130, None), (128, 500)])
-@pytest.mark.parametrize(("n", "m", "ahead"), [(700, 700, 0), (300, 900, 600), (17, 40, 170)])
-def test_block_masks(start: int, stop: int | None, n: int, m: int, ahead: int) -> None:
-    """The blocks that arithmetic gives are those that torch finds by trying every pair."""
-    part = Part(start, stop, lambda q: q, lambda k: k)
-    ours = block_mask(n, m, ahead, part, torch.device("cpu"))
-    theirs = create_block_mask(ours.mask_mod, 1, 1, n, m, device="cpu", BLOCK_SIZE=BLOCK)
-    assert torch.equal(ours.to_dense(), theirs.to_dense())
-
-    def listed(counts: Tensor, indices: Tensor) -> list[list[int]]:
-        return [sorted(i[:c].tolist()) for c, i in zip(counts[0, 0], indices[0, 0], strict=True)]
-
-    assert listed(ours.full_kv_num_blocks, ours.full_kv_indices) == listed(
-        theirs.full_kv_num_blocks, theirs.full_kv_indices
-    )
-    assert listed(ours.kv_num_blocks, ours.kv_indices) == listed(
-        theirs.kv_num_blocks, theirs.kv_indices
-    )
-
-
 @pytest.mark.parametrize("operator", [CudaEfficient(), CudaFlash()])
 @pytest.mark.parametrize("heads", [(4, 4), (4, 2)])
 def test_cuda_operators_take_what_they_are_given(
@@ -353,12 +309,12 @@ def test_cuda_operators_take_what_they_are_given(
 @pytest.mark.parametrize(
     ("asked", "device", "dtype", "head_dim", "name", "reasons"),
     [
-        ("auto", "cpu", torch.float32, 64, "sdpa", {"flash", "triton", "flex"}),
+        ("auto", "cpu", torch.float32, 64, "sdpa", {"flash"}),
         ("auto", "cuda:1", torch.bfloat16, 64, "flash", set()),
-        ("auto", "cuda", torch.float32, 64, "sdpa", {"flash", "triton", "flex"}),
-        ("auto", "cuda", torch.bfloat16, 20, "sdpa", {"flash", "triton", "flex"}),
-        ("auto", "cuda", torch.float64, 64, "eager", {"flash", "triton", "flex", "sdpa"}),
-        ("auto", "mps", torch.float32, 64, "eager", {"flash", "triton", "flex", "sdpa"}),
+        ("auto", "cuda", torch.float32, 64, "sdpa", {"flash"}),
+        ("auto", "cuda", torch.bfloat16, 20, "sdpa", {"flash"}),
+        ("auto", "cuda", torch.float64, 64, "eager", {"flash", "sdpa"}),
+        ("auto", "mps", torch.float32, 64, "eager", {"flash", "sdpa"}),
         ("eager", "cpu", torch.float64, 20, "eager", set()),
         ("dense", "cuda", torch.float32, 64, "dense", set()),
     ],
@@ -384,9 +340,10 @@ def test_the_choice(
     [
         ("flash", "cpu", torch.float32, "needs a CUDA device"),
         ("flash", "cuda", torch.float32, "float16 or bfloat16, not float32"),
-        ("flex", "cpu", torch.float32, "needs a CUDA device"),
         ("sdpa", "cuda", torch.float64, "float64"),
         ("fast", "cpu", torch.float32, "unknown attention path 'fast'"),
+        ("triton", "cpu", torch.float32, "unknown attention path 'triton': valid: auto"),
+        ("flex", "cpu", torch.float32, "unknown attention path 'flex': .*valid: auto"),
     ],
 )
 def test_a_path_that_cannot_run(asked: str, device: str, dtype: torch.dtype, words: str) -> None:
@@ -401,30 +358,9 @@ def test_a_path_that_cannot_run(asked: str, device: str, dtype: torch.dtype, wor
         assert torch.equal(logits(model, ids), plain)
 
 
-@pytest.mark.parametrize(
-    ("spec", "asked", "words"),
-    [
-        ("dca:chunk=9,local=3,reach=20", "flex", "chunks are not served"),
-        ("dca:chunk=9,local=3,reach=20", "triton", "chunks and first keys are not served"),
-        ("streaming:window=5", "triton", "chunks and first keys are not served"),
-        ("window:window=5", "triton", "keys that no part shows are not served"),
-    ],
-)
-def test_parts_that_a_path_does_not_serve(spec: str, asked: str, words: str) -> None:
-    """Named where the path is asked for; FlashAttention and torch's own operators serve all."""
-    parts = parse(spec).distance.parts()
-    served = mock.patch.object(paths, "_why_not", return_value=None)
-    with served, pytest.raises(UsageError, match=rf"'{asked}' cannot run: {words}.*sdpa"):
-        choose(asked, "cuda", torch.bfloat16, 64, (), parts)
-    with served:
-        assert choose("auto", "cuda", torch.bfloat16, 64, (), parts).name == "flash"
-        far = parse("self-extend:window=5,group=3").distance.parts()
-        assert choose(asked, "cuda", torch.bfloat16, 64, (), far).name == asked
-
-
 def test_every_path_has_a_line() -> None:
     assert paths.__doc__
-    assert [line.split()[0] for line in paths.__doc__.splitlines()[2:]] == [*NAMES, "dense"]
+    assert [line.split()[0] for line in paths.__doc__.splitlines()[2:]] == [*PATHS, "dense"]
 
 
 # Models ------------------------------------------------------------------------------------------
@@ -490,5 +426,5 @@ def test_chunked_masks_stay_linear() -> None:
     mask = (torch.rand(1, 1, 40, 40) < 0.5) | torch.eye(40, dtype=torch.bool)
     parts = parts_of("rerope", 5, 1)
     want = chunked_attention(q, k, v, parts, turn, SCALE, mask)
-    for path in NAMES:
+    for path in PATHS:
         assert torch.equal(attend(path, q, k, v, parts, turn, SCALE, mask), want)

@@ -1,6 +1,6 @@
 """Distance attention by query chunks: memory is linear in length, and few pairs are scored twice.
 
-Each part's keys for a chunk of queries are taken as one slice (`Part.span`); the parts' scores
+Each part's keys for a chunk of queries are taken as one slice (`Positions.span`); the parts' scores
 stand side by side and share one softmax.
 
 Dimensions: b batch, g key heads, r queries heads per key head, n queries, m keys, c queries in a
@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import dropout as drop
 
-from ctxext.patches.base import Part, as_held
+from ctxext.engine.positions import Positions
+from ctxext.patches.base import Part
 
 SCORES_AT_ONCE = 2**22  # scores held for a chunk: 16 MiB of float32, which a CPU cache still holds
 LONGEST_CHUNK = 128  # a longer one scores more pairs outside the window than it saves in calls
@@ -24,9 +25,80 @@ LONGEST_CHUNK = 128  # a longer one scores more pairs outside the window than it
 
 class _Turned(NamedTuple):
     part: Part
-    query: Tensor  # [b, g, r, n, d]
-    key: Tensor  # [b, g, last - first, d]
-    first: int  # the position of key[:, :, 0]
+    query: Tensor  # [b, g, r, n, d], times the scaling
+    key: Tensor  # [b, g, high - low, d]
+    low: int  # which key key[:, :, 0] is
+
+
+class _Scores(NamedTuple):
+    low: int
+    high: int
+    scores: Tensor  # of keys low … high−1 [b, g, r, c, high - low]
+
+
+class _Chunks:
+    """What is scored: queries and keys of every part, and which of them see each other."""
+
+    def __init__(
+        self,
+        query: Tensor,
+        key: Tensor,
+        parts: tuple[Part, ...],
+        turn: Callable[[Tensor, Tensor], Tensor],
+        scaling: float,
+        mask: Tensor | None,
+        softcap: float | None,
+        at: Positions | None,
+        wide: torch.dtype,
+    ) -> None:
+        (b, h, n, d), (g, m) = query.shape, key.shape[1:3]
+        self.at = at or Positions.consecutive(n, m)
+        self.mask, self.softcap, self.wide = mask, softcap, wide
+        self.turned = []
+        for part, low, high, q_at, k_at in self.at.bands(parts):
+            if high <= low:
+                continue
+            k = key[:, :, low:high]
+            k = k if k_at is None else turn(k, k_at)
+            q = turn(query, q_at).to(wide) * scaling
+            self.turned.append(_Turned(part, q.view(b, g, h // g, n, d), k, low))
+        size = min(LONGEST_CHUNK, max(16, SCORES_AT_ONCE // (b * h * m)))
+        self.bounds = [(start, min(start + size, n)) for start in range(0, n, size)]
+
+    def score(self, start: int, stop: int) -> list[_Scores]:
+        """Each part's scores of queries start … stop−1, where it has keys; in their order.
+
+        Numbers of 16 bits are multiplied as float32, which holds their products exactly.
+        """
+        found = []
+        for part, query, key, first in self.turned:
+            low, high = self.at.span(part, start, stop)
+            low, high = max(first, low), min(first + key.shape[2], high)
+            if high <= low:
+                continue
+            q = query[:, :, :, start:stop]
+            b, g, r, c, d = q.shape
+            k = key[:, :, low - first : high - first].to(self.wide)
+            s = (q.reshape(b, g, r * c, d) @ k.mT).view(b, g, r, c, high - low)
+            if self.softcap is not None:
+                s = self.softcap * torch.tanh(s / self.softcap)
+            self._hide(s, part, start, stop, low, high)
+            found.append(_Scores(low, high, s))
+        return sorted(found, key=lambda each: each.low)
+
+    def _hide(self, s: Tensor, part: Part, start: int, stop: int, low: int, high: int) -> None:
+        """Lower the scores of keys low … high−1 that queries start … stop−1 do not see."""
+        edge = low
+        if self.mask is None and self.at.offset is not None:
+            if stop - start == 1:  # which sees the whole span
+                return
+            if part.stop is None:  # all see every key that the first of them sees
+                edge = max(low, self.at.span(part, start, start + 1)[1])
+        seen = self.at.held(part, start, stop, edge, high).to(s.device)[:, None, None]
+        if self.mask is not None:
+            rows = slice(start, stop) if self.mask.shape[2] > 1 else slice(None)
+            seen = seen & self.mask[:, :, None, rows, edge:high]
+        s[..., edge - low :].masked_fill_(~seen, torch.finfo(s.dtype).min)
 
 
 def chunked_attention(
@@ -40,18 +112,54 @@ def chunked_attention(
     dropout: float = 0.0,
     softcap: float | None = None,
     sinks: Tensor | None = None,
+    at: Positions | None = None,
 ) -> Tensor:
     """Equal to `reference.dense_attention`, argument for argument, in linear memory.
 
     Keys of parts whose `key` is `as_held` are taken as they are, unturned.
+
+    Args:
+        mask: [b or 1, 1, n or 1, m].
     """
-    (b, h, n, _), m = query.shape, key.shape[2]
-    turned = _turned(query, key, parts, turn)
-    outputs = [
-        _attend_chunk(turned, value, scaling, mask, m - n, start, stop, dropout, softcap, sinks)
-        for start, stop in _chunks(b * h, n, m)
-    ]
-    return torch.cat(outputs, 3).view(b, h, n, value.shape[-1])
+    b, h, n, _ = query.shape
+    wide = torch.promote_types(value.dtype, torch.float32)
+    chunks = _Chunks(query, key, parts, turn, scaling, mask, softcap, at, wide)
+    outputs = []
+    for start, stop in chunks.bounds:
+        scored = chunks.score(start, stop)
+        scores = [each.scores for each in scored] + _of_sinks(sinks, scored)
+        whole = scores[0] if len(scores) == 1 else torch.cat(scores, -1)
+        weights = torch.softmax(whole, -1)
+        weights = drop(weights, dropout) if dropout else weights
+        outputs.append(_weighed(scored, weights, value, wide))
+    whole = outputs[0] if len(outputs) == 1 else torch.cat(outputs, 3)
+    return whole.view(b, h, n, value.shape[-1])
+
+
+def _of_sinks(sinks: Tensor | None, scored: list[_Scores]) -> list[Tensor]:
+    """The scores of attention sinks, if there are any."""
+    if sinks is None:
+        return []
+    b, g, r, c, _ = scored[0].scores.shape
+    return [sinks.to(scored[0].scores.dtype).view(g, r, 1, 1).expand(b, -1, -1, c, 1)]
+
+
+def _weighed(scored: list[_Scores], weights: Tensor, value: Tensor, wide: torch.dtype) -> Tensor:
+    """The sum of values [b, g, r, c, d]; slices of keys that adjoin are taken as one."""
+    b, g, r, c, _ = weights.shape
+    spans: list[list[int]] = []
+    for low, high, _ in scored:
+        if spans and spans[-1][1] == low:
+            spans[-1][1] = high
+        else:
+            spans.append([low, high])
+    output, done = None, 0
+    for low, high in spans:
+        w = weights[..., done : done + high - low].reshape(b, g, r * c, high - low)
+        some = w @ value[:, :, low:high].to(wide)
+        output, done = some if output is None else output + some, done + high - low
+    assert output is not None
+    return output.view(b, g, r, c, -1).to(value.dtype)
 
 
 def chunked_entropy(
@@ -63,6 +171,7 @@ def chunked_entropy(
     mask: Tensor | None = None,
     softcap: float | None = None,
     sinks: Tensor | None = None,
+    at: Positions | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The entropy of each query's attention weights, in nats [b, h, n], in linear memory; and how
     many keys it sees [b, n].
@@ -70,153 +179,14 @@ def chunked_entropy(
     Arguments as for `chunked_attention`. An attention sink counts as one key more. float64 where
     queries are, else float32.
     """
-    (b, h, n, _), m = query.shape, key.shape[2]
+    b, h, n, _ = query.shape
     wide = torch.promote_types(query.dtype, torch.float32)
-    turned = _turned(query, key, parts, turn)
+    chunks = _Chunks(query, key, parts, turn, scaling, mask, softcap, at, wide)
     entropies, keys = [], []
-    for start, stop in _chunks(b * h, n, m):
-        found, _ = _score_chunk(turned, wide, scaling, mask, m - n, start, stop, softcap, sinks)
-        scores = torch.cat(found, -1)
+    for start, stop in chunks.bounds:
+        scored = chunks.score(start, stop)
+        scores = torch.cat([each.scores for each in scored] + _of_sinks(sinks, scored), -1)
         logs = torch.log_softmax(scores, -1)
         entropies.append(-(logs.exp() * logs).sum(-1))
         keys.append((scores[:, 0, 0] > torch.finfo(wide).min).sum(-1))
     return torch.cat(entropies, 3).view(b, h, n), torch.cat(keys, 1)
-
-
-def _turned(
-    query: Tensor,
-    key: Tensor,
-    parts: tuple[Part, ...],
-    turn: Callable[[Tensor, Tensor], Tensor],
-) -> list[_Turned]:
-    """The parts that have keys, each with its queries and keys rotated."""
-    (b, h, n, d), (g, m) = query.shape, key.shape[1:3]
-    position = torch.arange(m, dtype=torch.float64)
-    turned = []
-    for part in parts:
-        first, last = part.span(m - n, m - 1)
-        if last <= first:
-            continue
-        keys = key[:, :, first:last]
-        if part.key is not as_held:
-            keys = turn(keys, part.key(position[first:last]))
-        queries = turn(query, part.query(position[m - n :]))
-        turned.append(_Turned(part, queries.view(b, g, h // g, n, d), keys, first))
-    return turned
-
-
-def _chunks(heads: int, n: int, m: int) -> list[tuple[int, int]]:
-    """The first query of each chunk, and the one after its last; `heads` of all rows."""
-    chunk = min(LONGEST_CHUNK, max(16, SCORES_AT_ONCE // (heads * m)))
-    return [(start, min(start + chunk, n)) for start in range(0, n, chunk)]
-
-
-def single_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    parts: tuple[Part, ...],
-    turn: Callable[[Tensor, Tensor], Tensor],
-    scaling: float,
-) -> Tensor:
-    """Equal to `chunked_attention` for one query, n = 1, without a mask."""
-    (b, h, _, d), (g, m) = query.shape, key.shape[1:3]
-    last, scores = torch.tensor([m - 1.0], dtype=torch.float64), []
-    spans = [(part.span(m - 1, m - 1), part) for part in parts]
-    seen: list[list[int]] = []  # slots, those that adjoin as one
-    for (low, high), part in sorted(spans, key=lambda item: item[0]):
-        if low >= high:
-            continue
-        keys = key[:, :, low:high]
-        if part.key is not as_held:
-            keys = turn(keys, part.key(torch.arange(low, high, dtype=torch.float64)))
-        q = turn(query, part.query(last)) * scaling
-        scores.append(q.view(b, g, h // g, d) @ keys.mT)
-        if seen and seen[-1][1] == low:
-            seen[-1][1] = high
-        else:
-            seen.append([low, high])
-    weights = torch.softmax(torch.cat(scores, -1), -1).split([z - a for a, z in seen], -1)
-    some = [w @ value[:, :, a:z] for w, (a, z) in zip(weights, seen, strict=True)]
-    return torch.stack(some).sum(0).view(b, h, 1, value.shape[-1])
-
-
-def _attend_chunk(
-    turned: list[_Turned],
-    value: Tensor,
-    scaling: float,
-    mask: Tensor | None,
-    offset: int,
-    start: int,
-    stop: int,
-    dropout: float,
-    softcap: float | None,
-    sinks: Tensor | None,
-) -> Tensor:
-    """Attention of queries start … stop−1, which stand at offset + start …: [b, g, r, c, d].
-
-    Numbers of 16 bits are multiplied as float32, which holds their products exactly.
-    """
-    wide = torch.promote_types(value.dtype, torch.float32)
-    scores, spans = _score_chunk(turned, wide, scaling, mask, offset, start, stop, softcap, sinks)
-    b, g, r, c, _ = scores[0].shape
-    weights = drop(torch.softmax(torch.cat(scores, -1), -1), dropout)
-    output = value.new_zeros(b, g, r * c, value.shape[-1], dtype=wide)
-    seen_weights = weights[..., : weights.shape[-1] - (sinks is not None)]
-    sizes = [hi - lo for lo, hi in spans]
-    for (low, high), w in zip(spans, seen_weights.split(sizes, -1), strict=True):
-        output = output + w.reshape(b, g, r * c, high - low) @ value[:, :, low:high].to(wide)
-    return output.view(b, g, r, c, -1).to(value.dtype)
-
-
-def _score_chunk(
-    turned: list[_Turned],
-    wide: torch.dtype,
-    scaling: float,
-    mask: Tensor | None,
-    offset: int,
-    start: int,
-    stop: int,
-    softcap: float | None,
-    sinks: Tensor | None,
-) -> tuple[list[Tensor], list[tuple[int, int]]]:
-    """Each part's scores [b, g, r, c, keys], and the sinks' last; the slots of each part's keys."""
-    scores, spans = [], []
-    for part, query, key, first in turned:
-        low, high = part.span(offset + start, offset + stop - 1)
-        low, high = max(first, low), min(first + key.shape[2], high)
-        if high <= low:
-            continue
-        q = query[:, :, :, start:stop].to(wide) * scaling
-        k = key[:, :, low - first : high - first].to(wide)
-        b, g, r, c, d = q.shape
-        s = (q.reshape(b, g, r * c, d) @ k.mT).view(b, g, r, c, high - low)
-        if softcap is not None:
-            s = softcap * torch.tanh(s / softcap)
-        # without a mask or an end, the whole chunk sees every key that its first query sees
-        sure = mask is None and part.stop is None
-        edge = max(low, part.span(offset + start, offset + start)[1]) if sure else low
-        seen = _seen(part, mask, offset, start, stop, edge, high, s.device)
-        s[..., edge - low :].masked_fill_(~seen, torch.finfo(s.dtype).min)
-        scores.append(s)
-        spans.append((low, high))
-    if sinks is not None:
-        b, g, r, c, _ = scores[0].shape
-        scores.append(sinks.to(wide).view(g, r, 1, 1).expand(b, -1, -1, c, 1))
-    return scores, spans
-
-
-def _seen(
-    part: Part,
-    mask: Tensor | None,
-    offset: int,
-    start: int,
-    stop: int,
-    low: int,
-    high: int,
-    device: torch.device,
-) -> Tensor:
-    """Which keys low … high−1 queries start … stop−1 see in this part: [b or 1, 1, 1, c, keys]."""
-    query = torch.arange(offset + start, offset + stop, device=device)
-    seen = part.holds(query[:, None], torch.arange(low, high, device=device))
-    return seen if mask is None else seen & mask[:, :, None, start:stop, low:high]

@@ -19,12 +19,14 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ctxext.engine.operators import Operator, Pattern
-from ctxext.patches.base import Part, as_held
+from ctxext.engine.positions import Band, Positions
+from ctxext.patches.base import Part
 
 BLOCK = 64  # queries in a block: it scores (window + BLOCK − 1) keys to each
 BLOCKS_AT_ONCE = 32  # bounds what the backward holds: the blocks' keys overlap
 
 View = Callable[[Tensor], Tensor]
+Bands = tuple[Band, ...]
 
 
 class Region(NamedTuple):
@@ -66,6 +68,7 @@ def merged_attention(
     turn: Callable[[Tensor, Tensor], Tensor],
     scaling: float,
     operator: Operator,
+    at: Positions | None = None,
 ) -> Tensor:
     """Equal to `reference.dense_attention`, causal and without dropout, in linear memory.
 
@@ -75,52 +78,44 @@ def merged_attention(
         query, key, value, turn, scaling: as there; key and value have one head dimension.
         parts: as there; keys of those whose `key` is `as_held` are taken as they are.
         operator: what computes plain attention on this device, in this dtype.
+        at: as there; of one row of consecutive keys.
     """
     n, m = query.shape[2], key.shape[2]
+    at = at or Positions.consecutive(n, m)
     key, value = (x if x.stride(3) == 1 else x.contiguous() for x in (key, value))
-    position = torch.arange(m, dtype=torch.float64)
-    queries, keys, firsts = [], [], []
-    for part in parts:
-        first, last = part.span(m - n, m - 1)
-        q, k = query, key[:, :, first : max(first, last)]
-        if first < last:
-            q = turn(q, part.query(position[m - n :]))
-        if first < last and part.key is not as_held:
-            k = turn(k, part.key(position[first:last]))
-        queries.append(q)
-        keys.append(k)
-        firsts.append(first)
+    bands = at.bands(parts)
+    queries, keys = [], []
+    for _, low, high, q_at, k_at in bands:
+        k = key[:, :, low : max(low, high)]
+        queries.append(turn(query, q_at) if low < high else query)
+        keys.append(turn(k, k_at) if low < high and k_at is not None else k)
+    firsts = [band.low for band in bands]
     (b, h, _, d), g = query.shape, key.shape[1]
     divide = _windows if operator.windows else _triangles
     if n == 1 and not operator.windows:  # one query's heads are as many queries of their keys
         divide, queries = _single, [q.reshape(b, g, h // g, d) for q in queries]
-    calls = list(divide(parts, firsts, query, key))
+    calls = list(divide(bands, at.offset or 0, query, key))
     merged: Tensor = _Merge.apply(  # type: ignore[no-untyped-call]
         operator, calls, firsts, scaling, value, *queries, *keys
     )
     return merged.reshape(query.shape) if n == 1 else merged
 
 
-def _single(
-    parts: tuple[Part, ...], firsts: list[int], query: Tensor, key: Tensor
-) -> Iterator[Call]:
+def _single(bands: Bands, offset: int, query: Tensor, key: Tensor) -> Iterator[Call]:
     """One call for each part of a single query, which sees all of the part's keys."""
-    m = key.shape[2]
-    for index, part in enumerate(parts):
-        low, high = part.span(m - 1, m - 1)
-        if low < high:
-            keys = _cut(low - firsts[index], high - firsts[index])
+    for index, band in enumerate(bands):
+        if band.low < band.high:
+            keys = _cut(0, band.high - band.low)
             yield Call(index, _cut(0, None), keys, Pattern(), False, index == 0)
 
 
-def _windows(
-    parts: tuple[Part, ...], firsts: list[int], query: Tensor, key: Tensor
-) -> Iterator[Call]:
+def _windows(bands: Bands, offset: int, query: Tensor, key: Tensor) -> Iterator[Call]:
     """One call for each region, for operators that take windows."""
-    n, m = query.shape[2], key.shape[2]
-    for part, low, high, left, right, lag, window in _all_regions(parts, n, m):
-        rows = _cut(low - (m - n), high - (m - n))
-        keys = _cut(left - firsts[part], right - firsts[part])
+    end, n = offset + key.shape[2], query.shape[2]
+    for part, low, high, left, right, lag, window in _all_regions(bands, offset, end, n):
+        rows = _cut(low - (end - n), high - (end - n))
+        begin = offset + bands[part].low
+        keys = _cut(left - begin, right - begin)
         yield Call(part, rows, keys, Pattern(lag is not None, None, window), False, part == 0)
 
 
@@ -128,59 +123,65 @@ def _cut(start: int, stop: int | None) -> View:
     return lambda x: x[:, :, start:stop]
 
 
-def _all_regions(parts: tuple[Part, ...], n: int, m: int) -> Iterator[Region]:
-    """The regions of every part for the last n of m positions, those of the first part first."""
-    for index, part in enumerate(parts):
-        yield from _chunks(part, index, n, m) if part.unit > 1 else _range(part, index, n, m)
+def _all_regions(bands: Bands, begin: int, end: int, n: int) -> Iterator[Region]:
+    """The regions of every part for the last n of positions begin … end−1, the first part's first.
+
+    No key before `begin` is held.
+    """
+    for index, (part, *_) in enumerate(bands):
+        divide = _chunks if part.unit > 1 else _range
+        yield from divide(part, index, begin, end, n)
 
 
-def _range(part: Part, index: int, n: int, m: int) -> Iterator[Region]:
+def _range(part: Part, index: int, begin: int, m: int, n: int) -> Iterator[Region]:
     """The regions of a part that is a range of distances."""
-    low = max(m - n, part.start)  # the first position whose query sees a key of this part
+    low = max(m - n, begin + part.start)  # the first position whose query sees a key of this part
     last = m if part.first is None else part.start + part.first  # from which on it sees all `first`
     if part.stop is not None:
-        window, left = part.stop - part.start, max(0, low - part.stop + 1)
+        window, left = part.stop - part.start, max(begin, low - part.stop + 1)
         if low < m:
             yield Region(index, low, m, left, m - part.start, part.start, window)
         return
     high = min(m, last)
     if low < high:
-        yield Region(index, low, high, 0, high - part.start, part.start)
-    if part.first and max(low, high) < m:
-        yield Region(index, max(low, high), m, 0, part.first)
+        yield Region(index, low, high, begin, high - part.start, part.start)
+    if part.first and max(low, high) < m and begin < part.first:
+        yield Region(index, max(low, high), m, begin, part.first)
 
 
-def _chunks(part: Part, index: int, n: int, m: int) -> Iterator[Region]:
+def _chunks(part: Part, index: int, begin: int, m: int, n: int) -> Iterator[Region]:
     """The regions of a part that goes by chunks of `unit` positions: one or two for each chunk."""
     for chunk in range((m - n) // part.unit, (m - 1) // part.unit + 1):
-        begin = chunk * part.unit
-        low, high = max(m - n, begin), min(m, begin + part.unit)
+        low, high = max(m - n, chunk * part.unit), min(m, (chunk + 1) * part.unit)
         left, right = part.span(low, low)
+        left = max(begin, left)
         if part.start == 0:  # of which the query's own chunk is causal
             yield Region(index, low, high, left, high, 0)
         elif left < right:
             yield Region(index, low, high, left, right)
 
 
-def _triangles(
-    parts: tuple[Part, ...], firsts: list[int], query: Tensor, key: Tensor
-) -> Iterator[Call]:
+def _triangles(bands: Bands, offset: int, query: Tensor, key: Tensor) -> Iterator[Call]:
     """The calls that cover every pair of every part once, those of the first part first."""
     (b, h, n, _), (g, m) = query.shape, key.shape[1:3]
-    for region in _all_regions(parts, n, m):
+    end = offset + m
+    for region in _all_regions(bands, offset, end, n):
         for r in range(h // g):
 
             def rows(x: Tensor, a: int, z: int, r: int = r) -> Tensor:
-                return x[:, r :: h // g, a - (m - n) : z - (m - n)]
+                return x[:, r :: h // g, a - (end - n) : z - (end - n)]
 
-            def keys(x: Tensor, a: int, z: int, first: int = firsts[region.part]) -> Tensor:
+            first = offset + bands[region.part].low
+
+            def keys(x: Tensor, a: int, z: int, first: int = first) -> Tensor:
                 return x[:, :, a - first : z - first]
 
-            yield from _corners(region, rows, keys, b, query)
+            yield from _corners(region, offset, rows, keys, b, query)
 
 
 def _corners(
     region: Region,
+    begin: int,
     rows: Callable[[Tensor, int, int], Tensor],
     keys: Callable[[Tensor, int, int], Tensor],
     b: int,
@@ -193,7 +194,7 @@ def _corners(
         here = _bound(rows, low, high)
         yield Call(index, here, _bound(keys, left, right), Pattern(), False, fresh)
         return
-    whole = high if window is None else min(high, max(low, lag + window))
+    whole = high if window is None else min(high, max(low, begin + lag + window))
     if low < whole:  # queries that see every key from `left` on
         here = _bound(rows, low, whole)
         seen = _bound(keys, low - lag, whole - lag)

@@ -21,6 +21,7 @@ from ctxext.engine.seams import (
     WRITER,
     Feed,
     State,
+    as_it_is,
     register_distance,
     register_scaled,
     uncompiled,
@@ -32,7 +33,7 @@ from ctxext.models.layout import Rope, Source, find_sources, head_dim
 from ctxext.models.mark import MARK, Mark, read_mark
 from ctxext.models.trained import check_own_scaling
 from ctxext.patches import Spec, parse
-from ctxext.patches.base import Part, Span
+from ctxext.patches.base import Span
 from ctxext.registry import is_length
 
 HANDLE = "_ctxext_handle"
@@ -100,9 +101,9 @@ def patch(
             them, and T is the length that it declares with that; "replace": the scaling is taken
             off first, with all that it does, and T is the length before it. `rope` is the model
             as it is given under both.
-        attn: the attention path of distance methods: "auto", "flash", "triton", "flex", "sdpa",
-            "eager", or "dense", the reference whose memory is quadratic in length. All other
-            methods run on the model's own implementation.
+        attn: the attention path of distance methods: "auto", "flash", "sdpa", "eager", or "dense",
+            the reference whose memory is quadratic in length. All other methods run on the model's
+            own implementation.
 
     Returns:
         A handle whose `remove()` restores the model bit for bit.
@@ -168,7 +169,7 @@ def refit(model: Any, handle: Handle) -> None:
     state = next(states, None)
     if state is not None and state.parts:
         taking = [layer for layer in state.layers.values() if not layer.inside]
-        handle.choice = _fitting(model, taking, state.parts, "auto")
+        handle.choice = _fitting(model, taking, "auto")
         state.path = handle.choice.name
 
 
@@ -215,18 +216,15 @@ def _saved_otherwise(model: Any, spec: Spec) -> list[str]:
 
 def _choose(model: Any, anatomy: Anatomy, spec: Spec, attn: str) -> Choice:
     """The attention path; errors as for `paths.choose`, whatever the spec."""
-    parts = spec.distance.parts() if spec.distance else ()
-    choice = _fitting(model, anatomy.taking, parts, attn)
+    choice = _fitting(model, anatomy.taking, attn)
     return choice if spec.distance and anatomy.sources else Choice(_own(model), ())
 
 
-def _fitting(model: Any, layers: list[Layer], parts: tuple[Part, ...], attn: str) -> Choice:
+def _fitting(model: Any, layers: list[Layer], attn: str) -> Choice:
     """The path for these layers where the model is."""
     wide = max((layer.head_dim for layer in layers), default=None)
     needs = [name for name in ("softcap", "sinks") if any(getattr(x, name) for x in layers)]
-    return choose(
-        attn, str(model.device), model.dtype, wide or head_dim(model.config), needs, parts
-    )
+    return choose(attn, str(model.device), model.dtype, wide or head_dim(model.config), needs)
 
 
 def _own(model: Any) -> str:
@@ -236,14 +234,9 @@ def _own(model: Any) -> str:
 
 def _feed(source: Source, anatomy: Anatomy) -> Feed:
     """A set of frequencies as it is before the patch."""
-    names = {source.named("attention_scaling"), "rope_type"} & source.module.__dict__.keys()
-    before = (
-        {name: source.module.__dict__[name] for name in names},
-        {source.named("inv_freq"): source.inv_freq},
-    )
     shared = source in anatomy.alone.values()
-    axes = anatomy.axes[source]
-    return Feed(source, axes, before=before if shared else None)
+    before = as_it_is(source.module) if shared else None
+    return Feed(source, anatomy.axes[source], before=before)
 
 
 def _check_length(sources: list[Source], spec: Spec) -> None:
@@ -349,7 +342,7 @@ def _apply_seams(
         own = "sdpa"
     layers = {layer.module: layer for layer in anatomy.layers}
     by_source = {feed.source: feed for feed in feeds}
-    state = State(layers, by_source, trained, (), spec.query_scales, path, own)
+    state = State(layers, by_source, trained, spec.query_scales, path, own)
     if distance:
         state.cached, state.absolute = parts[distance.cached].key, distance.absolute
     for feed in feeds:
@@ -364,11 +357,14 @@ def _apply_seams(
         keep = functools.partial(state.keep_tables, by_source[source])
         undo.callback(module.register_forward_pre_hook(keep, with_kwargs=True).remove)
         _renew(module, state, undo)
+    cores = dict.fromkeys((model.base_model, _core(model, {*layers, *state.rotary})))
+    for module in cores:
+        undo.callback(module.register_forward_hook(state.end, always_call=True).remove)
     with contextlib.ExitStack() as whole:
         if own != _own(model):
             use_attention(model, own, whole)
         before = outputs(model, anatomy.layers, anatomy.sources) if deep else []
-    state.parts = parts
+    state.take(parts)
     for feed in feeds if parts else []:
         feed.factor = feed.source.factor
         replace(undo, feed.source.module, feed.source.named("attention_scaling"), 1.0)
@@ -380,7 +376,6 @@ def _apply_seams(
             if "config" in module.__dict__ or module in layers:
                 replace(undo, module, STATE, state)
         check = functools.partial(_check_inputs, state)
-        cores = dict.fromkeys((model.base_model, _core(model, {*layers, *state.rotary})))
         for module in cores:
             undo.callback(module.register_forward_pre_hook(check, with_kwargs=True).remove)
         writer = spec.full()
@@ -391,8 +386,11 @@ def _apply_seams(
             undo.callback(module.register_forward_hook(marked).remove)
             undo.callback(module.register_forward_hook(_check_weights).remove)
         for layer in anatomy.taking:
-            note = layer.module.register_forward_pre_hook(state.note_positions, with_kwargs=True)
-            undo.callback(note.remove)
+            run = layer.module
+            undo.callback(
+                run.register_forward_pre_hook(state.before_layer, with_kwargs=True).remove
+            )
+            undo.callback(run.register_forward_hook(state.after_layer, always_call=True).remove)
         check_outputs(model, state, before)
     else:
         forward(model, 1, state.feeds)  # `keep_tables` refuses what it does not understand

@@ -1,8 +1,6 @@
 """The attention paths of distance methods: which can run where, and which one is taken.
 
 flash    FlashAttention calls with a window, merged            CUDA, 16 bits
-triton   one fused kernel                                      CUDA, forward only
-flex     FlexAttention calls with block masks, merged          CUDA
 sdpa     torch's own operators, in blocks, merged              CPU, CUDA
 eager    the reference, chunked by query                       anywhere
 dense    the reference itself, memory quadratic in length      for checking the others
@@ -10,8 +8,6 @@ dense    the reference itself, memory quadratic in length      for checking the 
 
 from __future__ import annotations
 
-import functools
-import importlib.util
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -19,24 +15,19 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ctxext.engine.chunked import chunked_attention, single_attention
-from ctxext.engine.flex import flex_part_attention
-from ctxext.engine.fused import fused_attention, why_not_parts
-from ctxext.engine.fused import why_not as why_not_fused
+from ctxext.engine import PATHS, check_path
+from ctxext.engine.chunked import chunked_attention
 from ctxext.engine.merged import merged_attention
-from ctxext.engine.operators import TORCH, CudaFlash
+from ctxext.engine.operators import TORCH, CudaFlash, Operator
+from ctxext.engine.positions import Positions
 from ctxext.engine.reference import dense_attention
+from ctxext.engine.runs import FEW
 from ctxext.errors import UsageError
 from ctxext.patches.base import Part
-from ctxext.registry import did_you_mean
-
-NAMES = ("flash", "triton", "flex", "sdpa", "eager")  # `auto` takes the first that can run
-UNMEASURED = ("triton", "flex")  # … but these, by name alone: no record shows them to be faster
-FEW = 16  # fewer queries are fastest as one product with all keys
 
 
 class Choice(NamedTuple):
-    """A path, and why those before it in NAMES were not taken, a phrase each."""
+    """A path, and why those before it in PATHS were not taken, a phrase each."""
 
     name: str
     reasons: tuple[str, ...]
@@ -51,51 +42,41 @@ def choose(
     dtype: torch.dtype,
     head_dim: int,
     needs: Sequence[str] = (),
-    parts: tuple[Part, ...] = (),
 ) -> Choice:
     """The path to take.
 
     Args:
-        asked: "auto", "dense" or one of NAMES.
+        asked: "auto", "dense" or one of PATHS.
         device: where the model is: "cpu", "cuda", "cuda:1", ….
         head_dim: of queries and keys.
         needs: what the model's attention has besides, such as "softcap" or "sinks", which only
             the reference serves.
-        parts: of the distance method.
 
     Raises:
         UsageError: an unknown path, or one that cannot run there; the message says why.
     """
-    if asked not in ("auto", "dense", *NAMES):
-        valid = did_you_mean(asked, ("auto", *NAMES))
-        raise UsageError(f"unknown attention path {asked!r}: {valid}")
     if asked == "dense":
         return Choice(asked, ())
-    why = {name: _why_not(name, torch.device(device).type, dtype, head_dim) for name in NAMES}
+    check_path(asked)
+    why = {name: _why_not(name, torch.device(device).type, dtype, head_dim) for name in PATHS}
     if needs:
-        unserved = dict.fromkeys(NAMES[:-1], f"{' and '.join(needs)} are not served")
+        unserved = dict.fromkeys(PATHS[:-1], f"{' and '.join(needs)} are not served")
         why |= {name: why[name] or reason for name, reason in unserved.items()}
-    why["triton"] = why["triton"] or why_not_parts(parts)
-    if any(part.unit > 1 for part in parts):
-        why["flex"] = why["flex"] or "chunks are not served"
     if asked == "auto":
-        why |= {name: why[name] or "not measured to be faster" for name in UNMEASURED}
-        name = next(name for name in NAMES if why[name] is None)
-        passed = NAMES[: NAMES.index(name)]
+        name = next(name for name in PATHS if why[name] is None)
+        passed = PATHS[: PATHS.index(name)]
         return Choice(name, tuple(f"{other}: {why[other]}" for other in passed))
     if why[asked]:
-        able = ", ".join(("auto", *(name for name in NAMES if why[name] is None)))
+        able = ", ".join(("auto", *(name for name in PATHS if why[name] is None)))
         raise UsageError(f"attention path {asked!r} cannot run: {why[asked]}; valid here: {able}")
     return Choice(asked, ())
 
 
 def _why_not(name: str, device: str, dtype: torch.dtype, head_dim: int) -> str | None:
     """What keeps a path from running, as a phrase; None where nothing does."""
-    if name == "triton":
-        return why_not_fused(device, dtype, head_dim)
     if name == "sdpa" and device not in TORCH:
         return f"torch has no such operator for {device}"
-    if name in ("flash", "flex") and device != "cuda":
+    if name == "flash" and device != "cuda":
         return "it needs a CUDA device"
     if name == "sdpa" and device == "cuda" and dtype == torch.float64:
         return "float64 is not served"
@@ -105,8 +86,6 @@ def _why_not(name: str, device: str, dtype: torch.dtype, head_dim: int) -> str |
         return f"a head dimension of {head_dim} is not a multiple of 8 up to 256"
     if name == "flash" and not CudaFlash.available():
         return "neither flash-attn nor this torch has FlashAttention 2"
-    if name == "flex" and importlib.util.find_spec("triton") is None:
-        return "triton is not installed (pip install 'ctxext[triton]')"
     return None
 
 
@@ -120,55 +99,36 @@ def attend(
     scaling: float,
     mask: Tensor | None = None,
     dropout: float = 0.0,
-    first: Sequence[int] | None = None,
     softcap: float | None = None,
     sinks: Tensor | None = None,
+    at: Positions | None = None,
 ) -> Tensor:
     """Distance attention on a path; the other arguments as for `reference.dense_attention`.
 
-    From every path a mask, dropout, softcap, sinks and values of a larger head dimension than the
-    keys' go to the chunked reference, and so do FEW queries in 32 bits or more. FEW others, and
-    what needs gradients on `triton`, go to FlashAttention or torch's own operators.
+    From every path a mask, positions that differ by row or leave some out, dropout, softcap, sinks
+    and values of a larger head dimension than the keys' go to the chunked reference, and so do FEW
+    queries in 32 bits or more.
 
     Args:
         mask: [b or 1, 1, n or 1, m], True where seen.
-        first: for each of the b rows its first slot that holds a token (left padding), where
-            that is all that the mask says.
     """
     n = query.shape[2]
-    (d, width), thin = (key.shape[3], value.shape[3]), value.shape[3] < key.shape[3]
-    odd = (mask is not None and first is None) or dropout or width > d
+    (d, width) = key.shape[3], value.shape[3]
+    odd = mask is not None or (at is not None and at.offset is None) or dropout or width > d
     odd = odd or softcap is not None or sinks is not None
     few = n < FEW and value.dtype in (torch.float32, torch.float64)
-    if n == 1 and few and mask is None and not odd and path != "dense":
-        return single_attention(query, key, value, parts, turn, scaling)
     if path in ("eager", "dense") or few or odd:
         plain = dense_attention if path == "dense" else chunked_attention
-        mask = mask if mask is None else mask.expand(-1, -1, n, -1)
-        return plain(query, key, value, parts, turn, scaling, mask, dropout, softcap, sinks)
-    function = _function(path, query, key, value)
-    if thin and function is not fused_attention:
-        wide = pad(value, (0, d - width))
-        return attend(path, query, key, wide, parts, turn, scaling, mask, first=first)[..., :width]
-    if first is None or not any(first):
-        return function(query, key, value, parts, turn, scaling)
-    if function is fused_attention:
-        return function(query, key, value, parts, turn, scaling, torch.tensor(first))
-    rows, past = [], key.shape[2] - n
-    for i, start in enumerate(first):
-        skip = max(0, start - past)
-        q, k, v = query[i : i + 1, :, skip:], key[i : i + 1, :, start:], value[i : i + 1, :, start:]
-        rows.append(pad(function(q, k, v, parts, turn, scaling), (0, 0, skip, 0)))
-    return torch.cat(rows)
+        return plain(query, key, value, parts, turn, scaling, mask, dropout, softcap, sinks, at)
+    thin = width < d
+    value = pad(value, (0, d - width)) if thin else value
+    operator = _operator(path, query)
+    out = merged_attention(query, key, value, parts, turn, scaling, operator, at)
+    return out[..., :width] if thin else out
 
 
-def _function(path: str, *inputs: Tensor) -> Callable[..., Tensor]:
-    """What computes the path for these queries, keys and values."""
-    graded = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
-    (n, head_dim), device, dtype = inputs[0].shape[2:], inputs[0].device.type, inputs[0].dtype
-    if path == "triton" and n >= FEW and not graded:
-        return fused_attention
-    if path == "flex" and n >= FEW:
-        return flex_part_attention
+def _operator(path: str, query: Tensor) -> Operator:
+    """What computes plain attention on the path for these queries."""
+    head_dim, device, dtype = query.shape[3], query.device.type, query.dtype
     flash = path != "sdpa" and _why_not("flash", device, dtype, head_dim) is None
-    return functools.partial(merged_attention, operator=CudaFlash() if flash else TORCH[device])
+    return CudaFlash() if flash else TORCH[device]

@@ -549,12 +549,14 @@ def check_outputs(model: Any, state: State, before: list[Tensor]) -> None:
     rounding costs 4e-3 and may route a token to another expert, half of the tokens must be within
     1e-1.
     """
-    kept, state.parts = state.parts, _wide(state) if state.parts else ()
+    kept = state.parts
+    state.take(_wide(state) if kept else ())
     scales, state.query_scales = state.query_scales, ()
     try:
         after = outputs(model, state.layers.values(), state.feeds)
     finally:
-        state.parts, state.query_scales = kept, scales
+        state.take(kept)
+        state.query_scales = scales
     weight = next(model.parameters())
     wide = weight.dtype in (torch.float32, torch.float64)
     wide = wide and not torch.is_autocast_enabled(weight.device.type)

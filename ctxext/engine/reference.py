@@ -10,6 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ctxext.engine.positions import Positions
 from ctxext.patches.base import Part
 
 
@@ -24,33 +25,37 @@ def dense_attention(
     dropout: float = 0.0,
     softcap: float | None = None,
     sinks: Tensor | None = None,
+    at: Positions | None = None,
 ) -> Tensor:
     """Softmax attention in which each pair is scored by the part that it is in.
 
     Args:
-        query: [b, h, n, d]; the queries are the last n of the m positions.
+        query: [b, h, n, d].
         key, value: [b, g, m, d], with h a multiple of g.
         parts: none of which share a pair; pairs in none are not seen.
-        turn: `turn(x [b, *, l, d], positions [l])` rotates each x by its position (tokens;
-            float64, on the CPU).
+        turn: `turn(x [b, *, l, d], positions [l] or [b, l])` rotates each x by its position
+            (tokens; float64, on the CPU).
         scaling: what scores are multiplied by.
         mask: [b or 1, 1, n, m], True where seen; None hides nothing more.
         dropout: probability of dropping a weight.
         softcap: scores s become softcap · tanh(s / softcap).
         sinks: [h], a score for each head that takes weight and gives nothing.
+        at: the positions of queries and keys; by default keys stand at 0 … m−1, and queries are
+            the last n of them.
 
     Returns:
         [b, h, n, d], in the dtype of `query`; float64 throughout where the inputs are. Memory
         is b·h·n·m.
     """
     n, m = query.shape[2], key.shape[2]
+    at = at or Positions.consecutive(n, m)
     key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], 1) for x in (key, value))
-    position = torch.arange(m, dtype=torch.float64)
-    slot = torch.arange(m, device=query.device)
-    scores, seen = query.new_zeros(*query.shape[:3], m), slot < 0
+    q, k = (x[0] if len(x) == 1 else x for x in (at.query.double(), at.key.double()))
+    scores = query.new_zeros(*query.shape[:3], m)
+    seen = torch.zeros(1, 1, n, m, dtype=torch.bool, device=query.device)
     for part in parts:
-        far = turn(query, part.query(position[m - n :])) @ turn(key, part.key(position)).mT
-        here = part.holds(slot[m - n :, None], slot)
+        far = turn(query, part.query(q)) @ turn(key, part.key(k)).mT
+        here = at.held(part, 0, n, 0, m)[:, None].to(query.device)
         scores, seen = torch.where(here, far * scaling, scores), seen | here
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)

@@ -6,13 +6,11 @@ cached; the attention function turns queries, and the near keys, by what is left
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import functools
 import sys
-import threading
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar, cast
 
 import torch
@@ -21,17 +19,26 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, causal_mask_function
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from ctxext.engine.forward import (
+    AS_BEFORE,
+    FORWARD,
+    Forward,
+    begin,
+    begin_again,
+    end,
+    end_again,
+    first,
+    running,
+    unknown_positions,
+)
 from ctxext.engine.paths import attend
 from ctxext.engine.probe import Layer, call_rotary, handed
-from ctxext.engine.runs import attend_runs
-from ctxext.engine.slots import Slots, counts_padding, find_slots
+from ctxext.engine.runs import Run, attend_runs, counts_padding, find_runs
 from ctxext.engine.switch import registered
 from ctxext.errors import UnsupportedModelError, UsageError
 from ctxext.models.layout import Source
 from ctxext.patches.base import Part, QueryScale, as_held, identity
 
-KEPT = "_ctxext_kept"  # the attribute of a table that has the tables of before the patch
-POSITIONS = "_ctxext_positions"  # … and the positions that it is for
 WRITER = "_ctxext_writer"  # the attribute by which a cache knows the methods that wrote its keys
 STATE = "_ctxext_state"  # the attribute by which an attention module finds its model's state
 WATCH = "_ctxext_watch"  # … and who is told what it scores
@@ -51,40 +58,6 @@ def uncompiled(function: Function) -> Function:
     return cast(Function, torch.compiler.disable(function))
 
 
-class Tables(threading.local):
-    """Those of one set of frequencies, of the forward pass that is running in this thread.
-
-    Attributes:
-        given: what the rotary module returned.
-        kept: what layers get that are left alone.
-        turned: cos and sin by positions and device.
-    """
-
-    def __init__(self) -> None:
-        self.given: Any = None
-        self.kept: Any = None
-        self.turned: dict[Any, tuple[Tensor, Tensor]] = {}
-
-    def __deepcopy__(self, memo: Any) -> Tables:
-        return Tables()
-
-
-class Known(threading.local):
-    """What is known of the forward pass that is running in this thread.
-
-    Attributes:
-        positions: of the layer that is running [·, b or 1, n].
-        found: what positions and a mask say of a layer, by shape and window, which layers share.
-    """
-
-    def __init__(self) -> None:
-        self.positions: Tensor | None = None
-        self.found: list[tuple[Tensor, Tensor | None, tuple[int | None, ...], Any]] = []
-
-    def __deepcopy__(self, memo: Any) -> Known:
-        return Known()
-
-
 @dataclass(eq=False)
 class Feed:
     """One set of frequencies as a patched model uses it.
@@ -93,60 +66,51 @@ class Feed:
         source: where it is.
         axes: the shape of positions before [b, n], such as (3,) for three axes.
         factor: the attention factor, where the rotary module no longer applies it.
-        before: attributes and buffers of the rotary module as they were, for layers that the
-            methods leave alone; None where there are none such.
+        before: the rotary module as it was, for layers that the methods leave alone; None where
+            there are none such.
     """
 
     source: Source
     axes: tuple[int, ...]
     factor: float = 1.0
-    before: tuple[dict[str, Any], dict[str, Tensor]] | None = None
-    here: Tables = field(default_factory=Tables)
+    before: nn.Module | None = None
 
     def rotate(self, x: Tensor, positions: Tensor) -> Any:
-        """What the rotary module's own forward gives, as the module stands."""
+        """cos and sin [b or 1, n, columns] (or e^(i·angle)) by frequencies as they stand."""
         module, positions = self.source.module, positions.to(x.device)
         return call_rotary(module.forward, x, positions, self.source.layer_type)
 
-    def tables(self, x: Tensor, positions: Tensor) -> Any:
-        """cos and sin [b or 1, n, columns] (or e^(i·angle)) by frequencies as they stand."""
-        return self.rotate(x, positions)
-
     def as_before(self, x: Tensor, positions: Tensor) -> Any:
         """The tables that the unpatched model has."""
-        with self._restored():
-            return self.rotate(x, positions)
+        if self.before is None:
+            return None
+        own = functools.partial(type(self.before).forward, self.before)
+        return call_rotary(own, x, positions.to(x.device), self.source.layer_type)
 
-    @contextlib.contextmanager
-    def _restored(self) -> Iterator[None]:
-        assert self.before is not None
-        module, (attributes, buffers) = self.source.module, self.before
-        now = {name: module.__dict__[name] for name in attributes}
-        now_buffers = {name: module._buffers[name] for name in buffers}
-        module.__dict__.update(attributes)
-        module._buffers.update(buffers)
-        try:
-            yield
-        finally:
-            module.__dict__.update(now)
-            module._buffers.update(now_buffers)
-
-    def turn(self, layer: Layer, x: Tensor, positions: Tensor) -> Tensor:
-        """x [b, *, l, d] rotated by positions [l] (on the CPU) as the layer rotates."""
+    def turn(self, layer: Layer, forward: Forward, x: Tensor, positions: Tensor) -> Tensor:
+        """x [b, *, l, d] rotated by positions [l] or [b, l] (on the CPU) as the layer rotates."""
         assert layer.rotation is not None
-        key = (positions.numpy().tobytes(), x.device)  # all layers share a forward's few tables
-        if key not in self.here.turned:  # layers may be on other devices than the rotary module
-            like = torch.empty(0, dtype=torch.float32, device=self.source.inv_freq.device)
-            cos, sin = _cos_sin(self.tables(like, positions.expand(*self.axes, 1, -1)))
-            self.here.turned[key] = cos.to(x.device), sin.to(x.device)
-        return layer.rotation.turn(x, *self.here.turned[key])
+        key = (self.source, id(positions), x.device)
+        if key not in forward.turned:  # all layers share a forward's few tables
+            forward.turned[key] = positions, self._turns(positions, x.device)
+        tables = forward.turned[key][1]
+        return x if tables is None else layer.rotation.turn(x, *tables)
+
+    def _turns(self, positions: Tensor, device: torch.device) -> tuple[Tensor, Tensor] | None:
+        """cos and sin on a layer's device; None where nothing is turned."""
+        if not positions.any():
+            return None
+        rows = positions if positions.ndim == 2 else positions[None]
+        like = torch.empty(0, dtype=torch.float32, device=self.source.inv_freq.device)
+        cos, sin = _cos_sin(self.rotate(like, rows.expand(*self.axes, *rows.shape)))
+        return cos.to(device), sin.to(device)
 
 
-def _first(x: Any) -> Any:
-    """The first table of what may be a rotary module's output; None where it is none."""
-    if isinstance(x, tuple) and x and isinstance(x[0], Tensor):
-        x = x[0]
-    return x if isinstance(x, Tensor) else None
+def as_it_is(module: nn.Module) -> nn.Module:
+    """A copy of a rotary module that later changes to the module's frequencies do not reach."""
+    copied = copy.copy(module)
+    copied._buffers = dict(module._buffers)
+    return copied
 
 
 def _cos_sin(tables: Any) -> tuple[Tensor, Tensor]:
@@ -162,15 +126,32 @@ class State:
     layers: dict[nn.Module, Layer]
     feeds: dict[Source, Feed]  # of the layers that take the methods
     trained: int
-    parts: tuple[Part, ...]  # empty: only query scales, or only frequencies
     query_scales: tuple[QueryScale, ...]
     path: str  # an attention path
     own: str  # transformers' implementation, for what the methods leave alone
     rotary: frozenset[nn.Module] = frozenset()  # the modules whose tables are changed or seen
+    parts: tuple[Part, ...] = ()  # empty: only query scales, or only frequencies
     name: str | None = None  # what the attention function is registered as
     cached: Callable[[Tensor], Tensor] = identity  # the positions of the keys that a cache holds
+    left: tuple[Part, ...] = ()  # the parts, for queries and keys that are turned so already
     absolute: bool = False  # whether the parts go by more than distance
-    here: Known = field(default_factory=Known)
+
+    def take(self, parts: tuple[Part, ...]) -> None:
+        """Attend by these parts from now on."""
+        done = self.cached
+
+        def left(own: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+            return lambda p: own(p) - done(p)
+
+        self.parts = parts
+        self.left = tuple(
+            replace(
+                part,
+                query=left(part.query),
+                key=as_held if part.key is done else left(part.key),
+            )
+            for part in parts
+        )
 
     @uncompiled
     def rotated(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
@@ -195,38 +176,33 @@ class State:
                 "makes them: run one process for each device (torchrun) or on one device "
                 "(CUDA_VISIBLE_DEVICES=0)"
             )
-        self.here.positions = position_ids
-        self.here.found = []
+        now = begin(self, position_ids)
         known = (f for f in self.feeds.values() if f.source.module is module)
-        feed = next((f for f in known if f.source.layer_type == layer_type), None)
-        given = own
+        feed, given = next((f for f in known if f.source.layer_type == layer_type), None), own
         if feed is not None:
-            feed.here.turned = {}
-            given = feed.here.given = self._tables(feed, x, position_ids) if self.parts else own
-        _first(given).__dict__[POSITIONS] = position_ids
-        if feed is not None and feed.before is not None:
-            feed.here.kept = feed.as_before(x, position_ids)
-            _first(given).__dict__[KEPT] = feed.here.kept
+            given = self._tables(feed, x, position_ids) if self.parts else own
+            now.tables[feed.source] = given
+            first(given).__dict__[AS_BEFORE] = feed.as_before(x, position_ids)
+        first(given).__dict__[FORWARD] = now
         return given
 
-    def note_positions(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        """A pre-hook of an attention module: finds the positions of the tables that it is handed.
+    @uncompiled
+    def end(self, *_: Any) -> None:
+        """A hook of the base model: nothing outlives a forward."""
+        end(self)
+
+    def before_layer(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        """A pre-hook of an attention module: finds the forward whose tables it is handed.
 
         In a backward a layer may run again after another forward.
         """
         if torch.is_grad_enabled():
-            self._note(args, kwargs)
+            uncompiled(begin_again)(self, args, kwargs)
 
-    @uncompiled
-    def _note(self, args: Any, kwargs: Any) -> None:
-        tables = (_first(x) for x in (*args, *kwargs.values()))
-        known = (x.__dict__.get(POSITIONS) for x in tables if x is not None)
-        found = next((x for x in known if x is not None), None)
-        if found is None and torch._C._current_graph_task_id() != -1:
-            found = kwargs.get("position_ids")  # of copied tables: None is refused
-            self.here.positions = found if isinstance(found, Tensor) else None
-        elif found is not None:
-            self.here.positions = found
+    def after_layer(self, module: nn.Module, args: Any, output: Any) -> None:
+        """A hook of an attention module: leaves that forward."""
+        if torch.is_grad_enabled():
+            uncompiled(end_again)()
 
     @uncompiled
     def keep_tables(self, feed: Feed, module: nn.Module, args: Any, kwargs: Any) -> Any:
@@ -235,22 +211,23 @@ class State:
         Tables are known by themselves, for a layer may run again after another forward; copies
         on another device by their values.
         """
-        found = []
+        found, now = [], running(self)
+        given = None if now is None else first(now.tables.get(feed.source))
 
         def kept(x: Any) -> Any:
-            first = _first(x)
-            if first is None:
+            table = first(x)
+            if table is None:
                 return x
-            own, given = first.__dict__.get(KEPT), _first(feed.here.given)
-            if own is None and given is not None and first.shape == given.shape:
-                same = torch.equal(first, given.to(first.device, first.dtype))
-                own = feed.here.kept if same else None
+            own = table.__dict__.get(AS_BEFORE)
+            if own is None and given is not None and table.shape == given.shape:
+                same = torch.equal(table, given.to(table.device, table.dtype))
+                own = given.__dict__[AS_BEFORE] if same else None
             if own is None:
                 return x
             found.append(x)
             if isinstance(own, tuple):
-                return tuple(table.to(first.device) for table in own)
-            return own.to(first.device)
+                return tuple(each.to(table.device) for each in own)
+            return own.to(table.device)
 
         swapped = tuple(kept(x) for x in args), {name: kept(x) for name, x in kwargs.items()}
         if not found:
@@ -262,7 +239,7 @@ class State:
 
     def _tables(self, feed: Feed, x: Tensor, position_ids: Tensor) -> Any:
         """The tables as far keys need them."""
-        tables = feed.tables(x, self.cached(position_ids.double()))
+        tables = feed.rotate(x, self.cached(position_ids.double()))
         if feed.factor == 1:
             return tables
         if isinstance(tables, tuple):
@@ -277,83 +254,56 @@ class State:
     def __reduce_ex__(self, protocol: Any) -> Any:
         raise UsageError(UNPICKLED)
 
-    def left_over(self) -> tuple[Part, ...]:
-        """The parts as seen from keys, and queries, that the rotary module rotated already."""
-        done = self.cached
+    def forward(self, n: int = 0) -> Forward:
+        """The forward of the layer that is running, which has n queries."""
+        now = running(self)
+        if now is None or now.positions.shape[-1] < n:
+            raise unknown_positions()
+        return now
 
-        def left(own: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-            return lambda p: own(p) - done(p)
-
-        return tuple(
-            replace(
-                part,
-                query=left(part.query),
-                key=as_held if part.key is done else left(part.key),
-            )
-            for part in self.parts
-        )
-
-    def slots(self, layer: Layer, mask: Tensor | None, query: Tensor, key: Tensor) -> Slots:
-        """`find_slots` of the layer that is running."""
+    def runs(
+        self, layer: Layer, mask: Tensor | None, ends: Tensor | None, query: Tensor, key: Tensor
+    ) -> list[Run]:
+        """`find_runs` of the layer that is running."""
         (b, _, n, _), m = query.shape, key.shape[2]
-        positions = self._known_positions(n)
+        now = self.forward(n)
 
-        def find() -> Slots:
+        def find() -> list[Run]:
             seen = mask
             if mask is not None:
                 seen = seen_by(mask) if mask.is_floating_point() else mask.bool()
-            return find_slots(positions, seen, b, n, m, layer.window, self.absolute)
+            return find_runs(now.positions, seen, ends, b, n, m, layer.window, self.absolute)
 
-        return cast(Slots, self._once(positions, mask, (b, n, m, layer.window), find))
-
-    def _once(
-        self,
-        positions: Tensor,
-        mask: Tensor | None,
-        shape: tuple[int | None, ...],
-        find: Callable[[], Any],
-    ) -> Any:
-        """What `find` gives, found once for the layers that share positions, mask and shape."""
-        for its_positions, its_mask, its_shape, found in self.here.found:
-            if its_positions is positions and its_mask is mask and its_shape == shape:
-                return found
-        found = find()
-        some = self.here.found[-3:]  # layers may own masks
-        self.here.found = [*some, (positions, mask, shape, found)]
-        return found
+        return cast("list[Run]", now.once(mask, (b, n, m, layer.window, id(ends)), find))
 
     def is_positions(self, x: Any) -> bool:
         """Whether an argument is the positions of the layer that is running, of any axis."""
-        positions = self._known_positions()
-        if not isinstance(x, Tensor) or x.shape[-2:] != positions.shape[-2:]:
+        now = self.forward()
+        if not isinstance(x, Tensor) or x.shape[-2:] != now.positions.shape[-2:]:
             return False
-        same = functools.partial(torch.equal, *torch.broadcast_tensors(x, positions))
-        return bool(self._once(positions, x, (), same))
+        same = functools.partial(torch.equal, *torch.broadcast_tensors(x, now.positions))
+        return bool(now.once(x, (), same))
 
-    def _known_positions(self, n: int = 0) -> Tensor:
-        """Those of the layer that is running, which has n queries."""
-        if self.here.positions is None or self.here.positions.shape[-1] < n:
-            raise UnsupportedModelError(
-                "the positions are not known of a layer that runs again after another forward: "
-                "run it before, or without gradient checkpointing"
-            )
-        return self.here.positions
+    def is_ends(self, x: Any, query: Tensor) -> bool:
+        """Whether an argument says where each sequence of one packed row begins and ends."""
+        if not isinstance(x, Tensor) or x.ndim != 1 or x.is_floating_point() or len(query) > 1:
+            return False
+        n = query.shape[2]
+        return bool(self.forward().once(x, (n,), lambda: _are_ends(x, n)))
 
     def scale_query(self, layer: Layer, query: Tensor, mask: Any) -> Tensor:
         """Queries [b, h, n, d] times the query scales of their true positions."""
         if not self.query_scales:
             return query
         n = query.shape[2]
-        positions = self._known_positions(n)
-        shape = (n, layer.window)
-        scale: Tensor = self._once(positions, mask, shape, lambda: self._scales(layer, n, mask))
+        now, shape = self.forward(n), (n, layer.window)
+        scale: Tensor = now.once(mask, shape, lambda: self._scales(layer, now.positions, n, mask))
         wide = torch.promote_types(query.dtype, torch.float32)
         scaled: Tensor = query * scale.to(query.device, wide)
         return scaled.to(query.dtype)
 
-    def _scales(self, layer: Layer, n: int, mask: Any) -> Tensor:
+    def _scales(self, layer: Layer, positions: Tensor, n: int, mask: Any) -> Tensor:
         """The query scales of n queries [b or 1, 1, n, 1], float64."""
-        positions = self._known_positions()
         positions = positions.reshape(-1, *positions.shape[-2:])[0, :, -n:]
         chosen = any(layer.odd for layer in self.layers.values())  # keys that a mask may hide
         if isinstance(mask, Tensor) and not chosen:
@@ -423,42 +373,58 @@ def _distance_attention(
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """`attention` with the parts of a distance method, or causal where there are no positions."""
-    slots, m = state.slots(layer, mask, query, key), key.shape[2]
+    ends = None
     for name in handed(kwargs):
-        if name not in layer.handed and not state.is_positions(kwargs[name]):
+        if name in layer.handed or state.is_positions(kwargs[name]):
+            continue
+        if not state.is_ends(kwargs[name], query) or not same_ends(kwargs[name], ends):
             raise UnsupportedModelError(f"distance methods do not support attention with {name!r}")
+        ends = kwargs[name]
     if is_causal is False and mask is None and query.shape[2] > 1:
         raise UnsupportedModelError("distance methods do not support attention that is not causal")
-    if slots.used < m:
-        key, value = key[:, :, : slots.used], value[:, :, : slots.used]
+    runs = state.runs(layer, mask, ends, query, key)
     query, key = query.to(value.dtype), key.to(value.dtype)
-    parts, turn = CAUSAL, _turn_of(None, layer)
+    parts: tuple[Part, ...] = CAUSAL
+    turn: Turn = _unturned
     if layer.source is not None:
-        parts, turn = state.left_over(), _turn_of(state.feeds[layer.source], layer)
+        feed, now = state.feeds[layer.source], state.forward()
+        parts, turn = state.left, functools.partial(feed.turn, layer, now)
     if layer.weights is not None:
         query, key, turn = _unweighted(layer.weights, query, key, turn)
     scaling = scaling if scaling is not None else query.shape[-1] ** -0.5
-    if watch := layer.module.__dict__.get(WATCH):
-        watch(query, key, parts, turn, scaling, slots.mask, softcap, s_aux)
+    watch = layer.module.__dict__.get(WATCH)
 
-    def weigh(value: Tensor, dropout: float) -> Tensor:
-        run = functools.partial(
-            attend, state.path, turn=turn, scaling=scaling,
-            dropout=dropout, softcap=softcap, sinks=s_aux,
-        )  # fmt: skip
-        if state.absolute and layer.source is not None:
-            return attend_runs(run, parts, slots.runs, query, key, value)
-        return run(query, key, value, parts=parts, mask=slots.mask, first=slots.first)
+    def attend_run(run: Run, q: Tensor, k: Tensor, v: Tensor, dropout: float = dropout) -> Tensor:
+        mask = None if run.mask is None else run.mask.to(q.device)
+        return attend(
+            state.path, q, k, v, parts, turn, scaling, mask, dropout, softcap, s_aux, run.at
+        )
 
+    if watch:
+        for run in runs:
+            q, k, _ = run.cut(query, key, value)
+            watch(q, k, parts, turn, scaling, run.mask, softcap, s_aux, run.at)
     weights = None
     if output_attentions:  # what each key gives where it is all that its value has
-        one = torch.eye(slots.used, m, dtype=value.dtype, device=value.device)
-        weights = weigh(one.expand(*key.shape[:2], -1, -1), 0.0)
-    return weigh(value, dropout).transpose(1, 2).contiguous(), weights
+        m = key.shape[2]
+        one = torch.eye(m, dtype=value.dtype, device=value.device).expand(*key.shape[:2], -1, -1)
+        kept = functools.partial(attend_run, dropout=0.0)
+        weights = attend_runs(kept, runs, query, key, one)
+    output = attend_runs(attend_run, runs, query, key, value)
+    return output.transpose(1, 2).contiguous(), weights
 
 
-def _turn_of(feed: Feed | None, layer: Layer) -> Turn:
-    return lambda x, positions: x if feed is None else feed.turn(layer, x, positions)
+def _are_ends(x: Tensor, n: int) -> bool:
+    return bool(x[0] == 0) and bool(x[-1] == n) and bool((x.diff() > 0).all())
+
+
+def same_ends(x: Tensor, other: Tensor | None) -> bool:
+    """Whether two arguments, if there are two, say the same of sequences."""
+    return other is None or torch.equal(x, other)
+
+
+def _unturned(x: Tensor, positions: Tensor) -> Tensor:
+    return x
 
 
 def _unweighted(

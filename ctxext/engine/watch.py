@@ -23,8 +23,8 @@ def watching(model: Any, watch: Watch) -> Iterator[None]:
 
     Args:
         model: a transformers causal language model, patched or not, on "sdpa" or "eager".
-        watch: called as `watch(query, key, parts, turn, scaling, mask, softcap, sinks)`, the
-            arguments of `chunked.chunked_entropy`; the mask is [b or 1, 1, 1 or n, m] or None.
+        watch: called as `watch(query, key, parts, turn, scaling, mask, softcap, sinks, at)`,
+            the arguments of `chunked.chunked_entropy`; the mask is [b or 1, 1, 1 or n, m] or None.
 
     Raises:
         UnsupportedModelError: the model runs on another attention implementation.
@@ -63,7 +63,17 @@ def _watched(own: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
             mask = seen_by(mask, "what an attention scores is not known with")
         scaling = scaling if scaling is not None else query.shape[-1] ** -0.5
         watch = module.__dict__[WATCH]
-        watch(query, key, CAUSAL, _as_is, scaling, mask, given.get("softcap"), given.get("s_aux"))
+        watch(
+            query,
+            key,
+            CAUSAL,
+            _as_is,
+            scaling,
+            mask,
+            given.get("softcap"),
+            given.get("s_aux"),
+            None,
+        )
         output: tuple[Tensor, Tensor | None] = own_attention(own, module)(
             module, query, key, value, attention_mask, **given
         )

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ctxext.engine.chunked import chunked_entropy
+from ctxext.engine.positions import Positions
 from ctxext.engine.watch import watching
 from ctxext.errors import CtxextError, UnsupportedModelError
 from ctxext.explain.angles import Floats
@@ -98,6 +99,7 @@ def _of_layer(
     mask: Tensor | None,
     softcap: float | None,
     sinks: Tensor | None,
+    at: Positions | None,
 ) -> tuple[Tensor, Tensor]:
     """One row's entropy, and the keys seen, at each position: [n] each, float64.
 
@@ -106,6 +108,5 @@ def _of_layer(
     n = query.shape[2]
     if n != key.shape[2]:
         return torch.empty(0), torch.empty(0)
-    given = None if mask is None else mask.expand(-1, -1, n, -1)
-    nats, keys = chunked_entropy(query, key, parts, turn, scaling, given, softcap, sinks)
+    nats, keys = chunked_entropy(query, key, parts, turn, scaling, mask, softcap, sinks, at)
     return nats[0].double().mean(0).cpu(), keys[0].double().cpu()

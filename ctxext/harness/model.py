@@ -10,8 +10,8 @@ from lm_eval.api.registry import register_model
 from lm_eval.utils import simple_parse_args_string
 
 from ctxext import __version__, patches
+from ctxext.engine import check_path
 from ctxext.engine.patch import patch
-from ctxext.engine.paths import NAMES
 from ctxext.errors import CtxextError, UsageError
 from ctxext.harness.padding import padding
 from ctxext.harness.quiet import quiet
@@ -80,10 +80,7 @@ class ContextLM(SequenceLM):
                 )
         if not pretrained:
             raise UsageError("--model ctxext needs pretrained=: tiny, an alias, a Hub id or folder")
-        if attn not in ("auto", *NAMES):
-            raise UsageError(
-                f"unknown attention path {attn!r}: {did_you_mean(attn, ('auto', *NAMES))}"
-            )
+        check_path(attn)
         spec = patches.parse(str(method).replace(";", ","))
         trained, most = _tokens(train_len), _tokens(length)
         source = loading.Source(

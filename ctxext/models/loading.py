@@ -42,7 +42,6 @@ from ctxext.models.trained import Trained, explain_trained
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 QUANTIZATIONS = ("4bit", "8bit")
-_OWN = {"flash": "flash_attention_2", "flex": "flex_attention", "triton": "auto"}
 _HASHED = (".json", ".safetensors", ".bin", ".model", ".txt", ".py", ".jinja")
 
 
@@ -100,8 +99,8 @@ def settle(source: Source, config: Any) -> Source:
     """The source with every `auto` decided for this model and machine.
 
     Attention under `auto` is `eager` where logits are capped, which torch's sdpa leaves out, else
-    `sdpa`; so it is for the paths that transformers does not have: `triton`, and `flash` where
-    transformers finds no FlashAttention 2, since sdpa runs FlashAttention on CUDA by itself.
+    `sdpa`; so it is under `flash` where transformers finds no FlashAttention 2, since sdpa runs
+    FlashAttention on CUDA by itself.
     """
     if source.dtype not in DTYPES:
         raise UsageError(f"unknown dtype {source.dtype!r}: valid: {', '.join(DTYPES)}")
@@ -111,9 +110,8 @@ def settle(source: Source, config: Any) -> Source:
     if dtype == "auto":
         saved = str(getattr(config, "dtype", None) or "bfloat16").removeprefix("torch.")
         dtype = "float32" if device.startswith("cpu") else saved
-    attn = _OWN.get(attn, attn)
-    if attn == "flash_attention_2" and not is_flash_attn_2_available():
-        attn = "auto"
+    if attn == "flash":
+        attn = "flash_attention_2" if is_flash_attn_2_available() else "auto"
     if attn == "auto":
         attn = "sdpa" if _takes_sdpa(config) else "eager"
     return replace(source, device=device, dtype=dtype, attn=attn)
