@@ -15,13 +15,12 @@ OLD := .venv-oldest
 NEWEST := transformers accelerate datasets lm_eval peft tokenizers huggingface_hub
 NEW := .venv-newest
 
-# What rests on transformers: the engine, its paths, answers, exports and the model types.
+# What rests on transformers: the engine, its paths, answers and exports.
 SEAMS := tests/test_engine.py tests/test_paths.py tests/test_caches.py tests/test_own_scaling.py \
-  tests/test_answers.py tests/test_export.py tests/test_carried.py tests/test_programs.py \
-  tests/test_families.py
+  tests/test_answers.py tests/test_export.py tests/test_carried.py tests/test_programs.py
 
-.PHONY: demo reproduce test quick test-families test-oldest test-newest test-gguf pins \
-  check format lock results bench test-gpu bench-gpu clean
+.PHONY: demo reproduce test quick test-families test-oldest test-families-oldest test-newest \
+  test-gguf pins check format lock results bench test-gpu bench-gpu clean
 
 demo: $(READY)
 	$(BIN)/ctxext eval --model tiny --len 512,2k,4k --tokens 64k \
@@ -69,6 +68,9 @@ test-families: $(READY)
 test-oldest: $(OLD)/.ready
 	OMP_NUM_THREADS=1 $(OLD)/bin/python -m pytest -n 2 $(SEAMS)
 
+test-families-oldest: $(OLD)/.ready
+	OMP_NUM_THREADS=1 $(OLD)/bin/python -m pytest -n 2 tests/test_families.py
+
 # Where the index has nothing newer than the lock, `make test` has run all this.
 test-newest: $(NEW)/.over
 	$(NEW)/bin/python -m pip install --quiet --no-build-isolation --upgrade \
@@ -77,7 +79,8 @@ test-newest: $(NEW)/.over
 	  --exclude-editable --exclude ctxext); \
 	if [ -z "$$newer" ]; then echo "$(NEWEST): none is newer than in requirements.lock"; else \
 	  echo "newer than in requirements.lock:" $$newer && \
-	  OMP_NUM_THREADS=1 $(NEW)/bin/python -m pytest -n 2 $(SEAMS); fi
+	  OMP_NUM_THREADS=1 $(NEW)/bin/python -m pytest -n 2 $(SEAMS) \
+	    tests/test_families.py; fi
 
 # What is written as GGUF, run by llama.cpp, which is compiled here: some minutes.
 test-gguf: $(READY)
