@@ -62,11 +62,13 @@ def write_tasks(folder: Path) -> Path:
         "output_type": "loglikelihood_rolling", "doc_to_target": "{{q}}",
         "metric_list": [{"metric": "word_perplexity"}],
     }  # fmt: skip
+    losing = {**choice, "task": "my_losing", "tag": []}
+    losing["metric_list"] = [{"metric": "acc", "higher_is_better": False}]
     hub = {**choice, "task": "my_hub", "dataset_path": "nobody/nothing", "dataset_kwargs": {}}
     aggregate = [{"metric": "acc", "weight_by_size": True}]
     members = ["my_choice", {"task": "my_choice", "doc_to_text": "{{q}}!"}]
     files = {
-        "choice": choice, "write": write, "hub": hub, "text": text,
+        "losing": losing, "choice": choice, "write": write, "hub": hub, "text": text,
         "both": {"group": "my_both", "task": ["my_choice", "my_writing"]},
         "sum": {"group": "my_sum", "task": members[:1], "aggregate_metric_list": aggregate},
         "unsafe": {**write, "task": "my_unsafe", "unsafe_code": True},
@@ -308,6 +310,7 @@ def test_its_cells_are_records_like_others(
 
     (first,) = records()
     assert (first["metric"], first["n"], first["tokens_per_second"]) == ("acc", 4, None)
+    assert first["higher_is_better"] is True
     with monkeypatch.context() as patch:
         patch.setattr(LmEval, "evaluate", lambda *args: pytest.fail("computed again"))
         assert records() == [first]
@@ -342,6 +345,11 @@ def test_the_metric_is_the_tasks_own(folder: Path) -> None:
     want = ["acc", "exact_match", "acc", "acc", "word_perplexity", "exact_match"]
     assert [task(name, folder).metric for name in names] == want
     assert isinstance(LmEval.describe()["metric"], str)
+
+
+def test_whether_higher_is_better_is_the_tasks_own(folder: Path) -> None:
+    names = {"my_choice": True, "my_sum": True, "my_text": False, "my_losing": False}
+    assert {name: task(name, folder).higher_is_better for name in names} == names
 
 
 def test_specs_parse_back(folder: Path) -> None:

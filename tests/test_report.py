@@ -142,6 +142,70 @@ def test_ties_are_both_best_and_a_lone_row_is_not() -> None:
     assert not any(c.best for _, _, c in alone.cells())
 
 
+@pytest.mark.parametrize(
+    ("metric", "says", "best"),
+    [
+        ("word_perplexity", {}, ["c"]),
+        ("string_match_all", {}, ["a"]),
+        ("odd", {}, []),
+        ("odd", {"higher_is_better": None}, []),
+        ("odd", {"higher_is_better": False}, ["c"]),
+        ("odd", {"higher_is_better": True}, ["a"]),
+        ("word_perplexity", {"higher_is_better": True}, ["a"]),
+    ],
+    ids=str,
+)
+def test_the_best_is_what_records_say_or_what_a_known_metric_does(
+    metric: str, says: dict[str, Any], best: list[str]
+) -> None:
+    values = {"a": 80.0, "b": 20.0, "c": 12.0}
+    records = [cell(m, 64, metric=metric, value=v, **says) for m, v in values.items()]
+    table = only(records)
+    assert [row.method for row in table.rows if row.cells[0].best] == best
+    assert ("better" in table.caption) == bool(best)
+    assert [line.split(" | ")[1].startswith("**") for line in report.render(records).splitlines()
+            if line[:4] in ("| a ", "| b ", "| c ")] == [m in best for m in values]  # fmt: skip
+    page_marks = re.findall(r'class="best" data-value="([\d.]+)"', report.render(records, "html"))
+    assert page_marks == [str(values[m]) for m in best]
+
+
+def test_records_that_do_not_agree_on_what_is_better_have_no_best() -> None:
+    said = [("a", 1.0, True), ("b", 2.0, False)]
+    table = only([cell(m, 64, metric="odd", value=v, higher_is_better=h) for m, v, h in said])
+    assert not any(row.cells[0].best for row in table.rows)
+
+
+@pytest.mark.parametrize("values", [(3.0, 3.0, 3.0), (3.0, 3.00001, 3.0)])
+def test_a_column_whose_values_read_alike_has_no_best(values: tuple[float, ...]) -> None:
+    names = ("rope", "ntk", "pi")
+    table = only([cell(m, 64, value=v) for m, v in zip(names, values, strict=True)])
+    assert not any(row.cells[0].best for row in table.rows)
+
+
+def test_what_reads_as_the_best_is_as_good() -> None:
+    values = {"rope": 3.0, "ntk": 2.5, "pi": 2.50001}
+    table = only([cell(m, 64, value=v) for m, v in values.items()])
+    assert [row.method for row in table.rows if row.cells[0].best] == ["ntk", "pi"]
+
+
+def test_every_metric_of_ours_is_known_as_its_task_says() -> None:
+    """Records from before tasks said it are judged by the metric alone."""
+    from ctxext import tasks
+    from ctxext.results.metrics import KNOWN
+
+    for name in tasks.names():
+        task = tasks.REGISTRY.get(name)
+        if task.higher_is_better is True or task.higher_is_better is False:  # lm-eval's is its own
+            said = re.split(", | or ", task.describe()["metric"])
+            assert {KNOWN[metric].higher_is_better for metric in said} == {task.higher_is_better}
+
+
+def test_no_map_of_what_is_worse_where_there_is_more() -> None:
+    lost = [found("rope", 64, {0.5: 1.0}, metric="lost", higher_is_better=False)]
+    assert heatmaps.heatmaps(lost) == []
+    assert heatmaps.heatmaps([{**lost[0], "higher_is_better": True}]) != []
+
+
 def test_numbers_are_short_at_every_size() -> None:
     table = only([cell("rope", 64)])
     show = [(5.4321, 0.0213), (54.321, 0.2), (543.21, 2.0), (54321.0, 9.0), (1.5e30, 2e29)]
@@ -643,7 +707,7 @@ def test_shares_are_in_percent_and_within_their_range() -> None:
     shown = figure(records, "passkey")
     assert [p.y for p in shown.lines[0].points] == [100.0, 0.0]
     assert shown.lines[0].points[0].stderr == pytest.approx(10.0)
-    assert shown.y == "passkey (%)"
+    assert shown.y == "passkey (%, higher is better)"
     assert shown.y_range == (-2.0, 102.0)
 
 

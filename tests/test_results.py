@@ -311,6 +311,8 @@ def test_unsound_files_are_skipped_named_and_left_alone(tmp_path: Path) -> None:
         ("key", 12),
         ("versions", None),
         ("created", None),
+        ("higher_is_better", "yes"),
+        ("higher_is_better", 1),
         ("task_resolved", 5),
         ("task_resolved", ["ppl"]),
         ("task_resolved", {"ppl": 1}),

@@ -39,6 +39,7 @@ from ctxext.results import Store
 from ctxext.results.paired import Difference
 from ctxext.run import Evaluation
 from ctxext.tasks.base import BLOCKS, TokenScores
+from ctxext.tasks.passkey import PassKey
 from ctxext.tasks.ppl import Perplexity
 from ctxext.tune import outcome as outcomes
 from ctxext.tune.outcome import Comparison, Outcome, Trial
@@ -778,6 +779,28 @@ def test_what_cannot_be_searched_is_refused_in_one_line(
     assert ran.err.splitlines()[-1].startswith("error: ")
     assert said in ran.err.splitlines()[-1]
     assert not Path("out").exists() or not list(Path("out").glob("*.json"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Lost(PassKey):
+    """A task whose number is better the lower it is."""
+
+    higher_is_better = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Untold(PassKey):
+    """A task that does not say which is better."""
+
+    higher_is_better = None
+
+
+def test_what_is_better_is_what_the_task_says() -> None:
+    for task, lower in ((PassKey(), False), (Lost(), True)):
+        search = Search(Request(Source("tiny"), 1024, objective=task))
+        assert search.outcome.lower is lower
+    with pytest.raises(UsageError, match="does not say whether more of its passkey is better"):
+        Request(Source("tiny"), 1024, objective=Untold())
 
 
 def test_data_too_short_for_a_window_is_refused(run: Run, here: Path) -> None:  # noqa: F811

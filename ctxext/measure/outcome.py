@@ -13,7 +13,7 @@ from ctxext.errors import ENDS_RUN, CtxextError
 from ctxext.machine import failure
 from ctxext.measure.workers import Workers
 from ctxext.plan import Cell
-from ctxext.tasks.base import HarnessTask, Row, SampleTask, Score, TokenScores, TokenTask
+from ctxext.tasks.base import HarnessTask, Row, SampleTask, Score, Task, TokenScores, TokenTask
 
 if TYPE_CHECKING:
     from ctxext.engine.patch import Handle
@@ -120,6 +120,7 @@ def of_tokens(task: TokenTask, scores: TokenScores) -> dict[str, Any]:
         "stderr": score.stderr,
         "n": scores.n,
         "windows": scores.windows,
+        "higher_is_better": task.higher_is_better,
         "buckets": scores.buckets(),
         "by_window": scores.by_window(),
     }
@@ -130,7 +131,7 @@ def of_rows(task: SampleTask, rows: Sequence[Row]) -> dict[str, Any]:
     truncated = [bool(row["truncated"]) for row in rows if "truncated" in row]
     chat = [bool(row["chat"]) for row in rows if "chat" in row]
     return {
-        **_of_score(task.score(rows)),
+        **_of_score(task, task.score(rows)),
         "n": len(rows),
         "windows": len(rows),
         "buckets": [],
@@ -143,9 +144,14 @@ def of_rows(task: SampleTask, rows: Sequence[Row]) -> dict[str, Any]:
 def of_harness(task: HarnessTask, found: Sequence[tuple[Score, int]]) -> dict[str, Any]:
     """The fields of a task that another library ran."""
     score, count = found[0]
-    return {**_of_score(score), "n": count, "windows": count, "buckets": []}
+    return {**_of_score(task, score), "n": count, "windows": count, "buckets": []}
 
 
-def _of_score(score: Score) -> dict[str, Any]:
-    parts = [dict(part) for part in score.parts]
-    return {"value": score.value, "stderr": score.stderr, "parts": parts, "also": dict(score.also)}
+def _of_score(task: Task, score: Score) -> dict[str, Any]:
+    return {
+        "value": score.value,
+        "stderr": score.stderr,
+        "higher_is_better": task.higher_is_better,
+        "parts": [dict(part) for part in score.parts],
+        "also": dict(score.also),
+    }

@@ -9,7 +9,7 @@ from typing import Any
 from ctxext.registry import format_length
 from ctxext.report.groups import describe, file_name, grouped, method_order, newest
 from ctxext.report.plots import set_text, wrapped
-from ctxext.results import Record, printable
+from ctxext.results import Record, higher_is_better, printable
 
 _ACROSS = 6  # maps in a row, at most
 DARK = 0.47  # numbers are dark from this share on: readable on cividis
@@ -56,8 +56,8 @@ def _maps(records: list[Record], order: Sequence[str]) -> dict[str, dict[int, di
 
 
 def _shares(record: Record) -> dict[float, float]:
-    """Depth → share found."""
-    parts = record.get("parts") or []
+    """Depth → share found; none where more of it is worse."""
+    parts = record.get("parts") or [] if higher_is_better([record]) is not False else []
     return {part["depth"]: part["value"] for part in parts if "depth" in part}
 
 

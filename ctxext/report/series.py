@@ -23,7 +23,7 @@ from ctxext.report.groups import (
     newest,
 )
 from ctxext.report.tables import of_what
-from ctxext.results import BENCH, MEASURES, SHARES, Record, printable
+from ctxext.results import BENCH, MEASURES, SHARES, Record, higher_is_better, printable
 
 _SAME_LOSSES = ("ppl", "acc")  # tasks over the same tokens, which one plot is enough for
 _STARTS = ("loss-by-position", "cost", "depth")  # of file names; a metric of that name gives way
@@ -206,7 +206,7 @@ def _by_length(
             lines,
         ),
         x="length (tokens)",
-        y=_words(group.metric),
+        y=_words(group.metric, records),
         lines=lines,
         x_range=(low / pad, high * pad),
         y_range=y_range,
@@ -282,7 +282,7 @@ def _by_cost(
             [column.windows], column.length, records[0], more, group.trained_length, lines
         ),
         x=f"{measured} (1 is rope)",
-        y=_words(group.metric),
+        y=_words(group.metric, records),
         lines=lines,
         x_range=(max(0.0, lowest - pad), highest + pad),
         y_range=y_range,
@@ -327,8 +327,11 @@ def _same(scored: Record, timed: Record) -> bool:
 # Words and what is in view.
 
 
-def _words(metric: str) -> str:
-    return printable(metric) + (" (%)" if metric in SHARES else "")
+def _words(metric: str, records: Iterable[Record]) -> str:
+    higher = higher_is_better(records)
+    told = "" if higher is None else f"{'higher' if higher else 'lower'} is better"
+    more = ", ".join(filter(None, ("%" if metric in SHARES else "", told)))
+    return printable(metric) + (f" ({more})" if more else "")
 
 
 def _subject(group: Group) -> str:

@@ -26,7 +26,14 @@ from ctxext.report.groups import (
     method_order,
     newest,
 )
-from ctxext.results import SHARES, Difference, Record, difference, printable
+from ctxext.results import (
+    SHARES,
+    Difference,
+    Record,
+    difference,
+    higher_is_better,
+    printable,
+)
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
@@ -124,9 +131,16 @@ class Table:
         """`5.432 ± 0.021`, the status of a failed cell, or a dash."""
         if cell.value is None:
             return NO_VALUE if cell.status == "missing" else cell.status
+        text = self.number_text(cell)
+        if cell.stderr is None:
+            return text
         scale, form = self._scale(cell)
-        numbers = [x * scale for x in (cell.value, cell.stderr) if x is not None]
-        return " ± ".join(f"{x:{form}}" for x in numbers)
+        return f"{text} ± {cell.stderr * scale:{form}}"
+
+    def number_text(self, cell: Cell) -> str:
+        """The value alone of a finished cell."""
+        scale, form = self._scale(cell)
+        return f"{(cell.value or 0.0) * scale:{form}}"
 
     def difference_text(self, cell: Cell) -> str:
         """`+0.123 ± 0.004`, in the digits of the value, or a dash."""
@@ -184,23 +198,23 @@ def build(records: Iterable[Record], order: Sequence[str] = ()) -> list[Table]:
 def _table(group: Group, groups: dict[Group, list[Record]], order: Sequence[str]) -> Table:
     cells = newest(groups[group])
     columns = sorted({column for _, column in cells})
-    best = {column: _best(cells, column, group.metric) for column in columns}
     taxed = next((c for c in reversed(columns) if _taxes(cells, c, group.metric)), None)
     taxes = _taxes(cells, taxed, group.metric) if taxed else {}
     rows = []
     for method in method_order(groups[group], order):
-        found = (_cell(cells, method, column, best[column]) for column in columns)
+        found = (_cell(cells, method, column) for column in columns)
         rows.append(Row(method, tuple(found), taxes.get(method)))
     words = describe(group, groups, ("model", "task", "metric", "data"))
     if words[1].partition(":")[0] == words[2]:
         del words[2]
     title = " · ".join(words)
-    caption = _caption(group.metric, cells["rope", taxed] if taxed else None)
+    higher = higher_is_better(cells.values())
+    caption = _caption(group.metric, higher, cells["rope", taxed] if taxed else None)
     finished = [place for place, record in cells.items() if record["status"] == "ok"]
     with_rope = [column for method, column in finished if method == "rope"]
     costed = max(with_rope or [column for _, column in finished], default=columns[-1])
     table = Table(group, title, caption, tuple(columns), tuple(rows), costed=columns.index(costed))
-    return replace(table, caption=caption + _told(table))
+    return replace(_marked(table, higher), caption=caption + _told(table))
 
 
 def _told(table: Table) -> str:
@@ -221,7 +235,7 @@ def _told(table: Table) -> str:
     return told
 
 
-def _cell(cells: Cells, method: str, column: Column, best: float | None) -> Cell:
+def _cell(cells: Cells, method: str, column: Column) -> Cell:
     record, rope = cells.get((method, column)), cells.get(("rope", column))
     if record is None:
         return Cell()
@@ -230,15 +244,29 @@ def _cell(cells: Cells, method: str, column: Column, best: float | None) -> Cell
     value, cost = record["value"], cost_of(record, rope)
     compared = method != "rope" and rope is not None and rope["status"] == "ok"
     apart = difference(record, rope) if compared and rope else None
-    return Cell(value, record["stderr"], "ok", value == best, apart, cost)
+    return Cell(value, record["stderr"], "ok", False, apart, cost)
 
 
-def _best(cells: Cells, column: Column, metric: str) -> float | None:
-    """The best value of a column in which at least two methods have one."""
-    values = [r["value"] for (_, c), r in cells.items() if c == column and r["status"] == "ok"]
-    if len(values) < 2:
-        return None
-    return float(min(values) if metric == "perplexity" else max(values))
+def _marked(table: Table, higher: bool | None) -> Table:
+    """With the best of each column marked, where it is known whether higher is better."""
+    if higher is None:
+        return table
+    columns = zip(*(row.cells for row in table.rows), strict=True)
+    best = [_best(table, column, higher) for column in columns]
+    rows = []
+    for row in table.rows:
+        cells = [
+            replace(cell, best=cell.value is not None and table.number_text(cell) == text)
+            for cell, text in zip(row.cells, best, strict=True)
+        ]
+        rows.append(replace(row, cells=tuple(cells)))
+    return replace(table, rows=tuple(rows))
+
+
+def _best(table: Table, column: Sequence[Cell], higher: bool) -> str | None:
+    """How the best value of a column reads; None where all values read alike."""
+    shown = {cell.value: table.number_text(cell) for cell in column if cell.value is not None}
+    return shown[(max if higher else min)(shown)] if len(set(shown.values())) > 1 else None
 
 
 def _inside(record: Record, trained: int, field: str) -> tuple[float, list[tuple[int, int, int]]]:
@@ -264,9 +292,11 @@ def _taxes(cells: Cells, column: Column, metric: str) -> dict[str, float]:
     return taxes if len(taxes) > 1 else {}
 
 
-def _caption(metric: str, rope: Record | None) -> str:
-    percent = "Percent; " if metric in SHARES else ""
-    error = f"{percent}± is the standard error over {of_what(metric)}"
+def _caption(metric: str, higher: bool | None, rope: Record | None) -> str:
+    said = ["percent"] if metric in SHARES else []
+    said += [] if higher is None else [f"{'higher' if higher else 'lower'} is better"]
+    start = "; ".join([*said, ""])
+    error = f"{start[:1].upper()}{start[1:]}± is the standard error over {of_what(metric)}"
     if metric not in _TAX:
         return f"{error}."
     if rope is None:

@@ -1,6 +1,7 @@
 """The record of one cell, and the folder that keeps one JSON file for each."""
 
 from ctxext.results.files import check_writable, write_atomically
+from ctxext.results.metrics import higher_is_better
 from ctxext.results.names import printable, safe_name
 from ctxext.results.paired import Difference, difference
 from ctxext.results.record import (
@@ -26,6 +27,7 @@ __all__ = [
     "check_writable",
     "difference",
     "digest",
+    "higher_is_better",
     "printable",
     "problem_with",
     "safe_name",

@@ -44,6 +44,9 @@ def problem_with(record: object) -> str | None:
         return f"the field 'own_scaling' cannot be {str(own)[:60]!r}"
     if not (source is None or _text(source)):
         return f"the field 'trained_from' cannot be {str(source)[:60]!r}"
+    higher = record.get("higher_is_better")
+    if not (higher is None or isinstance(higher, bool)):
+        return f"the field 'higher_is_better' cannot be {str(higher)[:60]!r}"
     parts = record.get("parts") or []
     if not isinstance(parts, list) or not all(map(_part, parts)):
         return "its parts are not a name, a value and a number each"

@@ -62,6 +62,13 @@ class LmEval(HarnessTask):
         (task, *_) = self._load()["tasks"].values()
         return str(next(iter(task.higher_is_better())))
 
+    @property
+    def higher_is_better(self) -> bool | None:  # type: ignore[override]
+        """What lm_eval says of the metric; None where it says nothing, or its tasks differ."""
+        tasks = self._load()["tasks"].values()
+        said = {task.higher_is_better().get(self.metric) for task in tasks}
+        return said.pop() if len(said) == 1 else None
+
     def resolve(self, trained: int, lengths: Sequence[int]) -> LmEval:
         """The task itself; UsageError where its answers leave no room for a prompt."""
         from ctxext.harness import catalogue

@@ -27,6 +27,7 @@ class LongBench(SampleTask):
     """
 
     metric = ", ".join(sorted(set(official.TASKS.values())))
+    higher_is_better = True
     positional = "task"
     draws = False
     extended: ClassVar[bool] = False
