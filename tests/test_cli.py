@@ -860,7 +860,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "engine": ("errors", "registry", "patches", "models"),
     "machine": ("errors",),
     "monitor": ("results",),
-    "scoring": ("errors", "registry"),
+    "scoring": ("errors", "registry", "results"),
     "synthetic": ("errors", "data", "results"),
     "longbench": ("errors", "data", "scoring"),
     "harness": ("errors", "registry", "patches", "models", "engine"),

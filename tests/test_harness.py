@@ -203,6 +203,7 @@ def test_text_is_read_from_the_prefix_on(
     score, n = one.evaluate(*patched, LENGTH, 2, 1, 0, tmp_path / "cache")
     assert score.value == pytest.approx(math.exp(-float(logp.sum()) / len(text.split())), rel=1e-4)
     assert (score.stderr, n, one.metric) == (None, 1, "word_perplexity")
+    assert score.samples == []  # pairs of a loss and a number of words, of which it is no mean
 
 
 def test_model_and_tokenizer_are_left_alone(folder: Path, tmp_path: Path) -> None:
@@ -311,6 +312,7 @@ def test_its_cells_are_records_like_others(
     (first,) = records()
     assert (first["metric"], first["n"], first["tokens_per_second"]) == ("acc", 4, None)
     assert first["higher_is_better"] is True
+    assert sum(first["by_sample"]["scores"]) / 4 == first["value"]
     with monkeypatch.context() as patch:
         patch.setattr(LmEval, "evaluate", lambda *args: pytest.fail("computed again"))
         assert records() == [first]
@@ -326,6 +328,9 @@ def test_a_group_has_parts(patched: tuple[Any, Any], folder: Path, tmp_path: Pat
     alone, n = run(patched, "my_choice", folder, tmp_path / "one")
     group, m = run(patched, "my_sum", folder, tmp_path / "group")
     assert (group.value, m) == (alone.value, n)
+    assert group.samples == alone.samples
+    assert sum(score for _, score in group.samples) / n == group.value
+    assert len({told for told, _ in group.samples}) == n
     assert group.stderr == pytest.approx(alone.stderr)
     assert group.parts == [{"name": "my_choice", "value": alone.value, "n": n}]
 

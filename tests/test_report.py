@@ -26,6 +26,7 @@ from ctxext.errors import UsageError
 from ctxext.registry import format_length
 from ctxext.report import groups, heatmaps, latex, plots, series, tables
 from ctxext.results import Record, problem_with, sealed
+from ctxext.results.intervals import tango, wilson
 
 
 def cell(method: str, length: int, losses: tuple[float, float] = (2.0, 2.0), **more: Any) -> Record:
@@ -468,6 +469,65 @@ def test_the_tables_of_a_thousand_records_take_less_than_three_seconds(tmp_path:
     assert spent - before.children_user - before.children_system < 3
 
 
+# Intervals of shares.
+
+
+def answered(method: str, hits: list[int], **more: Any) -> Record:
+    """A record of passkey over these samples."""
+    share, n = sum(hits) / len(hits), len(hits)
+    kept = {"by_sample": {"prompts": "ab", "scores": hits}, "n": n, "windows": n, "stderr": 0.0}
+    return found(method, 64, {0.5: share}, **{**kept, **more})
+
+
+def test_a_share_has_its_interval_in_every_format() -> None:
+    """Two of two found and two of two lost are no certainties, nor is what parts them."""
+    records = [answered("rope", [0, 0]), answered("ntk", [1, 1]), answered("pi", [0, 0])]
+    table = only(records)
+    shown = {row.method: table.cell_text(row.cells[0]) for row in table.rows}
+    assert shown == {
+        "rope": "0.0 [0.0, 65.8]",
+        "ntk": "100.0 [34.2, 100.0]",
+        "pi": "0.0 [0.0, 65.8]",
+    }
+    apart = {row.method: table.difference_text(row.cells[0]) for row in table.rows}
+    assert apart == {"rope": "–", "ntk": "+100.0 [-31.5, +100.0]", "pi": "0.0 [-65.8, +65.8]"}
+    assert "95% interval over 2 samples" in table.caption
+    for form in ("md", "latex", "html"):
+        text = html.unescape(report.render(records, form)).replace("{[}", "[").replace("{]}", "]")
+        assert "100.0 [34.2, 100.0]" in text.replace("\\[", "[").replace("\\]", "]"), form
+        assert "0.0 ±" not in text
+    assert "100.0 [34.2,100.0]*" in " ".join(terminal(table).split())
+    rows = {r["method"]: r for r in csv.DictReader(io.StringIO(report.render(records, "csv")))}
+    ends = [float(rows["ntk"][name]) for name in ("low", "high")]
+    assert ends == pytest.approx(wilson(1, 2))
+    ends = [float(rows["ntk"][name]) for name in ("difference_low", "difference_high")]
+    assert ends == pytest.approx(tango(2, 0, 2))
+    assert rows["rope"]["difference_low"] == ""
+
+
+def test_shares_that_records_do_not_keep_by_sample_are_not_paired() -> None:
+    table = only([answered("rope", [0, 1]), answered("ntk", [1, 1], by_sample=None)])
+    (ours, theirs) = (row.cells[0].difference for row in table.rows[::-1])
+    assert theirs is None
+    assert ours is not None
+    assert (ours.value, ours.stderr) == (0.5, None)
+    assert ours.interval is not None
+    assert ours.interval.low < 0 < ours.interval.high
+
+
+def test_another_librarys_perplexity_is_over_samples_and_has_no_tax() -> None:
+    rows = [make(requested=m, metric="perplexity", task="lm-eval:x", buckets=[], value=v)
+            for m, v in (("rope", 3.0), ("ntk", 2.0))]  # fmt: skip
+    table = only(rows)
+    assert table.header() == ["method", "64", "Δ 64", "tokens/s"]
+    assert "standard error over samples" in table.caption
+
+
+def test_a_map_says_how_many_samples_a_square_is_of() -> None:
+    (shape,) = heatmaps.heatmaps(MAPPED)
+    assert "5 samples a square: 95% intervals up to 66 points wide" in shape.about
+
+
 # Beside rope, and LaTeX.
 
 
@@ -518,7 +578,7 @@ def test_differences_have_the_error_of_the_pairs_where_windows_are_recorded() ->
     assert float(errors["pi"]) == pytest.approx(error / 100)
     same = [cell(m, 64, metric="accuracy", value=0.5, by_window=rope, n=60) for m in ("rope", "pi")]
     table = only(same)
-    assert table.difference_text(table.rows[1].cells[0]) == "0.00 ± 0.00"
+    assert table.difference_text(table.rows[1].cells[0]) == "0.00"  # no error to speak of
     assert "paired over windows" in table.caption
 
 
@@ -690,7 +750,7 @@ def test_a_metric_by_length_with_its_errors_and_the_trained_length() -> None:
     nats = (2 * 124 + 5 * 128) / 252, (2 * 124 + 7 * 384) / 508
     assert [p.x for p in rope] == [64, 128]
     assert [p.y for p in rope] == pytest.approx([math.exp(n) for n in nats])
-    assert {p.stderr for p in rope} == {0.1}
+    assert [p.bar for p in rope] == [pytest.approx((p.y - 0.1, p.y + 0.1)) for p in rope]
     assert [len(line.points) for line in shown.lines] == [2, 2, 1]
     assert (shown.log_x, shown.log_y, shown.mark) == (True, True, 32)
     far = [{**record, "trained_length": 4096} for record in EXAMPLE]
@@ -706,7 +766,7 @@ def test_shares_are_in_percent_and_within_their_range() -> None:
     ]
     shown = figure(records, "passkey")
     assert [p.y for p in shown.lines[0].points] == [100.0, 0.0]
-    assert shown.lines[0].points[0].stderr == pytest.approx(10.0)
+    assert shown.lines[0].points[0].bar == pytest.approx(wilson(1, 252).times(100))
     assert shown.y == "passkey (%, higher is better)"
     assert shown.y_range == (-2.0, 102.0)
 

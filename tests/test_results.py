@@ -311,6 +311,13 @@ def test_unsound_files_are_skipped_named_and_left_alone(tmp_path: Path) -> None:
         ("key", 12),
         ("versions", None),
         ("created", None),
+        ("perfect_score", 0),
+        ("perfect_score", "1"),
+        ("by_sample", [1, 0]),
+        ("by_sample", {"prompts": "ab", "scores": [1, 0]}),  # of 252
+        ("by_sample", {"prompts": "", "scores": [1] * 252}),
+        ("by_sample", {"prompts": "ab", "scores": [math.nan] * 252}),
+        ("by_sample", {"prompts": "ab", "scores": "1" * 252}),
         ("higher_is_better", "yes"),
         ("higher_is_better", 1),
         ("task_resolved", 5),

@@ -1,6 +1,7 @@
 """The record of one cell, and the folder that keeps one JSON file for each."""
 
 from ctxext.results.files import check_writable, write_atomically
+from ctxext.results.intervals import Interval, interval
 from ctxext.results.metrics import higher_is_better
 from ctxext.results.names import printable, safe_name
 from ctxext.results.paired import Difference, difference
@@ -11,6 +12,7 @@ from ctxext.results.record import (
     SHARES,
     Record,
     digest,
+    over_windows,
     problem_with,
     sealed,
 )
@@ -22,12 +24,15 @@ __all__ = [
     "RATIO",
     "SHARES",
     "Difference",
+    "Interval",
     "Record",
     "Store",
     "check_writable",
     "difference",
     "digest",
     "higher_is_better",
+    "interval",
+    "over_windows",
     "printable",
     "problem_with",
     "safe_name",

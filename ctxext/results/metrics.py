@@ -43,6 +43,14 @@ def higher_is_better(records: Iterable[Record]) -> bool | None:
     return said.pop() if len(said) == 1 else None
 
 
+def perfect_score(record: Record) -> float | None:
+    """What a wholly right answer scores, where scores are from 0 to it; None where it is not known
+    whether they are."""
+    known = KNOWN.get(record["metric"])
+    said: float | None = record.get("perfect_score")
+    return known.perfect_score if said is None and known else said
+
+
 def _higher(record: Record) -> bool | None:
     known = KNOWN.get(record["metric"])
     said: bool | None = record.get("higher_is_better")

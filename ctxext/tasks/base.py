@@ -334,7 +334,14 @@ class Sample:
 
 @dataclass(frozen=True)
 class SampleTask(Task):
-    """A task whose samples are prompts that the model answers, greedily."""
+    """A task whose samples are prompts that the model answers, greedily.
+
+    Attributes:
+        perfect_score: what a wholly right answer scores, where scores are from 0 to it; None where
+            they are not, so that their mean has no interval.
+    """
+
+    perfect_score: ClassVar[float | None] = None
 
     def read(self, data: str | None) -> Data:
         """The text that prompts are made with; `stdlib` unless another is named."""

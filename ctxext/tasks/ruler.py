@@ -74,6 +74,7 @@ class Ruler(SampleTask):
     """
 
     higher_is_better = True
+    perfect_score = 100.0
     positional = "task"
     task: str
     samples: Count = field(default=100, metadata={"help": "samples (default 100; RULER takes 500)"})

@@ -314,7 +314,7 @@ class Search:
         )
         if not ours["status"] == theirs["status"] == "ok":
             return None
-        found = compare(ours, theirs, self.request.objective, seen, self.request.out)
+        found = compare(ours, theirs, seen)
         what = "samples" if isinstance(self.request.objective, SampleTask) else "windows"
         return None if found is None else Comparison(default, *found, what)
 
