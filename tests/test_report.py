@@ -265,6 +265,7 @@ def test_only_what_is_comparable_shares_a_table() -> None:
         cell("rope", 64, task="acc", metric="accuracy"),
         cell("rope", 64, seed=5),
         cell("rope", 64, model_sha256=None),
+        cell("rope", 64, device="cuda (NVIDIA H200)"),
     ]
     built = tables.build(records)
     assert len(built) == len(records)
@@ -300,11 +301,67 @@ def test_cells_of_different_windows_are_not_compared() -> None:
 
 def test_the_newest_finished_record_of_a_cell_counts() -> None:
     records = [
-        cell("ntk", 64, value=3.0, created="2026-01-02T00:00:00+00:00", device="cuda"),
+        cell("ntk", 64, value=3.0, created="2026-01-02T00:00:00+00:00", limit=4),
         cell("ntk", 64, value=4.0, created="2026-01-01T00:00:00+00:00"),
         failed(requested="ntk", created="2026-01-03T00:00:00+00:00"),
     ]
     assert texts(only(records))["ntk"][0] == "3.000 ± 0.100"
+
+
+OTHERS = [
+    {"device": "cpu (x86_64, 2 threads)"},
+    {"attention": "eager"},
+    {"versions": {"torch": "2.13.0"}},
+    {"versions": {"torch": "2.11", "transformers": "5.24.0"}},
+]
+
+
+@pytest.mark.parametrize("other", OTHERS, ids=str)
+def test_what_was_not_measured_alike_is_told_and_no_difference_of_it_is_exact(
+    other: dict[str, Any],
+) -> None:
+    same = [cell("rope", n, value=5.5) for n in (64, 128)]
+    same += [cell("ntk", n, value=5.5) for n in (64, 128)]
+    records = [*same, *(cell("pi", n, value=5.5, **other) for n in (64, 128))]
+    table = only(records)
+    apart = {row.method: table.difference_text(row.cells[0]) for row in table.rows}
+    assert apart == {"rope": "–", "ntk": "0.000", "pi": "≈0.000"}
+    (what,) = other.values()
+    text = list(what.values())[-1] if isinstance(what, dict) else what
+    assert text in table.caption
+    assert all(text in " ".join(shown.notes) for shown in series.figures(records))
+    for form in ("md", "latex", "csv", "html"):
+        assert text in html.unescape(report.render(records, form)).replace("\\_", "_"), form
+    assert "Not all are of one" not in only(same).caption
+    assert "≈" not in only(same).caption
+
+
+def test_a_record_that_another_took_the_place_of_is_told() -> None:
+    first = cell("ntk", 64, value=9.0, attention="eager", created="2025-01-01T00:00:00+00:00")
+    last = [cell("rope", 64), cell("ntk", 64, value=3.0)]
+    table = only([first, *last])
+    assert texts(table)["ntk"][0] == "3.000 ± 0.100"
+    assert "Left out: 1 older record of the same cells: attention eager." in table.caption
+    same = {**first, "attention": "flash", "limit": 4}
+    assert "Left out" not in only([same, *last]).caption
+
+
+def test_records_of_older_versions_are_left_out_and_told() -> None:
+    """Those of a method that has a newer version, whatever their length, and those that say none;
+    where what all are measured by has one, all others."""
+    now = {"the engine": 1, "method ntk": 2}
+    old = [
+        cell("ntk", 64, value=9.0, created="2027-01-01T00:00:00+00:00"),
+        cell("ntk", 128, value=9.0, version_of={"the engine": 1, "method ntk": 1}),
+    ]
+    others = [cell(m, n, version_of={"the engine": 1}) for m in ("rope", "pi") for n in (64, 128)]
+    table = only([*old, *others, cell("ntk", 64, value=3.0, version_of=now)])
+    assert [text[:5] for text in texts(table)["ntk"][:2]] == ["3.000", "–"]
+    assert "Left out: 2 records of an older version" in table.caption
+    raised = [cell("rope", 64, version_of={"the engine": 2})]
+    table = only([*old, *others, *raised, cell("yarn", 64)])
+    assert [row.method for row in table.rows] == ["rope"]
+    assert "Left out: 7 records of an older version" in table.caption
 
 
 def test_the_order_of_records_does_not_matter() -> None:
@@ -587,7 +644,7 @@ def test_speed_and_memory_are_those_of_the_longest_length_that_rope_finished() -
     records = [
         cell("rope", 64, seconds=2.0, tokens_per_second=500.0, peak_memory_bytes=gib),
         cell("ntk", 64, seconds=4.0, tokens_per_second=250.0, peak_memory_bytes=3 * gib),
-        cell("pi", 64, seconds=1.0, peak_memory_bytes=gib // 2, device="other"),
+        cell("pi", 64, seconds=1.0, peak_memory_bytes=gib // 2, device="cpu (other)"),
         cell("yarn", 64, seconds=1.0, peak_memory_bytes=gib, batch_size=1, prefill_chunk=512),
         cell("ntk", 32, seconds=1.0, tokens_per_second=9.0),
         cell("ntk", 128, seconds=1.0, tokens_per_second=9.0),
@@ -775,14 +832,14 @@ def test_cost_is_the_time_of_the_evaluation_over_that_of_rope() -> None:
     records = [
         cell("rope", 64, seconds=2.0),
         cell("ntk", 64, seconds=3.0),
-        cell("pi", 64, seconds=1.0, device="other"),
+        cell("pi", 64, seconds=1.0, device="cpu (other)"),
         cell("yarn", 64, seconds=0),
     ]
     shown = figure(records, "cost")
     assert [(x.method, x.points[0].x) for x in shown.lines] == [("rope", 1.0), ("ntk", 1.5)]
     assert shown.lines[1].points[0].y == pytest.approx(records[1]["value"])
     assert shown.x.startswith("evaluation time")
-    assert shown.notes == ("no cost measured of pi, yarn",)
+    assert shown.notes[0] == "no cost measured of pi, yarn"
     assert not any(f.name.startswith("cost") for f in series.figures(records[2:]))
 
 

@@ -26,7 +26,7 @@ def render(records: Iterable[Record], format: str = "md", order: Sequence[str] =
     """All tables as Markdown ("md"), one CSV ("csv") or LaTeX ("latex"); methods in `order`.
 
     "html" is a whole page in ASCII, with the plots and maps as well.
-    Where there are bench records the CSV has more columns: a path, a device and a ratio.
+    Where there are bench records the CSV has more columns, for their ratios.
     """
     if format not in FORMATS:
         raise UsageError(f"unknown report format {format!r}; valid: {', '.join(FORMATS)}")

@@ -7,9 +7,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from ctxext.registry import format_length
-from ctxext.report.groups import describe, file_name, grouped, method_order, newest
+from ctxext.report.groups import (
+    count_text,
+    describe,
+    file_name,
+    grouped,
+    method_order,
+    mixed,
+    newest,
+)
 from ctxext.report.plots import set_text, wrapped
-from ctxext.report.tables import count_text
 from ctxext.results import Record, higher_is_better, printable
 from ctxext.results.intervals import wilson
 
@@ -44,6 +51,11 @@ def heatmaps(records: Iterable[Record], order: Sequence[str] = ()) -> list[Heatm
             title = f"{group.model} on {group.data}: {members[0]['task']} by depth"
             trained = f"trained length {format_length(group.trained_length)}"
             about = ", ".join([trained, group.dtype, *more, *_each(members)])
+            about = (
+                " ".join([f"{about}.", *told])
+                if (told := mixed(members, newest(members)))
+                else about
+            )
             made.append(Heatmap(name, printable(title), printable(about), maps))
     return made
 

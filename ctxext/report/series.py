@@ -16,13 +16,15 @@ from ctxext.report.groups import (
     Cells,
     Column,
     Group,
+    count_text,
     describe,
     file_name,
     grouped,
     method_order,
+    mixed,
     newest,
 )
-from ctxext.report.tables import count_text, unit_of
+from ctxext.report.tables import unit_of
 from ctxext.results import (
     BENCH,
     MEASURES,
@@ -170,7 +172,7 @@ def _by_position(
         x_range=(0, length),
         y_range=y_range,
         mark=trained if trained <= length else None,
-        notes=notes,
+        notes=(*notes, *mixed(records, {(m, column): r for m, r in members.items()})),
     )
 
 
@@ -224,7 +226,7 @@ def _by_length(
         log_x=True,
         log_y=group.metric == "perplexity",
         mark=group.trained_length if near else None,
-        notes=notes,
+        notes=(*notes, *mixed(records, cells)),
     )
 
 
@@ -302,7 +304,7 @@ def _by_cost(
         y_range=y_range,
         x_tokens=False,
         log_y=group.metric == "perplexity",
-        notes=(*notes, *missing),
+        notes=(*notes, *missing, *mixed(records, {(m, column): r for m, r in at.items()})),
     )
 
 

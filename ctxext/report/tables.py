@@ -21,9 +21,12 @@ from ctxext.report.groups import (
     Cells,
     Column,
     Group,
+    alike,
+    count_text,
     describe,
     grouped,
     method_order,
+    mixed,
     newest,
 )
 from ctxext.results import (
@@ -41,11 +44,12 @@ from ctxext.results import (
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
-NO_VALUE, WINDOWS = "–", "windows"
+NO_VALUE, WINDOWS, ROUNDED = "–", "windows", "≈"
 CSV = (
     *("model", "task", "metric", "data", "method", "length", "value", "stderr", "low", "high"),
     *("status", "tax", "windows", "dtype", "seed"),
     *("difference", "difference_stderr", "difference_low", "difference_high"),
+    *("device", "attention", "versions"),
     *("tokens_per_second", "speed_ratio", "peak_memory_bytes", "memory_ratio"),
 )
 INTERVAL = "(Wilson's; wider than need be where answers are right in part)"
@@ -72,7 +76,8 @@ class Cell:
     """One result on the scale of its record; `status` is ok, oom, error or missing.
 
     `interval` is the 95% interval of a number over samples. `difference` is to rope over the same
-    windows or samples, None for rope itself; `cost` is of this result.
+    windows or samples, None for rope itself, and only `exact` where both were measured alike;
+    `cost` is of this result, and `record` what it was made from.
     """
 
     value: float | None = None
@@ -82,6 +87,8 @@ class Cell:
     difference: Difference | None = None
     cost: Cost = NO_COST
     interval: Interval | None = None
+    exact: bool = True
+    record: Record | None = None
 
 
 @dataclass(frozen=True)
@@ -151,12 +158,13 @@ class Table:
         return f"{(cell.value or 0.0) * scale:{form}}"
 
     def difference_text(self, cell: Cell) -> str:
-        """`+0.123 ± 0.004` or `+4.5 [+1.2, +8.1]`, in the digits of the value, or a dash."""
+        """`+0.123 ± 0.004` or `+4.5 [+1.2, +8.1]`, in the digits of the value, or a dash;
+        behind a sign where rounding is part of it."""
         if cell.difference is None:
             return NO_VALUE
         scale, form = self._scale(cell)
         value, error, interval = cell.difference
-        text = _signed(f"{value * scale:+{form}}")
+        text = ("" if cell.exact else ROUNDED) + _signed(f"{value * scale:+{form}}")
         return text + self._error(cell, error, interval, "+")
 
     def _error(
@@ -225,7 +233,7 @@ def _table(group: Group, groups: dict[Group, list[Record]], order: Sequence[str]
     taxed = next((c for c in reversed(columns) if taxing and _taxes(cells, c, group.metric)), None)
     taxes = _taxes(cells, taxed, group.metric) if taxed else {}
     rows = []
-    for method in method_order(groups[group], order):
+    for method in method_order(cells.values(), order):
         found = (_cell(cells, method, column) for column in columns)
         rows.append(Row(method, tuple(found), taxes.get(method)))
     words = describe(group, groups, ("model", "task", "metric", "data"))
@@ -239,6 +247,7 @@ def _table(group: Group, groups: dict[Group, list[Record]], order: Sequence[str]
     at = columns.index(costed)
     table = Table(group, title, "", tuple(columns), tuple(rows), costed=at, unit=unit)
     said = [_caption(table, higher, cells["rope", taxed] if taxed else None), *_told(table)]
+    said += mixed(groups[group], cells)
     return replace(_marked(table, higher), caption=" ".join(said))
 
 
@@ -255,6 +264,8 @@ def _told(table: Table) -> Iterator[str]:
             told += f", with its standard error, paired over {table.unit}, where that is recorded"
         else:
             told += "; its standard error is not recorded"
+        if not all(cell.exact for _, _, cell in table.cells()):
+            told += f"; {ROUNDED} is before those of which rounding is a part"
         yield f"{told}."
     if table.costs():
         names = " and ".join(_COSTS[name] for name in table.costs())
@@ -274,7 +285,8 @@ def _cell(cells: Cells, method: str, column: Column) -> Cell:
     value, cost = record["value"], cost_of(record, rope)
     compared = method != "rope" and rope is not None and rope["status"] == "ok"
     apart = difference(record, rope) if compared and rope else None
-    return Cell(value, record["stderr"], "ok", False, apart, cost, interval(record))
+    exact = rope is None or alike(record, rope)
+    return Cell(value, record["stderr"], "ok", False, apart, cost, interval(record), exact, record)
 
 
 def _marked(table: Table, higher: bool | None) -> Table:
@@ -350,13 +362,6 @@ def _count(table: Table) -> str:
     """How many windows or samples the values are over."""
     counts = sorted({column.windows for column in table.columns if column.windows})
     return count_text(counts[0], counts[-1], table.unit)
-
-
-def count_text(low: int, high: int, unit: str) -> str:
-    """`1 window`, or `2 to 20 samples`."""
-    if low == high:
-        return f"{high} {unit if high != 1 else unit[:-1]}"
-    return f"{low} to {high} {unit}"
 
 
 def to_rich(table: Table, width: int | None = None) -> RichTable:
@@ -453,7 +458,22 @@ def csv_rows(tables: Iterable[Table]) -> Iterator[dict[str, Any]]:
                 value, stderr, interval = cell.difference or (None, None, None)
                 apart = (value, stderr, *(interval or (None, None)))
                 rest = (column.windows or None, printable(g.dtype), g.seed, *apart)
-                yield dict(zip(CSV, (*head, *result, *rest, *cell.cost), strict=True))
+                place = _measured_by(cell.record)
+                yield dict(zip(CSV, (*head, *result, *rest, *place, *cell.cost), strict=True))
+
+
+def _measured_by(record: Record | None) -> list[str | None]:
+    """Device, attention path and versions of a finished record."""
+    if record is None:
+        return [None] * 3
+    return [
+        printable(text) for text in (record["device"], record["attention"], versions_text(record))
+    ]
+
+
+def versions_text(record: Record) -> str:
+    """`ctxext 0.1.0, torch 2.13.0, …`."""
+    return ", ".join(f"{name} {version}" for name, version in record["versions"].items())
 
 
 def _inert(value: Any) -> Any:
