@@ -1024,3 +1024,6 @@ def test_maps_stand_beside_the_tables_one_for_each_group(tmp_path: Path) -> None
         for suffix in ("png", "svg")
     ]
     assert {path.suffix for path in report.write_files(tmp_path, MAPPED, plots=False)} == {".md"}
+    many = [f"a-method-of-number-{number}" for number in range(9)]
+    (table,) = report.write_files(tmp_path, MAPPED, plots=False, methods=many)
+    assert re.fullmatch(r"tables--9-methods--[0-9a-f]{8}\.md", table.name)

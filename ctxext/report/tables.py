@@ -170,13 +170,14 @@ class Table:
     def _error(
         self, cell: Cell, stderr: float | None, interval: Interval | None, sign: str = ""
     ) -> str:
-        """What stands behind a number: its interval, or its standard error, which says nothing
-        where it is 0."""
+        """What stands behind a number: its interval, or its standard error where that has a digit
+        to show."""
         scale, form = self._scale(cell)
         if interval is not None:
             low, high = (_signed(f"{end * scale:{sign}.1f}") for end in interval)
             return f" [{low}, {high}]"
-        return f" ± {stderr * scale:{form}}" if stderr else ""
+        shown = f"{(stderr or 0.0) * scale:{form}}"
+        return f" ± {shown}" if shown.strip("0.") else ""
 
     def _scale(self, cell: Cell) -> tuple[int, str]:
         """What a cell's numbers are multiplied by, and how many digits they have."""
@@ -265,7 +266,9 @@ def _told(table: Table) -> Iterator[str]:
         else:
             told += "; its standard error is not recorded"
         if not all(cell.exact for _, _, cell in table.cells()):
-            told += f"; {ROUNDED} is before those of which rounding is a part"
+            told += (
+                f"; {ROUNDED} where the two were not measured alike, so that rounding is part of it"
+            )
         yield f"{told}."
     if table.costs():
         names = " and ".join(_COSTS[name] for name in table.costs())
