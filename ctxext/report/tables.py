@@ -8,8 +8,6 @@ the unpatched model (`rope`) over the same tokens, in nats per token or in perce
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -487,8 +485,8 @@ def _inert(value: Any) -> Any:
 
 def write_csv(names: Sequence[str], rows: Iterable[dict[str, Any]]) -> str:
     """Rows under the column names; what a row lacks is empty."""
-    out = io.StringIO()
-    writer = csv.DictWriter(out, names, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({name: _inert(value) for name, value in row.items()} for row in rows)
-    return out.getvalue()
+    from pandas import DataFrame
+
+    cells = [[_inert(row.get(name)) for name in names] for row in rows]
+    frame = DataFrame(cells, columns=list(names), dtype=object)
+    return frame.to_csv(index=False, lineterminator="\n")

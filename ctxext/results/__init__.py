@@ -1,6 +1,7 @@
 """The record of one cell, and the folder that keeps one JSON file for each."""
 
 from ctxext.results.files import check_writable, write_atomically
+from ctxext.results.frame import load
 from ctxext.results.intervals import Interval, interval
 from ctxext.results.metrics import higher_is_better
 from ctxext.results.names import printable, safe_name
@@ -32,6 +33,7 @@ __all__ = [
     "digest",
     "higher_is_better",
     "interval",
+    "load",
     "over_windows",
     "printable",
     "problem_with",
