@@ -35,9 +35,9 @@ results: $(READY)
 	    logn ntk+logn beta-radix+logn rerope+logn leaky-rerope+logn,--method $(m)) --out results/tiny
 	$(BIN)/ctxext eval --model tiny --len 512,4k,16k --task passkey \
 	  $(foreach m,ntk yarn rerope rerope+logn window,--method $(m)) --out results/tiny
-	$(BIN)/ctxext report --out results/tiny $(foreach m,pi ntk beta-radix yarn \
+	$(BIN)/ctxext report --write --out results/tiny $(foreach m,pi ntk beta-radix yarn \
 	  rerope rerope+logn window,--method $(m))
-	$(BIN)/ctxext report --out results/tiny --no-plots
+	$(BIN)/ctxext report --write --no-plots --out results/tiny
 	$(BIN)/ctxext explain --len 4k $(foreach m,pi ntk yarn rerope leaky-rerope+logn,--method $(m)) \
 	  --out results/explain
 	$(BIN)/python scripts/readme.py

@@ -5,7 +5,8 @@
     with ctxext.patched(model, "ntk:factor=8"): ...
     model, tokenizer = ctxext.load("tiny")
 
-`ctxext.patches` is the registry of methods; importing `ctxext` imports neither torch nor
+`ctxext.patches` is the registry of methods, and `ctxext.results.load(folder)` gives records as a
+DataFrame; importing `ctxext` imports neither torch nor
 transformers until `patch`, `patched` or `load` is used.
 """
 
@@ -30,8 +31,8 @@ _LAZY = {
 
 
 def __getattr__(name: str) -> Any:
-    if name == "patches":
-        return importlib.import_module("ctxext.patches")
+    if name in ("patches", "results"):
+        return importlib.import_module(f"ctxext.{name}")
     if name in _LAZY:
         return getattr(importlib.import_module(_LAZY[name]), name)
     raise AttributeError(f"module 'ctxext' has no attribute {name!r}")

@@ -503,13 +503,25 @@ def report(
         typer.Option(help="Show these and rope alone, in this order; repeatable. Default: all."),
     ] = [],  # noqa: B006
     style: Annotated[
-        str, typer.Option("--format", help="table, md, csv, latex or html: what is printed.")
+        str,
+        typer.Option(
+            "--format",
+            help="What is printed: table, md, csv or latex; html is a page, and needs --write.",
+        ),
     ] = "table",
+    write: Annotated[
+        bool,
+        typer.Option(
+            "--write",
+            help="Also write, into --out: tables.md, plots, and tables.csv, tables.tex or "
+            "report.html of a --format. Where --method chooses, file names end in the methods.",
+        ),
+    ] = False,
     plots: Annotated[
-        bool, typer.Option("--plots/--no-plots", help="Draw plots, which takes seconds.")
+        bool, typer.Option("--plots/--no-plots", help="Whether --write draws, which takes seconds.")
     ] = True,
 ) -> None:
-    """Tables from record files alone; also writes tables.md, plots and the page beside them."""
+    """Tables from record files alone, printed; --write puts them and plots beside the records."""
     from ctxext import patches
     from ctxext import report as room
     from ctxext.errors import UsageError
@@ -519,6 +531,8 @@ def report(
     if style not in ("table", *room.FORMATS):
         valid = did_you_mean(style, ("table", *room.FORMATS))
         raise UsageError(f"unknown format {style!r}: {valid}")
+    if style == "html" and not write:
+        raise UsageError("--format html is a page for a browser: add --write, for report.html")
     if not out.is_dir():
         raise UsageError(f"no folder {str(out)!r}: give --out, where ctxext eval wrote records")
     records, problems = Store(out).read_all()
@@ -529,16 +543,15 @@ def report(
     known = {record["requested"] for record in records}
     order = [name if name in known else str(patches.parse(name)) for name in method]
     records = room.chosen(records, order)
-    text = "" if style == "table" else room.render(records, style, order)
     if style == "table":
         console.print_tables(records, order)
-    elif style != "html" or not sys.stdout.isatty():  # nobody reads a page's source
-        typer.echo(text, nl=False)
+    elif style != "html":
+        typer.echo(room.render(records, style, order), nl=False)
     sys.stdout.flush()
-    if style == "html":
-        typer.echo(f"wrote {room.write_page(out, text)}", err=True)
-    for path in room.write_files(out, records, order, plots):
-        typer.echo(f"wrote {path}", err=True)
+    if write:
+        form = "md" if style == "table" else style
+        for path in room.write_files(out, records, order, plots, form, order):
+            typer.echo(f"wrote {path}", err=True)
 
 
 @app.command()

@@ -168,10 +168,10 @@ def tuned() -> str:
     ]
     for spec, r in final.items():
         lines.append(f"| `{spec}` | {trials[r['method']]:.3f} | {r['value']:.3f} |")
-    found = compare(*(whole[spec] for spec in compared), task, seen[1], Path(folder))
+    found = compare(*(whole[spec] for spec in compared), seen[1])
     if found is None or found[0].stderr is None:
         raise unfit
-    (value, error), count = found
+    (value, error, _), count = found
     seconds = sum(r["seconds"] for r in records)
     said = (
         f"So went the search above: {len(first)} specs, {seconds:.0f} s on "

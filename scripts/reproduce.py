@@ -166,10 +166,7 @@ def shares(found: table.Found) -> Any:
 
 def tail(found: table.Found) -> Figure:
     """Loss of the last tokens of spans as the context before them grows."""
-    lines = [
-        Line(name, tuple(Point(*p, f"{format_length(p.length)}: {p.value:.3f}") for p in points))
-        for name, points in table.losses(found).items()
-    ]
+    lines = [Line(name, tuple(map(_point, points))) for name, points in table.losses(found).items()]
     y_range, notes = view(lines, room=TAIL_ROOM)
     return Figure(
         name="tail",
@@ -186,6 +183,13 @@ def tail(found: table.Found) -> Figure:
         mark=table.TRAINED,
         notes=notes,
     )
+
+
+def _point(loss: table.Loss) -> Point:
+    """With its standard error to both sides."""
+    value, error = loss.value, loss.stderr
+    bar = None if error is None else (value - error, value + error)
+    return Point(loss.length, value, bar, f"{format_length(loss.length)}: {value:.3f}")
 
 
 def main(run: bool = True) -> None:

@@ -448,6 +448,7 @@ PATCH_BAD = (
         ("eval",),
         ("eval", "--len", "32", "more"),
         ("report", "--format", "pdf"),
+        ("report", "--format", "html"),
         ("report", "--out", "nowhere"),
         ("report", "--out", "t.txt"),
         ("report", "--out", "plain"),
@@ -731,7 +732,7 @@ def test_a_report_prints_what_eval_printed(run: Run, here: Path) -> None:
         *("eval", "--model", "plain", "--data", "t.txt", "--len", "32,48", "--limit", "2"),
         *("--method", "ntk:factor=2", "--task", "ppl,acc"),
     )
-    report = run("report")
+    report = run("report", "--write")
     assert report.code == 0
     assert report.out == ran.out
     assert Path("results/tables.md").read_text() == run("report", "--format", "md").out
@@ -745,13 +746,50 @@ def test_a_report_shows_the_methods_that_are_chosen_in_their_order(run: Run, her
     ran = run("report", "--format", "csv", *few[:3], "ntk:factor=2.0")  # the same by another name
     methods = [line.split(",")[4] for line in ran.out.splitlines()[1:]]
     assert methods == ["rope", "pi:factor=2", "ntk:factor=2"]
-    shown = Path("results/tables.md").read_text()
-    assert ("ntk" in shown, "logn" in shown) == (True, False)
+    assert not Path("results/tables.md").exists()
     for unknown, words in (("nkt", "unknown method 'nkt'"), ("dca", "no record of the method")):
         ran = run("report", "--method", unknown)
         assert (ran.code, ran.out, ran.err.count("\n")) == (2, "", 1)
         assert words in ran.err
         assert "did you mean" in ran.err or "valid: logn, ntk:factor=2, pi" in ran.err
+
+
+def folder_of(path: str) -> dict[str, bytes]:
+    return {str(p.relative_to(path)): p.read_bytes() for p in Path(path).rglob("*") if p.is_file()}
+
+
+def test_a_report_writes_nothing_unless_it_is_asked_to(run: Run, here: Path) -> None:
+    """So that a folder that cannot be written to is read all the same."""
+    evaluate(run, "--method", "ntk")
+    before = folder_of("results")
+    for style in ("table", "md", "csv", "latex"):
+        ran = run("report", "--format", style)
+        assert (ran.code, ran.err) == (0, "")
+        assert "ntk" in ran.out
+    page = run("report", "--format", "html")
+    assert (page.code, page.out) == (2, "")
+    assert "add --write, for report.html" in page.err
+    assert folder_of("results") == before
+
+
+def test_what_is_written_is_named_and_a_part_takes_no_place_of_the_whole(
+    run: Run, here: Path
+) -> None:
+    evaluate(run, "--method", "ntk", "--method", "pi")
+    whole = run("report", "--write", "--format", "html")
+    kept = folder_of("results")
+    assert {"tables.md", "report.html"} < set(kept)
+    part = run("report", "--write", "--method", "ntk", "--format", "csv")
+    assert part.out == Path("results/tables--ntk.csv").read_text()
+    new = folder_of("results")
+    assert {name: new[name] for name in kept} == kept
+    told = [line.removeprefix("wrote results/") for line in part.err.splitlines()]
+    assert sorted(told) == sorted(set(new) - set(kept))
+    assert {"tables--ntk.md", "tables--ntk.csv"} < set(told)
+    pictures = [name for name in kept if name.endswith((".png", ".svg"))]
+    assert set(told[2:]) == {f"{Path(p).stem}--ntk{Path(p).suffix}" for p in pictures}
+    assert whole.out == ""
+    assert "pi" not in Path("results/tables--ntk.md").read_text()
 
 
 def test_a_report_tells_which_files_it_skips(run: Run, here: Path) -> None:
@@ -828,8 +866,8 @@ from ctxext import cli
 import ctxext.results, ctxext.report, ctxext.data
 heavy, late = sys.argv[1].split(), ["pandas", "matplotlib"]
 helps = [[name, "--help"] for name in ("eval", "bench", "explain", "tune")]
-for argv in (["--help"], *helps, ["methods"], ["models"], ["tasks"], ["report"]):
-    if argv == ["report"]:
+for argv in (["--help"], *helps, ["methods"], ["models"], ["tasks"], ["report", "--write"]):
+    if argv[0] == "report":
         heavy.remove("numpy"), late.clear()  # matplotlib needs numpy
     sys.argv = ["ctxext", *argv]
     try:
@@ -845,7 +883,6 @@ def test_what_needs_no_model_imports_neither_torch_nor_transformers(run: Run, he
     evaluate(run)
     done = subprocess.run([sys.executable, "-c", LIGHT, " ".join(HEAVY)], capture_output=True)
     assert done.returncode == 0, done.stderr.decode()
-    assert Path("results/tables.md").exists()
 
 
 # Which room may import which; `errors` and `registry` are the ground that all stand on. Lower
@@ -860,7 +897,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "engine": ("errors", "registry", "patches", "models"),
     "machine": ("errors",),
     "monitor": ("results",),
-    "scoring": ("errors", "registry"),
+    "scoring": ("errors", "registry", "results"),
     "synthetic": ("errors", "data", "results"),
     "longbench": ("errors", "data", "scoring"),
     "harness": ("errors", "registry", "patches", "models", "engine"),

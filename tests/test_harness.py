@@ -62,11 +62,13 @@ def write_tasks(folder: Path) -> Path:
         "output_type": "loglikelihood_rolling", "doc_to_target": "{{q}}",
         "metric_list": [{"metric": "word_perplexity"}],
     }  # fmt: skip
+    losing = {**choice, "task": "my_losing", "tag": []}
+    losing["metric_list"] = [{"metric": "acc", "higher_is_better": False}]
     hub = {**choice, "task": "my_hub", "dataset_path": "nobody/nothing", "dataset_kwargs": {}}
     aggregate = [{"metric": "acc", "weight_by_size": True}]
     members = ["my_choice", {"task": "my_choice", "doc_to_text": "{{q}}!"}]
     files = {
-        "choice": choice, "write": write, "hub": hub, "text": text,
+        "losing": losing, "choice": choice, "write": write, "hub": hub, "text": text,
         "both": {"group": "my_both", "task": ["my_choice", "my_writing"]},
         "sum": {"group": "my_sum", "task": members[:1], "aggregate_metric_list": aggregate},
         "unsafe": {**write, "task": "my_unsafe", "unsafe_code": True},
@@ -201,6 +203,7 @@ def test_text_is_read_from_the_prefix_on(
     score, n = one.evaluate(*patched, LENGTH, 2, 1, 0, tmp_path / "cache")
     assert score.value == pytest.approx(math.exp(-float(logp.sum()) / len(text.split())), rel=1e-4)
     assert (score.stderr, n, one.metric) == (None, 1, "word_perplexity")
+    assert score.samples == []  # pairs of a loss and a number of words, of which it is no mean
 
 
 def test_model_and_tokenizer_are_left_alone(folder: Path, tmp_path: Path) -> None:
@@ -308,6 +311,8 @@ def test_its_cells_are_records_like_others(
 
     (first,) = records()
     assert (first["metric"], first["n"], first["tokens_per_second"]) == ("acc", 4, None)
+    assert first["higher_is_better"] is True
+    assert sum(first["by_sample"]["scores"]) / 4 == first["value"]
     with monkeypatch.context() as patch:
         patch.setattr(LmEval, "evaluate", lambda *args: pytest.fail("computed again"))
         assert records() == [first]
@@ -323,6 +328,9 @@ def test_a_group_has_parts(patched: tuple[Any, Any], folder: Path, tmp_path: Pat
     alone, n = run(patched, "my_choice", folder, tmp_path / "one")
     group, m = run(patched, "my_sum", folder, tmp_path / "group")
     assert (group.value, m) == (alone.value, n)
+    assert group.samples == alone.samples
+    assert sum(score for _, score in group.samples) / n == group.value
+    assert len({told for told, _ in group.samples}) == n
     assert group.stderr == pytest.approx(alone.stderr)
     assert group.parts == [{"name": "my_choice", "value": alone.value, "n": n}]
 
@@ -342,6 +350,11 @@ def test_the_metric_is_the_tasks_own(folder: Path) -> None:
     want = ["acc", "exact_match", "acc", "acc", "word_perplexity", "exact_match"]
     assert [task(name, folder).metric for name in names] == want
     assert isinstance(LmEval.describe()["metric"], str)
+
+
+def test_whether_higher_is_better_is_the_tasks_own(folder: Path) -> None:
+    names = {"my_choice": True, "my_sum": True, "my_text": False, "my_losing": False}
+    assert {name: task(name, folder).higher_is_better for name in names} == names
 
 
 def test_specs_parse_back(folder: Path) -> None:

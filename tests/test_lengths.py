@@ -330,7 +330,7 @@ def test_own_scaling_is_the_librarys(run: Run, here: Path, name: str) -> None:
     assert kept["keep"]["ntk"]["value"] != pytest.approx(kept["replace"]["ntk"]["value"], rel=1e-3)
     keys = {r["key"] for records in kept.values() for r in records.values()}
     assert len(keys) == 4
-    assert run("report", "--no-plots").code == 0
+    assert run("report", "--write", "--no-plots").code == 0
 
 
 def test_own_scaling_makes_no_difference_where_there_is_none(run: Run, here: Path) -> None:

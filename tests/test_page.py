@@ -173,7 +173,7 @@ def test_dots_stand_at_their_values() -> None:
     assert lines["rope"]["bars"].count("M") == 2
 
 
-def test_the_page_goes_to_stdout_and_into_the_folder(
+def test_the_page_goes_into_the_folder_and_nothing_to_stdout(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from ctxext import cli
@@ -181,13 +181,14 @@ def test_the_page_goes_to_stdout_and_into_the_folder(
     for record in EXAMPLE:
         Store(tmp_path).write(record)
     monkeypatch.setattr(
-        sys, "argv", f"ctxext report --format html --no-plots --out {tmp_path}".split()
+        sys, "argv", f"ctxext report --write --format html --no-plots --out {tmp_path}".split()
     )
     with pytest.raises(SystemExit) as ended:
         cli.main()
     told = capsys.readouterr()
     assert not ended.value.code
-    assert told.out == (tmp_path / "report.html").read_text() == report.render(EXAMPLE, "html")
+    assert told.out == ""
+    assert (tmp_path / "report.html").read_text() == report.render(EXAMPLE, "html")
     assert f"wrote {tmp_path / 'report.html'}" in told.err.splitlines()
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ctxext.results import Record, difference
+from ctxext.results import Difference, Record, difference
 from ctxext.results.paired import influences, spread
 from ctxext.tasks.acc import Accuracy
 from ctxext.tasks.base import TokenScores, TokenTask
@@ -67,8 +67,8 @@ def test_no_error_without_pairs() -> None:
     shifted = record(TASKS[0], scores(1, [9, 5], np.zeros(2)))
     single = record(TASKS[0], scores(1, [9], np.zeros(1)))
     for lone in ({**other, "by_window": None}, {**other, "metric": "passkey"}, shifted):
-        assert difference(one, lone) == (one["value"] - lone["value"], None)
-    assert difference(single, single) == (0, None)
+        assert difference(one, lone) == Difference(one["value"] - lone["value"])
+    assert difference(single, single) == Difference(0)
 
 
 @pytest.mark.parametrize("nll", [[1e308, 1e308], [2**62, 2**62], [1e308, 0], [0, 0]])

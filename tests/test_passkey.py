@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import random
 import re
@@ -17,7 +18,7 @@ from ctxext import tasks
 from ctxext.errors import UsageError
 from ctxext.models.aliases import TINY
 from ctxext.tasks.base import Sample
-from ctxext.tasks.passkey import PassKey
+from ctxext.tasks.passkey import PassKey, right
 
 # Mohtashami and Jaggi 2023, appendix; the wording of the authors' published script.
 OPENS = (
@@ -207,6 +208,15 @@ def test_the_shipped_model_finds_keys_where_it_was_trained_and_beyond_with_rerop
     for record in ran.records:
         mean = sum(part["value"] * part["n"] for part in record["parts"]) / 22
         assert record["value"] == pytest.approx(mean)
+        scores = record["by_sample"]["scores"]
+        assert set(scores) <= {0, 1}
+        assert sum(scores) / 22 == record["value"]
+        kept = (tmp_path / record["predictions"]).read_text().splitlines()
+        rights = [right(row["pred"], row["answers"][0]) for row in map(json.loads, kept)]
+        assert scores == rights
+        assert (record["higher_is_better"], record["perfect_score"]) == (True, 1.0)
+    prompts = {(r["length"], r["by_sample"]["prompts"]) for r in ran.records}
+    assert len(prompts) == len({prompt for _, prompt in prompts}) == 2
 
 
 def test_a_cell_that_fails_leaves_the_others(

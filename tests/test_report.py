@@ -26,6 +26,7 @@ from ctxext.errors import UsageError
 from ctxext.registry import format_length
 from ctxext.report import groups, heatmaps, latex, plots, series, tables
 from ctxext.results import Record, problem_with, sealed
+from ctxext.results.intervals import tango, wilson
 
 
 def cell(method: str, length: int, losses: tuple[float, float] = (2.0, 2.0), **more: Any) -> Record:
@@ -142,6 +143,70 @@ def test_ties_are_both_best_and_a_lone_row_is_not() -> None:
     assert not any(c.best for _, _, c in alone.cells())
 
 
+@pytest.mark.parametrize(
+    ("metric", "says", "best"),
+    [
+        ("word_perplexity", {}, ["c"]),
+        ("string_match_all", {}, ["a"]),
+        ("odd", {}, []),
+        ("odd", {"higher_is_better": None}, []),
+        ("odd", {"higher_is_better": False}, ["c"]),
+        ("odd", {"higher_is_better": True}, ["a"]),
+        ("word_perplexity", {"higher_is_better": True}, ["a"]),
+    ],
+    ids=str,
+)
+def test_the_best_is_what_records_say_or_what_a_known_metric_does(
+    metric: str, says: dict[str, Any], best: list[str]
+) -> None:
+    values = {"a": 80.0, "b": 20.0, "c": 12.0}
+    records = [cell(m, 64, metric=metric, value=v, **says) for m, v in values.items()]
+    table = only(records)
+    assert [row.method for row in table.rows if row.cells[0].best] == best
+    assert ("better" in table.caption) == bool(best)
+    assert [line.split(" | ")[1].startswith("**") for line in report.render(records).splitlines()
+            if line[:4] in ("| a ", "| b ", "| c ")] == [m in best for m in values]  # fmt: skip
+    page_marks = re.findall(r'class="best" data-value="([\d.]+)"', report.render(records, "html"))
+    assert page_marks == [str(values[m]) for m in best]
+
+
+def test_records_that_do_not_agree_on_what_is_better_have_no_best() -> None:
+    said = [("a", 1.0, True), ("b", 2.0, False)]
+    table = only([cell(m, 64, metric="odd", value=v, higher_is_better=h) for m, v, h in said])
+    assert not any(row.cells[0].best for row in table.rows)
+
+
+@pytest.mark.parametrize("values", [(3.0, 3.0, 3.0), (3.0, 3.00001, 3.0)])
+def test_a_column_whose_values_read_alike_has_no_best(values: tuple[float, ...]) -> None:
+    names = ("rope", "ntk", "pi")
+    table = only([cell(m, 64, value=v) for m, v in zip(names, values, strict=True)])
+    assert not any(row.cells[0].best for row in table.rows)
+
+
+def test_what_reads_as_the_best_is_as_good() -> None:
+    values = {"rope": 3.0, "ntk": 2.5, "pi": 2.50001}
+    table = only([cell(m, 64, value=v) for m, v in values.items()])
+    assert [row.method for row in table.rows if row.cells[0].best] == ["ntk", "pi"]
+
+
+def test_every_metric_of_ours_is_known_as_its_task_says() -> None:
+    """Records from before tasks said it are judged by the metric alone."""
+    from ctxext import tasks
+    from ctxext.results.metrics import KNOWN
+
+    for name in tasks.names():
+        task = tasks.REGISTRY.get(name)
+        if task.higher_is_better is True or task.higher_is_better is False:  # lm-eval's is its own
+            said = re.split(", | or ", task.describe()["metric"])
+            assert {KNOWN[metric].higher_is_better for metric in said} == {task.higher_is_better}
+
+
+def test_no_map_of_what_is_worse_where_there_is_more() -> None:
+    lost = [found("rope", 64, {0.5: 1.0}, metric="lost", higher_is_better=False)]
+    assert heatmaps.heatmaps(lost) == []
+    assert heatmaps.heatmaps([{**lost[0], "higher_is_better": True}]) != []
+
+
 def test_numbers_are_short_at_every_size() -> None:
     table = only([cell("rope", 64)])
     show = [(5.4321, 0.0213), (54.321, 0.2), (543.21, 2.0), (54321.0, 9.0), (1.5e30, 2e29)]
@@ -200,6 +265,7 @@ def test_only_what_is_comparable_shares_a_table() -> None:
         cell("rope", 64, task="acc", metric="accuracy"),
         cell("rope", 64, seed=5),
         cell("rope", 64, model_sha256=None),
+        cell("rope", 64, device="cuda (NVIDIA H200)"),
     ]
     built = tables.build(records)
     assert len(built) == len(records)
@@ -235,11 +301,67 @@ def test_cells_of_different_windows_are_not_compared() -> None:
 
 def test_the_newest_finished_record_of_a_cell_counts() -> None:
     records = [
-        cell("ntk", 64, value=3.0, created="2026-01-02T00:00:00+00:00", device="cuda"),
+        cell("ntk", 64, value=3.0, created="2026-01-02T00:00:00+00:00", limit=4),
         cell("ntk", 64, value=4.0, created="2026-01-01T00:00:00+00:00"),
         failed(requested="ntk", created="2026-01-03T00:00:00+00:00"),
     ]
     assert texts(only(records))["ntk"][0] == "3.000 ± 0.100"
+
+
+OTHERS = [
+    {"device": "cpu (x86_64, 2 threads)"},
+    {"attention": "eager"},
+    {"versions": {"torch": "2.13.0"}},
+    {"versions": {"torch": "2.11", "transformers": "5.24.0"}},
+]
+
+
+@pytest.mark.parametrize("other", OTHERS, ids=str)
+def test_what_was_not_measured_alike_is_told_and_no_difference_of_it_is_exact(
+    other: dict[str, Any],
+) -> None:
+    same = [cell("rope", n, value=5.5) for n in (64, 128)]
+    same += [cell("ntk", n, value=5.5) for n in (64, 128)]
+    records = [*same, *(cell("pi", n, value=5.5, **other) for n in (64, 128))]
+    table = only(records)
+    apart = {row.method: table.difference_text(row.cells[0]) for row in table.rows}
+    assert apart == {"rope": "–", "ntk": "0.000", "pi": "≈0.000"}
+    (what,) = other.values()
+    text = list(what.values())[-1] if isinstance(what, dict) else what
+    assert text in table.caption
+    assert all(text in " ".join(shown.notes) for shown in series.figures(records))
+    for form in ("md", "latex", "csv", "html"):
+        assert text in html.unescape(report.render(records, form)).replace("\\_", "_"), form
+    assert "Not all are of one" not in only(same).caption
+    assert "≈" not in only(same).caption
+
+
+def test_a_record_that_another_took_the_place_of_is_told() -> None:
+    first = cell("ntk", 64, value=9.0, attention="eager", created="2025-01-01T00:00:00+00:00")
+    last = [cell("rope", 64), cell("ntk", 64, value=3.0)]
+    table = only([first, *last])
+    assert texts(table)["ntk"][0] == "3.000 ± 0.100"
+    assert "Left out: 1 older record of the same cells: attention eager." in table.caption
+    same = {**first, "attention": "flash", "limit": 4}
+    assert "Left out" not in only([same, *last]).caption
+
+
+def test_records_of_older_versions_are_left_out_and_told() -> None:
+    """Those of a method that has a newer version, whatever their length, and those that say none;
+    where what all are measured by has one, all others."""
+    now = {"the engine": 1, "method ntk": 2}
+    old = [
+        cell("ntk", 64, value=9.0, created="2027-01-01T00:00:00+00:00"),
+        cell("ntk", 128, value=9.0, version_of={"the engine": 1, "method ntk": 1}),
+    ]
+    others = [cell(m, n, version_of={"the engine": 1}) for m in ("rope", "pi") for n in (64, 128)]
+    table = only([*old, *others, cell("ntk", 64, value=3.0, version_of=now)])
+    assert [text[:5] for text in texts(table)["ntk"][:2]] == ["3.000", "–"]
+    assert "Left out: 2 records of an older version" in table.caption
+    raised = [cell("rope", 64, version_of={"the engine": 2})]
+    table = only([*old, *others, *raised, cell("yarn", 64)])
+    assert [row.method for row in table.rows] == ["rope"]
+    assert "Left out: 7 records of an older version" in table.caption
 
 
 def test_the_order_of_records_does_not_matter() -> None:
@@ -404,6 +526,65 @@ def test_the_tables_of_a_thousand_records_take_less_than_three_seconds(tmp_path:
     assert spent - before.children_user - before.children_system < 3
 
 
+# Intervals of shares.
+
+
+def answered(method: str, hits: list[int], **more: Any) -> Record:
+    """A record of passkey over these samples."""
+    share, n = sum(hits) / len(hits), len(hits)
+    kept = {"by_sample": {"prompts": "ab", "scores": hits}, "n": n, "windows": n, "stderr": 0.0}
+    return found(method, 64, {0.5: share}, **{**kept, **more})
+
+
+def test_a_share_has_its_interval_in_every_format() -> None:
+    """Two of two found and two of two lost are no certainties, nor is what parts them."""
+    records = [answered("rope", [0, 0]), answered("ntk", [1, 1]), answered("pi", [0, 0])]
+    table = only(records)
+    shown = {row.method: table.cell_text(row.cells[0]) for row in table.rows}
+    assert shown == {
+        "rope": "0.0 [0.0, 65.8]",
+        "ntk": "100.0 [34.2, 100.0]",
+        "pi": "0.0 [0.0, 65.8]",
+    }
+    apart = {row.method: table.difference_text(row.cells[0]) for row in table.rows}
+    assert apart == {"rope": "–", "ntk": "+100.0 [-31.5, +100.0]", "pi": "0.0 [-65.8, +65.8]"}
+    assert "95% interval over 2 samples" in table.caption
+    for form in ("md", "latex", "html"):
+        text = html.unescape(report.render(records, form)).replace("{[}", "[").replace("{]}", "]")
+        assert "100.0 [34.2, 100.0]" in text.replace("\\[", "[").replace("\\]", "]"), form
+        assert "0.0 ±" not in text
+    assert "100.0 [34.2,100.0]*" in " ".join(terminal(table).split())
+    rows = {r["method"]: r for r in csv.DictReader(io.StringIO(report.render(records, "csv")))}
+    ends = [float(rows["ntk"][name]) for name in ("low", "high")]
+    assert ends == pytest.approx(wilson(1, 2))
+    ends = [float(rows["ntk"][name]) for name in ("difference_low", "difference_high")]
+    assert ends == pytest.approx(tango(2, 0, 2))
+    assert rows["rope"]["difference_low"] == ""
+
+
+def test_shares_that_records_do_not_keep_by_sample_are_not_paired() -> None:
+    table = only([answered("rope", [0, 1]), answered("ntk", [1, 1], by_sample=None)])
+    (ours, theirs) = (row.cells[0].difference for row in table.rows[::-1])
+    assert theirs is None
+    assert ours is not None
+    assert (ours.value, ours.stderr) == (0.5, None)
+    assert ours.interval is not None
+    assert ours.interval.low < 0 < ours.interval.high
+
+
+def test_another_librarys_perplexity_is_over_samples_and_has_no_tax() -> None:
+    rows = [make(requested=m, metric="perplexity", task="lm-eval:x", buckets=[], value=v)
+            for m, v in (("rope", 3.0), ("ntk", 2.0))]  # fmt: skip
+    table = only(rows)
+    assert table.header() == ["method", "64", "Δ 64", "tokens/s"]
+    assert "standard error over samples" in table.caption
+
+
+def test_a_map_says_how_many_samples_a_square_is_of() -> None:
+    (shape,) = heatmaps.heatmaps(MAPPED)
+    assert "5 samples a square: 95% intervals up to 66 points wide" in shape.about
+
+
 # Beside rope, and LaTeX.
 
 
@@ -454,7 +635,7 @@ def test_differences_have_the_error_of_the_pairs_where_windows_are_recorded() ->
     assert float(errors["pi"]) == pytest.approx(error / 100)
     same = [cell(m, 64, metric="accuracy", value=0.5, by_window=rope, n=60) for m in ("rope", "pi")]
     table = only(same)
-    assert table.difference_text(table.rows[1].cells[0]) == "0.00 ± 0.00"
+    assert table.difference_text(table.rows[1].cells[0]) == "0.00"  # no error to speak of
     assert "paired over windows" in table.caption
 
 
@@ -463,7 +644,7 @@ def test_speed_and_memory_are_those_of_the_longest_length_that_rope_finished() -
     records = [
         cell("rope", 64, seconds=2.0, tokens_per_second=500.0, peak_memory_bytes=gib),
         cell("ntk", 64, seconds=4.0, tokens_per_second=250.0, peak_memory_bytes=3 * gib),
-        cell("pi", 64, seconds=1.0, peak_memory_bytes=gib // 2, device="other"),
+        cell("pi", 64, seconds=1.0, peak_memory_bytes=gib // 2, device="cpu (other)"),
         cell("yarn", 64, seconds=1.0, peak_memory_bytes=gib, batch_size=1, prefill_chunk=512),
         cell("ntk", 32, seconds=1.0, tokens_per_second=9.0),
         cell("ntk", 128, seconds=1.0, tokens_per_second=9.0),
@@ -626,7 +807,7 @@ def test_a_metric_by_length_with_its_errors_and_the_trained_length() -> None:
     nats = (2 * 124 + 5 * 128) / 252, (2 * 124 + 7 * 384) / 508
     assert [p.x for p in rope] == [64, 128]
     assert [p.y for p in rope] == pytest.approx([math.exp(n) for n in nats])
-    assert {p.stderr for p in rope} == {0.1}
+    assert [p.bar for p in rope] == [pytest.approx((p.y - 0.1, p.y + 0.1)) for p in rope]
     assert [len(line.points) for line in shown.lines] == [2, 2, 1]
     assert (shown.log_x, shown.log_y, shown.mark) == (True, True, 32)
     far = [{**record, "trained_length": 4096} for record in EXAMPLE]
@@ -642,8 +823,8 @@ def test_shares_are_in_percent_and_within_their_range() -> None:
     ]
     shown = figure(records, "passkey")
     assert [p.y for p in shown.lines[0].points] == [100.0, 0.0]
-    assert shown.lines[0].points[0].stderr == pytest.approx(10.0)
-    assert shown.y == "passkey (%)"
+    assert shown.lines[0].points[0].bar == pytest.approx(wilson(1, 252).times(100))
+    assert shown.y == "passkey (%, higher is better)"
     assert shown.y_range == (-2.0, 102.0)
 
 
@@ -651,14 +832,14 @@ def test_cost_is_the_time_of_the_evaluation_over_that_of_rope() -> None:
     records = [
         cell("rope", 64, seconds=2.0),
         cell("ntk", 64, seconds=3.0),
-        cell("pi", 64, seconds=1.0, device="other"),
+        cell("pi", 64, seconds=1.0, device="cpu (other)"),
         cell("yarn", 64, seconds=0),
     ]
     shown = figure(records, "cost")
     assert [(x.method, x.points[0].x) for x in shown.lines] == [("rope", 1.0), ("ntk", 1.5)]
     assert shown.lines[1].points[0].y == pytest.approx(records[1]["value"])
     assert shown.x.startswith("evaluation time")
-    assert shown.notes == ("no cost measured of pi, yarn",)
+    assert shown.notes[0] == "no cost measured of pi, yarn"
     assert not any(f.name.startswith("cost") for f in series.figures(records[2:]))
 
 
@@ -843,3 +1024,6 @@ def test_maps_stand_beside_the_tables_one_for_each_group(tmp_path: Path) -> None
         for suffix in ("png", "svg")
     ]
     assert {path.suffix for path in report.write_files(tmp_path, MAPPED, plots=False)} == {".md"}
+    many = [f"a-method-of-number-{number}" for number in range(9)]
+    (table,) = report.write_files(tmp_path, MAPPED, plots=False, methods=many)
+    assert re.fullmatch(r"tables--9-methods--[0-9a-f]{8}\.md", table.name)

@@ -17,7 +17,18 @@ from typing import Any
 import pytest
 
 from ctxext.errors import CtxextError, OutputError, UsageError
-from ctxext.results import Record, Store, printable, problem_with, safe_name, sealed
+from ctxext.results import (
+    BENCH,
+    MEASURES,
+    Record,
+    Store,
+    load,
+    printable,
+    problem_with,
+    safe_name,
+    sealed,
+)
+from ctxext.results.intervals import wilson
 
 pytestmark = pytest.mark.quick
 
@@ -311,6 +322,15 @@ def test_unsound_files_are_skipped_named_and_left_alone(tmp_path: Path) -> None:
         ("key", 12),
         ("versions", None),
         ("created", None),
+        ("perfect_score", 0),
+        ("perfect_score", "1"),
+        ("by_sample", [1, 0]),
+        ("by_sample", {"prompts": "ab", "scores": [1, 0]}),  # of 252
+        ("by_sample", {"prompts": "", "scores": [1] * 252}),
+        ("by_sample", {"prompts": "ab", "scores": [math.nan] * 252}),
+        ("by_sample", {"prompts": "ab", "scores": "1" * 252}),
+        ("higher_is_better", "yes"),
+        ("higher_is_better", 1),
         ("task_resolved", 5),
         ("task_resolved", ["ppl"]),
         ("task_resolved", {"ppl": 1}),
@@ -446,6 +466,41 @@ def test_a_traceback_is_added_to_the_log_of_its_cell(tmp_path: Path) -> None:
     assert re.fullmatch(r"logs/_?[\w.+=-]+--ppl--64--[0-9a-f]{12}\.log", place)
     said = (tmp_path / place).read_text()
     assert said == f"{make()['created']}\nfirst\n\n{make()['created']}\nsecond ?\n\n"
+
+
+def test_records_are_a_data_frame(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    share = {"metric": "passkey", "task": "passkey", "buckets": [], "value": 1.0, "n": 2}
+    ratio = {name: {"median": 2.0, "low": 1.5, "high": 3.0} for name in MEASURES}
+    timed = {"metric": MEASURES[0], "task": BENCH, "buckets": [], "value": 3.0, "ratio": ratio}
+    timed |= {MEASURES[0]: 3.0, MEASURES[1]: 0.1, "pairs": {name: [[3.0]] for name in MEASURES[:2]}}
+    timed |= {"baseline_attention": "sdpa", "random_weights": False, "batch_size": 1}
+    timed |= {"decode_tokens": 1, "threads": 1, "peak_resident_bytes": None, "notes": []}
+    for record in (make(), make(**share), make(**timed), failed(requested="pi")):
+        store.write(record)
+    (tmp_path / "other.json").write_text("{}")
+    with pytest.warns(UserWarning, match=r"left out: other\.json: the field"):
+        frame = load(tmp_path)
+    assert len(frame) == 4
+    rows = {(row.requested, row.metric): row for row in frame.itertuples()}
+    ppl, found = rows["rerope+logn", "perplexity"], rows["rerope+logn", "passkey"]
+    assert (ppl.value, ppl.length, ppl.higher_is_better) == (math.exp(2), 64, False)
+    assert len(ppl.buckets) == 16
+    assert (found.low, found.high) == wilson(1, 2)
+    assert (found.higher_is_better, found.perfect_score) == (True, 1)
+    assert rows["rerope+logn", MEASURES[0]].prefill_seconds_ratio_low == 1.5
+    assert rows["pi", "perplexity"].status == "oom"
+    assert frame["value"].isna().sum() == 1
+    kinds = {name: str(frame[name].dtype) for name in ("model", "length", "value", "created")}
+    assert kinds == {"model": "string", "length": "Int64", "value": "Float64",
+                     "created": kinds["created"]}  # fmt: skip
+    assert re.fullmatch(r"datetime64\[.s, UTC\]", kinds["created"])
+    assert (ppl.data_name, ppl.version_torch) == ("stdlib", "2.11")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert set(frame.columns) - set(load(empty).columns) == {"version_torch"}
+    with pytest.raises(UsageError, match="no folder"):
+        load(tmp_path / "none")
 
 
 def test_nothing_heavy_is_imported() -> None:

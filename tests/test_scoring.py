@@ -292,7 +292,7 @@ def test_the_best_answer_counts_and_the_mean_is_in_percent() -> None:
     error = statistics.stdev([f1(1, 1, 2), 0, 1]) / math.sqrt(3)
     assert found.stderr == pytest.approx(100 * error)
     assert (found.parts, found.also) == ((), {})
-    assert score("hotpotqa", [row("x", "x")]) == (100.0, None, (), {})
+    assert score("hotpotqa", [row("x", "x")]) == (100.0, None, (), {}, ())
 
 
 @pytest.mark.parametrize(
@@ -404,6 +404,7 @@ def test_a_folder_in_the_benchmarks_order(tmp_path: Path) -> None:
     code, qa = score_folder(tmp_path)[::-1]
     assert (code["task"], code["metric"], code["n"]) == ("lcc", "code_sim_score", 2)
     assert (code["value"], code["stderr"]) == (50.0, pytest.approx(50.0))
+    assert code["interval"] == pytest.approx([9.4531, 90.5469], abs=1e-4)
     assert (code["also"], code["parts"]) == ({"difflib": 50.0, "levenshtein": 50.0}, [])
     assert (qa["task"], qa["value"], qa["stderr"], qa["n"]) == ("musique", 100.0, None, 1)
 
@@ -489,10 +490,10 @@ def test_the_command_prints_a_table_or_json(
     code, out, err = run(tmp_path, "--e")
     head, line = (text.split() for text in out.splitlines())
     assert (code, err) == (0, "")
-    assert head[:5] == ["task", "metric", "score", "±", "n"]
-    assert head[5:] == ["difflib", "levenshtein", "0-4k", "8k+"]
-    assert line[:5] == ["lcc", "code_sim_score", "87.50", "12.50", "2"]
-    assert line[5:] == ["87.50", "87.50", "75.00", "100.00"]
+    assert head[:6] == ["task", "metric", "score", "95%", "interval", "n"]
+    assert head[6:] == ["difflib", "levenshtein", "0-4k", "8k+"]
+    assert line[:7] == ["lcc", "code_sim_score", "87.50", "26.41", "to", "99.27", "2"]
+    assert line[7:] == ["87.50", "87.50", "75.00", "100.00"]
     code, out, err = run(tmp_path, "--e", "--json")
     assert (code, err) == (0, "")
     (result,) = map(json.loads, out.splitlines())

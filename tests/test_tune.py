@@ -35,10 +35,12 @@ from ctxext.measure.loaded import Loaded
 from ctxext.models.loading import Source
 from ctxext.patches.base import Rotary, Span
 from ctxext.request import Request as Cells
-from ctxext.results import Store
+from ctxext.results import Interval, Store
+from ctxext.results.intervals import tango
 from ctxext.results.paired import Difference
 from ctxext.run import Evaluation
 from ctxext.tasks.base import BLOCKS, TokenScores
+from ctxext.tasks.passkey import PassKey
 from ctxext.tasks.ppl import Perplexity
 from ctxext.tune import outcome as outcomes
 from ctxext.tune.outcome import Comparison, Outcome, Trial
@@ -282,6 +284,11 @@ def test_finalists_are_ordered_by_the_finals_and_come_before_others(lower: bool)
         (Difference(-0.5, 0.2), "-0.500 ± 0.200 (paired): better"),
         (Difference(0.5, 0.2), "+0.500 ± 0.200 (paired): worse: take the default"),
         (Difference(-0.3, 0.2), "-0.300 ± 0.200 (paired): no difference beyond 2 standard errors"),
+        (
+            Difference(-2.0, 0.0, Interval(-2.0, 0.4)),
+            "-2.000 [-2.000, +0.400] (paired): its 95% interval holds 0",
+        ),
+        (Difference(-2.0, 0.0, Interval(-2.0, -0.4)), "-2.000 [-2.000, -0.400] (paired): better"),
         (Difference(-0.3, None), "-0.300 (paired): one alone tells nothing of its error"),
     ],
 )
@@ -310,21 +317,21 @@ def test_without_a_winner_or_a_better_one_the_verdict_says_so() -> None:
     assert lines[1] == "it is a default: the search found nothing better"
 
 
-def test_the_comparison_is_over_the_windows_that_follow(tmp_path: Path) -> None:
+def test_the_comparison_is_over_the_windows_that_follow() -> None:
     """Against sums by hand: two windows seen, two left, of 10 and 30 tokens."""
     n = [10, 10, 10, 30]
     facts = {"metric": "perplexity", "value": 99.0, "windows": 4}
     a = {**facts, "by_window": {"n": n, "nll": [1, 9, 20, 30]}}
     b = {**facts, "by_window": {"n": n, "nll": [7, 7, 24, 48]}}
-    found = compare(a, b, TAIL, 2, tmp_path)
+    found = compare(a, b, 2)
     assert found is not None
     assert found[0].value == pytest.approx(math.exp(50 / 40) - math.exp(72 / 40))
     assert found[0].stderr is not None
     assert found[1] == 2
-    assert compare(a, b, TAIL, 4, tmp_path) is None
-    assert compare({**a, "by_window": None}, b, TAIL, 2, tmp_path) is None
+    assert compare(a, b, 4) is None
+    assert compare({**a, "by_window": None}, b, 2) is None
     hostile = {**b, "by_window": {"n": n, "nll": [7, 7, 1e308, 1e308]}}
-    assert compare(a, hostile, TAIL, 2, tmp_path) is None
+    assert compare(a, hostile, 2) is None
 
 
 @settings(max_examples=100, deadline=None)
@@ -339,7 +346,7 @@ def test_windows_that_are_kept_together_with_one_seen_do_not_count(
     scores = TokenScores(2, window, np.ones_like(window), nll, nll > 0)
     one = {"metric": "perplexity", "windows": windows, "by_window": scores.by_window()}
     other = {**one, "by_window": {**one["by_window"], "nll": [0.0] * len(one["by_window"]["n"])}}
-    found = compare(one, other, TAIL, seen, Path("nowhere"))
+    found = compare(one, other, seen)
     together = -(-windows // BLOCKS)
     if found is None:
         assert windows - seen < together
@@ -348,30 +355,21 @@ def test_windows_that_are_kept_together_with_one_seen_do_not_count(
         assert windows - seen - together < found[1] <= windows - seen
 
 
-def test_the_comparison_of_answers_is_over_the_samples_that_follow(tmp_path: Path) -> None:
-    records = []
-    for name, preds in (("a", "01111"), ("b", "11001")):
-        rows = [
-            {"name": f"{n}", "pred": f"{p}2345\u2028", "answers": ["12345"], "depth": 0.5}
-            for n, p in enumerate(preds)
-        ]
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        (tmp_path / f"{name}.jsonl").write_text(text, encoding="utf-8")
-        records.append({"predictions": f"{name}.jsonl", "n": 5})
-    found = compare(*records, tasks.parse("passkey"), 2, tmp_path)
+def test_the_comparison_of_answers_is_over_the_samples_that_follow() -> None:
+    facts = {"metric": "passkey", "buckets": [], "value": 0.8, "stderr": 0.2, "n": 5}
+    a, b = (
+        {**facts, "by_sample": {"prompts": "ab", "scores": scores}}
+        for scores in ([0, 1, 1, 1, 1], [1, 1, 0, 0, 1])
+    )
+    found = compare(a, b, 2)
     assert found is not None
     assert found[0].value == pytest.approx(2 / 3)  # right in 3 of 3 against 1 of 3
     assert found[0].stderr == pytest.approx(math.sqrt(1 / 3) / math.sqrt(3))
+    assert found[0].interval == pytest.approx(tango(2, 0, 3))
     assert found[1] == 3
-    lines = [line + "\n" for line in text.split("\n")[:-1]]
-    for other in ("".join(lines[1:]), "".join(lines[::-1]), "5\n", '{"name": 1, "pred": 7}\n'):
-        (tmp_path / "b.jsonl").write_text(other, encoding="utf-8")
-        assert compare(*records, tasks.parse("passkey"), 2, tmp_path) is None
-    (tmp_path / "b.jsonl").write_text(text, encoding="utf-8")
-    assert compare(*records, tasks.parse("passkey"), 2, tmp_path) == found
-    for gone in ("gone.jsonl", "/dev/zero", "", None, 5):
-        records[0]["predictions"] = gone
-        assert compare(*records, tasks.parse("passkey"), 2, tmp_path) is None
+    assert compare(a, b, 5) is None
+    other = {**b, "by_sample": {**b["by_sample"], "prompts": "cd"}}
+    assert compare(a, other, 2) is compare(a, {**b, "by_sample": None}, 2) is None
 
 
 def tune(run: Run, *more: Any) -> Ran:  # noqa: F811
@@ -778,6 +776,28 @@ def test_what_cannot_be_searched_is_refused_in_one_line(
     assert ran.err.splitlines()[-1].startswith("error: ")
     assert said in ran.err.splitlines()[-1]
     assert not Path("out").exists() or not list(Path("out").glob("*.json"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Lost(PassKey):
+    """A task whose number is better the lower it is."""
+
+    higher_is_better = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Untold(PassKey):
+    """A task that does not say which is better."""
+
+    higher_is_better = None
+
+
+def test_what_is_better_is_what_the_task_says() -> None:
+    for task, lower in ((PassKey(), False), (Lost(), True)):
+        search = Search(Request(Source("tiny"), 1024, objective=task))
+        assert search.outcome.lower is lower
+    with pytest.raises(UsageError, match="does not say whether more of its passkey is better"):
+        Request(Source("tiny"), 1024, objective=Untold())
 
 
 def test_data_too_short_for_a_window_is_refused(run: Run, here: Path) -> None:  # noqa: F811

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import math
+import statistics
 import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,7 +15,7 @@ from ctxext.errors import ENDS_RUN, CtxextError
 from ctxext.machine import failure
 from ctxext.measure.workers import Workers
 from ctxext.plan import Cell
-from ctxext.tasks.base import HarnessTask, Row, SampleTask, Score, TokenScores, TokenTask
+from ctxext.tasks.base import HarnessTask, Row, SampleTask, Score, Task, TokenScores, TokenTask
 
 if TYPE_CHECKING:
     from ctxext.engine.patch import Handle
@@ -120,6 +122,7 @@ def of_tokens(task: TokenTask, scores: TokenScores) -> dict[str, Any]:
         "stderr": score.stderr,
         "n": scores.n,
         "windows": scores.windows,
+        "higher_is_better": task.higher_is_better,
         "buckets": scores.buckets(),
         "by_window": scores.by_window(),
     }
@@ -127,10 +130,13 @@ def of_tokens(task: TokenTask, scores: TokenScores) -> dict[str, Any]:
 
 def of_rows(task: SampleTask, rows: Sequence[Row]) -> dict[str, Any]:
     """The fields of a task whose samples are answered."""
+    score, prompts = task.score(rows), [row["prompt"] for row in rows]
     truncated = [bool(row["truncated"]) for row in rows if "truncated" in row]
     chat = [bool(row["chat"]) for row in rows if "chat" in row]
     return {
-        **_of_score(task.score(rows)),
+        **_of_score(task, score),
+        "by_sample": _by_sample(prompts, _alone(task, rows), score.value),
+        "perfect_score": task.perfect_score,
         "n": len(rows),
         "windows": len(rows),
         "buckets": [],
@@ -143,9 +149,39 @@ def of_rows(task: SampleTask, rows: Sequence[Row]) -> dict[str, Any]:
 def of_harness(task: HarnessTask, found: Sequence[tuple[Score, int]]) -> dict[str, Any]:
     """The fields of a task that another library ran."""
     score, count = found[0]
-    return {**_of_score(score), "n": count, "windows": count, "buckets": []}
+    prompts, scores = zip(*score.samples, strict=True) if score.samples else ((), ())
+    return {
+        **_of_score(task, score),
+        "by_sample": _by_sample(prompts, scores, score.value) if len(scores) == count else None,
+        "n": count,
+        "windows": count,
+        "buckets": [],
+    }
 
 
-def _of_score(score: Score) -> dict[str, Any]:
-    parts = [dict(part) for part in score.parts]
-    return {"value": score.value, "stderr": score.stderr, "parts": parts, "also": dict(score.also)}
+def _alone(task: SampleTask, rows: Sequence[Row]) -> list[float]:
+    """The score of each sample; [] where the task has none for one alone."""
+    with contextlib.suppress(Exception):
+        return [task.score([row]).value for row in rows]
+    return []
+
+
+def _by_sample(
+    prompts: Sequence[str], scores: Sequence[float], value: float
+) -> dict[str, Any] | None:
+    """What tells these prompts in their order from others, and their scores; None where the value
+    is not the mean of these."""
+    if not scores or not math.isclose(statistics.fmean(scores), value, rel_tol=1e-9, abs_tol=1e-9):
+        return None
+    digest = hashlib.sha256(" ".join(prompts).encode()).hexdigest()[:16]
+    return {"prompts": digest, "scores": [int(x) if float(x).is_integer() else x for x in scores]}
+
+
+def _of_score(task: Task, score: Score) -> dict[str, Any]:
+    return {
+        "value": score.value,
+        "stderr": score.stderr,
+        "higher_is_better": task.higher_is_better,
+        "parts": [dict(part) for part in score.parts],
+        "also": dict(score.also),
+    }

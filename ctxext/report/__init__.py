@@ -5,6 +5,7 @@ Scores come first; the speed and memory that bench records carry have tables of 
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections.abc import Iterable, Sequence
 from functools import partial
@@ -14,19 +15,27 @@ from typing import TYPE_CHECKING
 from ctxext.errors import UsageError
 from ctxext.report import speed, tables
 from ctxext.report.groups import chosen as chosen
-from ctxext.results import Record, write_atomically
+from ctxext.results import Record, safe_name, write_atomically
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
-FORMATS = ("md", "csv", "latex", "html")
+#: The file of each format: its name, and what it ends in.
+FILES = {
+    "md": ("tables", ".md"),
+    "csv": ("tables", ".csv"),
+    "latex": ("tables", ".tex"),
+    "html": ("report", ".html"),
+}
+FORMATS = tuple(FILES)
+_LONGEST = 80  # characters of a file name that are methods
 
 
 def render(records: Iterable[Record], format: str = "md", order: Sequence[str] = ()) -> str:
     """All tables as Markdown ("md"), one CSV ("csv") or LaTeX ("latex"); methods in `order`.
 
     "html" is a whole page in ASCII, with the plots and maps as well.
-    Where there are bench records the CSV has more columns: a path, a device and a ratio.
+    Where there are bench records the CSV has more columns, for their ratios.
     """
     if format not in FORMATS:
         raise UsageError(f"unknown report format {format!r}; valid: {', '.join(FORMATS)}")
@@ -58,32 +67,44 @@ def to_rich(
     ]
 
 
-def write_page(folder: str | Path, page: str) -> Path:
-    """Write `report.html`; its path."""
-    path = Path(folder) / "report.html"
-    write_atomically(path, page.encode("ascii"))
-    return path
-
-
 def write_files(
     folder: str | Path,
     records: Iterable[Record],
     order: Sequence[str] = (),
     plots: bool = True,
+    format: str = "md",
+    methods: Sequence[str] = (),
 ) -> list[Path]:
-    """Write `tables.md`, and with `plots` each plot and map by depth as PNG and SVG; the paths.
+    """Write `tables.md`, the format's own file where that is another, and with `plots` each plot
+    and map by depth as PNG and SVG; the paths.
 
     Plots are named after what they show, as `loss-by-position--MODEL--DATA` or
     `depth--MODEL--TASK--DATA`. Where several groups have the same model and data, the name goes
     on with what tells them apart, such as the task or the dtype.
+
+    Args:
+        methods: those that were chosen, if the records are not all: every name ends in them, so
+            that no file takes the place of one that shows all.
     """
-    folder, records = Path(folder), list(records)
-    written = [folder / "tables.md"]
-    write_atomically(written[0], render(records, "md", order).encode("utf-8", "replace"))
-    return [*written, *(_draw(folder, records, order) if plots else ())]
+    folder, records, ending = Path(folder), list(records), _ending(methods)
+    written = []
+    for form in dict.fromkeys(("md", format)):
+        stem, suffix = FILES[form]
+        written.append(folder / f"{stem}{ending}{suffix}")
+        write_atomically(written[-1], render(records, form, order).encode("utf-8", "replace"))
+    return [*written, *(_draw(folder, records, order, ending) if plots else ())]
 
 
-def _draw(folder: Path, records: list[Record], order: Sequence[str]) -> list[Path]:
+def _ending(methods: Sequence[str]) -> str:
+    """What the names of files end in that show these methods alone; "" for all."""
+    text = "".join(f"--{safe_name(method, 40)}" for method in dict.fromkeys(methods))
+    if len(text) <= _LONGEST:
+        return text
+    digest = hashlib.sha256(repr(methods).encode("utf-8", "replace")).hexdigest()
+    return f"--{len(methods)}-methods--{digest[:8]}"
+
+
+def _draw(folder: Path, records: list[Record], order: Sequence[str], ending: str) -> list[Path]:
     from ctxext.report import heatmaps, plots, series
 
     written = []
@@ -93,6 +114,6 @@ def _draw(folder: Path, records: list[Record], order: Sequence[str]) -> list[Pat
     ]
     for name, draw in drawn:
         for suffix in plots.SUFFIXES:
-            written.append(folder / f"{name}{suffix}")
+            written.append(folder / f"{name}{ending}{suffix}")
             plots.save(written[-1], draw)
     return written

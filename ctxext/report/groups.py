@@ -1,4 +1,5 @@
-"""Which records may stand side by side: those that share a model, a task, a metric and data."""
+"""Which records may stand side by side: those that share a model, a task, a metric, data, a dtype
+and a kind of device. What else they do not share is told beside them."""
 
 from __future__ import annotations
 
@@ -9,13 +10,13 @@ from typing import Any, NamedTuple
 
 from ctxext.errors import UsageError
 from ctxext.registry import did_you_mean
-from ctxext.results import BENCH, Record, safe_name
+from ctxext.results import BENCH, Record, printable, safe_name
 
 _LONGEST = 160  # characters of a file name
 
 
 class Group(NamedTuple):
-    """What all records of one table share."""
+    """What all records of one table share; `device` is its kind, such as cpu or cuda."""
 
     model: str
     task: str
@@ -28,6 +29,7 @@ class Group(NamedTuple):
     seed: int
     trained_length: int
     own_scaling: str
+    device: str
 
 
 class Column(NamedTuple):
@@ -48,7 +50,8 @@ def group_of(record: Record) -> Group:
     task = record.get("task_resolved") or record["task"]
     names = (record["model"], task, record["metric"], data["name"], tokens)
     rest = (record["seed"], record["trained_length"], record.get("own_scaling") or "")
-    return Group(*names, record["dtype"], data["sha256"], weights, *rest)
+    device = re.split("[^a-z]", record["device"], maxsplit=1)[0]
+    return Group(*names, record["dtype"], data["sha256"], weights, *rest, device)
 
 
 def grouped(records: Iterable[Record], ignore: Sequence[str] = ()) -> dict[Group, list[Record]]:
@@ -123,14 +126,99 @@ def chosen(records: Iterable[Record], methods: Sequence[str]) -> list[Record]:
 
 
 def newest(records: Iterable[Record]) -> Cells:
-    """By method and column the newest finished record, or where there is none a failed one."""
+    """By method and column the newest finished record, or where there is none a failed one.
+
+    Those of older versions of what they are measured by do not count.
+    """
     cells: Cells = {}
-    ranked = sorted(records, key=lambda r: (r["created"], r["key"]))
+    ranked = sorted(_current(records), key=lambda r: (r["created"], r["key"]))
     for record in (r for r in ranked if r["status"] == "ok"):
-        cells[record["requested"], Column(record["length"], record["windows"])] = record
+        cells[_place(record)] = record
     scored = {column for _, column in cells}
     for record in (r for r in reversed(ranked) if r["status"] != "ok"):
         length = record["length"]
         for column in [c for c in scored if c.length == length] or [Column(length, 0)]:
             cells.setdefault((record["requested"], column), record)
     return cells
+
+
+def _place(record: Record) -> tuple[str, Column]:
+    return record["requested"], Column(record["length"], record["windows"])
+
+
+def _current(records: Iterable[Record]) -> list[Record]:
+    """Those that are of the last version of all that their numbers go by, such as task and method.
+
+    A record that names no versions is of the first of what others of its method name, or of rope.
+    """
+    records = list(records)
+    last, named = dict[str, int](), dict[str, set[str]]()
+    for record in records:
+        for what, version in (record.get("version_of") or {}).items():
+            last[what] = max(version, last.get(what, 1))
+            named.setdefault(record["requested"], set()).add(what)
+
+    def is_last(record: Record) -> bool:
+        unsaid = named.get(record["requested"], set()) | named.get("rope", set())
+        of = record.get("version_of") or dict.fromkeys(unsaid, 1)
+        return all(last[what] == version for what, version in of.items())
+
+    return [record for record in records if is_last(record)]
+
+
+def alike(record: Record, other: Record) -> bool:
+    """Whether both were measured on one device, with one attention path, by the same versions, so
+    that no rounding parts them."""
+    return _setting(record) == _setting(other)
+
+
+def _setting(record: Record) -> dict[str, str]:
+    """What may part numbers in their last digits."""
+    versions = {name: str(version) for name, version in record["versions"].items()}
+    return {"device": record["device"], "attention": record["attention"], **versions}
+
+
+def unlike(records: Iterable[Record], but: Sequence[str] = ()) -> list[str]:
+    """What records that stand side by side do not share, in sentences, `but` for these."""
+    records = list(records)
+    sentences = []
+    for name in sorted({name for record in records for name in _setting(record)} - set(but)):
+        found = sorted({_setting(record).get(name, "an unknown one") for record in records})
+        what = {"device": "device", "attention": "attention path"}.get(name, f"version of {name}")
+        if len(found) > 1:
+            sentences.append(printable(f"Not all are of one {what}: {' and '.join(found)}."))
+    return sentences
+
+
+def mixed(records: Iterable[Record], cells: Cells) -> list[str]:
+    """What the records of a group that are shown as cells do not share, and which others are not
+    shown, in sentences."""
+    records = list(records)
+    sentences = unlike(record for record in cells.values() if record["status"] == "ok")
+    current = _current(records)
+    if older := len(records) - len(current):
+        some = count_text(older, older, "records")
+        sentences.append(f"Left out: {some} of an older version of what measures them.")
+    parts = [
+        _apart(record, there)
+        for record in current
+        if record["status"] == "ok" and (there := cells.get(_place(record))) is not None
+    ]
+    if replaced := list(filter(None, parts)):
+        some = count_text(len(replaced), len(replaced), "older records")
+        text = printable("; ".join(sorted(set(replaced))))
+        sentences.append(f"Left out: {some} of the same cells: {text}.")
+    return sentences
+
+
+def count_text(low: int, high: int, what: str) -> str:
+    """`1 window`, or `2 to 20 windows`."""
+    if low == high:
+        return f"{high} {what if high != 1 else what[:-1]}"
+    return f"{low} to {high} {what}"
+
+
+def _apart(record: Record, other: Record) -> str:
+    """What sets the first one's setting apart; "" where nothing does."""
+    ours, theirs = _setting(record), _setting(other)
+    return ", ".join(f"{name} {text}" for name, text in ours.items() if text != theirs.get(name))

@@ -7,9 +7,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from ctxext.registry import format_length
-from ctxext.report.groups import describe, file_name, grouped, method_order, newest
+from ctxext.report.groups import (
+    count_text,
+    describe,
+    file_name,
+    grouped,
+    method_order,
+    mixed,
+    newest,
+)
 from ctxext.report.plots import set_text, wrapped
-from ctxext.results import Record, printable
+from ctxext.results import Record, higher_is_better, printable
+from ctxext.results.intervals import wilson
 
 _ACROSS = 6  # maps in a row, at most
 DARK = 0.47  # numbers are dark from this share on: readable on cividis
@@ -41,7 +50,12 @@ def heatmaps(records: Iterable[Record], order: Sequence[str] = ()) -> list[Heatm
         if maps := _maps(members, order):
             title = f"{group.model} on {group.data}: {members[0]['task']} by depth"
             trained = f"trained length {format_length(group.trained_length)}"
-            about = ", ".join([trained, group.dtype, *more])
+            about = ", ".join([trained, group.dtype, *more, *_each(members)])
+            about = (
+                " ".join([f"{about}.", *told])
+                if (told := mixed(members, newest(members)))
+                else about
+            )
             made.append(Heatmap(name, printable(title), printable(about), maps))
     return made
 
@@ -55,9 +69,20 @@ def _maps(records: list[Record], order: Sequence[str]) -> dict[str, dict[int, di
     return maps
 
 
+def _each(records: Iterable[Record]) -> list[str]:
+    """How many samples a square is of, and how little few of them say."""
+    parts = [part for record in records for part in record.get("parts") or []]
+    counts = [part["n"] for part in parts if "depth" in part and part["n"]]
+    if not counts:
+        return []
+    low, high = wilson(0.5, min(counts))
+    text = count_text(min(counts), max(counts), "samples")
+    return [f"{text} a square: 95% intervals up to {100 * (high - low):.0f} points wide"]
+
+
 def _shares(record: Record) -> dict[float, float]:
-    """Depth → share found."""
-    parts = record.get("parts") or []
+    """Depth → share found; none where more of it is worse."""
+    parts = record.get("parts") or [] if higher_is_better([record]) is not False else []
     return {part["depth"]: part["value"] for part in parts if "depth" in part}
 
 

@@ -12,7 +12,7 @@ _GREEK = (
     *("lambda", "mu", "nu", "xi", "omicron", "pi", "rho", "varsigma", "sigma", "tau"),
     *("upsilon", "phi", "chi", "psi", "omega"),
 )
-_MATHS = {"Δ": "Delta", "±": "pm", "×": "times", "·": "cdot", "−": "-", "µ": "mu"}
+_MATHS = {"Δ": "Delta", "±": "pm", "×": "times", "≈": "approx", "·": "cdot", "−": "-", "µ": "mu"}
 _MATHS |= {chr(0x3B1 + place): name for place, name in enumerate(_GREEK) if name != "omicron"}
 _NAMES = {"\\": "textbackslash", "^": "textasciicircum", "~": "textasciitilde"}
 _NAMES |= {"<": "textless", ">": "textgreater", "|": "textbar", "`": "textasciigrave"}

@@ -70,7 +70,7 @@ def draw(figure: Figure) -> Any:
 
 
 def _lines(axes: Any, lines: Sequence[Line]) -> list[Any]:
-    """The lines, with bars of one standard error to both sides where there is one."""
+    """The lines, with error bars where there are any."""
     drawn = []
     number = 0
     for line in lines:
@@ -82,9 +82,9 @@ def _lines(axes: Any, lines: Sequence[Line]) -> list[Any]:
             style |= {"linestyle": "none", "markersize": 14 if line.method == "rope" else 8}
         x, y = [p.x for p in line.points], [p.y for p in line.points]
         drawn += axes.plot(x, y, **style)
-        with_error = [p for p in line.points if p.stderr]
-        if with_error:
-            x, y, errors = zip(*(p[:3] for p in with_error), strict=True)
+        with_bar = [(p.x, p.y, p.y - p.bar[0], p.bar[1] - p.y) for p in line.points if p.bar]
+        if with_bar:
+            x, y, *errors = map(list, zip(*with_bar, strict=True))
             bars = {"ecolor": style["color"], "elinewidth": 1, "capsize": 2.5}
             axes.errorbar(x, y, errors, fmt="none", **bars)
     return drawn

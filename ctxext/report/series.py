@@ -16,14 +16,24 @@ from ctxext.report.groups import (
     Cells,
     Column,
     Group,
+    count_text,
     describe,
     file_name,
     grouped,
     method_order,
+    mixed,
     newest,
 )
-from ctxext.report.tables import of_what
-from ctxext.results import BENCH, MEASURES, SHARES, Record, printable
+from ctxext.report.tables import unit_of
+from ctxext.results import (
+    BENCH,
+    MEASURES,
+    SHARES,
+    Record,
+    higher_is_better,
+    interval,
+    printable,
+)
 
 _SAME_LOSSES = ("ppl", "acc")  # tasks over the same tokens, which one plot is enough for
 _STARTS = ("loss-by-position", "cost", "depth")  # of file names; a metric of that name gives way
@@ -36,11 +46,14 @@ _LOSS = "loss"  # by position, in nats per token; no metric of a record
 
 
 class Point(NamedTuple):
-    """A value with its standard error, both in the units of the axes; `label` says it in words."""
+    """A value with both ends of its error bar, in the units of the axes; `label` says it in words.
+
+    The bar is a standard error to both sides, or a 95% interval; None where there is none.
+    """
 
     x: float
     y: float
-    stderr: float | None = None
+    bar: tuple[float, float] | None = None
     label: str = ""
 
 
@@ -151,7 +164,7 @@ def _by_position(
         name,
         title=printable(f"{record['model']} on {record['data']['name']}: loss by position"),
         about=_about(
-            [column.windows], length, record, more, None if trained <= length else trained
+            [column.windows], length, records, more, None if trained <= length else trained
         ),
         x="position in the window (tokens)",
         y="mean loss (nats per token)",
@@ -159,7 +172,7 @@ def _by_position(
         x_range=(0, length),
         y_range=y_range,
         mark=trained if trained <= length else None,
-        notes=notes,
+        notes=(*notes, *mixed(records, {(m, column): r for m, r in members.items()})),
     )
 
 
@@ -200,20 +213,20 @@ def _by_length(
         about=_about(
             [c.windows for c in columns],
             None,
-            records[0],
+            records,
             more,
             None if near else group.trained_length,
             lines,
         ),
         x="length (tokens)",
-        y=_words(group.metric),
+        y=_words(group.metric, records),
         lines=lines,
         x_range=(low / pad, high * pad),
         y_range=y_range,
         log_x=True,
         log_y=group.metric == "perplexity",
         mark=group.trained_length if near else None,
-        notes=notes,
+        notes=(*notes, *mixed(records, cells)),
     )
 
 
@@ -243,10 +256,15 @@ def _value(record: Record | None) -> Point | None:
     if abs(value) > _LARGEST or (metric == "perplexity" and value < 1 / _LARGEST):
         return None
     y = value * scale
-    stderr = error * scale if error is not None and error <= _LARGEST else None
     digits = ".2f" if scale == 100 else ".4g"
-    more = "" if stderr is None else f" ± {stderr:{digits}}"
-    return Point(0, y, stderr, f"{y:{digits}}{more}{' %' if scale == 100 else ''}")
+    more = ""
+    bar: tuple[float, float] | None = None
+    if ends := interval(record):
+        bar = ends.times(scale)
+        more = " [{:.1f}, {:.1f}]".format(*bar)
+    elif error and error <= _LARGEST:
+        bar, more = (y - error * scale, y + error * scale), f" ± {error * scale:{digits}}"
+    return Point(0, y, bar, f"{y:{digits}}{more}{' %' if scale == 100 else ''}")
 
 
 # Quality against cost.
@@ -278,17 +296,15 @@ def _by_cost(
     return Figure(
         name,
         title=printable(f"{group.model} on {group.data}: {subject}"),
-        about=_about(
-            [column.windows], column.length, records[0], more, group.trained_length, lines
-        ),
+        about=_about([column.windows], column.length, records, more, group.trained_length, lines),
         x=f"{measured} (1 is rope)",
-        y=_words(group.metric),
+        y=_words(group.metric, records),
         lines=lines,
         x_range=(max(0.0, lowest - pad), highest + pad),
         y_range=y_range,
         x_tokens=False,
         log_y=group.metric == "perplexity",
-        notes=(*notes, *missing),
+        notes=(*notes, *missing, *mixed(records, {(m, column): r for m, r in at.items()})),
     )
 
 
@@ -327,8 +343,11 @@ def _same(scored: Record, timed: Record) -> bool:
 # Words and what is in view.
 
 
-def _words(metric: str) -> str:
-    return printable(metric) + (" (%)" if metric in SHARES else "")
+def _words(metric: str, records: Iterable[Record]) -> str:
+    higher = higher_is_better(records)
+    told = "" if higher is None else f"{'higher' if higher else 'lower'} is better"
+    more = ", ".join(filter(None, ("%" if metric in SHARES else "", told)))
+    return printable(metric) + (f" ({more})" if more else "")
 
 
 def _subject(group: Group) -> str:
@@ -339,33 +358,30 @@ def _subject(group: Group) -> str:
 def _about(
     windows: Sequence[int],
     length: int | None,
-    record: Record,
+    records: Sequence[Record],
     more: str,
     trained: int | None,
     lines: Iterable[Line] = (),
 ) -> str:
     """How much was measured, the dtype, the trained length if not marked, and what bars are."""
-    what, low, high = of_what(record["metric"]), min(windows), max(windows)
-    count = (
-        f"{high} {what if high != 1 else what[:-1]}" if low == high else f"{low} to {high} {what}"
-    )
-    words = [f"{count} of {length} tokens" if length else count, record["dtype"]]
+    unit = unit_of(records)
+    count = count_text(min(windows), max(windows), unit)
+    words = [f"{count} of {length} tokens" if length else count, records[0]["dtype"]]
     words += [more] if more else []
     words += [f"trained length {format_length(trained)}"] if trained is not None else []
-    if any(point.stderr for line in lines for point in line.points):
-        words.append(f"bars: ± a standard error over {what}")
+    if any(point.bar for line in lines for point in line.points):
+        intervals = any(r["status"] == "ok" and interval(r) for r in records)
+        what = "95% interval" if intervals else "± a standard error"
+        words.append(f"bars: {what} over {unit}")
     return printable(", ".join(words))
 
 
 def _bar(point: Point, log: bool) -> list[float]:
     """Both ends of a point's error bar, or their logarithms; at most to e times and one e-th."""
-    error = point.stderr or 0.0
+    ends = point.bar or (point.y, point.y)
     if not log:
-        return [point.y - error, point.y + error]
-    return [
-        math.log(min(max(y, point.y / math.e), point.y * math.e))
-        for y in (point.y - error, point.y + error)
-    ]
+        return list(ends)
+    return [math.log(min(max(y, point.y / math.e), point.y * math.e)) for y in ends]
 
 
 def view(

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ctxext.registry import format_length
 from ctxext.report import latex
 from ctxext.report.cost import bytes_text, short
-from ctxext.report.groups import describe, method_order
-from ctxext.report.tables import NO_VALUE, escape
+from ctxext.report.groups import describe, method_order, unlike
+from ctxext.report.tables import NO_VALUE, escape, versions_text
 from ctxext.results import BENCH, MEASURES, RATIO, Record, printable
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ HEADER: tuple[str, ...] = (
     *("length", "method", "attention", "prefill s", "unpatched s", "×"),
     *("decode ms/token", "unpatched ms", "×", "peak memory", "×"),
 )
-CSV = ("attention", "device", "batch_size", "ratio", *(f"ratio_{end}" for end in RATIO[1:]))
+CSV = ("batch_size", "ratio", *(f"ratio_{end}" for end in RATIO[1:]))
 
 
 class Group(NamedTuple):
@@ -72,7 +72,8 @@ def _table(group: Group, groups: dict[Group, list[Record]], order: Sequence[str]
         rows[record["length"], methods[record["requested"]], record["attention"]] = record
     title = " · ".join(["speed and memory", *describe(group, groups, ("model", "device", "dtype"))])
     shown = tuple(rows[place] for place in sorted(rows))
-    return Table(group, title, _caption(group, shown), shown)
+    said = [_caption(group, shown), *unlike(shown, but=("attention",))]
+    return Table(group, title, " ".join(said), shown)
 
 
 def _caption(group: Group, shown: Sequence[Record]) -> str:
@@ -182,6 +183,7 @@ def csv_rows(tables: Iterable[Table]) -> Iterator[dict[str, Any]]:
             **{name: printable(record[name]) for name in texts},
             "data": printable(record["data"]["name"]),
             "method": printable(record["requested"]),
+            "versions": printable(versions_text(record)),
         }
         for metric in MEASURES:
             ratio = (record["ratio"] or {}).get(metric) or dict.fromkeys(RATIO)

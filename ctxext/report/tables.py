@@ -8,8 +8,6 @@ the unpatched model (`rope`) over the same tokens, in nats per token or in perce
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -21,22 +19,38 @@ from ctxext.report.groups import (
     Cells,
     Column,
     Group,
+    alike,
+    count_text,
     describe,
     grouped,
     method_order,
+    mixed,
     newest,
 )
-from ctxext.results import SHARES, Difference, Record, difference, printable
+from ctxext.results import (
+    SHARES,
+    Difference,
+    Interval,
+    Record,
+    difference,
+    higher_is_better,
+    interval,
+    over_windows,
+    printable,
+)
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
-NO_VALUE = "–"
+NO_VALUE, WINDOWS, ROUNDED = "–", "windows", "≈"
 CSV = (
-    *("model", "task", "metric", "data", "method", "length", "value", "stderr", "status", "tax"),
-    *("windows", "dtype", "seed", "difference", "difference_stderr"),
+    *("model", "task", "metric", "data", "method", "length", "value", "stderr", "low", "high"),
+    *("status", "tax", "windows", "dtype", "seed"),
+    *("difference", "difference_stderr", "difference_low", "difference_high"),
+    *("device", "attention", "versions"),
     *("tokens_per_second", "speed_ratio", "peak_memory_bytes", "memory_ratio"),
 )
+INTERVAL = "(Wilson's; wider than need be where answers are right in part)"
 _COSTS = {"speed": "tokens/s", "memory": "peak memory"}
 _MARKDOWN = {ord(c): f"\\{c}" for c in "`*_[]~$"} | {ord(c): f"&#{ord(c)};" for c in "&<>|\\"}
 
@@ -59,8 +73,9 @@ _TAX = {
 class Cell:
     """One result on the scale of its record; `status` is ok, oom, error or missing.
 
-    `difference` is to rope over the same windows, None for rope itself, with its paired standard
-    error where that is known; `cost` is of this result.
+    `interval` is the 95% interval of a number over samples. `difference` is to rope over the same
+    windows or samples, None for rope itself, and only `exact` where both were measured alike;
+    `cost` is of this result, and `record` what it was made from.
     """
 
     value: float | None = None
@@ -69,6 +84,9 @@ class Cell:
     best: bool = False
     difference: Difference | None = None
     cost: Cost = NO_COST
+    interval: Interval | None = None
+    exact: bool = True
+    record: Record | None = None
 
 
 @dataclass(frozen=True)
@@ -90,16 +108,22 @@ class Table:
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
     costed: int  # the column whose speed and memory are shown
+    unit: str  # what values are over: windows or samples
+
+    @property
+    def tax(self) -> _Tax | None:
+        """In what the tax is told; None where there is none."""
+        return _TAX.get(self.group.metric) if self.unit == WINDOWS else None
 
     def header(self, differences: bool = True) -> list[str]:
         """`method`, each length (with its windows where they differ within a length), the
         differences at these lengths, and the tax, speed and memory where there are any."""
-        lengths, of = [column.length for column in self.columns], of_what(self.group.metric)
+        lengths, of = [column.length for column in self.columns], self.unit
         labels = [
             format_length(length) + (f" ({windows} {of})" if lengths.count(length) > 1 else "")
             for length, windows in self.columns
         ]
-        tax = _TAX.get(self.group.metric)
+        tax = self.tax
         apart = [f"Δ {labels[number]}" for number in self.compared() if differences]
         costs = [_COSTS[name] for name in self.costs()]
         return ["method", *labels, *apart, *([f"tax ({tax.unit})"] if tax else []), *costs]
@@ -121,21 +145,37 @@ class Table:
                 yield row, column, cell
 
     def cell_text(self, cell: Cell) -> str:
-        """`5.432 ± 0.021`, the status of a failed cell, or a dash."""
+        """`5.432 ± 0.021` or `95.5 [91.9, 97.5]`, the status of a failed cell, or a dash."""
         if cell.value is None:
             return NO_VALUE if cell.status == "missing" else cell.status
+        return self.number_text(cell) + self._error(cell, cell.stderr, cell.interval)
+
+    def number_text(self, cell: Cell) -> str:
+        """The value alone of a finished cell."""
         scale, form = self._scale(cell)
-        numbers = [x * scale for x in (cell.value, cell.stderr) if x is not None]
-        return " ± ".join(f"{x:{form}}" for x in numbers)
+        return f"{(cell.value or 0.0) * scale:{form}}"
 
     def difference_text(self, cell: Cell) -> str:
-        """`+0.123 ± 0.004`, in the digits of the value, or a dash."""
+        """`+0.123 ± 0.004` or `+4.5 [+1.2, +8.1]`, in the digits of the value, or a dash;
+        behind a sign where rounding is part of it."""
         if cell.difference is None:
             return NO_VALUE
         scale, form = self._scale(cell)
-        value, error = cell.difference
-        text = _signed(f"{value * scale:+{form}}")
-        return text if error is None else f"{text} ± {error * scale:{form}}"
+        value, error, interval = cell.difference
+        text = ("" if cell.exact else ROUNDED) + _signed(f"{value * scale:+{form}}")
+        return text + self._error(cell, error, interval, "+")
+
+    def _error(
+        self, cell: Cell, stderr: float | None, interval: Interval | None, sign: str = ""
+    ) -> str:
+        """What stands behind a number: its interval, or its standard error where that has a digit
+        to show."""
+        scale, form = self._scale(cell)
+        if interval is not None:
+            low, high = (_signed(f"{end * scale:{sign}.1f}") for end in interval)
+            return f" [{low}, {high}]"
+        shown = f"{(stderr or 0.0) * scale:{form}}"
+        return f" ± {shown}" if shown.strip("0.") else ""
 
     def _scale(self, cell: Cell) -> tuple[int, str]:
         """What a cell's numbers are multiplied by, and how many digits they have."""
@@ -143,6 +183,7 @@ class Table:
         value, error = (abs(x or 0) * scale for x in (cell.value, cell.stderr))
         digits = next((d for d in (3, 2, 1) if value < 10 ** (4 - d)), 0)
         form = f".{2 if scale == 100 else digits}f"
+        form = ".1f" if cell.interval and scale == 100 else form
         return scale, form if max(value, error) < 1e6 else ".3g"
 
     def cost_texts(self, row: Row) -> list[tuple[str, str]]:
@@ -157,7 +198,7 @@ class Table:
 
     def tax_texts(self, row: Row) -> list[str]:
         """The tax in a list, which is empty where the metric has none."""
-        tax = _TAX.get(self.group.metric)
+        tax = self.tax
         if tax is None:
             return []
         if row.tax is None:
@@ -167,12 +208,15 @@ class Table:
 
 def _signed(text: str) -> str:
     """Without its sign if it is all zeros."""
-    return text if text.strip("+-0.") else text[1:]
+    return text if text.strip("+-0.") else text.lstrip("+-")
 
 
-def of_what(metric: str) -> str:
-    """What a metric's standard error is over."""
-    return "windows" if metric in _TAX else "samples"
+def unit_of(records: Iterable[Record]) -> str:
+    """What the values of a group are over: windows or samples."""
+    some = list(records)
+    done = [record for record in some if record["status"] == "ok"]
+    windows = any(map(over_windows, done)) if done else some[0]["metric"] in _TAX
+    return WINDOWS if windows else "samples"
 
 
 def build(records: Iterable[Record], order: Sequence[str] = ()) -> list[Table]:
@@ -182,46 +226,58 @@ def build(records: Iterable[Record], order: Sequence[str] = ()) -> list[Table]:
 
 
 def _table(group: Group, groups: dict[Group, list[Record]], order: Sequence[str]) -> Table:
-    cells = newest(groups[group])
+    cells, unit = newest(groups[group]), unit_of(groups[group])
     columns = sorted({column for _, column in cells})
-    best = {column: _best(cells, column, group.metric) for column in columns}
-    taxed = next((c for c in reversed(columns) if _taxes(cells, c, group.metric)), None)
+    taxing = unit == WINDOWS and group.metric in _TAX
+    taxed = next((c for c in reversed(columns) if taxing and _taxes(cells, c, group.metric)), None)
     taxes = _taxes(cells, taxed, group.metric) if taxed else {}
     rows = []
-    for method in method_order(groups[group], order):
-        found = (_cell(cells, method, column, best[column]) for column in columns)
+    for method in method_order(cells.values(), order):
+        found = (_cell(cells, method, column) for column in columns)
         rows.append(Row(method, tuple(found), taxes.get(method)))
     words = describe(group, groups, ("model", "task", "metric", "data"))
     if words[1].partition(":")[0] == words[2]:
         del words[2]
     title = " · ".join(words)
-    caption = _caption(group.metric, cells["rope", taxed] if taxed else None)
+    higher = higher_is_better(cells.values())
     finished = [place for place, record in cells.items() if record["status"] == "ok"]
     with_rope = [column for method, column in finished if method == "rope"]
     costed = max(with_rope or [column for _, column in finished], default=columns[-1])
-    table = Table(group, title, caption, tuple(columns), tuple(rows), costed=columns.index(costed))
-    return replace(table, caption=caption + _told(table))
+    at = columns.index(costed)
+    table = Table(group, title, "", tuple(columns), tuple(rows), costed=at, unit=unit)
+    said = [_caption(table, higher, cells["rope", taxed] if taxed else None), *_told(table)]
+    said += mixed(groups[group], cells)
+    return replace(_marked(table, higher), caption=" ".join(said))
 
 
-def _told(table: Table) -> str:
+def _told(table: Table) -> Iterator[str]:
     """What the differences, the speed and the memory are, where they are shown."""
-    told = ""
     if table.compared():
-        unit = ", in percentage points" if table.group.metric in SHARES else ""
-        of = of_what(table.group.metric)
-        told += f" Δ is the difference to rope over the same {of}{unit}"
-        known = [c.difference.stderr for _, _, c in table.cells() if c.difference]
-        paired = f", with its standard error, paired over {of}, where that is recorded"
-        told += (paired if set(known) - {None} else "; its standard error is not recorded") + "."
+        found = [cell.difference for _, _, cell in table.cells() if cell.difference]
+        percent = ", in percentage points" if table.group.metric in SHARES else ""
+        told = f"Δ is the difference to rope over the same {table.unit}{percent}"
+        known = f"where each of the {table.unit} is recorded"
+        if any(one.interval for one in found):
+            told += f", with its 95% interval, paired {known}"
+        elif any(one.stderr is not None for one in found):
+            told += f", with its standard error, paired over {table.unit}, where that is recorded"
+        else:
+            told += "; its standard error is not recorded"
+        if not all(cell.exact for _, _, cell in table.cells()):
+            told += (
+                f"; {ROUNDED} where the two were not measured alike, so that rounding is part of it"
+            )
+        yield f"{told}."
     if table.costs():
         names = " and ".join(_COSTS[name] for name in table.costs())
         length = format_length(table.columns[table.costed].length)
-        told += f" {names.capitalize()} are of the evaluation at length {length}; × is over rope"
-        told += " on the same device."
-    return told
+        yield (
+            f"{names.capitalize()} are of the evaluation at length {length}; × is over rope on the "
+            "same device."
+        )
 
 
-def _cell(cells: Cells, method: str, column: Column, best: float | None) -> Cell:
+def _cell(cells: Cells, method: str, column: Column) -> Cell:
     record, rope = cells.get((method, column)), cells.get(("rope", column))
     if record is None:
         return Cell()
@@ -230,15 +286,30 @@ def _cell(cells: Cells, method: str, column: Column, best: float | None) -> Cell
     value, cost = record["value"], cost_of(record, rope)
     compared = method != "rope" and rope is not None and rope["status"] == "ok"
     apart = difference(record, rope) if compared and rope else None
-    return Cell(value, record["stderr"], "ok", value == best, apart, cost)
+    exact = rope is None or alike(record, rope)
+    return Cell(value, record["stderr"], "ok", False, apart, cost, interval(record), exact, record)
 
 
-def _best(cells: Cells, column: Column, metric: str) -> float | None:
-    """The best value of a column in which at least two methods have one."""
-    values = [r["value"] for (_, c), r in cells.items() if c == column and r["status"] == "ok"]
-    if len(values) < 2:
-        return None
-    return float(min(values) if metric == "perplexity" else max(values))
+def _marked(table: Table, higher: bool | None) -> Table:
+    """With the best of each column marked, where it is known whether higher is better."""
+    if higher is None:
+        return table
+    columns = zip(*(row.cells for row in table.rows), strict=True)
+    best = [_best(table, column, higher) for column in columns]
+    rows = []
+    for row in table.rows:
+        cells = [
+            replace(cell, best=cell.value is not None and table.number_text(cell) == text)
+            for cell, text in zip(row.cells, best, strict=True)
+        ]
+        rows.append(replace(row, cells=tuple(cells)))
+    return replace(table, rows=tuple(rows))
+
+
+def _best(table: Table, column: Sequence[Cell], higher: bool) -> str | None:
+    """How the best value of a column reads; None where all values read alike."""
+    shown = {cell.value: table.number_text(cell) for cell in column if cell.value is not None}
+    return shown[(max if higher else min)(shown)] if len(set(shown.values())) > 1 else None
 
 
 def _inside(record: Record, trained: int, field: str) -> tuple[float, list[tuple[int, int, int]]]:
@@ -264,28 +335,40 @@ def _taxes(cells: Cells, column: Column, metric: str) -> dict[str, float]:
     return taxes if len(taxes) > 1 else {}
 
 
-def _caption(metric: str, rope: Record | None) -> str:
-    percent = "Percent; " if metric in SHARES else ""
-    error = f"{percent}± is the standard error over {of_what(metric)}"
-    if metric not in _TAX:
-        return f"{error}."
-    if rope is None:
-        return (
-            f"{error}; no tax: it needs rope and a method beside it, at a length of at most 16 "
-            "times the trained one."
+def _caption(table: Table, higher: bool | None, rope: Record | None) -> str:
+    """What the values and their errors are, which are better, and what the tax is."""
+    said = ["percent"] if table.group.metric in SHARES else []
+    said += [] if higher is None else [f"{'higher' if higher else 'lower'} is better"]
+    if any(cell.interval for _, _, cell in table.cells()):
+        said.append(f"in brackets the 95% interval over {_count(table)} {INTERVAL}")
+    else:
+        said.append(f"± is the standard error over {table.unit}")
+    if table.tax is not None and rope is None:
+        said.append(
+            "no tax: it needs rope and a method beside it, at a length of at most 16 times the "
+            "trained one"
         )
-    stop = _inside(rope, rope["trained_length"], _TAX[metric].bucket)[1][-1][1]
-    return (
-        f"{error}; tax is the change against rope in {_TAX[metric].words} over positions "
-        f"0 to {stop} (trained length {rope['trained_length']}), measured at length "
-        f"{format_length(rope['length'])}."
-    )
+    elif table.tax is not None and rope is not None:
+        stop = _inside(rope, rope["trained_length"], table.tax.bucket)[1][-1][1]
+        said.append(
+            f"tax is the change against rope in {table.tax.words} over positions 0 to {stop} "
+            f"(trained length {rope['trained_length']}), measured at length "
+            f"{format_length(rope['length'])}"
+        )
+    text = "; ".join(said)
+    return f"{text[:1].upper()}{text[1:]}."
+
+
+def _count(table: Table) -> str:
+    """How many windows or samples the values are over."""
+    counts = sorted({column.windows for column in table.columns if column.windows})
+    return count_text(counts[0], counts[-1], table.unit)
 
 
 def to_rich(table: Table, width: int | None = None) -> RichTable:
     """For the terminal; the best of a column is green and has a `*`.
 
-    Cells are broken at their ± to fit into `width` characters, but no name and no number is:
+    Cells are broken at their ± or [ to fit into `width` characters, but no name and no number is:
     a table may be wider than the console, so print it with `crop=False`.
     """
     from rich.cells import cell_len
@@ -298,12 +381,12 @@ def to_rich(table: Table, width: int | None = None) -> RichTable:
     rich = RichTable(title=Text(printable(table.title)), caption=Text(printable(caption)))
     lines = [[Text(label) for label in table.header(differences=False)]]
     for row in table.rows:
-        cells = [Text(table.cell_text(cell).replace("± ", "±")) for cell in row.cells]
+        cells = [Text(_narrow(table.cell_text(cell))) for cell in row.cells]
         for text, cell in zip(cells, row.cells, strict=True):
             text.append("*" if cell.best else " " * starred)
             text.stylize("bold green" if cell.best else "")
             if cell.difference is not None:
-                apart = table.difference_text(cell).replace("± ", "±")
+                apart = _narrow(table.difference_text(cell))
                 text.append(f"\n{apart}{' ' * starred}", "dim")
         costs = [
             Text.assemble(value, (f"\n{ratio}", "dim")) if ratio else Text(value)
@@ -322,6 +405,11 @@ def to_rich(table: Table, width: int | None = None) -> RichTable:
     for line in lines[1:]:
         rich.add_row(*line)
     return rich
+
+
+def _narrow(text: str) -> str:
+    """With one place to break at, before the error."""
+    return text.replace("± ", "±").replace(", ", ",")
 
 
 def escape(text: str) -> str:
@@ -366,10 +454,27 @@ def csv_rows(tables: Iterable[Table]) -> Iterator[dict[str, Any]]:
         for row, column, cell in table.cells():
             if cell.status != "missing":
                 head = map(printable, (g.model, g.task, g.metric, g.data, row.method))
-                result = (column.length, cell.value, cell.stderr, cell.status, row.tax)
-                apart = cell.difference or (None, None)
+                ends = cell.interval or (None, None)
+                result = (column.length, cell.value, cell.stderr, *ends, cell.status, row.tax)
+                value, stderr, interval = cell.difference or (None, None, None)
+                apart = (value, stderr, *(interval or (None, None)))
                 rest = (column.windows or None, printable(g.dtype), g.seed, *apart)
-                yield dict(zip(CSV, (*head, *result, *rest, *cell.cost), strict=True))
+                place = _measured_by(cell.record)
+                yield dict(zip(CSV, (*head, *result, *rest, *place, *cell.cost), strict=True))
+
+
+def _measured_by(record: Record | None) -> list[str | None]:
+    """Device, attention path and versions of a finished record."""
+    if record is None:
+        return [None] * 3
+    return [
+        printable(text) for text in (record["device"], record["attention"], versions_text(record))
+    ]
+
+
+def versions_text(record: Record) -> str:
+    """`ctxext 0.1.0, torch 2.13.0, …`."""
+    return ", ".join(f"{name} {version}" for name, version in record["versions"].items())
 
 
 def _inert(value: Any) -> Any:
@@ -380,8 +485,8 @@ def _inert(value: Any) -> Any:
 
 def write_csv(names: Sequence[str], rows: Iterable[dict[str, Any]]) -> str:
     """Rows under the column names; what a row lacks is empty."""
-    out = io.StringIO()
-    writer = csv.DictWriter(out, names, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({name: _inert(value) for name, value in row.items()} for row in rows)
-    return out.getvalue()
+    from pandas import DataFrame
+
+    cells = [[_inert(row.get(name)) for name in names] for row in rows]
+    frame = DataFrame(cells, columns=list(names), dtype=object)
+    return frame.to_csv(index=False, lineterminator="\n")

@@ -1,6 +1,9 @@
 """The record of one cell, and the folder that keeps one JSON file for each."""
 
 from ctxext.results.files import check_writable, write_atomically
+from ctxext.results.frame import load
+from ctxext.results.intervals import Interval, interval
+from ctxext.results.metrics import higher_is_better
 from ctxext.results.names import printable, safe_name
 from ctxext.results.paired import Difference, difference
 from ctxext.results.record import (
@@ -10,6 +13,7 @@ from ctxext.results.record import (
     SHARES,
     Record,
     digest,
+    over_windows,
     problem_with,
     sealed,
 )
@@ -21,11 +25,16 @@ __all__ = [
     "RATIO",
     "SHARES",
     "Difference",
+    "Interval",
     "Record",
     "Store",
     "check_writable",
     "difference",
     "digest",
+    "higher_is_better",
+    "interval",
+    "load",
+    "over_windows",
     "printable",
     "problem_with",
     "safe_name",

@@ -44,12 +44,25 @@ def problem_with(record: object) -> str | None:
         return f"the field 'own_scaling' cannot be {str(own)[:60]!r}"
     if not (source is None or _text(source)):
         return f"the field 'trained_from' cannot be {str(source)[:60]!r}"
+    higher = record.get("higher_is_better")
+    if not (higher is None or isinstance(higher, bool)):
+        return f"the field 'higher_is_better' cannot be {str(higher)[:60]!r}"
+    perfect = record.get("perfect_score")
+    if not (perfect is None or _number(perfect)):
+        return f"the field 'perfect_score' cannot be {str(perfect)[:60]!r}"
     parts = record.get("parts") or []
     if not isinstance(parts, list) or not all(map(_part, parts)):
         return "its parts are not a name, a value and a number each"
     if not _by_window(record.get("by_window"), record["n"]):
         return "its by_window is not as many n as nll and hits, or not of all n tokens"
+    if not _by_sample(record.get("by_sample"), record["n"]):
+        return "its by_sample is not prompts and as many finite scores as there are samples"
     return _problem_with_buckets(record["buckets"] or [], record["length"])
+
+
+def over_windows(record: Record) -> bool:
+    """Whether its number is over windows of a text, and not over samples."""
+    return bool(record.get("buckets") or record.get("by_window"))
 
 
 def _problem_with_buckets(buckets: list[Any], length: int) -> str | None:
@@ -166,6 +179,16 @@ def _by_window(value: object, total: object) -> bool:
     rows = list(zip(*lists, strict=True))
     sizes = all(_whole(n) and _size(nll) and _whole(hits) and hits <= n for n, nll, hits in rows)
     return sizes and sum(n for n, _, _ in rows) == total != 0
+
+
+def _by_sample(value: object, total: object) -> bool:
+    """Nothing, or what tells the prompts from others and a score for each."""
+    if value is None:
+        return True
+    if not isinstance(value, dict) or not _text(value.get("prompts")):
+        return False
+    scores = value.get("scores")
+    return isinstance(scores, list) and len(scores) == total and all(map(_finite_number, scores))
 
 
 def _data(value: object) -> bool:

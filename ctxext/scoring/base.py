@@ -16,12 +16,15 @@ class Score(NamedTuple):
         stderr: over windows or samples; None where there is one.
         parts: the same number over parts of the samples, {"name", "value", "n"} each.
         also: other numbers by name, such as a second definition of the metric.
+        samples: where another library has made the samples, what tells the prompt of each from
+            others, and its score, of which the value is the mean.
     """
 
     value: float
     stderr: float | None
     parts: Sequence[Mapping[str, Any]] = ()
     also: Mapping[str, float] = {}
+    samples: Sequence[tuple[str, float]] = ()
 
 
 def mean_score(values: Sequence[float], scale: float = 1.0) -> tuple[float, float | None]:

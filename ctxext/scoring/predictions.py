@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ctxext.errors import UsageError
+from ctxext.results import interval
 from ctxext.scoring.base import Row
 from ctxext.scoring.longbench import BANDS, TASKS, averages, check_task, problem_with, score
 
@@ -23,7 +24,8 @@ def score_folder(folder: Path, extended: bool = False) -> list[Result]:
     The authors' pred.py names the files of LongBench-E in the same way, so `extended` tells.
 
     Returns:
-        {"task", "metric", "value", "stderr", "n", "also", "parts"} for each file.
+        {"task", "metric", "value", "stderr", "interval", "n", "also", "parts"} for each file; the
+        interval is the 95% one of `ctxext.results.interval`, [low, high].
 
     Raises:
         UsageError: there is no such folder or no file in it; a file is no task's or has no rows;
@@ -46,12 +48,13 @@ def to_table(results: Sequence[Result]) -> Table:
     bands = [band for band in BANDS if any(band in _by_band(result) for result in results)]
     for name in ("task", "metric"):
         table.add_column(name, overflow="fold")
-    for name in ("score", "±", "n", *also, *bands):
+    for name in ("score", "95% interval", "n", *also, *bands):
         table.add_column(name, justify="right", no_wrap=True)
     for result in results:
         numbers = [result["also"].get(name) for name in also]
         numbers += [_by_band(result).get(band) for band in bands]
-        cells = (result["task"], result["metric"], _two(result["value"]), _two(result["stderr"]))
+        ends = " to ".join(map(_two, result["interval"]))
+        cells = (result["task"], result["metric"], _two(result["value"]), ends)
         table.add_row(*cells, str(result["n"]), *map(_two, numbers))
     found = averages(results)
     banded = [_two(found.pop(band, None)) for band in bands]
@@ -62,12 +65,11 @@ def to_table(results: Sequence[Result]) -> Table:
 
 def _result(task: str, rows: Sequence[Row], extended: bool) -> Result:
     found = score(task, rows, extended)
+    number = {"metric": TASKS[task], "value": found.value, "stderr": found.stderr, "n": len(rows)}
     return {
         "task": task,
-        "metric": TASKS[task],
-        "value": found.value,
-        "stderr": found.stderr,
-        "n": len(rows),
+        **number,
+        "interval": list(interval(number) or ()),
         "also": dict(found.also),
         "parts": [dict(part) for part in found.parts],
     }

@@ -16,6 +16,7 @@ class Accuracy(TokenTask):
     """
 
     metric = "accuracy"
+    higher_is_better = True
 
     def summarise(self, scores: TokenScores) -> Score:
         """The share of hits, and its standard error over windows."""

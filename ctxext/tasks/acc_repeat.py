@@ -17,6 +17,7 @@ class AccuracyOnRepeated(TokenTask):
     """
 
     metric = "accuracy"
+    higher_is_better = True
 
     def reads(self, length: int, limit: int) -> int:
         """As for `acc`."""

@@ -51,12 +51,15 @@ class Task:
 
     Attributes:
         metric: the name of its number; `results.SHARES` has those from 0 to 1.
+        higher_is_better: whether more of it is better; None where that is not known, so that
+            tables mark no best.
         positional: the field that is given without its name, as in `ruler:vt`.
         draws: whether its samples are drawn with a seed.
     """
 
     name: ClassVar[str]
     metric: ClassVar[str]
+    higher_is_better: ClassVar[bool | None] = None
     version: ClassVar[int] = 1
     positional: ClassVar[str | None] = None
     draws: ClassVar[bool] = True
@@ -331,7 +334,14 @@ class Sample:
 
 @dataclass(frozen=True)
 class SampleTask(Task):
-    """A task whose samples are prompts that the model answers, greedily."""
+    """A task whose samples are prompts that the model answers, greedily.
+
+    Attributes:
+        perfect_score: what a wholly right answer scores, where scores are from 0 to it; None where
+            they are not, so that their mean has no interval.
+    """
+
+    perfect_score: ClassVar[float | None] = None
 
     def read(self, data: str | None) -> Data:
         """The text that prompts are made with; `stdlib` unless another is named."""

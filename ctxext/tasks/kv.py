@@ -33,6 +33,8 @@ class KeyValue(SampleTask):
     """
 
     metric = "kv"
+    higher_is_better = True
+    perfect_score = 1.0
     depths: Count = field(default=5, metadata={"help": "depths (2 or more; default 5)"})
     samples: Count = field(default=20, metadata={"help": "samples (of each depth; default 20)"})
 

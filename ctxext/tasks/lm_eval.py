@@ -62,6 +62,13 @@ class LmEval(HarnessTask):
         (task, *_) = self._load()["tasks"].values()
         return str(next(iter(task.higher_is_better())))
 
+    @property
+    def higher_is_better(self) -> bool | None:  # type: ignore[override]
+        """What lm_eval says of the metric; None where it says nothing, or its tasks differ."""
+        tasks = self._load()["tasks"].values()
+        said = {task.higher_is_better().get(self.metric) for task in tasks}
+        return said.pop() if len(said) == 1 else None
+
     def resolve(self, trained: int, lengths: Sequence[int]) -> LmEval:
         """The task itself; UsageError where its answers leave no room for a prompt."""
         from ctxext.harness import catalogue
@@ -143,13 +150,19 @@ class LmEval(HarnessTask):
                 batch_size=batch,
             )  # fmt: skip
             results = evaluate(
-                CachingLM(runner, str(cache)), loaded, limit=limit, log_samples=False,
+                CachingLM(runner, str(cache)), loaded, limit=limit, log_samples=True,
                 bootstrap_iters=RESAMPLES,
             )  # fmt: skip
-        return self._score(results["results"], [*loaded["groups"]], [*loaded["tasks"]])
+        found, tasks = results["results"], [*loaded["tasks"]]
+        samples = [sample for name in tasks for sample in results["samples"][name]]
+        return self._score(found, [*loaded["groups"]], tasks, samples)
 
     def _score(
-        self, results: Mapping[str, Mapping[str, Any]], groups: Sequence[str], tasks: Sequence[str]
+        self,
+        results: Mapping[str, Mapping[str, Any]],
+        groups: Sequence[str],
+        tasks: Sequence[str],
+        samples: Sequence[Mapping[str, Any]],
     ) -> tuple[Score, int]:
         """The first group's number with its tasks as parts, or else the one task's."""
         metric, whole = self.metric, results[(*groups, *tasks)[0]]
@@ -165,8 +178,20 @@ class LmEval(HarnessTask):
             for name in (tasks if groups else ())
             if key in (part := results[name])
         ]
-        score = Score(float(whole[key]), error, parts, also)
+        score = Score(float(whole[key]), error, parts, also, _scores(samples, key))
         return score, whole["sample_len"]
+
+
+def _scores(samples: Sequence[Mapping[str, Any]], key: str) -> list[tuple[str, float]]:
+    """What tells each sample from others, and its score by a `metric,filter`; [] where some have
+    no number."""
+    name, _, filter_name = key.partition(",")
+    some = [sample for sample in samples if sample["filter"] == filter_name]
+    scores: list[Any] = [sample.get(name) for sample in some]
+    if not all(isinstance(score, (bool, int, float)) for score in scores):
+        return []
+    told = [f"{sample['doc_hash']} {sample['prompt_hash']}" for sample in some]
+    return [(words, float(score)) for words, score in zip(told, scores, strict=True)]
 
 
 def _stderr(key: str) -> str:

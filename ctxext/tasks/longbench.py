@@ -27,6 +27,8 @@ class LongBench(SampleTask):
     """
 
     metric = ", ".join(sorted(set(official.TASKS.values())))
+    higher_is_better = True
+    perfect_score = 100.0
     positional = "task"
     draws = False
     extended: ClassVar[bool] = False

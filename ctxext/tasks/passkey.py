@@ -36,6 +36,8 @@ class PassKey(SampleTask):
     """
 
     metric = "passkey"
+    higher_is_better = True
+    perfect_score = 1.0
     samples: Count = field(default=20, metadata={"help": "samples (of each depth; default 20)"})
     depths: Count = field(default=11, metadata={"help": "depths (from 0 to 1; default 11)"})
 

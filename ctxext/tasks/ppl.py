@@ -23,6 +23,7 @@ class Perplexity(TokenTask):
     """
 
     metric = "perplexity"
+    higher_is_better = False
 
     def summarise(self, scores: TokenScores) -> Score:
         """exp of the mean loss over tokens."""

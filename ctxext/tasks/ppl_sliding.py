@@ -21,6 +21,7 @@ class SlidingPerplexity(TokenTask):
     """
 
     metric = "perplexity"
+    higher_is_better = False
     stride: int = field(default=256, metadata={"help": "stride (tokens; default 256)"})
 
     def __str__(self) -> str:

@@ -22,6 +22,7 @@ class PerplexityOfTails(TokenTask):
     """
 
     metric = "perplexity"
+    higher_is_better = False
     span: int | None = field(
         default=None, metadata={"help": "span (tokens; default the longest length asked for)"}
     )

@@ -73,6 +73,8 @@ class Ruler(SampleTask):
     HotpotQA's hotpot_dev_distractor_v1.json, and are not among `ruler:all`.
     """
 
+    higher_is_better = True
+    perfect_score = 100.0
     positional = "task"
     task: str
     samples: Count = field(default=100, metadata={"help": "samples (default 100; RULER takes 500)"})

@@ -124,11 +124,13 @@ class Outcome:
     def surely(self) -> int:
         """1 where the winner is better than the best default on what the search has not read, −1
         where it is worse, 0 where nothing tells."""
-        value, stderr = self.comparison.difference if self.comparison else (0.0, None)
-        if stderr is None:
+        if self.comparison is None:
             return 0
-        gain = -value if self.lower else value
-        return (gain > SURE * stderr) - (gain < -SURE * stderr)
+        value, stderr, interval = self.comparison.difference
+        if interval is None and stderr is None:
+            return 0
+        low, high = interval or (value - SURE * (stderr or 0.0), value + SURE * (stderr or 0.0))
+        return (high < 0) - (low > 0) if self.lower else (low > 0) - (high < 0)
 
     @property
     def advised(self) -> Trial | None:
@@ -165,6 +167,7 @@ def _fields(outcome: Outcome, trial: Trial) -> dict[str, Any]:
             "against": str(unseen.against.spec),
             "difference": unseen.difference.value,
             "stderr": unseen.difference.stderr,
+            "interval": unseen.difference.interval,
             unseen.what: unseen.read,
         }
     last, final = trial.last, trial.final
@@ -251,13 +254,13 @@ def verdict(outcome: Outcome) -> list[str]:
 
 
 def _compared(outcome: Outcome, unseen: Comparison) -> str:
-    value, stderr = unseen.difference
-    if stderr is None:
-        said = "one alone tells nothing of its error"
-    else:
-        unsure = f"no difference beyond {SURE:g} standard errors"
-        said = {1: "better", 0: unsure, -1: "worse: take the default"}[outcome.surely]
-    error = "" if stderr is None else f" ± {stderr:.3f}"
+    value, stderr, interval = unseen.difference
+    error, unsure = "", "one alone tells nothing of its error"
+    if interval is not None:
+        error, unsure = " [{:+.3f}, {:+.3f}]".format(*interval), "its 95% interval holds 0"
+    elif stderr is not None:
+        error, unsure = f" ± {stderr:.3f}", f"no difference beyond {SURE:g} standard errors"
+    said = {1: "better", 0: unsure, -1: "worse: take the default"}[outcome.surely]
     return (
         f"on {unseen.read} {unseen.what} that the search did not read, {outcome.metric} against "
         f"the best default, {unseen.against.spec}: {value:+.3f}{error} (paired): {said}"

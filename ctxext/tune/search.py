@@ -76,6 +76,11 @@ class Request:
                 f"--objective cannot be {self.objective}: give ppl-tail, or a task whose samples "
                 "are answered, such as passkey, kv, ruler:niah_single_1 or longbench:hotpotqa"
             )
+        if self.objective.higher_is_better is None:
+            raise UsageError(
+                f"--objective cannot be {self.objective}: the task does not say whether more of "
+                f"its {self.objective.metric} is better: set its higher_is_better"
+            )
         if not (math.isfinite(self.tax) and self.tax >= 0):
             raise UsageError(
                 f"bad value {self.tax} for --tax: give nats per token, 0 or more, such as 0.02"
@@ -112,14 +117,14 @@ class Search:
             )
         self._span = Span(trained, request.length)
         self._space = Space(parse_families(request.methods, self._span), self._span)
-        objective, lower = request.objective, isinstance(request.objective, PerplexityOfTails)
+        objective = request.objective
         self.outcome = Outcome(
             request.source,
             trained,
             request.length,
             str(objective),
             objective.metric,
-            lower,
+            not objective.higher_is_better,
             request.tax,
         )
         self._loaded, self._told = Loaded(), set[str]()
@@ -309,7 +314,7 @@ class Search:
         )
         if not ours["status"] == theirs["status"] == "ok":
             return None
-        found = compare(ours, theirs, self.request.objective, seen, self.request.out)
+        found = compare(ours, theirs, seen)
         what = "samples" if isinstance(self.request.objective, SampleTask) else "windows"
         return None if found is None else Comparison(default, *found, what)
 

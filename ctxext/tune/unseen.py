@@ -2,47 +2,45 @@
 
 from __future__ import annotations
 
-import json
 import math
-import statistics
-from pathlib import Path
 
 from ctxext.results import Record
 from ctxext.results.paired import Difference, difference
-from ctxext.tasks.base import SampleTask, Task
+from ctxext.tasks.base import mean_score
 
 
-def compare(
-    ours: Record, theirs: Record, task: Task, seen: int, out: Path
-) -> tuple[Difference, int] | None:
+def compare(ours: Record, theirs: Record, seen: int) -> tuple[Difference, int] | None:
     """The difference of two records beyond what was seen, paired, and what it is over.
 
     Args:
         ours, theirs: finished records that read the same windows or samples.
         seen: how many of these, from the first, do not count.
-        out: the folder of the records.
 
     Returns:
         Ours minus theirs on the records' scale, and how many windows or samples are left; None
         where none are, or where the records do not keep what was measured of each.
     """
-    if isinstance(task, SampleTask):
-        ours_by_name, theirs_by_name = (_scores(record, task, out) for record in (ours, theirs))
-        if list(ours_by_name) != list(theirs_by_name):
-            return None
-        steps = [score - theirs_by_name[name] for name, score in ours_by_name.items()][seen:]
-        if not steps:
-            return None
-        error = statistics.stdev(steps) / math.sqrt(len(steps)) if len(steps) > 1 else None
-        return Difference(statistics.fmean(steps), error), len(steps)
-    rest = [_rest(record, seen) for record in (ours, theirs)]
+    kept = [(record.get("by_sample") or {}).get("prompts") for record in (ours, theirs)]
+    rest = [_rest(record, seen) for record in (ours, theirs) if kept[0] == kept[1]] or [None, None]
     if rest[0] is None or rest[1] is None:
         return None
     return difference(rest[0], rest[1]), rest[0]["windows"]
 
 
 def _rest(record: Record, seen: int) -> Record | None:
-    """The record of a perplexity as if it had only read what comes after the windows seen.
+    """The record as if it had only read what comes after the windows or samples seen."""
+    if kept := record.get("by_sample"):
+        scores = kept["scores"][seen:]
+        if not scores:
+            return None
+        value, stderr = mean_score(scores)
+        more = {"by_sample": {**kept, "scores": scores}, "n": len(scores), "windows": len(scores)}
+        return {**record, **more, "value": value, "stderr": stderr}
+    return _rest_of_windows(record, seen)
+
+
+def _rest_of_windows(record: Record, seen: int) -> Record | None:
+    """That of a perplexity.
 
     Where sums are kept of neighbours together, what lies with a window seen is left out too.
     """
@@ -58,16 +56,3 @@ def _rest(record: Record, seen: int) -> Record | None:
     except ArithmeticError:
         return None
     return {**record, "by_window": rest, "windows": left, "value": value}
-
-
-def _scores(record: Record, task: SampleTask, out: Path) -> dict[str, float]:
-    """The score of each sample by its name, in order; none where the answers are not there, or
-    are not those of the record."""
-    try:
-        path = out / record["predictions"]
-        lines = path.read_bytes().splitlines() if path.is_file() else []
-        rows = [json.loads(line) for line in lines]
-        found = {str(row["name"]): task.score([row]).value for row in rows}
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        return {}
-    return found if len(found) == record["n"] else {}

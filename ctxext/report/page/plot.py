@@ -99,8 +99,8 @@ def _line(line: Line, look: Look, across: Scale, down: Scale) -> dict[str, Any]:
     path = "M" + "L".join(f"{_number(x)} {_number(y)}" for x, y in places)
     bars = []
     for (x, _), p in zip(places, line.points, strict=True):
-        if p.stderr:
-            low, high = (_bar(down, p.y + sign * p.stderr) for sign in (-1, 1))
+        if p.bar:
+            low, high = (_bar(down, end) for end in p.bar)
             bars.append(f"M{_number(x)} {_number(low)}V{_number(high)}")
     dots = [
         {"x": _percent(x), "y": _percent(y), "text": p.label}
