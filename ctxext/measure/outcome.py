@@ -129,6 +129,7 @@ def of_rows(task: SampleTask, rows: Sequence[Row]) -> dict[str, Any]:
     """The fields of a task whose samples are answered."""
     truncated = [bool(row["truncated"]) for row in rows if "truncated" in row]
     chat = [bool(row["chat"]) for row in rows if "chat" in row]
+    thinking = [bool(row["thinking"]) for row in rows if "thinking" in row]
     return {
         **_of_score(task.score(rows)),
         "n": len(rows),
@@ -136,6 +137,7 @@ def of_rows(task: SampleTask, rows: Sequence[Row]) -> dict[str, Any]:
         "buckets": [],
         "truncated": sum(truncated) if truncated else None,
         "chat": all(chat) if chat else None,
+        "thinking": any(thinking) if thinking else None,
         "close_calls": sum(row["margin"] <= CLOSE for row in rows),
     }
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ctxext.errors import CtxextError
+from ctxext.models.prompting import Prompter
 from ctxext.results import safe_name, write_atomically
-from ctxext.synthetic.fit import encode
 
 _PROBE = "One of the special magic numbers"
 
@@ -52,11 +52,14 @@ def cache_path(task: str, length: int, key: Sequence[Any]) -> Path | None:
         return None
 
 
-def tokenizer_sha256(tokenizer: Any) -> str:
-    """The hash of what a tokenizer makes of text."""
+def prompter_sha256(prompter: Prompter) -> str:
+    """The hash of what a tokenizer and, where it is used, its chat template make of text."""
+    tokenizer = prompter.tokenizer
     core = getattr(tokenizer, "backend_tokenizer", None)
     said = core.to_str() if core is not None else sorted(tokenizer.get_vocab().items())
-    text = json.dumps([type(tokenizer).__name__, said, encode(tokenizer, _PROBE)])
+    template = [str(tokenizer.chat_template)] if prompter.chat else []
+    ids = prompter.ids(_PROBE)
+    text = json.dumps([type(tokenizer).__name__, said, ids, *template])
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 

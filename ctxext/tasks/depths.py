@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Protocol
+from typing import Protocol
 
 from ctxext.errors import UsageError
+from ctxext.models.prompting import Prompter
 from ctxext.synthetic.fit import Maker, TooShort, fill, least_tokens
 from ctxext.tasks.base import Sample, Score, mean_score
 
@@ -27,7 +28,7 @@ class Hiding(Protocol):
 
 
 def spread(
-    task: Hiding, maker: Maker, tokenizer: Any, length: int, limit: int | None
+    task: Hiding, maker: Maker, prompter: Prompter, length: int, limit: int | None
 ) -> list[Sample]:
     """The task's prompts, at most `limit`, which fill the length less the answer, in tokens: one
     for each depth, then another for each, and so on.
@@ -38,16 +39,16 @@ def spread(
     whole = task.samples * task.depths
     count = min(limit or whole, whole)
     try:
-        fitted = fill(maker, tokenizer, count, length - task.generates)
+        fitted = fill(maker, prompter, count, length - task.generates)
     except TooShort:
-        least = least_tokens(maker, tokenizer, count) + task.generates
+        least = least_tokens(maker, prompter, count) + task.generates
         raise UsageError(
             f"{task} does not fit into length {length}: give --len {least} or more"
         ) from None
     samples = []
     for index, (prompt, ids) in enumerate(fitted):
         name = f"{index // task.depths}-{prompt.depth:.6g}"
-        facts = {"depth": prompt.depth, "length": len(ids)}
+        facts = {"depth": prompt.depth, "length": len(ids), **prompter.facts}
         samples.append(Sample(name, ids, prompt.answers, facts))
     return samples
 

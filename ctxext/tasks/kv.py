@@ -8,6 +8,7 @@ from typing import Any
 
 from ctxext.data import Synthetic
 from ctxext.errors import UsageError
+from ctxext.models.prompting import Prompter
 from ctxext.registry import Count
 from ctxext.synthetic.fit import Prompt, stream
 from ctxext.synthetic.niah import random_uuid
@@ -18,8 +19,9 @@ from ctxext.tasks.depths import by_depth, spread
 TEMPLATE = (
     "Extract the value corresponding to the specified key in the JSON object below.\n\n"
     "JSON data:\n{records}\n\n"
-    'Key: "{key}"\nCorresponding value:'
+    'Key: "{key}"\n'
 )
+OPENING = "Corresponding value:"
 TOKENS = 50
 
 
@@ -33,8 +35,16 @@ class KeyValue(SampleTask):
     """
 
     metric = "kv"
+    version = 2
     depths: Count = field(default=5, metadata={"help": "depths (2 or more; default 5)"})
     samples: Count = field(default=20, metadata={"help": "samples (of each depth; default 20)"})
+    chat: bool | None = field(
+        default=None,
+        metadata={
+            "help": "chat=true|false: the tokenizer's chat template, always or never; where it "
+            "has one if not given"
+        },
+    )
 
     def __post_init__(self) -> None:
         at_least_one(self, "samples", "depths")
@@ -55,7 +65,7 @@ class KeyValue(SampleTask):
 
     def read(self, data: str | None) -> Data:
         """What stands for data: the prompts are random."""
-        return Synthetic("synthetic", (TEMPLATE,))
+        return Synthetic("synthetic", (TEMPLATE + OPENING,))
 
     def prompts(
         self, tokenizer: Any, length: int, data: Any, seed: int, limit: int | None
@@ -65,7 +75,8 @@ class KeyValue(SampleTask):
         Raises:
             UsageError: not even a pair for each depth fits into the length.
         """
-        return spread(self, RecordsMaker(seed, self.depths), tokenizer, length, limit)
+        prompter = Prompter(tokenizer, self.chat, self)
+        return spread(self, RecordsMaker(seed, self.depths), prompter, length, limit)
 
     def score(self, rows: Sequence[Row]) -> Score:
         """The share of rows whose answer contains the value, in all and for each depth."""
@@ -98,4 +109,4 @@ class RecordsMaker:
         pairs.insert(round(depth * (units - 1)), asked)
         records = ",\n ".join(f'"{name}": "{held}"' for name, held in pairs)
         text = TEMPLATE.format(records="{" + records + "}", key=key)
-        return Prompt(text, (value,), depth)
+        return Prompt(text, (value,), depth, OPENING)

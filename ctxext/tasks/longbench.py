@@ -10,6 +10,7 @@ from ctxext.errors import UsageError
 from ctxext.longbench.halves import Cutter, TooShort
 from ctxext.longbench.prompts import prompt
 from ctxext.longbench.questions import Questions, read_questions
+from ctxext.models.prompting import Prompter
 from ctxext.scoring import longbench as official
 from ctxext.tasks import register
 from ctxext.tasks.base import Row, Sample, SampleTask, Score, Task, member
@@ -28,6 +29,7 @@ class LongBench(SampleTask):
 
     metric = ", ".join(sorted(set(official.TASKS.values())))
     positional = "task"
+    version = 2
     draws = False
     extended: ClassVar[bool] = False
 
@@ -91,7 +93,10 @@ class LongBench(SampleTask):
         self, tokenizer: Any, length: int, data: Questions, seed: int, limit: int | None
     ) -> list[Sample]:
         """The first `limit` prompts, cut to the length, in tokens, less the answer's."""
-        cutter = Cutter(tokenizer, length - self.generates, self._templated(tokenizer))
+        prompter = Prompter(tokenizer, self.chat, self)
+        if self.task in PLAIN:
+            prompter = Prompter(tokenizer)
+        cutter = Cutter(prompter, length - self.generates)
         pairs = list(zip(data.names(), data.rows, strict=True))[:limit]
         try:
             return [self._sample(cutter, name, row) for name, row in pairs]
@@ -105,15 +110,8 @@ class LongBench(SampleTask):
     def _sample(self, cutter: Cutter, name: str, row: Row) -> Sample:
         ids, truncated = cutter.cut(prompt(self.task).render(row["context"], row["input"]))
         facts: Row = {key: row[key] for key in ("all_classes", "length", "_id") if key in row}
-        return Sample(
-            name, ids, row["answers"], {**facts, "truncated": truncated, "chat": cutter.chat}
-        )
-
-    def _templated(self, tokenizer: Any) -> bool:
-        has = bool(getattr(tokenizer, "chat_template", None))
-        if self.chat and not has:
-            raise UsageError(f"{self}: the tokenizer has no chat template: leave chat=true out")
-        return has and self.chat is not False and self.task not in PLAIN
+        facts |= {"truncated": truncated, **cutter.prompter.facts}
+        return Sample(name, ids, row["answers"], facts)
 
     def _too_short(self, length: int, need: int) -> UsageError:
         """`need`: the tokens of the shortest prompt."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ctxext.data import Text, load_text
+from ctxext.models.prompting import Prompter
 from ctxext.registry import Count
 from ctxext.synthetic.fit import Prompt
 from ctxext.tasks import register
@@ -21,7 +22,7 @@ HEADER = (
 )
 FILLER = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
 NEEDLE = "The pass key is {key}. Remember it. {key} is the pass key."
-QUESTION = "What is the pass key? The pass key is"
+QUESTION, OPENING = "What is the pass key?", " The pass key is"
 _PUBLISHED = Text("filler", (FILLER,))
 
 
@@ -38,6 +39,13 @@ class PassKey(SampleTask):
     metric = "passkey"
     samples: Count = field(default=20, metadata={"help": "samples (of each depth; default 20)"})
     depths: Count = field(default=11, metadata={"help": "depths (from 0 to 1; default 11)"})
+    chat: bool = field(
+        default=False,
+        metadata={
+            "help": "chat=true|false: the tokenizer's chat template, always or never (default "
+            "false, as published)"
+        },
+    )
 
     def __post_init__(self) -> None:
         """Check the numbers."""
@@ -61,7 +69,7 @@ class PassKey(SampleTask):
             UsageError: the length is too small for the prompt without filler and its answer.
         """
         maker = KeyMaker(" ".join(data.documents), data != _PUBLISHED, seed, self.depths)
-        return spread(self, maker, tokenizer, length, limit)
+        return spread(self, maker, Prompter(tokenizer, self.chat, self), length, limit)
 
     def score(self, rows: Sequence[Row]) -> Score:
         """The share of right answers, in all and for each depth."""
@@ -100,7 +108,7 @@ class KeyMaker:
         begin = rng.randrange(len(self.filler)) if self.anywhere else 0
         text, split = self._from(begin, units), int(units * depth)
         pieces = (HEADER, text[:split], NEEDLE.format(key=key), text[split:], QUESTION)
-        return Prompt("\n".join(pieces), (key,), depth)
+        return Prompt("\n".join(pieces), (key,), depth, OPENING)
 
     def _from(self, begin: int, units: int) -> str:
         """So many characters from there on, the text said again where it ends."""
