@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from ctxext.errors import UsageError
+from ctxext.extras import NotInstalledError
 from ctxext.longbench.halves import Cutter, TooShort
 from ctxext.longbench.prompts import prompt
 from ctxext.longbench.questions import Questions, read_questions
@@ -15,6 +17,8 @@ from ctxext.scoring import longbench as official
 from ctxext.tasks import register
 from ctxext.tasks.base import Row, Sample, SampleTask, Score, Task, member
 
+_CHARACTERS = 3  # to a token, about, of English, code and Chinese
+_TYPICAL = 16  # prompts
 # Answered without a chat template: few-shot examples and code, which are to be continued.
 PLAIN = ("trec", "triviaqa", "samsum", "lsht", "lcc", "repobench-p")
 
@@ -69,6 +73,8 @@ class LongBench(SampleTask):
         questions = read_questions(data, self.task, files, list(official.TASKS))
         try:
             self.score([{**row, "pred": ""} for row in questions.rows])
+        except NotInstalledError:
+            raise
         except UsageError as error:
             raise UsageError(f"data {questions.name!r}: {error}") from None
         return questions
@@ -103,6 +109,16 @@ class LongBench(SampleTask):
         except TooShort as error:
             raise self._too_short(length, error.need) from None
 
+    def sizes(self, length: int, data: Questions, limit: int | None) -> list[int]:
+        """By their characters, and at most what the answer leaves of the length."""
+        texts = (prompt(self.task).render(r["context"], r["input"]) for r in data.rows[:limit])
+        return [min(length - self.generates, -(-len(text) // _CHARACTERS)) for text in texts]
+
+    @property
+    def typical(self) -> int:
+        """A few of the prompts, whose sizes differ."""
+        return _TYPICAL
+
     def score(self, rows: Sequence[Row]) -> Score:
         """The official score."""
         return official.score(self.task, rows, extended=self.extended)
@@ -111,7 +127,7 @@ class LongBench(SampleTask):
         ids, truncated = cutter.cut(prompt(self.task).render(row["context"], row["input"]))
         facts: Row = {key: row[key] for key in ("all_classes", "length", "_id") if key in row}
         facts |= {"truncated": truncated, **cutter.prompter.facts}
-        return Sample(name, ids, row["answers"], facts)
+        return Sample(name, array("i", ids), row["answers"], facts)
 
     def _too_short(self, length: int, need: int) -> UsageError:
         """`need`: the tokens of the shortest prompt."""
