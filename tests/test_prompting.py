@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import weakref
+from array import array
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +18,12 @@ from ctxext import tasks
 from ctxext.errors import UsageError
 from ctxext.harness.padding import padding
 from ctxext.longbench.questions import Questions
+from ctxext.measure.inputs import Inputs
 from ctxext.measure.tokens import start_token
 from ctxext.models.prompting import Frame, Prompter, frame
 from ctxext.tasks.base import Sample
+from ctxext.tasks.passkey import PassKey
+from ctxext.tasks.ruler import Ruler
 
 START, END, TURN = 0, 1, 2
 FRAMES = {
@@ -195,3 +201,79 @@ def test_records_say_how_it_was_asked(
         rows = (tmp_path / "out" / record["predictions"]).read_text().splitlines()
         found.append([(json.loads(row)["prompt"], json.loads(row)["pred"]) for row in rows])
     assert found[0] == found[1]
+
+
+def test_prompts_are_made_for_one_cell_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Once for all methods, when the first of them comes to it; those before are let go of. What
+    cannot be made is the failure of its cells."""
+    run: Run = runner(monkeypatch, capsys)
+    folder, out = save_model(tmp_path / "plain", bos=True), tmp_path / "out"
+    made: list[tuple[int, int]] = []
+    alive: list[tuple[int, weakref.ref[Sample]]] = []
+    make, take = PassKey.prompts, Inputs.samples
+
+    def prompts(self: PassKey, tokenizer: Any, length: int, *more: Any) -> list[Sample]:
+        made.append((length, len(list(out.glob("*.json")))))
+        if length == 420:
+            raise UsageError("no luck")
+        return make(self, tokenizer, length, *more)
+
+    def samples(self: Inputs, cell: Any) -> Any:
+        found = take(self, cell)
+        gc.collect()
+        assert all(one() is None for length, one in alive if length != cell.length)
+        if isinstance(found, list):
+            assert isinstance(found[0].ids, array)
+            alive.extend((cell.length, weakref.ref(sample)) for sample in found)
+        return found
+
+    monkeypatch.setattr(PassKey, "prompts", prompts)
+    monkeypatch.setattr(Inputs, "samples", samples)
+    ran = run("eval", "--model", folder, "--len", "400,420,440", "--task",
+              "ppl,passkey:samples=1,depths=2", "--method", "ntk:factor=4", "--limit", 2,
+              "--data", save_text(tmp_path), "--out", out, "--json")  # fmt: skip
+    assert ran.code == 1
+    assert [r["status"] for r in ran.records] == [*["ok"] * 3, "error", *["ok"] * 2] * 2
+    assert {r["reason"] for r in ran.records} == {None, "no luck"}
+    keyed = [(r["requested"], r["length"], r["metric"]) for r in ran.records]
+    methods, lengths = ("rope", "ntk:factor=4"), (400, 420, 440)
+    assert keyed == [
+        (m, n, what) for m in methods for n in lengths for what in ("perplexity", "passkey")
+    ]
+    assert made == [(400, 6), (420, 8), (440, 10)]
+
+
+def test_a_dry_run_makes_no_prompts_that_fill_a_length(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """But for one of each depth, where what they have in common is read once."""
+    run: Run = runner(monkeypatch, capsys)
+    folder, limits = save_model(tmp_path / "plain", bos=True), []
+    make = PassKey.prompts
+
+    def prompts(self: Any, tokenizer: Any, length: int, data: Any, seed: int, limit: int) -> Any:
+        limits.append(limit)
+        return make(self, tokenizer, length, data, seed, limit)
+
+    monkeypatch.setattr(PassKey, "prompts", prompts)
+    monkeypatch.setattr(Ruler, "prompts", None)
+    monkeypatch.setenv("CTXEXT_CACHE", str(tmp_path / "cache"))
+    ran = run("eval", "--model", folder, "--len", "4096", "--method", "ntk:factor=200", "--task",
+              "ruler:fwe,niah_single_1,samples=30,passkey:depths=2", "--out", tmp_path / "out",
+              "--dry-run", "--json")  # fmt: skip
+    assert ran.code == 0, ran.err
+    assert not (tmp_path / "cache").exists()
+    assert limits == [2, 2]
+    tokens = {record["task"]: record["tokens"] for record in ran.records}
+    assert tokens["ruler:fwe,samples=30"] == 30 * (4096 - 50)
+    assert abs(tokens["passkey:depths=2"] - 40 * (4096 - 8)) < 40 * 5
+    short = run("eval", "--model", folder, "--len", "200", "--task", "ruler:vt,samples=1",
+                "--out", tmp_path / "out")  # fmt: skip
+    assert "does not fit into length 200: give --len" in short.err
+
+
+def save_text(folder: Path) -> Path:
+    (folder / "t.txt").write_text("the cat sat on the mat " * 200)
+    return folder / "t.txt"

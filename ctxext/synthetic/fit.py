@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from array import array
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
@@ -44,7 +45,7 @@ class Fitted(NamedTuple):
     """A prompt with its token ids."""
 
     prompt: Prompt
-    ids: list[int]
+    ids: array[int]
 
 
 def depth_of(start: int, size: int, total: int) -> float:
@@ -113,7 +114,7 @@ def largest(count: Callable[[int], int], least: int, budget: int) -> tuple[int, 
 
 def _attempt(maker: Maker, prompter: Prompter, index: int, units: int) -> Fitted:
     prompt = maker.make(index, units)
-    return Fitted(prompt, prompter.ids(prompt.text, prompt.opening))
+    return Fitted(prompt, array("i", prompter.ids(prompt.text, prompt.opening)))
 
 
 def _near(

@@ -14,7 +14,7 @@ from ctxext.synthetic.fit import Prompt, stream
 from ctxext.synthetic.niah import random_uuid
 from ctxext.tasks import register
 from ctxext.tasks.base import Data, Row, Sample, SampleTask, Score, at_least_one
-from ctxext.tasks.depths import by_depth, spread
+from ctxext.tasks.depths import by_depth, check_room, filled, spread
 
 TEMPLATE = (
     "Extract the value corresponding to the specified key in the JSON object below.\n\n"
@@ -76,7 +76,20 @@ class KeyValue(SampleTask):
             UsageError: not even a pair for each depth fits into the length.
         """
         prompter = Prompter(tokenizer, self.chat, self)
-        return spread(self, RecordsMaker(seed, self.depths), prompter, length, limit)
+        return spread(self, self._maker(data, seed), prompter, length, limit)
+
+    def check(self, tokenizer: Any, length: int, data: Any, seed: int) -> None:
+        """By the smallest prompt."""
+        check_room(self, self._maker(data, seed), Prompter(tokenizer, self.chat, self), length)
+
+    def sizes(self, length: int, data: Any, limit: int | None) -> list[int]:
+        """They fill the length."""
+        return filled(self, length, limit)
+
+    @property
+    def typical(self) -> int:
+        """One for each depth: up to where the asked one is hidden they begin alike."""
+        return self.depths
 
     def score(self, rows: Sequence[Row]) -> Score:
         """The share of rows whose answer contains the value, in all and for each depth."""
@@ -84,6 +97,9 @@ class KeyValue(SampleTask):
             (row["depth"], any(value.lower() in row["pred"].lower() for value in row["answers"]))
             for row in rows
         )
+
+    def _maker(self, data: Any, seed: int) -> RecordsMaker:
+        return RecordsMaker(seed, self.depths)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from ctxext.registry import Count
 from ctxext.synthetic.fit import Prompt
 from ctxext.tasks import register
 from ctxext.tasks.base import Data, Row, Sample, SampleTask, Score, at_least_one
-from ctxext.tasks.depths import by_depth, spread
+from ctxext.tasks.depths import by_depth, check_room, filled, spread
 
 HEADER = (
     "There is an important info hidden inside a lot of irrelevant text. Find it and memorize "
@@ -68,12 +68,28 @@ class PassKey(SampleTask):
         Raises:
             UsageError: the length is too small for the prompt without filler and its answer.
         """
-        maker = KeyMaker(" ".join(data.documents), data != _PUBLISHED, seed, self.depths)
-        return spread(self, maker, Prompter(tokenizer, self.chat, self), length, limit)
+        prompter = Prompter(tokenizer, self.chat, self)
+        return spread(self, self._maker(data, seed), prompter, length, limit)
+
+    def check(self, tokenizer: Any, length: int, data: Any, seed: int) -> None:
+        """By the smallest prompt."""
+        check_room(self, self._maker(data, seed), Prompter(tokenizer, self.chat, self), length)
+
+    def sizes(self, length: int, data: Any, limit: int | None) -> list[int]:
+        """They fill the length."""
+        return filled(self, length, limit)
+
+    @property
+    def typical(self) -> int:
+        """One for each depth: up to where the asked one is hidden they begin alike."""
+        return self.depths
 
     def score(self, rows: Sequence[Row]) -> Score:
         """The share of right answers, in all and for each depth."""
         return by_depth((row["depth"], right(row["pred"], row["answers"][0])) for row in rows)
+
+    def _maker(self, data: Any, seed: int) -> KeyMaker:
+        return KeyMaker(" ".join(data.documents), data != _PUBLISHED, seed, self.depths)
 
 
 def right(answer: str, key: str) -> bool:

@@ -14,7 +14,7 @@ from ctxext.registry import Count
 from ctxext.scoring.ruler import METRICS
 from ctxext.synthetic import cache, niah, questions, tracking, words
 from ctxext.synthetic.fit import Maker, TooShort, fill, least_tokens
-from ctxext.synthetic.lexicon import Essay, lexicon
+from ctxext.synthetic.lexicon import essay_of, lexicon
 from ctxext.tasks import register
 from ctxext.tasks.base import Data, Row, Sample, SampleTask, Score, at_least_one, mean_score, member
 
@@ -147,9 +147,7 @@ class Ruler(SampleTask):
         Raises:
             UsageError: the length is too small for a prompt with its answer.
         """
-        count = min(limit or self.samples, self.samples)
-        if isinstance(data, questions.Questions):
-            count = min(count, len(data.questions))
+        count = self._count(data, limit)
         prompter = Prompter(tokenizer, self.chat, self)
         made_of = (self.version, cache.prompter_sha256(prompter), seed, count, data.sha256)
         path = cache.cache_path(self.task, length, (*made_of, *self._made_of()))
@@ -158,6 +156,17 @@ class Ruler(SampleTask):
             entries = self._make(prompter, length, data, seed, count)
             cache.save(path, entries)
         return [_sample(index, entry, prompter.facts) for index, entry in enumerate(entries)]
+
+    def check(self, tokenizer: Any, length: int, data: Any, seed: int) -> None:
+        """By the smallest prompt."""
+        prompter = Prompter(tokenizer, self.chat, self)
+        makers, room = self._makers(prompter, data, seed), length - self.generates
+        if all(least_tokens(maker, prompter, 1) > room for maker in makers(length)):
+            raise self._too_short(makers, prompter, length, self._count(data, None))
+
+    def sizes(self, length: int, data: Any, limit: int | None) -> list[int]:
+        """They fill the length."""
+        return [length - self.generates] * self._count(data, limit)
 
     def score(self, rows: Sequence[Row]) -> Score:
         """The mean of RULER's metric times 100."""
@@ -174,11 +183,21 @@ class Ruler(SampleTask):
                 return [
                     cache.Entry(ids, list(prompt.answers), prompt.depth) for prompt, ids in fitted
                 ]
+        raise self._too_short(makers, prompter, length, count)
+
+    def _count(self, data: Any, limit: int | None) -> int:
+        """How many prompts there are."""
+        count = min(limit or self.samples, self.samples)
+        return min(count, len(data.questions)) if self.task in questions.SOURCES else count
+
+    def _too_short(
+        self, makers: Callable[[int], list[Maker]], prompter: Prompter, length: int, count: int
+    ) -> UsageError:
         least, need = 0, length
         while need > least:
             least = need
             need = least_tokens(makers(least)[-1], prompter, count) + self.generates
-        raise UsageError(f"{self} does not fit into length {length}: give --len {least} or more")
+        return UsageError(f"{self} does not fit into length {length}: give --len {least} or more")
 
     def _makers(self, prompter: Prompter, data: Any, seed: int) -> Callable[[int], list[Maker]]:
         """What makes the prompts of a length; the second where the first does not fit.
@@ -197,7 +216,7 @@ class Ruler(SampleTask):
         elif self.task in questions.SOURCES:
             maker = questions.QuestionsMaker(self.task, seed, data)
         else:
-            essay = Essay(data.documents) if self._in_essay() else None
+            essay = essay_of(tuple(data.documents)) if self._in_essay() else None
             maker = niah.NiahMaker(self.task, seed, essay)
         return lambda length: [maker]
 
