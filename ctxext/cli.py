@@ -80,7 +80,7 @@ def evaluate(
     method: Methods = [],  # noqa: B006
     task: Annotated[
         list[str],
-        typer.Option(help="ppl, acc, passkey, longbench:hotpotqa, … (see ctxext tasks)."),
+        typer.Option(help="ppl, acc, passkey, ruler:vt,cwe, longbench:all, … (see ctxext tasks)."),
     ] = ["ppl"],  # noqa: B006
     data: Annotated[
         str | None,

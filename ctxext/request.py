@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -83,30 +84,56 @@ def parse_methods(texts: list[str]) -> tuple[Spec, ...]:
 
 
 def parse_tasks(texts: list[str]) -> tuple[Task, ...]:
-    """Tasks from `ppl`, `ppl,acc`, `passkey:samples=5,depths=3,acc`, `ruler:all`, …, none twice."""
-    specs = [spec for text in texts for spec in _specs(text)]
-    return tuple(dict.fromkeys(tasks.parse(one) for spec in specs for one in _members(spec)))
+    """Tasks from `ppl`, `ppl,acc`, `passkey:samples=5,depths=3,acc`, `ruler:all`, `ruler:vt,cwe`,
+    …, none twice.
+
+    A word that is no task's name goes on with the task before it, as another of a benchmark's
+    tasks, and `key=value` as a parameter of all of these.
+    """
+    specs = [spec for text in texts for one in _lists(text) for spec in _specs(one)]
+    return tuple(dict.fromkeys(map(tasks.parse, specs)))
 
 
-def _specs(text: str) -> list[str]:
-    """The list's parts; `key=value` goes on with the part before it."""
-    parts: list[str] = []
+def _lists(text: str) -> list[list[str]]:
+    """The list's items, those that go on with another behind it."""
+    found: list[list[str]] = []
     for item in text.split(","):
-        if parts and ":" in parts[-1] and re.match(r"\s*[a-z_]+\s*=", item):
-            parts[-1] += f",{item}"
+        if found and ":" in found[-1][0] and _goes_on(found[-1][0].partition(":")[0], item.strip()):
+            found[-1].append(item)
         else:
-            parts.append(item)
-    return parts
+            found.append([item])
+    return found
 
 
-def _members(spec: str) -> list[str]:
-    """Each task of a benchmark for `name:all`."""
-    name, _, rest = spec.strip().partition(":")
-    first, comma, more = rest.partition(",")
-    if first.strip() != "all":
-        return [spec]
-    members = tasks.REGISTRY.get(name).all_members()
-    return [f"{name}:{member}{comma}{more}" for member in members] or [spec]
+def _goes_on(name: str, item: str) -> bool:
+    """Whether an item is a parameter of the task before it, or another of a benchmark's tasks."""
+    if re.match(r"[a-z_]+\s*=", item):
+        return True
+    if not item or ":" in item or tasks.REGISTRY.get(name.strip()).positional is None:
+        return False
+    members, names = tasks.REGISTRY.get(name.strip()).members(), tasks.names()
+    if item in members or item in names or not members:
+        return item not in names
+    near = difflib.get_close_matches(item, [*names, *members], n=1)  # what it was to be
+    return not (near and near[0] in names)
+
+
+def _specs(items: list[str]) -> list[str]:
+    """The spec of each task of a benchmark that is named, or of all for `all`; else the spec."""
+    name, colon, first = items[0].partition(":")
+    text = ",".join(items)
+    if not colon or not tasks.REGISTRY.get(name.strip()).positional:
+        return [text]
+    given = [first, *items[1:]]
+    words = [item.strip() for item in given if "=" not in item]
+    shared = "".join(f",{item}" for item in given if "=" in item)
+    named = [member for word in words for member in _members(name.strip(), word)]
+    return [f"{name}:{member}{shared}" for member in named] or [text]
+
+
+def _members(name: str, word: str) -> list[str]:
+    """What `all` stands for, or the word."""
+    return (tasks.REGISTRY.get(name).all_members() if word == "all" else []) or [word]
 
 
 def check_own_scaling(own_scaling: str) -> str:

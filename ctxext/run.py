@@ -22,7 +22,7 @@ from ctxext.plan import Cell, Plan
 from ctxext.registry import format_length
 from ctxext.request import Request
 from ctxext.results import Record, Store, sealed
-from ctxext.tasks.base import TokenTask
+from ctxext.tasks.base import SampleTask, TokenTask
 
 if TYPE_CHECKING:
     from ctxext.estimate import Estimate
@@ -109,7 +109,7 @@ class Evaluation:
         else:
             for n, run in enumerate(runs):
                 run.after = runs[n + 1 :]
-                run.finish(run.groups())
+                run.finish(run.portions())
                 run.close()
         order = {name: n for n, name in enumerate(itertools.chain(*(r.names() for r in runs)))}
         self.records.sort(key=lambda record: order[_name(record)])
@@ -184,7 +184,8 @@ class Run:
         return len(self.plan.cells), sum(self.plan.key(c) in self._old for c in self.plan.cells)
 
     def prepare(self) -> None:
-        """Read the data of all cells that are not found, so that their costs are known."""
+        """Read the data of all cells that are not found, so that their costs are known; prompts
+        are made when their cell is computed."""
         if new := [cell for cell in self.plan.cells if self.plan.key(cell) not in self._found]:
             from ctxext.estimate import relative_costs
             from ctxext.measure.inputs import Inputs
@@ -255,6 +256,20 @@ class Run:
         """Cells by method and length: these share a forward where they can."""
         groups = itertools.groupby(self.plan.cells, key=lambda cell: (cell.requested, cell.length))
         return [list(cells) for _, cells in groups]
+
+    def portions(self) -> list[list[Cell]]:
+        """The groups, but that what reads prompts is a portion by itself; those that read the same
+        prompts, of which there may be gigabytes, follow one another.
+        """
+        apart = [cell for cell in self.plan.cells if isinstance(cell.task, SampleTask)]
+        others = [
+            [cell for cell in cells if not isinstance(cell.task, SampleTask)]
+            for cells in self.groups()
+        ]
+        places = dict.fromkeys((str(cell.task), cell.length, cell.seed) for cell in apart)
+        order = {place: n for n, place in enumerate(places)}
+        apart.sort(key=lambda cell: order[str(cell.task), cell.length, cell.seed])
+        return [*filter(None, others), *([cell] for cell in apart)]
 
     def _visit(self, cells: list[Cell]) -> list[Cell]:
         """Compute what nobody else does; the cells that somebody else is at."""
@@ -332,9 +347,13 @@ class Run:
 
     def _begin(self, cell: Cell, key: str) -> None:
         """Tell of a cell that is computed from now on, and of what is left after it."""
-        tokens = self._inputs.tokens(cell) // self.workers.count if self._inputs else 0
-        what = f"{cell.requested} {format_length(cell.length)} {cell.asked}"
+        where = f"{format_length(cell.length)} {cell.asked}"
         kind, cost = self._costs.get(key, ("", math.nan))
+        if self._session is not None and self._inputs and self._inputs.lacks(cell):
+            self.monitor.begin(Step(f"making the prompts of {where}", left=self._left()))
+            self._inputs.samples(cell)
+        tokens = self._inputs.tokens(cell) // self.workers.count if self._inputs else 0
+        what = f"{cell.requested} {where}"
         self.monitor.begin(Step(what, tokens, kind, cost, self._left(key)))
 
     def _left(self, but: str = "") -> dict[str, float]:

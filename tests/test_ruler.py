@@ -359,7 +359,7 @@ def test_prompts_are_kept(tiny: Any, cache: Path) -> None:
     assert [line[0] for line in lines[1:]] == [list(sample.ids) for sample in made]
     before, content = spy.asked, file.read_bytes()
     assert prompts(spy, "niah_single_2", 1024) == made
-    assert spy.asked == before + 1
+    assert spy.asked <= before + 3  # a few words, to tell the tokenizer by
     for changed in ({"length": 1025}, {"seed": 1}, {"limit": 3}, {"tokenizer": tiny}):
         known = len(list(cache.iterdir()))
         prompts(**{"tokenizer": spy, "spec": "niah_single_2", "length": 1024} | changed)

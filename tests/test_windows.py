@@ -285,3 +285,23 @@ def test_too_little_data_is_refused(run: Run, here: Path, spec: str) -> None:  #
     (line,) = ran.err.splitlines()
     assert "fewer than one window of 64: give longer data or a smaller --len" in line
     assert not list(Path("results").glob("*.json"))
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("ruler:vt,cwe", ["ruler:vt", "ruler:cwe"]),
+        ("ppl,ruler:vt, cwe ,passkey:samples=2",
+         ["ppl", "ruler:vt", "ruler:cwe", "passkey:samples=2"]),
+        ("ruler:vt,fwe,samples=5,acc", ["ruler:vt,samples=5", "ruler:fwe,samples=5", "acc"]),
+        ("ruler:vt,samples=5,ruler:vt,samples=7", ["ruler:vt,samples=5", "ruler:vt,samples=7"]),
+        ("longbench:qasper,lcc,chat=false,kv", ["longbench:qasper,chat=false",
+                                                "longbench:lcc,chat=false", "kv"]),
+        ("lm-eval:hellaswag,longbench_lcc,shots=2,longbench-e:trec,lcc",
+         ["lm-eval:hellaswag,shots=2", "lm-eval:longbench_lcc,shots=2",
+          "longbench-e:trec", "longbench-e:lcc"]),
+        ("passkey:samples=5,depths=3,acc", ["passkey:samples=5,depths=3", "acc"]),
+    ],
+)  # fmt: skip
+def test_a_benchmark_takes_a_list_of_its_own(text: str, wanted: list[str]) -> None:
+    assert [str(task) for task in ask.parse_tasks([text])] == wanted

@@ -125,13 +125,15 @@ class _Costs:
 
     def __init__(self, plan: Plan, inputs: Inputs, store: Store, note: Note) -> None:
         self._plan, self._inputs, self._note = plan, inputs, note
-        self._cells = inputs.cells
         config = loading.load_config(plan.request.source)
         whole = outline(config, plan.source.trust_remote_code)
         self._shape = Shape.of(whole)
         batch, sharing = plan.request.batch, reads_in_parts(whole)
         trained = plan.identity.trained
-        self._works = works(self._shape, whole, self._inputs, trained, batch, sharing)
+        found = works(self._shape, whole, self._inputs, trained, batch, sharing)
+        both = zip(self._inputs.cells, found, strict=True)
+        known = [pair for pair in both if self._inputs.refusals.of(place(pair[0])) is None]
+        self._cells, self._works = [cell for cell, _ in known], [work for _, work in known]
         self._bytes = getattr(torch, plan.source.dtype).itemsize
         cpu = plan.source.device.startswith("cpu")
         self._libraries = (resident() or 0) if cpu else 0

@@ -14,21 +14,24 @@ import statistics
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from torch import nn
 
 from ctxext.engine.pinned import alike
+from ctxext.errors import CtxextError
 from ctxext.export.small import outline
 from ctxext.measure.answers import common, schedule
-from ctxext.measure.inputs import Inputs
+from ctxext.measure.inputs import Inputs, place
+from ctxext.measure.outcome import Failure
 from ctxext.models import loading
 from ctxext.models.layout import WINDOWS, head_dim, layer_configs, layer_windows
 from ctxext.patches import Spec
-from ctxext.plan import Plan
+from ctxext.plan import Cell, Plan
 from ctxext.tasks.base import Sample, SampleTask, TokenTask, Windows
 
+T = TypeVar("T")
 STEP = 16  # tokens that are read in about the time of a decoding step, where nothing is measured
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 _ACTIVE = ("num_experts_per_tok", "moe_topk", "moe_k", "top_k_experts")
@@ -175,7 +178,7 @@ class Work(NamedTuple):
 def relative_costs(plan: Plan, inputs: Inputs) -> dict[str, tuple[str, float]]:
     """The kind of each cell by its key, and what it takes beside others of its kind.
 
-    It is 0 for a cell that reads what one before it reads, and NaN where another library reads.
+    It is 0 for a cell that reads what one before it reads, and NaN where that is not known.
 
     Raises:
         UnsupportedModelError: transformers builds no such model.
@@ -186,7 +189,7 @@ def relative_costs(plan: Plan, inputs: Inputs) -> dict[str, tuple[str, float]]:
     costs, seen = dict[str, tuple[str, float]](), set[object]()
     trained, batch = plan.identity.trained, plan.request.batch
     for cell, work in zip(
-        inputs.cells, works(shape, whole, inputs, trained, batch, sharing=False), strict=True
+        inputs.cells, works(shape, whole, inputs, trained, batch, sharing=None), strict=True
     ):
         kind = "tokens" if isinstance(cell.task, TokenTask) else cell.task.name
         cost = math.nan if work is None else work.relative(shape)
@@ -202,40 +205,82 @@ def works(
     inputs: Inputs,
     trained: int,
     batch: Callable[[int], int],
-    sharing: bool,
+    sharing: bool | None,
 ) -> list[Work | None]:
-    """What each cell of the inputs takes; None for what another library reads.
+    """What each cell of the inputs takes; None where that is not known.
 
     Args:
         model: the model without weights.
         trained: T in tokens.
         batch: tells how many windows or prompts are read at once at a length.
         sharing: whether what prompts have in common is read once, as it is where the model's
-            cache can be cut back.
+            cache can be cut back; None to make no prompts for this, and go by their sizes.
     """
-    known: dict[tuple[int, bool, Shape], Work] = {}
+    known: dict[tuple[object, bool, Shape], Work | None] = {}
     found: list[Work | None] = []
     for cell in inputs.cells:
         rows, own = batch(cell.length), shape.under(cell.method, trained)
         if isinstance(cell.task, TokenTask):
             found.append(_windows_work(own, inputs.windows(cell), rows))
         elif isinstance(cell.task, SampleTask):
-            samples = inputs.samples(cell)
-            key = id(samples), cell.method.unpatched, own
+            key = place(cell), cell.method.unpatched, own
             if key not in known:
-                most = cell.task.generates - 1  # the first token comes with the prompt
-                groups = _groups(model, samples, most + 1) if key[1] else [samples]
-                known[key] = _answers(own, groups, most, rows, sharing)
+                known[key] = _answers_work(own, model, inputs, cell, rows, sharing)
             found.append(known[key])
         else:
             found.append(None)
     return found
 
 
-def _groups(model: Any, samples: Sequence[Sample], most: int) -> list[list[Sample]]:
-    """The prompts that the unpatched model may read together."""
-    found = alike(model, samples, lambda sample: len(sample.ids) + most)
-    return [group for _, group in found]
+def _answers_work(
+    shape: Shape, model: Any, inputs: Inputs, cell: Cell, batch: int, sharing: bool | None
+) -> Work | None:
+    """What answering takes: by the sizes of the prompts, or where that does not tell by some of
+    them; None where all would have to be made and `sharing` is None, or they cannot be."""
+    task: Any = cell.task
+    most, sizes = task.generates - 1, inputs.sizes(cell)  # the first token comes with the prompt
+
+    def groups(items: Sequence[T], size: Callable[[T], int]) -> list[Sequence[T]]:
+        """Those that the unpatched model may read together."""
+        if not cell.method.unpatched:
+            return [items]
+        return [some for _, some in alike(model, items, lambda item: size(item) + task.generates)]
+
+    if sizes is not None and (sharing is None or not task.typical):
+        return _apart(shape, groups(sizes, int), most, batch)
+    if sharing is None:
+        return None
+    samples: Any = None
+    with inputs.refusals.guard(place(cell)):
+        samples = _some(inputs, cell, None if sizes is None else task.typical, batch)
+    if samples is None:
+        return None
+    by_size = groups(samples, lambda sample: len(sample.ids))
+    work = _answers(shape, by_size, most, batch, sharing)
+    more = 1.0 if sizes is None else len(sizes) / len(samples)
+    tokens, reading, steps = (int(part * more) for part in work[:3])
+    return Work(tokens, reading, steps, work.rows)
+
+
+def _some(inputs: Inputs, cell: Cell, typical: int | None, batch: int) -> list[Sample]:
+    """The prompts, or the first of them, of which a batch can be made; CtxextError for why not."""
+    if typical is not None:
+        return inputs.first(cell, -(-batch // typical) * typical)
+    made = inputs.samples(cell)
+    if isinstance(made, Failure):
+        raise CtxextError(made.fields["reason"])
+    return made
+
+
+def _apart(shape: Shape, groups: Sequence[Sequence[int]], most: int, batch: int) -> Work:
+    """Prompts of these sizes that are read apart, those nearest in length together."""
+    reading = steps = rows = 0
+    for group in groups:
+        sizes = sorted(group, reverse=True)
+        for some in (sizes[i : i + batch] for i in range(0, len(sizes), batch)):
+            reading += len(some) * (shape.read(some[0]) + shape.scored(1))
+            steps, rows = steps + most, max(rows, len(some))
+    return Work(sum(map(sum, groups)), reading, steps, rows)
 
 
 def _windows_work(shape: Shape, windows: Windows, batch: int) -> Work:

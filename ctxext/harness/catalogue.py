@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ctxext.errors import UsageError
+from ctxext.extras import need
 from ctxext.harness.quiet import quiet
 
 NEAR = 5  # names that a message offers
@@ -25,6 +26,7 @@ def manager(include: str | None) -> Any:
     """lm_eval's TaskManager, which reads its 13 000 files once; UsageError for a bad folder."""
     if include is not None and not Path(include).is_dir():
         raise UsageError(f"include={include!r} is not a folder: name one that holds tasks' YAML")
+    need("lm_eval")
     with quiet():
         from lm_eval.tasks import TaskManager
 
@@ -37,6 +39,7 @@ def find(task: str, include: str | None) -> Any:
     Raises:
         UsageError: there is none of that name, or the file is none of a task.
     """
+    need("lm_eval")
     from lm_eval.tasks._index import TaskIndex
     from lm_eval.tasks._yaml_loader import load_yaml
 

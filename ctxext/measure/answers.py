@@ -92,7 +92,7 @@ def schedule(
     Those that share at least half of their prompts with the one before them, in the order of
     their ids, follow one another; the others are batched with those nearest in length.
     """
-    ordered = sorted(samples, key=lambda sample: list(sample.ids))
+    ordered = sorted(samples, key=_ids)
     families: list[list[Sample]] = []
     for sample in ordered:
         before = families[-1][-1].ids if families else ()
@@ -109,11 +109,16 @@ def schedule(
 def share(samples: Sequence[Sample], rank: int, count: int) -> list[Sample]:
     """The samples of one process among `count`: about as many tokens for each, and neighbours,
     since they may begin alike."""
-    ordered = sorted(samples, key=lambda sample: list(sample.ids))
+    ordered = sorted(samples, key=_ids)
     sizes = [max(1, len(sample.ids)) for sample in ordered]
     middles = [end - size / 2 for end, size in zip(accumulate(sizes), sizes, strict=True)]
     place = [int(middle * count / sum(sizes)) for middle in middles]
     return [sample for sample, at in zip(ordered, place, strict=True) if at == rank]
+
+
+def _ids(sample: Sample) -> Any:
+    """By which prompts that begin alike are neighbours."""
+    return sample.ids
 
 
 def common(first: Sequence[int], second: Sequence[int]) -> int:

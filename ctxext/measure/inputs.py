@@ -1,14 +1,16 @@
-"""What the cells of a plan read: windows of tokens, and prompts."""
+"""What the cells of a plan read: windows of tokens, and prompts, one cell's at a time."""
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
-from ctxext.errors import UsageError
+from ctxext.errors import ENDS_RUN, UsageError
 from ctxext.measure import tokens as reading
 from ctxext.measure.loaded import Loaded
-from ctxext.measure.outcome import Refusals
+from ctxext.measure.outcome import Failure, Refusals
 from ctxext.plan import Cell, Plan
 from ctxext.tasks.base import Sample, SampleTask, TokenTask, Windows
 
@@ -36,18 +38,38 @@ class Inputs:
         self._plan, self.data_tokens, self.refusals = plan, 0, Refusals(strict)
         self.tokenizer: Any = loaded.tokenizer(plan.source, plan.identity.sha256)
         self._windows: dict[tuple[Any, ...], Windows] = {}
-        self._samples: dict[tuple[Any, ...], list[Sample]] = {}
+        self._made: tuple[tuple[Any, ...], list[Sample] | Failure] | None = None
+        self._sizes: dict[tuple[Any, ...], Sequence[int] | None] = {}
         self._cut([cell for cell in cells if isinstance(cell.task, TokenTask)], loaded)
-        self._draw([cell for cell in cells if isinstance(cell.task, SampleTask)])
+        self._check([cell for cell in cells if isinstance(cell.task, SampleTask)])
         self.cells = [cell for cell in cells if self.refusals.of(place(cell)) is None]
 
     def windows(self, cell: Cell) -> Windows:
         """What a token task's cell reads; the same object for cells that read the same."""
         return self._windows[place(cell)]
 
-    def samples(self, cell: Cell) -> list[Sample]:
-        """The prompts of a sample task's cell."""
-        return self._samples[place(cell)]
+    def lacks(self, cell: Cell) -> bool:
+        """Whether the cell's prompts are still to be made."""
+        held = self._made is not None and self._made[0] == place(cell)
+        return place(cell) in self._sizes and not held
+
+    def samples(self, cell: Cell) -> list[Sample] | Failure:
+        """The prompts of a sample task's cell, or why there are none.
+
+        They are made when they are asked for, and kept until others are.
+        """
+        if self._made is None or self._made[0] != place(cell):
+            self._made = None  # before the others are made
+            self._made = place(cell), self._prompts(cell)
+        return self._made[1]
+
+    def sizes(self, cell: Cell) -> Sequence[int] | None:
+        """About how many tokens each prompt of a sample task's cell has, where that is known."""
+        return self._sizes.get(place(cell))
+
+    def first(self, cell: Cell, count: int) -> list[Sample]:
+        """So many of the first prompts of a sample task's cell; errors as for its task's."""
+        return self._drawn(cell, count)
 
     def shared(self, cell: Cell) -> tuple[object, ...]:
         """What cells that share a forward have in common."""
@@ -55,10 +77,14 @@ class Inputs:
         return str(cell.requested), cell.length, read
 
     def tokens(self, cell: Cell) -> int:
-        """The tokens that the cell reads; 0 where another library draws them, or it is refused."""
+        """The tokens that the cell reads, about where its prompts are not made yet; 0 where that
+        is not known, or it is refused."""
         if windows := self._windows.get(place(cell)):
             return windows.tokens
-        return prompt_tokens(self._samples.get(place(cell), []))
+        where, made = self._made or (None, [])
+        if where == place(cell) and not isinstance(made, Failure):
+            return prompt_tokens(made)
+        return sum(self.sizes(cell) or ())
 
     def _cut(self, cells: Sequence[Cell], loaded: Loaded) -> None:
         """The windows of the tasks over tokens, which read the same text."""
@@ -82,7 +108,7 @@ class Inputs:
 
     def _is_known(self, cell: Cell) -> bool:
         """Whether it is settled what the cell reads, or that it cannot."""
-        known = place(cell) in self._windows or place(cell) in self._samples
+        known = place(cell) in self._windows or place(cell) in self._sizes
         return known or self.refusals.of(place(cell)) is not None
 
     def _once(self, windows: Windows) -> Windows:
@@ -92,16 +118,27 @@ class Inputs:
                 return other
         return windows
 
-    def _draw(self, cells: Sequence[Cell]) -> None:
-        """The prompts."""
+    def _check(self, cells: Sequence[Cell]) -> None:
+        """Refuse cells whose prompts do not fit; the sizes of the others'."""
         for cell in cells:
             if isinstance(cell.task, SampleTask) and not self._is_known(cell):
                 with self.refusals.guard(place(cell)):
-                    self._samples[place(cell)] = self._prompts(cell, cell.task)
+                    cell.task.check(self.tokenizer, cell.length, cell.data, cell.seed)
+                    limit = self._plan.request.limit
+                    self._sizes[place(cell)] = cell.task.sizes(cell.length, cell.data, limit)
 
-    def _prompts(self, cell: Cell, task: SampleTask) -> list[Sample]:
+    def _prompts(self, cell: Cell) -> list[Sample] | Failure:
+        try:
+            return self._drawn(cell, self._plan.request.limit)
+        except ENDS_RUN:
+            raise
+        except BaseException as error:  # a tokenizer's core may panic
+            return Failure.of(error)
+
+    def _drawn(self, cell: Cell, limit: int | None) -> list[Sample]:
         """UsageError where a prompt does not fit into its length with its answer."""
-        limit, most = self._plan.request.limit, task.generates
+        task: Any = cell.task
+        most = task.generates
         samples = task.prompts(self.tokenizer, cell.length, cell.data, cell.seed, limit)
         if not samples:
             raise UsageError(f"{cell.asked}: no samples in data {cell.data.name!r}")
@@ -114,7 +151,7 @@ class Inputs:
                 f"and its answer of {most} are longer than --len {cell.length}: give at least "
                 f"{len(longest.ids) + most}"
             )
-        return samples
+        return [replace(sample, ids=array("i", sample.ids)) for sample in samples]
 
 
 def prompt_tokens(samples: Sequence[Sample]) -> int:

@@ -133,6 +133,7 @@ def of_rows(task: SampleTask, rows: Sequence[Row]) -> dict[str, Any]:
     score, prompts = task.score(rows), [row["prompt"] for row in rows]
     truncated = [bool(row["truncated"]) for row in rows if "truncated" in row]
     chat = [bool(row["chat"]) for row in rows if "chat" in row]
+    thinking = [bool(row["thinking"]) for row in rows if "thinking" in row]
     return {
         **_of_score(task, score),
         "by_sample": _by_sample(prompts, _alone(task, rows), score.value),
@@ -142,6 +143,7 @@ def of_rows(task: SampleTask, rows: Sequence[Row]) -> dict[str, Any]:
         "buckets": [],
         "truncated": sum(truncated) if truncated else None,
         "chat": all(chat) if chat else None,
+        "thinking": any(thinking) if thinking else None,
         "close_calls": sum(row["margin"] <= CLOSE for row in rows),
     }
 

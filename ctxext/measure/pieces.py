@@ -6,7 +6,7 @@ import bisect
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from ctxext.errors import UsageError
+from ctxext.models.prompting import encode, encoding
 
 PIECE = 2**16 + 1  # characters; a prime, so that nothing that repeats falls into step with it
 MARGIN = 2**12  # characters that pieces have in common on either side of a cut
@@ -27,7 +27,7 @@ class _Piece:
     def __init__(self, tokenizer: Any, text: str, begin: int, end: int) -> None:
         self._first = max(0, begin - MARGIN)
         part = text[self._first : end + MARGIN]
-        found = _encoding(tokenizer, part, add_special_tokens=False)
+        found = encoding(tokenizer, part, add_special_tokens=False)
         self._found = found.encodings[0]
         self.ids: list[int] = found.input_ids
 
@@ -78,24 +78,6 @@ def pieces(tokenizer: Any, text: str) -> Iterator[list[int]]:
         count += seam[0] - done
         piece, begin, done, cut = following, cut, seam[1], cut + PIECE
     yield piece.ids[done:]
-
-
-def encode(tokenizer: Any, text: str, **options: Any) -> list[int]:
-    """The text's token ids; UsageError where the tokenizer fails, panics of its core included."""
-    ids: list[int] = _encoding(tokenizer, text, **options).input_ids
-    return ids
-
-
-def _encoding(tokenizer: Any, text: str, **options: Any) -> Any:
-    try:
-        return tokenizer(text, verbose=False, **options)
-    except (KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException as error:
-        raise UsageError(
-            f"the tokenizer of {tokenizer.name_or_path!r} ({type(tokenizer).__name__}) cannot "
-            f"encode the data: {error}"
-        ) from error
 
 
 def _seam(

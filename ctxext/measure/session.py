@@ -221,7 +221,9 @@ class Session:
 
     def _answer(self, cell: Cell, task: SampleTask) -> Measured:
         """The answers to the samples, each process giving its share of those that are missing."""
-        samples, workers = self._inputs.samples(cell), self._workers
+        samples, workers = self._samples(cell), self._workers
+        if isinstance(samples, Failure):
+            return Measured.failed(cell, samples)
         advance = self.monitor.advance
         key, path = self._plan.key(cell)[:12], self._predictions(cell)
         kept = Predictions(path, key)
@@ -259,6 +261,12 @@ class Session:
         if workers.first:
             kept.finish(ordered)
         return self._settle(cell, ordered, cost, handle, of_rows)
+
+    def _samples(self, cell: Cell) -> list[Sample] | Failure:
+        """The prompts; or why one of the processes could not make them."""
+        made = self._inputs.samples(cell)
+        said = self._workers.gather(made if isinstance(made, Failure) else None)
+        return next(filter(None, said), made)
 
     def _harness(self, cell: Cell, task: HarnessTask) -> Measured:
         """What another library makes of the cell, its answers kept in a file of the cell's own."""

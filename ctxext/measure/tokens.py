@@ -15,8 +15,9 @@ from transformers.cache_utils import DynamicCache
 from ctxext.data import Text, load_text
 from ctxext.errors import UnsupportedModelError
 from ctxext.measure.head import Head
-from ctxext.measure.pieces import MARGIN, encode, pieces
+from ctxext.measure.pieces import MARGIN, pieces
 from ctxext.models.calls import cache_name
+from ctxext.models.prompting import frame
 from ctxext.tasks.base import TokenScores, Windows
 
 LOGITS_AT_ONCE = 2**24  # 64 MiB of float32
@@ -55,8 +56,7 @@ def _parts(text: Text) -> Iterator[str]:
 def start_token(tokenizer: Any) -> int | None:
     """The id of the tokenizer's own BOS if it adds one, else None."""
     bos = getattr(tokenizer, "bos_token_id", None)
-    ids = encode(tokenizer, "a")
-    return bos if bos is not None and ids[:1] == [bos] else None
+    return bos if bos is not None and frame(tokenizer).before[:1] == (bos,) else None
 
 
 def score(

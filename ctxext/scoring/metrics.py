@@ -17,6 +17,8 @@ from concurrent.futures import ThreadPoolExecutor
 from types import MappingProxyType
 from typing import Any
 
+from ctxext.extras import need
+
 Metric = Callable[[str, str, Sequence[str]], float]  # prediction, answer, all classes
 
 PARAGRAPH_EN = re.compile(r"Paragraph (\d+)")
@@ -60,10 +62,9 @@ def _shallow() -> ThreadPoolExecutor:
 
 
 def _rouge(prediction: str, answer: str) -> float:
-    from rouge import Rouge
-
+    kind = need("rouge").Rouge
     try:
-        scores = Rouge(metrics=["rouge-l"]).get_scores(prediction, answer)
+        scores = kind(metrics=["rouge-l"]).get_scores(prediction, answer)
     except (ValueError, RecursionError):
         return 0.0
     return float(scores[0]["rouge-l"]["f"])
@@ -123,6 +124,7 @@ def code_sim_levenshtein(prediction: str, answer: str, all_classes: Sequence[str
 
     1 − (insertions + deletions) / (both lengths), in whole percent.
     """
+    need("rapidfuzz")
     from rapidfuzz.distance import Indel
 
     return _similarity(first_code_line(prediction), answer, Indel.normalized_similarity)
@@ -181,7 +183,7 @@ def _segmenter() -> Any:
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        import jieba
+        jieba = need("jieba")
     segmenter = jieba.Tokenizer()
     segmenter.FREQ, segmenter.total = segmenter.gen_pfdict(segmenter.get_dict_file())
     segmenter.initialized = True

@@ -6,13 +6,14 @@ import hashlib
 import json
 import os
 import sys
+from array import array
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ctxext.errors import CtxextError
+from ctxext.models.prompting import Prompter
 from ctxext.results import safe_name, write_atomically
-from ctxext.synthetic.fit import encode
 
 _PROBE = "One of the special magic numbers"
 
@@ -20,7 +21,7 @@ _PROBE = "One of the special magic numbers"
 class Entry(NamedTuple):
     """A finished prompt: its token ids, its answers, and its depth where it has one."""
 
-    ids: list[int]
+    ids: array[int]
     answers: list[str]
     depth: float | None
 
@@ -52,11 +53,14 @@ def cache_path(task: str, length: int, key: Sequence[Any]) -> Path | None:
         return None
 
 
-def tokenizer_sha256(tokenizer: Any) -> str:
-    """The hash of what a tokenizer makes of text."""
+def prompter_sha256(prompter: Prompter) -> str:
+    """The hash of what a tokenizer and, where it is used, its chat template make of text."""
+    tokenizer = prompter.tokenizer
     core = getattr(tokenizer, "backend_tokenizer", None)
     said = core.to_str() if core is not None else sorted(tokenizer.get_vocab().items())
-    text = json.dumps([type(tokenizer).__name__, said, encode(tokenizer, _PROBE)])
+    template = [str(tokenizer.chat_template)] if prompter.chat else []
+    ids = prompter.ids(_PROBE)
+    text = json.dumps([type(tokenizer).__name__, said, ids, *template])
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
@@ -68,8 +72,8 @@ def load(path: Path | None, count: int) -> list[Entry] | None:
         head, _, body = path.read_bytes().partition(b"\n")
         if head != _head(body):
             return None
-        entries = [Entry(*json.loads(line)) for line in body.splitlines()]
-    except (OSError, ValueError, TypeError):
+        entries = [_entry(*json.loads(line)) for line in body.splitlines()]
+    except (OSError, ValueError, TypeError, OverflowError):
         return None
     return entries if len(entries) == count else None
 
@@ -78,12 +82,21 @@ def save(path: Path | None, entries: Sequence[Entry]) -> None:
     """Keep the prompts; where that cannot be done they are made again next time."""
     if path is None:
         return
-    body = b"".join(json.dumps(entry, separators=(",", ":")).encode() + b"\n" for entry in entries)
+    body = b"".join(_line(entry) for entry in entries)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, _head(body) + b"\n" + body)
     except (OSError, ValueError, CtxextError):
         return
+
+
+def _entry(ids: list[int], answers: list[str], depth: float | None) -> Entry:
+    return Entry(array("i", ids), answers, depth)
+
+
+def _line(entry: Entry) -> bytes:
+    said = [entry.ids.tolist(), entry.answers, entry.depth]
+    return json.dumps(said, separators=(",", ":")).encode() + b"\n"
 
 
 def _head(body: bytes) -> bytes:

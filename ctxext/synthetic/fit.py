@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import math
 import random
+from array import array
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
+
+from ctxext.models.prompting import Prompter
 
 _TRIES = 16
 
@@ -14,12 +17,14 @@ class Prompt(NamedTuple):
     """A prompt's text with its right answers.
 
     Attributes:
+        opening: how its answer begins.
         depth: of the one place that answers it, from 0 (the context's start) to 1 (its end).
     """
 
     text: str
     answers: tuple[str, ...]
     depth: float | None = None
+    opening: str = ""
 
 
 class Maker(Protocol):
@@ -40,12 +45,7 @@ class Fitted(NamedTuple):
     """A prompt with its token ids."""
 
     prompt: Prompt
-    ids: list[int]
-
-
-def encode(tokenizer: Any, text: str) -> list[int]:
-    """The prompt's token ids, with what the tokenizer itself adds."""
-    return list(tokenizer(text, verbose=False).input_ids)
+    ids: array[int]
 
 
 def depth_of(start: int, size: int, total: int) -> float:
@@ -58,12 +58,12 @@ def stream(task: str, seed: int, index: int) -> random.Random:
     return random.Random(f"ruler {task} {seed} {index}")
 
 
-def least_tokens(maker: Maker, tokenizer: Any, count: int) -> int:
+def least_tokens(maker: Maker, prompter: Prompter, count: int) -> int:
     """The tokens of the longest of `count` prompts with their fewest units."""
-    return max(len(_attempt(maker, tokenizer, i, maker.least(i)).ids) for i in range(count))
+    return max(len(_attempt(maker, prompter, i, maker.least(i)).ids) for i in range(count))
 
 
-def fill(maker: Maker, tokenizer: Any, count: int, budget: int) -> list[Fitted]:
+def fill(maker: Maker, prompter: Prompter, count: int, budget: int) -> list[Fitted]:
     """The first `count` samples, each of at most `budget` tokens, and within a unit or a thousandth
     of it.
 
@@ -74,10 +74,10 @@ def fill(maker: Maker, tokenizer: Any, count: int, budget: int) -> list[Fitted]:
     """
 
     def first(units: int) -> int:
-        return len(_attempt(maker, tokenizer, 0, units).ids)
+        return len(_attempt(maker, prompter, 0, units).ids)
 
     guess, per_unit = largest(first, maker.least(0), budget)
-    return [_near(maker, tokenizer, i, budget, guess, per_unit) for i in range(count)]
+    return [_near(maker, prompter, i, budget, guess, per_unit) for i in range(count)]
 
 
 def largest(count: Callable[[int], int], least: int, budget: int) -> tuple[int, float]:
@@ -112,19 +112,19 @@ def largest(count: Callable[[int], int], least: int, budget: int) -> tuple[int, 
     return low, max((at_high - base) / (high - least), 0.25)
 
 
-def _attempt(maker: Maker, tokenizer: Any, index: int, units: int) -> Fitted:
+def _attempt(maker: Maker, prompter: Prompter, index: int, units: int) -> Fitted:
     prompt = maker.make(index, units)
-    return Fitted(prompt, encode(tokenizer, prompt.text))
+    return Fitted(prompt, array("i", prompter.ids(prompt.text, prompt.opening)))
 
 
 def _near(
-    maker: Maker, tokenizer: Any, index: int, budget: int, guess: int, per_unit: float
+    maker: Maker, prompter: Prompter, index: int, budget: int, guess: int, per_unit: float
 ) -> Fitted:
     """One sample within a unit or a thousandth of the budget, from a guess that is about right."""
     least = maker.least(index)
     units, fits, low, at_low, high, at_high = max(least, guess), None, least - 1, 0, 0, 0
     for turn in range(_TRIES):
-        fitted = _attempt(maker, tokenizer, index, units)
+        fitted = _attempt(maker, prompter, index, units)
         found = len(fitted.ids)
         if found <= budget:
             fits, low, at_low = fitted, units, found
@@ -144,7 +144,7 @@ def _near(
         else:
             units += max(1, int((budget - found) / per_unit))
     if fits is None:
-        fits = _attempt(maker, tokenizer, index, least)
+        fits = _attempt(maker, prompter, index, least)
         if len(fits.ids) > budget:
             raise TooShort
     return fits

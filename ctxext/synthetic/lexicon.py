@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from ctxext.errors import UsageError
+from ctxext.extras import need
 
 _FILES = ("nounlist.txt", "adjectivelist.txt", "verblist.txt")
 _SENTENCE_END = re.compile(r"[.!?][\"'”’)\]]*$")
@@ -36,13 +37,14 @@ class Lexicon(NamedTuple):
 @functools.cache
 def lexicon() -> Lexicon:
     """The word lists; UsageError where the package is not installed."""
+    need("wonderwords")
     try:
         folder = importlib.resources.files("wonderwords.assets")
         texts = [folder.joinpath(name).read_text(encoding="utf-8") for name in _FILES]
     except (ImportError, OSError) as error:
         raise UsageError(
             f"RULER's words come from the package wonderwords, which cannot be read ({error}): "
-            "pip install wonderwords"
+            "pip install --force-reinstall wonderwords"
         ) from error
     nouns, adjectives, verbs = (
         tuple(sorted({line.strip() for line in text.splitlines()} - {""})) for text in texts
@@ -68,6 +70,12 @@ class Essay:
         starts = [r * size + start for r in range(rounds) for start in self._starts]
         inner = [start for start in starts if start < count]
         return (self._words * rounds)[:count], [0, *inner, count]
+
+
+@functools.lru_cache(maxsize=1)
+def essay_of(documents: tuple[str, ...]) -> Essay:
+    """The essay of a text, the last of which is kept."""
+    return Essay(documents)
 
 
 def _ends_sentence(word: str, following: str) -> bool:

@@ -91,7 +91,8 @@ class NiahMaker:
         if len(answers) == 1:
             line = _needle(kind, queries[0], answers[0])
             depth = depth_of(context.index(line), len(line), len(context))
-        return Prompt(_text(kind, context, queries, len(answers) == 1), answers, depth)
+        text, opening = _texts(kind, context, queries, len(answers) == 1)
+        return Prompt(text, answers, depth, opening)
 
 
 class _Fresh:
@@ -153,11 +154,14 @@ def _in_lines(rng: random.Random, lines: list[str], needles: list[str]) -> str:
     return "\n".join(lines)
 
 
-def _text(kind: str, context: str, queries: list[str], single: bool) -> str:
-    """The prompt; in the singular where one value is asked for."""
-    template = TEMPLATE + ANSWER_PREFIX
+def _texts(kind: str, context: str, queries: list[str], single: bool) -> tuple[str, str]:
+    """The prompt and its answer's beginning; in the singular where one value is asked for."""
+    templates = [TEMPLATE, ANSWER_PREFIX]
     if single:
-        template = template.replace("Some", "A").replace("are all", "is").replace("are", "is")
+        more = [("Some", "A"), ("are all", "is"), ("are", "is")]
+        for some, one in more:
+            templates = [template.replace(some, one) for template in templates]
         kind = kind.removesuffix("s")
     query = ", and ".join([", ".join(queries[:-1]), queries[-1]] if queries[1:] else queries)
-    return template.format(type_needle_v=kind, context=context, query=query)
+    text, opening = (t.format(type_needle_v=kind, context=context, query=query) for t in templates)
+    return text, opening

@@ -84,8 +84,8 @@ class QuestionsMaker:
             place = numbers.index(question.context[0])
             start = sum(len(part) + 2 for part in parts[:place])
             depth = depth_of(start, len(parts[place]), len(context))
-        text = (TEMPLATE + ANSWER_PREFIX).format(context=context, query=question.query)
-        return Prompt(text, question.answers, depth)
+        text = TEMPLATE.format(context=context, query=question.query)
+        return Prompt(text, question.answers, depth, ANSWER_PREFIX)
 
     def _documents(self, rng: random.Random, question: Question, units: int) -> list[int]:
         """The numbers of `units` documents, those that answer the question among them."""

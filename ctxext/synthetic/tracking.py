@@ -6,9 +6,9 @@ import itertools
 import random
 import string
 from dataclasses import dataclass
-from typing import Any
 
-from ctxext.synthetic.fit import Prompt, TooShort, encode, largest, stream
+from ctxext.models.prompting import Prompter
+from ctxext.synthetic.fit import Prompt, TooShort, largest, stream
 from ctxext.synthetic.niah import NOISE
 
 TOKENS_TO_GENERATE = 30
@@ -41,14 +41,14 @@ class TrackingMaker:
     example: tuple[int, tuple[int, ...]]
 
     @classmethod
-    def of(cls, tokenizer: Any, seed: int) -> TrackingMaker:
+    def of(cls, prompter: Prompter, seed: int) -> TrackingMaker:
         """With the example that fills `EXAMPLE_TOKENS`."""
 
         def places(units: int) -> tuple[int, ...]:
             return _places(random.Random(f"ruler vt example {seed}"), units)
 
         def count(units: int) -> int:
-            return len(encode(tokenizer, _text(names, "12345", units, places(units))))
+            return len(prompter.plain("".join(_texts(names, "12345", units, places(units)))))
 
         names = _names(random.Random(f"ruler vt names {seed}"), 3)
         try:
@@ -66,10 +66,10 @@ class TrackingMaker:
         rng = stream("vt", self.seed, index)
         shown, asked = (str(value) for value in rng.sample(range(10000, 99999), 2))
         names = _names(rng, 3)
-        example = _text(names, shown, *self.example) + " " + " ".join(names) + "\n"
+        example = "".join(_texts(names, shown, *self.example)) + " " + " ".join(names) + "\n"
         answers = _names(rng, 5)
-        text = _text(answers, asked, units, _places(rng, units))
-        return Prompt(example + "\n" + text, tuple(answers))
+        text, opening = _texts(answers, asked, units, _places(rng, units))
+        return Prompt(example + "\n" + text, tuple(answers), opening=opening)
 
 
 def _names(rng: random.Random, letters: int) -> list[str]:
@@ -87,13 +87,14 @@ def _places(rng: random.Random, units: int) -> tuple[int, ...]:
     return tuple(sorted(rng.sample(range(units), NUM_HOPS + 1)))
 
 
-def _text(names: list[str], value: str, units: int, places: tuple[int, ...]) -> str:
-    """One prompt: a chain among so many lines of noise, the question, the answer's beginning."""
+def _texts(names: list[str], value: str, units: int, places: tuple[int, ...]) -> tuple[str, str]:
+    """One prompt, a chain among so many lines of noise and the question; and its answer's
+    beginning.
+    """
     chain = [f"VAR {names[0]} = {value}"]
     chain += [f"VAR {after} = VAR {before} " for before, after in itertools.pairwise(names)]
     lines = [NOISE] * units
     for inserted, (place, assignment) in enumerate(zip(places, chain, strict=True)):
         lines.insert(place + inserted, assignment)
-    return (TEMPLATE + ANSWER_PREFIX).format(
-        context="\n".join(lines), query=value, num_v=NUM_HOPS + 1
-    )
+    text = TEMPLATE.format(context="\n".join(lines), query=value)
+    return text, ANSWER_PREFIX.format(query=value, num_v=NUM_HOPS + 1)

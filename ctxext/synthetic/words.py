@@ -65,9 +65,9 @@ class CommonWordsMaker:
         else:
             example, shown = _numbered_words(rng, 40, 10, 3)
             context, answers = _numbered_words(rng, units, FREQ_CW, FREQ_UCW)
-        template = CWE_TEMPLATE + CWE_ANSWER_PREFIX
-        solved = f"{template.format(context=example)} {_numbered(shown)}"
-        return Prompt(f"{solved}\n{template.format(context=context)}", tuple(answers))
+        solved = f"{CWE_TEMPLATE.format(context=example)}{CWE_ANSWER_PREFIX} {_numbered(shown)}"
+        text = f"{solved}\n{CWE_TEMPLATE.format(context=context)}"
+        return Prompt(text, tuple(answers), opening=CWE_ANSWER_PREFIX)
 
 
 @dataclass(frozen=True)
@@ -96,8 +96,8 @@ class FrequentWordsMaker:
         ranked = ["...", *list(codes)[1:]]
         text = [word for k, word in enumerate(ranked, 1) for _ in range(_frequency(units, k))]
         rng.shuffle(text)
-        template = FWE_TEMPLATE + FWE_ANSWER_PREFIX
-        return Prompt(template.format(context=" ".join(text)), tuple(ranked[1:4]))
+        asked = FWE_TEMPLATE.format(context=" ".join(text))
+        return Prompt(asked, tuple(ranked[1:4]), opening=FWE_ANSWER_PREFIX)
 
 
 def _numbered_words(

@@ -364,7 +364,7 @@ class SampleTask(Task):
     def prompts(
         self, tokenizer: Any, length: int, data: Any, seed: int, limit: int | None
     ) -> list[Sample]:
-        """The prompts, at most `limit`; the same for the same arguments.
+        """The prompts, at most `limit`: the first of them, and the same for the same arguments.
 
         Args:
             length: the most tokens of a prompt with its answer.
@@ -374,6 +374,25 @@ class SampleTask(Task):
             UsageError: no prompt fits into the length, and what would.
         """
         raise NotImplementedError
+
+    def check(self, tokenizer: Any, length: int, data: Any, seed: int) -> None:
+        """Find in a moment that no prompt fits into the length: by the first, if by no less.
+
+        Raises:
+            UsageError: as for `prompts`.
+        """
+        self.prompts(tokenizer, length, data, seed, 1)
+
+    def sizes(self, length: int, data: Any, limit: int | None) -> Sequence[int] | None:
+        """About how many tokens each prompt has; None where only making them tells."""
+        return None
+
+    @property
+    def typical(self) -> int:
+        """How many of the first prompts have as much in common as all have; 0 where these have
+        nothing that is read but once, and their sizes tell what they take.
+        """
+        return 0
 
     def score(self, rows: Sequence[Row]) -> Score:
         """The number, from the rows of all samples, in their order."""

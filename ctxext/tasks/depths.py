@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Protocol
+from typing import Protocol
 
 from ctxext.errors import UsageError
+from ctxext.models.prompting import Prompter
 from ctxext.synthetic.fit import Maker, TooShort, fill, least_tokens
 from ctxext.tasks.base import Sample, Score, mean_score
 
 
 class Hiding(Protocol):
-    """A task with so many samples of each of so many depths."""
+    """A task with so many samples of each of so many depths, which fill the length."""
 
     @property
     def samples(self) -> int:
@@ -27,7 +28,7 @@ class Hiding(Protocol):
 
 
 def spread(
-    task: Hiding, maker: Maker, tokenizer: Any, length: int, limit: int | None
+    task: Hiding, maker: Maker, prompter: Prompter, length: int, limit: int | None
 ) -> list[Sample]:
     """The task's prompts, at most `limit`, which fill the length less the answer, in tokens: one
     for each depth, then another for each, and so on.
@@ -35,21 +36,41 @@ def spread(
     Raises:
         UsageError: not even the smallest prompt fits.
     """
-    whole = task.samples * task.depths
-    count = min(limit or whole, whole)
+    count = drawn(task, limit)
     try:
-        fitted = fill(maker, tokenizer, count, length - task.generates)
+        fitted = fill(maker, prompter, count, length - task.generates)
     except TooShort:
-        least = least_tokens(maker, tokenizer, count) + task.generates
-        raise UsageError(
-            f"{task} does not fit into length {length}: give --len {least} or more"
-        ) from None
+        raise _too_short(task, maker, prompter, length, count) from None
     samples = []
     for index, (prompt, ids) in enumerate(fitted):
         name = f"{index // task.depths}-{prompt.depth:.6g}"
-        facts = {"depth": prompt.depth, "length": len(ids)}
+        facts = {"depth": prompt.depth, "length": len(ids), **prompter.facts}
         samples.append(Sample(name, ids, prompt.answers, facts))
     return samples
+
+
+def drawn(task: Hiding, limit: int | None) -> int:
+    """How many prompts there are."""
+    whole = task.samples * task.depths
+    return min(limit or whole, whole)
+
+
+def filled(task: Hiding, length: int, limit: int | None) -> list[int]:
+    """About how many tokens each prompt has."""
+    return [length - task.generates] * drawn(task, limit)
+
+
+def check_room(task: Hiding, maker: Maker, prompter: Prompter, length: int) -> None:
+    """UsageError where not even the smallest prompt fits into the length."""
+    if least_tokens(maker, prompter, 1) > length - task.generates:
+        raise _too_short(task, maker, prompter, length, drawn(task, None))
+
+
+def _too_short(
+    task: Hiding, maker: Maker, prompter: Prompter, length: int, count: int
+) -> UsageError:
+    least = least_tokens(maker, prompter, count) + task.generates
+    return UsageError(f"{task} does not fit into length {length}: give --len {least} or more")
 
 
 def by_depth(hits: Iterable[tuple[float, bool]]) -> Score:

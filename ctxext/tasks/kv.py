@@ -8,18 +8,20 @@ from typing import Any
 
 from ctxext.data import Synthetic
 from ctxext.errors import UsageError
+from ctxext.models.prompting import Prompter
 from ctxext.registry import Count
 from ctxext.synthetic.fit import Prompt, stream
 from ctxext.synthetic.niah import random_uuid
 from ctxext.tasks import register
 from ctxext.tasks.base import Data, Row, Sample, SampleTask, Score, at_least_one
-from ctxext.tasks.depths import by_depth, spread
+from ctxext.tasks.depths import by_depth, check_room, filled, spread
 
 TEMPLATE = (
     "Extract the value corresponding to the specified key in the JSON object below.\n\n"
     "JSON data:\n{records}\n\n"
-    'Key: "{key}"\nCorresponding value:'
+    'Key: "{key}"\n'
 )
+OPENING = "Corresponding value:"
 TOKENS = 50
 
 
@@ -35,8 +37,16 @@ class KeyValue(SampleTask):
     metric = "kv"
     higher_is_better = True
     perfect_score = 1.0
+    version = 2
     depths: Count = field(default=5, metadata={"help": "depths (2 or more; default 5)"})
     samples: Count = field(default=20, metadata={"help": "samples (of each depth; default 20)"})
+    chat: bool | None = field(
+        default=None,
+        metadata={
+            "help": "chat=true|false: the tokenizer's chat template, always or never; where it "
+            "has one if not given"
+        },
+    )
 
     def __post_init__(self) -> None:
         at_least_one(self, "samples", "depths")
@@ -57,7 +67,7 @@ class KeyValue(SampleTask):
 
     def read(self, data: str | None) -> Data:
         """What stands for data: the prompts are random."""
-        return Synthetic("synthetic", (TEMPLATE,))
+        return Synthetic("synthetic", (TEMPLATE + OPENING,))
 
     def prompts(
         self, tokenizer: Any, length: int, data: Any, seed: int, limit: int | None
@@ -67,7 +77,21 @@ class KeyValue(SampleTask):
         Raises:
             UsageError: not even a pair for each depth fits into the length.
         """
-        return spread(self, RecordsMaker(seed, self.depths), tokenizer, length, limit)
+        prompter = Prompter(tokenizer, self.chat, self)
+        return spread(self, self._maker(data, seed), prompter, length, limit)
+
+    def check(self, tokenizer: Any, length: int, data: Any, seed: int) -> None:
+        """By the smallest prompt."""
+        check_room(self, self._maker(data, seed), Prompter(tokenizer, self.chat, self), length)
+
+    def sizes(self, length: int, data: Any, limit: int | None) -> list[int]:
+        """They fill the length."""
+        return filled(self, length, limit)
+
+    @property
+    def typical(self) -> int:
+        """One for each depth: up to where the asked one is hidden they begin alike."""
+        return self.depths
 
     def score(self, rows: Sequence[Row]) -> Score:
         """The share of rows whose answer contains the value, in all and for each depth."""
@@ -75,6 +99,9 @@ class KeyValue(SampleTask):
             (row["depth"], any(value.lower() in row["pred"].lower() for value in row["answers"]))
             for row in rows
         )
+
+    def _maker(self, data: Any, seed: int) -> RecordsMaker:
+        return RecordsMaker(seed, self.depths)
 
 
 @dataclass(frozen=True)
@@ -100,4 +127,4 @@ class RecordsMaker:
         pairs.insert(round(depth * (units - 1)), asked)
         records = ",\n ".join(f'"{name}": "{held}"' for name, held in pairs)
         text = TEMPLATE.format(records="{" + records + "}", key=key)
-        return Prompt(text, (value,), depth)
+        return Prompt(text, (value,), depth, OPENING)

@@ -37,6 +37,7 @@ class LmEval(HarnessTask):
 
     metric = _Metric()
     positional = "task"
+    version = 2
 
     task: str
     shots: Count | None = field(

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from ctxext.errors import UsageError
+from ctxext.extras import NotInstalledError
 from ctxext.longbench.halves import Cutter, TooShort
 from ctxext.longbench.prompts import prompt
 from ctxext.longbench.questions import Questions, read_questions
+from ctxext.models.prompting import Prompter
 from ctxext.scoring import longbench as official
 from ctxext.tasks import register
 from ctxext.tasks.base import Row, Sample, SampleTask, Score, Task, member
 
+_CHARACTERS = 3  # to a token, about, of English, code and Chinese
+_TYPICAL = 16  # prompts
 # Answered without a chat template: few-shot examples and code, which are to be continued.
 PLAIN = ("trec", "triviaqa", "samsum", "lsht", "lcc", "repobench-p")
 
@@ -30,6 +35,7 @@ class LongBench(SampleTask):
     higher_is_better = True
     perfect_score = 100.0
     positional = "task"
+    version = 2
     draws = False
     extended: ClassVar[bool] = False
 
@@ -69,6 +75,8 @@ class LongBench(SampleTask):
         questions = read_questions(data, self.task, files, list(official.TASKS))
         try:
             self.score([{**row, "pred": ""} for row in questions.rows])
+        except NotInstalledError:
+            raise
         except UsageError as error:
             raise UsageError(f"data {questions.name!r}: {error}") from None
         return questions
@@ -93,12 +101,25 @@ class LongBench(SampleTask):
         self, tokenizer: Any, length: int, data: Questions, seed: int, limit: int | None
     ) -> list[Sample]:
         """The first `limit` prompts, cut to the length, in tokens, less the answer's."""
-        cutter = Cutter(tokenizer, length - self.generates, self._templated(tokenizer))
+        prompter = Prompter(tokenizer, self.chat, self)
+        if self.task in PLAIN:
+            prompter = Prompter(tokenizer)
+        cutter = Cutter(prompter, length - self.generates)
         pairs = list(zip(data.names(), data.rows, strict=True))[:limit]
         try:
             return [self._sample(cutter, name, row) for name, row in pairs]
         except TooShort as error:
             raise self._too_short(length, error.need) from None
+
+    def sizes(self, length: int, data: Questions, limit: int | None) -> list[int]:
+        """By their characters, and at most what the answer leaves of the length."""
+        texts = (prompt(self.task).render(r["context"], r["input"]) for r in data.rows[:limit])
+        return [min(length - self.generates, -(-len(text) // _CHARACTERS)) for text in texts]
+
+    @property
+    def typical(self) -> int:
+        """A few of the prompts, whose sizes differ."""
+        return _TYPICAL
 
     def score(self, rows: Sequence[Row]) -> Score:
         """The official score."""
@@ -107,15 +128,8 @@ class LongBench(SampleTask):
     def _sample(self, cutter: Cutter, name: str, row: Row) -> Sample:
         ids, truncated = cutter.cut(prompt(self.task).render(row["context"], row["input"]))
         facts: Row = {key: row[key] for key in ("all_classes", "length", "_id") if key in row}
-        return Sample(
-            name, ids, row["answers"], {**facts, "truncated": truncated, "chat": cutter.chat}
-        )
-
-    def _templated(self, tokenizer: Any) -> bool:
-        has = bool(getattr(tokenizer, "chat_template", None))
-        if self.chat and not has:
-            raise UsageError(f"{self}: the tokenizer has no chat template: leave chat=true out")
-        return has and self.chat is not False and self.task not in PLAIN
+        facts |= {"truncated": truncated, **cutter.prompter.facts}
+        return Sample(name, array("i", ids), row["answers"], facts)
 
     def _too_short(self, length: int, need: int) -> UsageError:
         """`need`: the tokens of the shortest prompt."""

@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ctxext.data import Text, load_text
+from ctxext.models.prompting import Prompter
 from ctxext.registry import Count
 from ctxext.synthetic.fit import Prompt
 from ctxext.tasks import register
 from ctxext.tasks.base import Data, Row, Sample, SampleTask, Score, at_least_one
-from ctxext.tasks.depths import by_depth, spread
+from ctxext.tasks.depths import by_depth, check_room, filled, spread
 
 HEADER = (
     "There is an important info hidden inside a lot of irrelevant text. Find it and memorize "
@@ -21,7 +22,7 @@ HEADER = (
 )
 FILLER = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
 NEEDLE = "The pass key is {key}. Remember it. {key} is the pass key."
-QUESTION = "What is the pass key? The pass key is"
+QUESTION, OPENING = "What is the pass key?", " The pass key is"
 _PUBLISHED = Text("filler", (FILLER,))
 
 
@@ -40,6 +41,13 @@ class PassKey(SampleTask):
     perfect_score = 1.0
     samples: Count = field(default=20, metadata={"help": "samples (of each depth; default 20)"})
     depths: Count = field(default=11, metadata={"help": "depths (from 0 to 1; default 11)"})
+    chat: bool = field(
+        default=False,
+        metadata={
+            "help": "chat=true|false: the tokenizer's chat template, always or never (default "
+            "false, as published)"
+        },
+    )
 
     def __post_init__(self) -> None:
         """Check the numbers."""
@@ -62,12 +70,28 @@ class PassKey(SampleTask):
         Raises:
             UsageError: the length is too small for the prompt without filler and its answer.
         """
-        maker = KeyMaker(" ".join(data.documents), data != _PUBLISHED, seed, self.depths)
-        return spread(self, maker, tokenizer, length, limit)
+        prompter = Prompter(tokenizer, self.chat, self)
+        return spread(self, self._maker(data, seed), prompter, length, limit)
+
+    def check(self, tokenizer: Any, length: int, data: Any, seed: int) -> None:
+        """By the smallest prompt."""
+        check_room(self, self._maker(data, seed), Prompter(tokenizer, self.chat, self), length)
+
+    def sizes(self, length: int, data: Any, limit: int | None) -> list[int]:
+        """They fill the length."""
+        return filled(self, length, limit)
+
+    @property
+    def typical(self) -> int:
+        """One for each depth: up to where the asked one is hidden they begin alike."""
+        return self.depths
 
     def score(self, rows: Sequence[Row]) -> Score:
         """The share of right answers, in all and for each depth."""
         return by_depth((row["depth"], right(row["pred"], row["answers"][0])) for row in rows)
+
+    def _maker(self, data: Any, seed: int) -> KeyMaker:
+        return KeyMaker(" ".join(data.documents), data != _PUBLISHED, seed, self.depths)
 
 
 def right(answer: str, key: str) -> bool:
@@ -102,7 +126,7 @@ class KeyMaker:
         begin = rng.randrange(len(self.filler)) if self.anywhere else 0
         text, split = self._from(begin, units), int(units * depth)
         pieces = (HEADER, text[:split], NEEDLE.format(key=key), text[split:], QUESTION)
-        return Prompt("\n".join(pieces), (key,), depth)
+        return Prompt("\n".join(pieces), (key,), depth, OPENING)
 
     def _from(self, begin: int, units: int) -> str:
         """So many characters from there on, the text said again where it ends."""

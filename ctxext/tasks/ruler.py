@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from ctxext.data import Synthetic, load_text
 from ctxext.errors import UsageError
+from ctxext.models.prompting import Prompter
 from ctxext.registry import Count
 from ctxext.scoring.ruler import METRICS
 from ctxext.synthetic import cache, niah, questions, tracking, words
 from ctxext.synthetic.fit import Maker, TooShort, fill, least_tokens
-from ctxext.synthetic.lexicon import Essay, lexicon
+from ctxext.synthetic.lexicon import essay_of, lexicon
 from ctxext.tasks import register
 from ctxext.tasks.base import Data, Row, Sample, SampleTask, Score, at_least_one, mean_score, member
 
@@ -68,7 +69,8 @@ KINDS: dict[str, Kind] = {
 class Ruler(SampleTask):
     """A task of RULER (arXiv 2404.06654), 0 to 100: `samples` prompts (RULER takes 500) that fill
     the length but for RULER's number of tokens to generate, answered greedily, and scored by the
-    share of the answers that the output contains, for qa by whether it contains any. Haystacks of
+    share of the answers that the output contains, for qa by whether it contains any. In a chat
+    template the beginning of the answer stands after the generation prompt. Haystacks of
     essays are the text of --data; qa_1 and qa_2 need --data with SQuAD's dev-v2.0.json or
     HotpotQA's hotpot_dev_distractor_v1.json, and are not among `ruler:all`.
     """
@@ -76,8 +78,16 @@ class Ruler(SampleTask):
     higher_is_better = True
     perfect_score = 100.0
     positional = "task"
+    version = 2
     task: str
     samples: Count = field(default=100, metadata={"help": "samples (default 100; RULER takes 500)"})
+    chat: bool | None = field(
+        default=None,
+        metadata={
+            "help": "chat=true|false: the tokenizer's chat template, always or never; where it "
+            "has one if not given"
+        },
+    )
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "task", member(type(self), ALIASES.get(self.task, self.task)))
@@ -139,16 +149,26 @@ class Ruler(SampleTask):
         Raises:
             UsageError: the length is too small for a prompt with its answer.
         """
-        count = min(limit or self.samples, self.samples)
-        if isinstance(data, questions.Questions):
-            count = min(count, len(data.questions))
-        made_of = (self.version, cache.tokenizer_sha256(tokenizer), seed, count, data.sha256)
+        count = self._count(data, limit)
+        prompter = Prompter(tokenizer, self.chat, self)
+        made_of = (self.version, cache.prompter_sha256(prompter), seed, count, data.sha256)
         path = cache.cache_path(self.task, length, (*made_of, *self._made_of()))
         entries = cache.load(path, count)
         if entries is None:
-            entries = self._make(tokenizer, length, data, seed, count)
+            entries = self._make(prompter, length, data, seed, count)
             cache.save(path, entries)
-        return [_sample(index, entry) for index, entry in enumerate(entries)]
+        return [_sample(index, entry, prompter.facts) for index, entry in enumerate(entries)]
+
+    def check(self, tokenizer: Any, length: int, data: Any, seed: int) -> None:
+        """By the smallest prompt."""
+        prompter = Prompter(tokenizer, self.chat, self)
+        makers, room = self._makers(prompter, data, seed), length - self.generates
+        if all(least_tokens(maker, prompter, 1) > room for maker in makers(length)):
+            raise self._too_short(makers, prompter, length, self._count(data, None))
+
+    def sizes(self, length: int, data: Any, limit: int | None) -> list[int]:
+        """They fill the length."""
+        return [length - self.generates] * self._count(data, limit)
 
     def score(self, rows: Sequence[Row]) -> Score:
         """The mean of RULER's metric times 100."""
@@ -156,22 +176,32 @@ class Ruler(SampleTask):
         return Score(*mean_score([metric(row["pred"], row["answers"]) for row in rows], 100.0))
 
     def _make(
-        self, tokenizer: Any, length: int, data: Any, seed: int, count: int
+        self, prompter: Prompter, length: int, data: Any, seed: int, count: int
     ) -> list[cache.Entry]:
-        makers = self._makers(tokenizer, data, seed)
+        makers = self._makers(prompter, data, seed)
         for maker in makers(length):
             with contextlib.suppress(TooShort):
-                fitted = fill(maker, tokenizer, count, length - self.generates)
+                fitted = fill(maker, prompter, count, length - self.generates)
                 return [
                     cache.Entry(ids, list(prompt.answers), prompt.depth) for prompt, ids in fitted
                 ]
+        raise self._too_short(makers, prompter, length, count)
+
+    def _count(self, data: Any, limit: int | None) -> int:
+        """How many prompts there are."""
+        count = min(limit or self.samples, self.samples)
+        return min(count, len(data.questions)) if self.task in questions.SOURCES else count
+
+    def _too_short(
+        self, makers: Callable[[int], list[Maker]], prompter: Prompter, length: int, count: int
+    ) -> UsageError:
         least, need = 0, length
         while need > least:
             least = need
-            need = least_tokens(makers(least)[-1], tokenizer, count) + self.generates
-        raise UsageError(f"{self} does not fit into length {length}: give --len {least} or more")
+            need = least_tokens(makers(least)[-1], prompter, count) + self.generates
+        return UsageError(f"{self} does not fit into length {length}: give --len {least} or more")
 
-    def _makers(self, tokenizer: Any, data: Any, seed: int) -> Callable[[int], list[Maker]]:
+    def _makers(self, prompter: Prompter, data: Any, seed: int) -> Callable[[int], list[Maker]]:
         """What makes the prompts of a length; the second where the first does not fit.
 
         A tokenizer with many tokens to a word has cwe not fit into 4096 tokens and somewhat more
@@ -184,11 +214,11 @@ class Ruler(SampleTask):
             return lambda length: [words.FrequentWordsMaker(seed, length)]
         maker: Maker
         if self.task == "vt":
-            maker = tracking.TrackingMaker.of(tokenizer, seed)
+            maker = tracking.TrackingMaker.of(prompter, seed)
         elif self.task in questions.SOURCES:
             maker = questions.QuestionsMaker(self.task, seed, data)
         else:
-            essay = Essay(data.documents) if self._in_essay() else None
+            essay = essay_of(tuple(data.documents)) if self._in_essay() else None
             maker = niah.NiahMaker(self.task, seed, essay)
         return lambda length: [maker]
 
@@ -202,8 +232,8 @@ class Ruler(SampleTask):
         return (kind.template, lexicon().sha256) if kind.words else (kind.template,)
 
 
-def _sample(index: int, entry: cache.Entry) -> Sample:
-    facts: dict[str, Any] = {"length": len(entry.ids)}
+def _sample(index: int, entry: cache.Entry, said: Mapping[str, bool]) -> Sample:
+    facts: dict[str, Any] = {"length": len(entry.ids), **said}
     if entry.depth is not None:
         facts["depth"] = entry.depth
     return Sample(str(index), entry.ids, tuple(entry.answers), facts)

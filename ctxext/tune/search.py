@@ -228,7 +228,7 @@ class Search:
         (cell,) = plan.cells
         inputs = Inputs(plan, [cell], self._loaded)
         if isinstance(self.request.objective, SampleTask):
-            return len(inputs.samples(cell))
+            return len(inputs.first(cell, most))
         return len(inputs.windows(cell))
 
     def _measured(self, number: int, spec: Spec, method: Spec, default: bool, reads: int) -> Trial:
