@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ctxext.errors import UsageError
@@ -42,6 +42,9 @@ class Plan:
     choice: Choice
     cells: list[Cell]
     trained_line: str
+    _known: dict[int, tuple[Cell, str]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     @property
     def keys(self) -> list[str]:
@@ -56,7 +59,10 @@ class Plan:
 
     def key(self, cell: Cell) -> str:
         """The hash of everything that a cell's numbers depend on."""
-        return _hash(self._parts(cell))
+        known = self._known.get(id(cell))
+        if known is None or known[0] is not cell:  # of a plan that was pickled
+            known = self._known[id(cell)] = cell, _hash(self._parts(cell))
+        return known[1]
 
     def shared_key(self, cell: Cell) -> str:
         """Twelve digits that the cells of a benchmark's tasks have in common."""

@@ -91,7 +91,7 @@ class Evaluation:
         workers = Workers(self.requests[0].source.device)
         made, store = self.plans(workers), Store(self.requests[0].out)
         if workers.first:
-            for line in store.prepare():
+            for line in store.prepare(key for plan in made for key in plan.keys):
                 self.monitor.note(f"not trusted: {line}")
         for line in dict.fromkeys(line for r in self.requests for line in _unused(r)):
             self.monitor.note(line)
@@ -161,7 +161,7 @@ class Run:
     after: Sequence[Run] = ()
 
     def __post_init__(self) -> None:
-        before = {key: self.store.get(key) for key in self.plan.keys}
+        before = self.store.get_all(self.plan.keys)
         self._before: dict[str, Record | None] = self.workers.gather(before)[0]
         self._found = {
             key: record
@@ -355,7 +355,8 @@ class Run:
         name = self._name(cell)
         data = {**record["data"], "name": name.data}
         names = {"model": name.model, "requested": name.requested, "task": name.task}
-        record = sealed({**record, **names, "data": data})
+        named = {**record, **names, "data": data}
+        record = record if named == record else sealed(named)
         self.note(self.plan.trained_line)
         self.store.write(record)
         self.records.append(record)

@@ -1,6 +1,6 @@
 """The record of one cell, and the folder that keeps one JSON file for each."""
 
-from ctxext.results.files import check_writable, write_atomically
+from ctxext.results.files import State, check_writable, seen, write_atomically
 from ctxext.results.names import printable, safe_name
 from ctxext.results.paired import Difference, difference
 from ctxext.results.record import (
@@ -22,6 +22,7 @@ __all__ = [
     "SHARES",
     "Difference",
     "Record",
+    "State",
     "Store",
     "check_writable",
     "difference",
@@ -30,5 +31,6 @@ __all__ = [
     "problem_with",
     "safe_name",
     "sealed",
+    "seen",
     "write_atomically",
 ]
