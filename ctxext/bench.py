@@ -36,6 +36,7 @@ from ctxext.machine import (
 )
 from ctxext.models import loading
 from ctxext.models.calls import cache_name
+from ctxext.models.hashes import keep
 from ctxext.monitor import Monitor, Step
 from ctxext.patches import Spec
 from ctxext.patches.base import Span
@@ -215,6 +216,7 @@ class Bench:
         config = loading.load_config(request.source)
         self.source = loading.settle(request.source, config)
         self.identity = loading.identify(self.source, config)
+        keep()
         for length, spec in itertools.product(request.lengths, request.methods):
             self._resolve(spec, length)
         if request.random_weights:

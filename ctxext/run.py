@@ -17,6 +17,7 @@ from ctxext.machine import device_name, versions
 from ctxext.measure.loaded import Loaded
 from ctxext.measure.outcome import Failure, Measured
 from ctxext.measure.workers import Workers
+from ctxext.models.hashes import keep
 from ctxext.monitor import Monitor, Step
 from ctxext.plan import Cell, Plan
 from ctxext.registry import format_length
@@ -91,6 +92,7 @@ class Evaluation:
         workers = Workers(self.requests[0].source.device)
         made, store = self.plans(workers), Store(self.requests[0].out)
         if workers.first:
+            keep()
             for line in store.prepare(key for plan in made for key in plan.keys):
                 self.monitor.note(f"not trusted: {line}")
         for line in dict.fromkeys(line for r in self.requests for line in _unused(r)):

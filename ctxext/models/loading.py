@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import glob
 import hashlib
 import importlib.util
@@ -25,6 +24,7 @@ from ctxext.models.contents import (
     shard_names,
     support_patterns,
 )
+from ctxext.models.hashes import folder_sha256
 from ctxext.models.mark import MARK, plain_line, take_mark
 from ctxext.models.rope import check_config, check_raw, is_scaled, made_up
 from ctxext.models.trained import Trained, explain_trained
@@ -32,7 +32,6 @@ from ctxext.models.trained import Trained, explain_trained
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 QUANTIZATIONS = ("4bit", "8bit")
 _OWN = {"flash": "flash_attention_2", "flex": "flex_attention", "triton": "auto"}
-_HASHED = (".json", ".safetensors", ".bin", ".model", ".txt", ".py", ".jinja")
 
 
 @dataclass(frozen=True)
@@ -309,29 +308,9 @@ def identify(source: Source, config: Any) -> Identity:
     facts = (*trained, is_scaled(config))
     folder = Path(locate(source.name))
     if folder.is_dir():
-        return Identity(_hash_folder(folder), *facts)
+        return Identity(folder_sha256(folder), *facts)
     commit = getattr(config, "_commit_hash", None) or source.revision or "main"
     return Identity(hashlib.sha256(f"{folder}@{commit}".encode()).hexdigest(), *facts)
-
-
-def _hash_folder(folder: Path) -> str:
-    files = sorted(p for p in folder.iterdir() if p.suffix in _HASHED and p.is_file())
-    kept = [path for path in files if path.name != "provenance.json"]
-    found = [path.stat() for path in kept]
-    states = ((s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino) for s in found)
-    return _hash_files(tuple(kept), tuple(states))
-
-
-@functools.cache
-def _hash_files(files: tuple[Path, ...], states: tuple[tuple[int, ...], ...]) -> str:
-    """The hash of what is in the files, read anew where their sizes, times or places differ."""
-    digest = hashlib.sha256()
-    for path, (size, *_) in zip(files, states, strict=True):
-        digest.update(f"{path.name}\0{size}\0".encode())
-        with path.open("rb") as file:
-            while block := file.read(2**20):
-                digest.update(block)
-    return digest.hexdigest()
 
 
 def local_folder(source: Source, *, weights: bool = True, allow_pickle: bool = False) -> Path:
