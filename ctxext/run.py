@@ -360,6 +360,9 @@ class Run:
         named = {**record, **names, "data": data}
         record = record if named == record else sealed(named)
         self.note(self.plan.trained_line)
+        if record["status"] != "ok" and self.plan.request.force:
+            for line in self.store.withdraw(name.key):
+                self.note(line)
         self.store.write(record)
         self.records.append(record)
         if name.key not in self._old:

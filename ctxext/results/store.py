@@ -128,7 +128,8 @@ class Store:
         """Keep the record, sealed; the value of an `ok` one must be finite.
 
         A file in its place that is not sound is set aside; a failure never takes the place of a
-        finished record, nor does the same cell that was asked for by another name.
+        finished record, which `withdraw` sets aside, nor does the same cell that was asked for by
+        another name.
 
         Raises:
             CtxextError: the record is not sound.
@@ -152,6 +153,19 @@ class Store:
             if there is None or _measured(there) != _measured(clean):
                 write_atomically(path, text.encode("utf-8", "replace") + b"\n", _UNFINISHED)
         return path
+
+    def withdraw(self, key: str) -> list[str]:
+        """Set the finished records of a request aside, whose cell failed when it was done again;
+        a line about each.
+
+        Raises:
+            OutputError: one cannot be moved.
+        """
+        ours = [path for path in self._files() if path.name.endswith(_ending(key))]
+        with self._locked():
+            found = [(path, self._best(key, [path])) for path in ours]
+            done = [path for path, record in found if record and record["status"] == "ok"]
+            return [self._set_aside(path, "done again, it failed") for path in done]
 
     def log(self, record: Record, trace: str) -> str:
         """Add a failed cell's traceback to its log; where that is, from the folder on."""
