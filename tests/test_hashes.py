@@ -14,7 +14,7 @@ import pytest
 from test_eval import letters, runner, save_model
 
 from ctxext import caches
-from ctxext.models import hashes
+from ctxext.models import adapter, hashes, loading
 from ctxext.models.hashes import folder_sha256, keep
 from ctxext.results import files
 
@@ -103,6 +103,31 @@ def test_a_changed_folder_is_hashed_anew(
     later()
     change(folder / "model.safetensors")
     assert folder_sha256(folder) not in (before, "")
+
+
+@pytest.mark.parametrize("name", ["tokenizer.model.v3", "qwen.tiktoken", "source.SPM", "x.jinja"])
+def test_what_makes_tokens_is_hashed(name: str, cache: Path, tmp_path: Path) -> None:
+    folder = model(tmp_path / "model")
+    before = folder_sha256(folder)
+    (folder / name).write_text("a")
+    first = folder_sha256(folder)
+    (folder / name).write_text("b")
+    assert len({before, first, folder_sha256(folder)}) == 3
+
+
+def test_an_adapter_is_told_by_its_base_too(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adapter, "_require_peft", lambda source: None)
+    base, folder = model(tmp_path / "base"), tmp_path / "adapter"
+    folder.mkdir()
+    settings = {"base_model_name_or_path": str(base)}
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
+    found = set()
+    for weights in (b"weights", b"changed"):
+        (base / "model.safetensors").write_bytes(weights)
+        found.add(loading._model_sha256(loading.Source(str(folder)), None))
+    assert len(found - {folder_sha256(base), folder_sha256(folder)}) == 2
 
 
 def test_a_file_that_may_change_unseen_is_not_kept(

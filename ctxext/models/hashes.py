@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from ctxext import caches
 from ctxext.results import seen
 
 _HASHED = (".json", ".safetensors", ".bin", ".model", ".txt", ".py", ".jinja")
+_VOCABULARIES = ("*.model.v*", "*.spm", "*.tiktoken", "*.bpe")
 _found: dict[str, tuple[list[Any], str]] = {}  # by folder: the files as they were, and their hash
 
 
@@ -20,8 +22,7 @@ def folder_sha256(folder: Path) -> str:
 
     It is taken from an earlier time where each file is as it was then: see `results.seen`.
     """
-    files = sorted(p for p in folder.iterdir() if p.suffix in _HASHED and p.is_file())
-    files = [path for path in files if path.name != "provenance.json"]
+    files = sorted(p for p in folder.iterdir() if _is_hashed(p.name) and p.is_file())
     found = [seen(path) for path in files]
     states = [[path.name, *state] for path, (state, _) in zip(files, found, strict=True)]
     if not all(settled for _, settled in found):
@@ -39,6 +40,11 @@ def keep() -> None:
     for where, known in _found.items():
         if _load(where) != known:
             caches.save(_place(where), json.dumps(known).encode())
+
+
+def _is_hashed(name: str) -> bool:
+    vocabulary = any(fnmatchcase(name.lower(), pattern) for pattern in _VOCABULARIES)
+    return (vocabulary or Path(name).suffix in _HASHED) and name != "provenance.json"
 
 
 def _load(where: str) -> tuple[list[Any], str] | None:

@@ -306,11 +306,19 @@ def identify(source: Source, config: Any) -> Identity:
     """The model's hash and trained length; errors as for `load_model`."""
     trained = explain_trained(config, source.own_scaling, source.train_len)
     facts = (*trained, is_scaled(config))
-    folder = Path(locate(source.name))
+    return Identity(_model_sha256(source, config), *facts)
+
+
+def _model_sha256(source: Source, config: Any) -> str:
+    """The hash of a folder's files, that of its base with an adapter's, or of a Hub commit."""
+    folder, base = Path(locate(source.name)), with_base(source)
     if folder.is_dir():
-        return Identity(folder_sha256(folder), *facts)
+        found = folder_sha256(folder)
+        if base is source:
+            return found
+        return hashlib.sha256(f"{found} on {_model_sha256(base, config)}".encode()).hexdigest()
     commit = getattr(config, "_commit_hash", None) or source.revision or "main"
-    return Identity(hashlib.sha256(f"{folder}@{commit}".encode()).hexdigest(), *facts)
+    return hashlib.sha256(f"{folder}@{commit}".encode()).hexdigest()
 
 
 def local_folder(source: Source, *, weights: bool = True, allow_pickle: bool = False) -> Path:
