@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ctxext import engine
 from ctxext.errors import CtxextError, UsageError
 from ctxext.estimate import Shape
 from ctxext.machine import (
@@ -459,6 +460,7 @@ class Bench:
             "batch_size": request.batch_size,
             "decode_tokens": request.decode_tokens,
             "notes": side.notes,
+            "version_of": {"the engine": engine.VERSION, **cell.method.versions},
             "versions": versions(),
             "created": datetime.datetime.now(datetime.timezone.utc).isoformat(
                 timespec="microseconds"
@@ -474,6 +476,8 @@ class Bench:
         )
         parts = {**{name: record[name] for name in names}, "pairs": self.request.pairs}
         parts |= {"own_scaling": record["own_scaling"]} if self.identity.scaled else {}
+        raised = {what: n for what, n in record["version_of"].items() if n > 1}
+        parts |= {"versions": raised} if raised else {}
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 

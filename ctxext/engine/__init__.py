@@ -13,3 +13,5 @@ pinned.py     one length for each sequence that the unpatched model reads
 carried.py    model classes that are patched whenever they run
 reference.py  the same, dense, in a few lines: what every path is tested against
 """
+
+VERSION = 1  # of how a model is changed, read and answers: where their numbers change it goes up

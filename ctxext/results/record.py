@@ -44,6 +44,9 @@ def problem_with(record: object) -> str | None:
         return f"the field 'own_scaling' cannot be {str(own)[:60]!r}"
     if not (source is None or _text(source)):
         return f"the field 'trained_from' cannot be {str(source)[:60]!r}"
+    of = record.get("version_of") or {}
+    if not isinstance(of, dict) or not all(_whole(version, low=1) for version in of.values()):
+        return f"the field 'version_of' cannot be {str(of)[:60]!r}"
     parts = record.get("parts") or []
     if not isinstance(parts, list) or not all(map(_part, parts)):
         return "its parts are not a name, a value and a number each"

@@ -37,6 +37,7 @@ class LmEval(HarnessTask):
 
     metric = _Metric()
     positional = "task"
+    libraries = ("lm_eval",)
 
     task: str
     shots: Count | None = field(

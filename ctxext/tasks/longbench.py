@@ -29,6 +29,7 @@ class LongBench(SampleTask):
     metric = ", ".join(sorted(set(official.TASKS.values())))
     positional = "task"
     draws = False
+    libraries = ("jieba", "rapidfuzz", "rouge")
     extended: ClassVar[bool] = False
 
     task: str

@@ -74,6 +74,7 @@ class Ruler(SampleTask):
     """
 
     positional = "task"
+    libraries = ("wonderwords",)
     task: str
     samples: Count = field(default=100, metadata={"help": "samples (default 100; RULER takes 500)"})
 
