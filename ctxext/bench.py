@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ctxext import engine
 from ctxext.engine import check_path
 from ctxext.errors import CtxextError, UsageError
 from ctxext.estimate import Shape
@@ -37,6 +38,7 @@ from ctxext.machine import (
 )
 from ctxext.models import loading
 from ctxext.models.calls import cache_name
+from ctxext.models.hashes import keep
 from ctxext.monitor import Monitor, Step
 from ctxext.patches import Spec
 from ctxext.patches.base import Span
@@ -216,6 +218,7 @@ class Bench:
         config = loading.load_config(request.source)
         self.source = loading.settle(request.source, config)
         self.identity = loading.identify(self.source, config)
+        keep()
         for length, spec in itertools.product(request.lengths, request.methods):
             self._resolve(spec, length)
         if request.random_weights:
@@ -458,6 +461,7 @@ class Bench:
             "batch_size": request.batch_size,
             "decode_tokens": request.decode_tokens,
             "notes": side.notes,
+            "version_of": {"the engine": engine.VERSION, **cell.method.versions},
             "versions": versions(),
             "created": datetime.datetime.now(datetime.timezone.utc).isoformat(
                 timespec="microseconds"
@@ -473,6 +477,8 @@ class Bench:
         )
         parts = {**{name: record[name] for name in names}, "pairs": self.request.pairs}
         parts |= {"own_scaling": record["own_scaling"]} if self.identity.scaled else {}
+        raised = {what: n for what, n in record["version_of"].items() if n > 1}
+        parts |= {"versions": raised} if raised else {}
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 

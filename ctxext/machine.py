@@ -10,6 +10,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable
+from importlib import metadata
 from typing import Any
 
 from ctxext import __version__
@@ -197,17 +198,21 @@ def device_name(device: Any) -> str:
     return f"{device.type} ({platform.machine()}, {torch.get_num_threads()} threads)"
 
 
-def versions() -> dict[str, str]:
-    """Versions of what numbers depend on."""
+def versions(*more: str) -> dict[str, str]:
+    """Versions of what numbers depend on, with those of `more` packages that are installed."""
     import torch
     import transformers
 
-    return {
+    found = {
         "ctxext": __version__,
         "python": ".".join(map(str, sys.version_info[:3])),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }
+    for name in ("tokenizers", *more):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
 
 
 _NO_MEMORY = (

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from ctxext import engine
 from ctxext.errors import UsageError
 from ctxext.models import loading
 from ctxext.patches import Spec
@@ -42,6 +44,9 @@ class Plan:
     choice: Choice
     cells: list[Cell]
     trained_line: str
+    _known: dict[int, tuple[Cell, str]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     @property
     def keys(self) -> list[str]:
@@ -56,22 +61,39 @@ class Plan:
 
     def key(self, cell: Cell) -> str:
         """The hash of everything that a cell's numbers depend on."""
-        return _hash(self._parts(cell))
+        known = self._known.get(id(cell))
+        if known is None or known[0] is not cell:  # of a plan that was pickled
+            known = self._known[id(cell)] = cell, _hash(self._parts(cell))
+        return known[1]
+
+    def older_keys(self, cell: Cell) -> dict[str, str]:
+        """The keys that the cell had, each with what it was then of and what that is now."""
+        now = versions(cell)
+        ranges = (range(1, version + 1) for version in now.values())
+        found = {}
+        for then in (dict(zip(now, some, strict=True)) for some in itertools.product(*ranges)):
+            apart = [f"version {then[w]} of {w}, now {now[w]}" for w in now if then[w] != now[w]]
+            if apart:
+                found[_hash(self._parts(cell, then))] = " and ".join(apart)
+        return found
 
     def shared_key(self, cell: Cell) -> str:
         """Twelve digits that the cells of a benchmark's tasks have in common."""
         parts = {**self._parts(cell), "task": cell.task.name, "data": self.request.data}
         return _hash(parts)[:12]
 
-    def _parts(self, cell: Cell) -> dict[str, object]:
-        request = self.request
+    def _parts(self, cell: Cell, of: dict[str, int] | None = None) -> dict[str, object]:
+        """What the key is made of, with the versions that it is `of`; None for today's."""
+        request, of = self.request, versions(cell) if of is None else of
+        raised = {what: n for what, n in of.items() if n > 1 and what != _task(cell)}
         own = {"own_scaling": self.source.own_scaling} if self.identity.scaled else {}
         return {
             "model": self.identity.sha256,
             "trained": self.identity.trained,
             **own,  # so that the keys of models without any are what they were
+            **({"versions": raised} if raised else {}),  # and those of first versions
             "method": cell.method.full(),
-            "task": f"{cell.task}@{cell.task.version}",
+            "task": f"{cell.task}@{of[_task(cell)]}",
             "length": cell.length,
             "data": cell.data.sha256,
             "limit": request.limit,
@@ -82,6 +104,15 @@ class Plan:
             "device": self.source.device.partition(":")[0],
             "attention": self.attention(cell.method),
         }
+
+
+def versions(cell: Cell) -> dict[str, int]:
+    """The versions that a cell's numbers go by."""
+    return {"the engine": engine.VERSION, _task(cell): cell.task.version, **cell.method.versions}
+
+
+def _task(cell: Cell) -> str:
+    return f"task {cell.task.name}"
 
 
 def _hash(parts: dict[str, object]) -> str:

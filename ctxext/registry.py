@@ -64,7 +64,8 @@ class Registry(Generic[T]):
 
         Raises:
             ValueError: the name is taken.
-            UsageError: a field has a type whose values no spec can write.
+            UsageError: a field has a type whose values no spec can write, or the version is no
+                whole number from 1 on.
         """
 
         def enter(cls: type[T]) -> type[T]:
@@ -78,6 +79,11 @@ class Registry(Generic[T]):
             ):
                 raise ValueError(f"{self.what} {name!r} is registered twice: {old} and {cls}")
             _parameters(f"{self.what} {name!r}", cls)
+            version = getattr(cls, "version", 1)
+            if type(version) is not int or version < 1:
+                raise UsageError(
+                    f"{self.what} {name!r} has the version {version!r}: give a whole number from 1"
+                )
             self._found[name] = cls
             cls.name = name  # type: ignore[attr-defined]
             return cls

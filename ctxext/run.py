@@ -7,7 +7,8 @@ import datetime
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -17,6 +18,7 @@ from ctxext.machine import device_name, versions
 from ctxext.measure.loaded import Loaded
 from ctxext.measure.outcome import Failure, Measured
 from ctxext.measure.workers import Workers
+from ctxext.models.hashes import keep
 from ctxext.monitor import Monitor, Step
 from ctxext.plan import Cell, Plan
 from ctxext.registry import format_length
@@ -78,7 +80,7 @@ class Evaluation:
         made = self.plans(Workers(self.requests[0].source.device))
         alone = len(made) == 1
         found = [one for plan in made for one in estimates(plan, store, note, self.loaded, alone)]
-        for line in dict.fromkeys(plan.trained_line for plan in made):
+        for line in (*dict.fromkeys(plan.trained_line for plan in made), *outdated(made, store)):
             note(line)
         return found
 
@@ -91,7 +93,8 @@ class Evaluation:
         workers = Workers(self.requests[0].source.device)
         made, store = self.plans(workers), Store(self.requests[0].out)
         if workers.first:
-            for line in store.prepare():
+            keep()
+            for line in store.prepare(key for plan in made for key in plan.keys):
                 self.monitor.note(f"not trusted: {line}")
         for line in dict.fromkeys(line for r in self.requests for line in _unused(r)):
             self.monitor.note(line)
@@ -103,6 +106,9 @@ class Evaluation:
         for run in runs if self.launcher is None else ():
             run.prepare()
         counts = [run.count() for run in runs]
+        if workers.first:
+            for line in outdated(made, store):
+                self.monitor.note(line)
         self.monitor.plan(*(sum(column) for column in zip(*counts, strict=True)))
         if self.launcher is not None:
             self.launcher(runs)
@@ -114,6 +120,24 @@ class Evaluation:
         order = {name: n for n, name in enumerate(itertools.chain(*(r.names() for r in runs)))}
         self.records.sort(key=lambda record: order[_name(record)])
         return self.records
+
+
+def outdated(made: Iterable[Plan], store: Store) -> Iterator[str]:
+    """What was measured by older versions alone, in lines: its records are not taken."""
+    counts = Counter[str]()
+    for plan in made:
+        some = {plan.key(cell): old for cell in plan.cells if (old := plan.older_keys(cell))}
+        found, older = store.get_all(some), store.get_all(itertools.chain(*some.values()))
+        for key, names in some.items():
+            done = [said for name, said in names.items() if _finished(older[name])]
+            if done and not _finished(found[key]):
+                counts[done[-1]] += 1
+    for said, count in counts.items():
+        yield f"records that are not taken, of {said}: {count}"
+
+
+def _finished(record: Record | None) -> bool:
+    return record is not None and record["status"] == "ok"
 
 
 def _unused(request: Request) -> Iterator[str]:
@@ -161,7 +185,7 @@ class Run:
     after: Sequence[Run] = ()
 
     def __post_init__(self) -> None:
-        before = {key: self.store.get(key) for key in self.plan.keys}
+        before = self.store.get_all(self.plan.keys)
         self._before: dict[str, Record | None] = self.workers.gather(before)[0]
         self._found = {
             key: record
@@ -374,8 +398,13 @@ class Run:
         name = self._name(cell)
         data = {**record["data"], "name": name.data}
         names = {"model": name.model, "requested": name.requested, "task": name.task}
-        record = sealed({**record, **names, "data": data})
+        named = {**record, **names, "data": data}
+        found = named == record and name.key in self._old
+        record = record if found else sealed(named)
         self.note(self.plan.trained_line)
+        if record["status"] != "ok" and self.plan.request.force:
+            for line in self.store.withdraw(name.key):
+                self.note(line)
         self.store.write(record)
         self.records.append(record)
         if name.key not in self._old:
@@ -414,13 +443,18 @@ class Run:
             "attention": handle.attention if handle else plan.attention(cell.method),
             "attention_reasons": handle.choice.reasons if handle else (),
             "notes": handle.notes if handle else [],
+            "version_of": plans.versions(cell),
             "processes": self.workers.count,
-            "versions": versions(),
+            "versions": versions(*cell.task.libraries, *_quantizers(plan.source.load_in)),
             "created": _now(),
             "key": name.key,
         }
         log = self.store.log(record, done.trace) if done.trace and self.workers.first else None
         return {**record, "log": log}
+
+
+def _quantizers(load_in: str | None) -> Sequence[str]:
+    return () if load_in is None else ("bitsandbytes",)
 
 
 def _now() -> str:

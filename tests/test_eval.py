@@ -719,16 +719,35 @@ def test_a_refused_run_leaves_the_records_alone(
     assert kept() == before
 
 
-@pytest.mark.parametrize("more", [("--task", "ppl,acc"), ("--force",)], ids=str)
 @pytest.mark.parametrize("error", [MemoryError("no"), RuntimeError("no")], ids=repr)
 def test_a_cell_that_fails_leaves_finished_records_alone(
-    run: Run, here: Path, monkeypatch: pytest.MonkeyPatch, more: tuple[str, ...], error: Exception
+    run: Run, here: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     evaluate(run)
     before = kept()
     failing(monkeypatch, error)
-    assert evaluate(run, *more).code == 1
+    assert evaluate(run, "--task", "ppl,acc").code == 1
     assert before.items() <= kept().items()
+
+
+@pytest.mark.parametrize("error", [MemoryError("no"), RuntimeError("no")], ids=repr)
+def test_a_cell_that_fails_under_force_is_no_longer_finished(
+    run: Run, here: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """Its record says so, in a report too; the one that was there is set aside, and not lost."""
+    evaluate(run, "--method", "ntk:factor=2")
+    evaluate(run, "--method", "ntk:factor=2", "--model", here / "plain")  # by another name
+    before = kept()
+    failing(monkeypatch, error, after=1)
+    ran = evaluate(run, "--method", "ntk:factor=2", "--force")
+    assert (ran.code, [r["status"] == "ok" for r in ran.records]) == (1, [True, False])
+    assert sum("done again, it failed" in line for line in ran.err.splitlines()) == 2
+    records, _ = Store("results").read_all()
+    lost = [r for r in records if r["requested"].startswith("ntk")]
+    assert [r["status"] == "ok" for r in lost] == [False]
+    aside = {path.name: path.read_bytes() for path in Path("results/set-aside").iterdir()}
+    assert len(aside) == 2
+    assert aside.items() <= before.items()
 
 
 @pytest.mark.parametrize("error", [RuntimeError("no"), KeyboardInterrupt()], ids=repr)

@@ -28,6 +28,7 @@ from ctxext.results import (
     safe_name,
     sealed,
 )
+from ctxext.results import files as files_of
 from ctxext.results.intervals import wilson
 
 pytestmark = pytest.mark.quick
@@ -158,6 +159,47 @@ def test_round_trip_and_get(tmp_path: Path) -> None:
     assert store.get(record["key"][:12] + "0" * 52) is None
     records, problems = store.read_all()
     assert (records, problems) == ([sealed(other), sealed(record)], [])
+
+
+def test_what_is_held_is_read_once_and_listed_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = [sealed(make(seed=seed)) for seed in range(20)]
+    for record in records:
+        Store(tmp_path).write(record)
+    keys = [record["key"] for record in records]
+    monkeypatch.setattr(files_of, "COARSEST", -(10**12))  # all were written long ago
+    listed, read = list[Any](), list[Path]()
+    listdir, read_bytes = os.listdir, Path.read_bytes
+    monkeypatch.setattr(os, "listdir", lambda *a: (listed.append(a), listdir(*a))[1])
+    monkeypatch.setattr(Path, "read_bytes", lambda p: (read.append(p), read_bytes(p))[1])
+    store = Store(tmp_path)
+    assert store.prepare(keys) == []
+    listed.clear()
+    found = store.get_all([*keys, "f" * 64])
+    assert found == {**dict(zip(keys, records, strict=True)), "f" * 64: None}
+    assert len(listed) == 1
+    for record in found.values():
+        assert record is None or store.write(record) == store.path(record)
+    assert (len(listed), len(read)) == (1, len(records))
+
+
+def test_what_is_held_gives_way_to_what_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files_of, "COARSEST", -(10**12))
+    store, record = Store(tmp_path), make()
+    path = store.write(record)
+    assert store.prepare([record["key"]]) == []
+    newer = sealed(make(key=record["key"], value=3.0))
+    Store(tmp_path).write(newer)  # by another process
+    assert store.get(record["key"]) == newer
+    store.write(record)
+    assert Store(tmp_path).get(record["key"]) == sealed(record)
+    path.unlink()
+    assert store.get(record["key"]) is None
+    store.write(sealed(record))
+    assert store.get(record["key"]) == sealed(record)
 
 
 def test_a_failed_cell_done_again_takes_its_place(tmp_path: Path) -> None:

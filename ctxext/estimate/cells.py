@@ -90,7 +90,7 @@ def estimates(plan: Plan, store: Store, note: Note, loaded: Loaded, strict: bool
     Raises:
         UsageError: something asked for cannot be done.
     """
-    records = {key: store.get(key) for key in plan.keys}
+    records = store.get_all(plan.keys)
     states = [_state(records[plan.key(cell)], plan.request.force) for cell in plan.cells]
     name, new = plan.request.source.name, [state != FOUND for state in states]
     cells = [cell for cell, wanted in zip(plan.cells, new, strict=True) if wanted]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import glob
 import hashlib
 import importlib.util
@@ -35,6 +34,7 @@ from ctxext.models.gguf import (
     read_header,
     shards,
 )
+from ctxext.models.hashes import files_sha256, folder_sha256
 from ctxext.models.mark import MARK, plain_line, take_mark
 from ctxext.models.packages import CARRIED
 from ctxext.models.rope import check_config, check_raw, is_scaled, made_up
@@ -42,7 +42,6 @@ from ctxext.models.trained import Trained, explain_trained
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 QUANTIZATIONS = ("4bit", "8bit")
-_HASHED = (".json", ".safetensors", ".bin", ".model", ".txt", ".py", ".jinja")
 
 
 @dataclass(frozen=True)
@@ -356,36 +355,21 @@ def identify(source: Source, config: Any) -> Identity:
     """The model's hash and trained length; errors as for `load_model`."""
     trained = explain_trained(config, source.own_scaling, source.train_len)
     facts = (*trained, is_scaled(config))
-    folder = Path(locate(source.name))
+    return Identity(_model_sha256(source, config), *facts)
+
+
+def _model_sha256(source: Source, config: Any) -> str:
+    """The hash of a folder's files, that of its base with an adapter's, or of a Hub commit."""
+    folder, base = Path(locate(source.name)), with_base(source)
     if folder.is_dir():
-        return Identity(_hash_folder(folder), *facts)
+        found = folder_sha256(folder)
+        if base is source:
+            return found
+        return hashlib.sha256(f"{found} on {_model_sha256(base, config)}".encode()).hexdigest()
     if source.file is not None:
-        return Identity(_hash([*shards(source.file)]), *facts)
+        return files_sha256(shards(source.file))
     commit = getattr(config, "_commit_hash", None) or source.revision or "main"
-    return Identity(hashlib.sha256(f"{folder}@{commit}".encode()).hexdigest(), *facts)
-
-
-def _hash_folder(folder: Path) -> str:
-    files = sorted(p for p in folder.iterdir() if p.suffix in _HASHED and p.is_file())
-    return _hash([path for path in files if path.name != "provenance.json"])
-
-
-def _hash(kept: list[Path]) -> str:
-    found = [path.stat() for path in kept]
-    states = ((s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino) for s in found)
-    return _hash_files(tuple(kept), tuple(states))
-
-
-@functools.cache
-def _hash_files(files: tuple[Path, ...], states: tuple[tuple[int, ...], ...]) -> str:
-    """The hash of what is in the files, read anew where their sizes, times or places differ."""
-    digest = hashlib.sha256()
-    for path, (size, *_) in zip(files, states, strict=True):
-        digest.update(f"{path.name}\0{size}\0".encode())
-        with path.open("rb") as file:
-            while block := file.read(2**20):
-                digest.update(block)
-    return digest.hexdigest()
+    return hashlib.sha256(f"{folder}@{commit}".encode()).hexdigest()
 
 
 def local_folder(source: Source, *, weights: bool = True, allow_pickle: bool = False) -> Path:

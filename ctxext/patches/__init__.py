@@ -50,6 +50,11 @@ class Spec:
         return Spec(tuple(method.resolve(span) for method in self.methods))
 
     @property
+    def versions(self) -> dict[str, int]:
+        """The version of each method, by what it is of."""
+        return {f"method {method.name}": method.version for method in self.methods}
+
+    @property
     def frequencies(self) -> tuple[Frequency, ...]:
         """The frequency methods that change something (`rope` does not)."""
         found = (m for m in self.methods if isinstance(m, Frequency))

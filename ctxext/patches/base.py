@@ -94,11 +94,13 @@ class Method:
     """One method; its fields are its parameters, None where the default depends on T or L.
 
     Attributes:
+        version: goes up where the same spec comes to give other numbers.
         reads_file: whether a parameter names a file, so that the spec says all with it alone.
     """
 
     name: ClassVar[str]
     kind: ClassVar[str]
+    version: ClassVar[int] = 1
     reads_file: ClassVar[bool] = False
 
     def resolve(self, span: Span) -> Self:

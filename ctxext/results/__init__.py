@@ -1,6 +1,6 @@
 """The record of one cell, and the folder that keeps one JSON file for each."""
 
-from ctxext.results.files import check_writable, write_atomically
+from ctxext.results.files import State, check_writable, seen, write_atomically
 from ctxext.results.frame import load
 from ctxext.results.intervals import Interval, interval
 from ctxext.results.metrics import higher_is_better
@@ -27,6 +27,7 @@ __all__ = [
     "Difference",
     "Interval",
     "Record",
+    "State",
     "Store",
     "check_writable",
     "difference",
@@ -39,5 +40,6 @@ __all__ = [
     "problem_with",
     "safe_name",
     "sealed",
+    "seen",
     "write_atomically",
 ]

@@ -1,13 +1,39 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and whether one is still what it was."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import secrets
+import time
 from pathlib import Path
+from typing import NamedTuple
 
 from ctxext.errors import CtxextError, OutputError, UsageError
+
+COARSEST = 2 * 10**9  # nanoseconds between two ticks of a file system's clock, at most: FAT's
+
+
+class State(NamedTuple):
+    """What tells a file from another, and from what it was: bytes, times in nanoseconds, inode."""
+
+    size: int
+    modified: int
+    changed: int
+    inode: int
+
+
+def seen(path: Path) -> tuple[State, bool]:
+    """The state of a file, and whether every change from now on will alter it.
+
+    A change within the tick of the clock in which the file was last changed would not.
+
+    Raises:
+        OSError: there is no such file.
+    """
+    now, stat = time.time_ns(), path.stat()
+    state = State(stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
+    return state, max(state.modified, state.changed) < now - COARSEST
 
 
 def write_atomically(path: Path, content: bytes, start: str = ".") -> None:

@@ -50,6 +50,9 @@ def problem_with(record: object) -> str | None:
     perfect = record.get("perfect_score")
     if not (perfect is None or _number(perfect)):
         return f"the field 'perfect_score' cannot be {str(perfect)[:60]!r}"
+    of = record.get("version_of") or {}
+    if not isinstance(of, dict) or not all(_whole(version, low=1) for version in of.values()):
+        return f"the field 'version_of' cannot be {str(of)[:60]!r}"
     parts = record.get("parts") or []
     if not isinstance(parts, list) or not all(map(_part, parts)):
         return "its parts are not a name, a value and a number each"

@@ -12,12 +12,12 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from ctxext.errors import CtxextError, OutputError, UsageError
-from ctxext.results.files import check_writable, write_atomically
+from ctxext.results.files import State, check_writable, seen, write_atomically
 from ctxext.results.names import printable, safe_name
 from ctxext.results.record import Record, digest, problem_with, sealed
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 CLAIMS, SET_ASIDE, LOGS = ".claims", "set-aside", "logs"
 _MAX_FILE_BYTES = 16 << 20  # a record takes a few kilobytes
 _OURS = re.compile(r".+--[0-9a-f]{12}\.json")
+_ENDING = len("--0123456789ab.json")
 _TRIES = 100  # for the lock
 _UNFINISHED = ".record-"
 
@@ -37,9 +38,13 @@ class Store:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         self._claims: dict[str, BaseFileLock] = {}
+        self._held: dict[Path, tuple[State, Record]] = {}
 
-    def prepare(self) -> list[str]:
+    def prepare(self, keys: Iterable[str] = ()) -> list[str]:
         """Create the folder if need be and set aside what is not sound; a line about each such.
+
+        Args:
+            keys: requests whose records are held, so that `get` and `write` need not read them.
 
         Raises:
             UsageError: records cannot be written there.
@@ -49,8 +54,10 @@ class Store:
             with self._locked():
                 for left in self.folder.glob(f"{_UNFINISHED}*.tmp"):  # by a process that was killed
                     left.unlink()
-                unsound = ((path, _load(path)[1]) for path in self._files() if _is_ours(path))
-                return [self._set_aside(path, problem) for path, problem in unsound if problem]
+                endings = {_ending(key) for key in keys}
+                ours = [path for path in self._files() if _OURS.fullmatch(path.name)]
+                unsound = ((path, self._load(path, endings)) for path in ours)
+                return [self._set_aside(path, why) for path, (_, why) in unsound if why]
         except (OSError, CtxextError) as error:
             raise UsageError(
                 f"cannot keep records in {self.folder}: {error}: give another --out"
@@ -62,9 +69,21 @@ class Store:
 
     def get(self, key: str) -> Record | None:
         """The record of this request that is there and sound: a finished one, or a failed one."""
+        return self.get_all([key])[key]
+
+    def get_all(self, keys: Iterable[str]) -> dict[str, Record | None]:
+        """What `get` finds for each request; the folder is listed once."""
+        keys = list(keys)
+        places: dict[str, list[Path]] = {_ending(key): [] for key in keys}
+        for path in self._files():
+            if (ending := path.name[-_ENDING:]) in places:
+                places[ending].append(path)
+        return {key: self._best(key, places[_ending(key)]) for key in keys}
+
+    def _best(self, key: str, paths: Iterable[Path]) -> Record | None:
         failed = None
-        for path in self._files(f"--{key[:12]}.json"):
-            record, _ = _load(path)
+        for path in paths:
+            record, _ = self._load(path)
             if record is not None and record["key"] == key:
                 if record["status"] == "ok":
                     return record
@@ -109,12 +128,15 @@ class Store:
         """Keep the record, sealed; the value of an `ok` one must be finite.
 
         A file in its place that is not sound is set aside; a failure never takes the place of a
-        finished record, nor does the same cell that was asked for by another name.
+        finished record, which `withdraw` sets aside, nor does the same cell that was asked for by
+        another name.
 
         Raises:
             CtxextError: the record is not sound.
             OutputError: the file cannot be written.
         """
+        if self._holds(record):
+            return self.path(record)
         clean = sealed(record)
         if problem := problem_with(clean):
             raise CtxextError(f"this record cannot be kept: {problem}")
@@ -123,7 +145,7 @@ class Store:
         with self._locked():
             if clean["status"] != "ok" and self.finished(clean["key"]) is not None:
                 return path
-            there, problem = _load(path) if os.path.lexists(path) else (None, None)
+            there, problem = self._load(path) if os.path.lexists(path) else (None, None)
             if there is not None and there["key"] != clean["key"]:
                 problem = "it is the record of another cell, renamed by hand"
             if problem:
@@ -131,6 +153,19 @@ class Store:
             if there is None or _measured(there) != _measured(clean):
                 write_atomically(path, text.encode("utf-8", "replace") + b"\n", _UNFINISHED)
         return path
+
+    def withdraw(self, key: str) -> list[str]:
+        """Set the finished records of a request aside, whose cell failed when it was done again;
+        a line about each.
+
+        Raises:
+            OutputError: one cannot be moved.
+        """
+        ours = [path for path in self._files() if path.name.endswith(_ending(key))]
+        with self._locked():
+            found = [(path, self._best(key, [path])) for path in ours]
+            done = [path for path, record in found if record and record["status"] == "ok"]
+            return [self._set_aside(path, "done again, it failed") for path in done]
 
     def log(self, record: Record, trace: str) -> str:
         """Add a failed cell's traceback to its log; where that is, from the folder on."""
@@ -147,12 +182,34 @@ class Store:
         """All sound records in the order of their file names, and a line about each other file."""
         records, problems = [], []
         for path in self._files():
-            record, problem = _load(path)
+            record, problem = self._load(path)
             if record is None:
                 problems.append(printable(f"{path.name}: {problem}"))
             else:
                 records.append(record)
         return records, problems
+
+    def _load(self, path: Path, endings: Collection[str] = ()) -> tuple[Record | None, str | None]:
+        """The record in a file, or None and what is wrong with the file.
+
+        Args:
+            endings: what is in files whose names end so is held.
+        """
+        try:
+            state, settled = seen(path)
+            if path in self._held and self._held[path][0] == state:
+                return self._held[path][1], None
+            record, problem = _read(path, state)
+        except (OSError, ValueError, RecursionError) as error:
+            return None, f"cannot be read as JSON ({error})"
+        if record is not None and settled and path.name[-_ENDING:] in endings:
+            self._held[path] = state, record
+        return record, problem
+
+    def _holds(self, record: Record) -> bool:
+        """Whether exactly this is in its file."""
+        path = self.path(record)
+        return path in self._held and self._load(path)[0] == record
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
@@ -204,14 +261,19 @@ class Store:
             raise OutputError(f"cannot set aside {path} in {folder}: {why}") from error
         return printable(f"{path.name}: {problem}: set aside as {SET_ASIDE}/{place.name}")
 
-    def _files(self, ending: str = ".json") -> list[Path]:
+    def _files(self) -> list[Path]:
         try:
-            names = sorted(name for name in os.listdir(self.folder) if name.endswith(ending))
+            names = sorted(name for name in os.listdir(self.folder) if name.endswith(".json"))
             return [self.folder / name for name in names]
         except FileNotFoundError:
             return []
         except (OSError, ValueError) as error:
             raise UsageError(f"cannot read the folder {self.folder}: {error}") from error
+
+
+def _ending(key: str) -> str:
+    """How the names of a key's files end."""
+    return f"--{key[:12]}.json"
 
 
 def _stem(record: Record) -> str:
@@ -226,24 +288,21 @@ def _measured(record: Record) -> Record:
     return {**record, **names, "data": {**record["data"], "name": None}}
 
 
-def _is_ours(path: Path) -> bool:
-    return _OURS.fullmatch(path.name) is not None
-
-
-def _load(path: Path) -> tuple[Record | None, str | None]:
-    """The record in a file, or None and what is wrong with the file."""
-    try:
-        if not path.is_file() or path.stat().st_size > _MAX_FILE_BYTES:
-            return None, "not a file, or too large for a record"
-        record = json.loads(path.read_bytes().decode("utf-8"), parse_constant=_refuse)
+def _read(path: Path, state: State) -> tuple[Record | None, str | None]:
+    if state.size > _MAX_FILE_BYTES or not path.is_file():
+        return None, "not a file, or too large for a record"
+    raw = path.read_bytes()
+    record = _DECODER.decode(raw.decode("utf-8"))
+    if b"\\u" in raw:
         json.dumps(record, ensure_ascii=False).encode("utf-8")  # no lone surrogates
-        problem = problem_with(record)
-        if problem is None and record.get("digest") != digest(record):
-            problem = "its digest is wrong: it was edited by hand"
-    except (OSError, ValueError, RecursionError) as error:
-        return None, f"cannot be read as JSON ({error})"
+    problem = problem_with(record)
+    if problem is None and record.get("digest") != digest(record):
+        problem = "its digest is wrong: it was edited by hand"
     return (None, problem) if problem else (record, None)
 
 
 def _refuse(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is not JSON")
+
+
+_DECODER = json.JSONDecoder(parse_constant=_refuse)

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import sys
 from array import array
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ctxext.errors import CtxextError
+from ctxext import caches
 from ctxext.models.prompting import Prompter
-from ctxext.results import safe_name, write_atomically
+from ctxext.results import safe_name
 
 _PROBE = "One of the special magic numbers"
 
@@ -26,31 +24,11 @@ class Entry(NamedTuple):
     depth: float | None
 
 
-def cache_folder() -> Path:
-    """`$CTXEXT_CACHE/ruler`, or that under the platform's folder for caches.
-
-    Raises:
-        RuntimeError: there is no home folder.
-    """
-    named = os.environ.get("CTXEXT_CACHE")
-    if named:
-        return Path(named) / "ruler"
-    if sys.platform == "win32":
-        root = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
-    elif sys.platform == "darwin":
-        root = Path.home() / "Library" / "Caches"
-    else:
-        root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "ctxext" / "ruler"
-
-
 def cache_path(task: str, length: int, key: Sequence[Any]) -> Path | None:
     """The file of the prompts that `key` describes; None where there is no place for it."""
     digest = hashlib.sha256(json.dumps([task, length, *key]).encode()).hexdigest()
-    try:
-        return cache_folder() / f"{safe_name(task)}-{length}-{digest[:24]}.jsonl"
-    except RuntimeError:
-        return None
+    folder = caches.folder("ruler")
+    return folder and folder / f"{safe_name(task)}-{length}-{digest[:24]}.jsonl"
 
 
 def prompter_sha256(prompter: Prompter) -> str:
@@ -66,28 +44,19 @@ def prompter_sha256(prompter: Prompter) -> str:
 
 def load(path: Path | None, count: int) -> list[Entry] | None:
     """The `count` prompts of the file; None where it is missing or not as it was written."""
-    if path is None:
+    body = caches.load(path)
+    if body is None:
         return None
     try:
-        head, _, body = path.read_bytes().partition(b"\n")
-        if head != _head(body):
-            return None
         entries = [_entry(*json.loads(line)) for line in body.splitlines()]
-    except (OSError, ValueError, TypeError, OverflowError):
+    except (ValueError, TypeError, OverflowError):
         return None
     return entries if len(entries) == count else None
 
 
 def save(path: Path | None, entries: Sequence[Entry]) -> None:
     """Keep the prompts; where that cannot be done they are made again next time."""
-    if path is None:
-        return
-    body = b"".join(_line(entry) for entry in entries)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, _head(body) + b"\n" + body)
-    except (OSError, ValueError, CtxextError):
-        return
+    caches.save(path, b"".join(map(_line, entries)))
 
 
 def _entry(ids: list[int], answers: list[str], depth: float | None) -> Entry:
@@ -97,8 +66,3 @@ def _entry(ids: list[int], answers: list[str], depth: float | None) -> Entry:
 def _line(entry: Entry) -> bytes:
     said = [entry.ids.tolist(), entry.answers, entry.depth]
     return json.dumps(said, separators=(",", ":")).encode() + b"\n"
-
-
-def _head(body: bytes) -> bytes:
-    """The first line of a file: the hash of the others."""
-    return json.dumps({"sha256": hashlib.sha256(body).hexdigest()}).encode()

@@ -47,14 +47,17 @@ class Data(Protocol):
 
 @dataclass(frozen=True)
 class Task:
-    """One task; a change of what it measures changes its `version`.
+    """One task.
 
     Attributes:
+        version: goes up where the same spec comes to measure something else: other prompts,
+            windows, answers or scores.
         metric: the name of its number; `results.SHARES` has those from 0 to 1.
         higher_is_better: whether more of it is better; None where that is not known, so that
             tables mark no best.
         positional: the field that is given without its name, as in `ruler:vt`.
         draws: whether its samples are drawn with a seed.
+        libraries: packages whose versions its numbers depend on.
     """
 
     name: ClassVar[str]
@@ -63,6 +66,7 @@ class Task:
     version: ClassVar[int] = 1
     positional: ClassVar[str | None] = None
     draws: ClassVar[bool] = True
+    libraries: ClassVar[tuple[str, ...]] = ()
 
     def resolve(self, trained: int, lengths: Sequence[int]) -> Task:
         """The task with defaults that depend on T or on the lengths asked for, both in tokens.

@@ -38,6 +38,7 @@ class LmEval(HarnessTask):
     metric = _Metric()
     positional = "task"
     version = 2
+    libraries = ("lm_eval",)
 
     task: str
     shots: Count | None = field(

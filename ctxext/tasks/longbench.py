@@ -37,6 +37,7 @@ class LongBench(SampleTask):
     positional = "task"
     version = 2
     draws = False
+    libraries = ("jieba", "rapidfuzz", "rouge")
     extended: ClassVar[bool] = False
 
     task: str

@@ -79,6 +79,7 @@ class Ruler(SampleTask):
     perfect_score = 100.0
     positional = "task"
     version = 2
+    libraries = ("wonderwords",)
     task: str
     samples: Count = field(default=100, metadata={"help": "samples (default 100; RULER takes 500)"})
     chat: bool | None = field(
