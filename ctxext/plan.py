@@ -143,5 +143,5 @@ def check_workers(request: Request, count: int) -> None:
         if count > 1 and isinstance(task, HarnessTask):
             raise UsageError(
                 f"{task} runs in one process: leave out accelerate launch, or use lm_eval's own "
-                "command line under it with --model ctxext"
+                "command under it: `accelerate launch -m ctxext.harness --model ctxext …`"
             )

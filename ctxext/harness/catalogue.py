@@ -190,7 +190,7 @@ def _prepare(name: str, task: Any, shots: int | None) -> None:
     if getattr(task, "UNSAFE_CODE", False):
         raise UsageError(
             f"lm-eval task {name!r} runs code that the model writes: use lm_eval's own command, "
-            "`lm_eval --model ctxext --confirm_run_unsafe_code …`"
+            "`python -m ctxext.harness --model ctxext --confirm_run_unsafe_code …`"
         )
     own = task.get_config("num_fewshot")
     if shots and own == 0:
