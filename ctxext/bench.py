@@ -206,7 +206,7 @@ class Bench:
         """Measure every cell; nothing is taken from disk.
 
         Raises:
-            UsageError: something asked for cannot be done; nothing has been measured then.
+            UsageError: the model cannot be had; nothing has been measured then.
         """
         request = self.request
         self.store = Store(request.out)
@@ -215,8 +215,6 @@ class Bench:
         config = loading.load_config(request.source)
         self.source = loading.settle(request.source, config)
         self.identity = loading.identify(self.source, config)
-        for length, spec in itertools.product(request.lengths, request.methods):
-            self._resolve(spec, length)
         if request.random_weights:
             self.model = random_model(self.source, request.seed)
         else:
@@ -233,7 +231,10 @@ class Bench:
         return self.records
 
     def _resolve(self, spec: Spec, length: int) -> Spec:
-        return spec.resolve(Span(self.identity.trained, length))
+        """The spec with all parameters; as it is, where that cannot be."""
+        with suppress(UsageError):
+            return spec.resolve(Span(self.identity.trained, length))
+        return spec
 
     def _patched(self, spec: Spec, length: int, path: str) -> AbstractContextManager[Any]:
         from ctxext.engine.patch import patched
@@ -254,8 +255,6 @@ class Bench:
                         Cell(spec, handle.spec, length, path, handle.attention),
                         handle.notes,
                     )
-            except CtxextError:
-                raise
             except Exception:  # it will fail there again, as a cell
                 cell, notes = Cell(spec, self._resolve(spec, length), length, path, path), []
             first = cells.setdefault((cell.method.full(), cell.attention), cell)

@@ -155,7 +155,8 @@ def evaluate(
         from ctxext.launch import parse_launcher
 
         evaluation.launcher = parse_launcher(launcher)
-    raise typer.Exit(console.run(evaluation, as_json, "the same command goes on"))
+    again = "the same command goes on"
+    raise typer.Exit(console.run(evaluation, as_json, again, evaluation.refused))
 
 
 def _source(

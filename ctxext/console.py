@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -25,11 +25,12 @@ if TYPE_CHECKING:
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
 
-def run(work: Any, as_json: bool, again: str) -> int:
+def run(work: Any, as_json: bool, again: str, refused: Sequence[str] = ()) -> int:
     """Run an evaluation or a bench and print it; the exit code.
 
     Args:
         again: what the same command would do after an interrupt.
+        refused: what the run finds that it can make no record of, in lines.
     """
     from ctxext.errors import CtxextError
     from ctxext.measure.workers import launched_alone, leave, several, speaks
@@ -67,8 +68,10 @@ def run(work: Any, as_json: bool, again: str) -> int:
     for r in failed:
         line = f"{r['requested']} at {r['length']}, {r['task']}: {r['status']}: {r['reason']}"
         typer.echo(printable(line), err=True)
+    for line in refused if speaks() else ():
+        typer.echo(printable(line), err=True)
     leave()
-    return FAILED if failed else OK
+    return FAILED if failed or refused else OK
 
 
 def announce(names: Iterable[str]) -> None:

@@ -42,8 +42,7 @@ class Session:
         loaded: what sessions before this one have loaded.
 
     Raises:
-        UsageError: the model cannot be had, or, where the inputs' refusals are strict, something
-            else that was asked for cannot be done; nothing has been measured then.
+        UsageError: the model cannot be had.
     """
 
     def __init__(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from ctxext import patches
 from ctxext.errors import CtxextError, UsageError
 from ctxext.measure.inputs import Inputs
+from ctxext.measure.inputs import place as place_of
 from ctxext.measure.loaded import Loaded
 from ctxext.measure.workers import Workers, several
 from ctxext.models import loading
@@ -222,6 +223,8 @@ class Search:
         (plan,) = evaluation.plans(Workers(self.request.source.device))
         (cell,) = plan.cells
         inputs = Inputs(plan, [cell], self._loaded)
+        if refusal := inputs.refusals.of(place_of(cell)):
+            raise UsageError(refusal.fields["reason"])
         if isinstance(self.request.objective, SampleTask):
             return len(inputs.samples(cell))
         return len(inputs.windows(cell))
