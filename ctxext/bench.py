@@ -206,8 +206,14 @@ class Bench:
         """Measure every cell; nothing is taken from disk.
 
         Raises:
-            UsageError: the model cannot be had; nothing has been measured then.
+            UsageError: the model cannot be had, a path cannot run here, or no method can be
+                compared; nothing has been measured then.
         """
+        import torch
+
+        from ctxext.engine.paths import choose
+        from ctxext.models.layout import head_dim
+
         request = self.request
         self.store = Store(request.out)
         for line in self.store.prepare():
@@ -215,11 +221,16 @@ class Bench:
         config = loading.load_config(request.source)
         self.source = loading.settle(request.source, config)
         self.identity = loading.identify(self.source, config)
+        for path in request.paths:
+            choose(path, self.source.device, getattr(torch, self.source.dtype), head_dim(config))
         if request.random_weights:
             self.model = random_model(self.source, request.seed)
         else:
             self.model = loading.load_model(self.source, self.monitor.note)
+        self._unfit: dict[Cell, str] = {}
         cells = {length: self._cells(length) for length in request.lengths}
+        if self._unfit and all(cell in self._unfit for some in cells.values() for cell in some):
+            raise UsageError("; ".join(dict.fromkeys(self._unfit.values())))
         self._plan(cells)
         self.monitor.note(loading.tell_trained(self.source, config))
         gc.freeze()  # what is there by now stays, so that looking for garbage is quick
@@ -255,8 +266,10 @@ class Bench:
                         Cell(spec, handle.spec, length, path, handle.attention),
                         handle.notes,
                     )
-            except Exception:  # it will fail there again, as a cell
+            except Exception as error:  # it will fail there again, as a cell
                 cell, notes = Cell(spec, self._resolve(spec, length), length, path, path), []
+                if isinstance(error, UsageError):
+                    self._unfit[cell] = str(error)
             first = cells.setdefault((cell.method.full(), cell.attention), cell)
             if first is cell:
                 for line in notes:
