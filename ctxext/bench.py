@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ctxext.errors import CtxextError, UsageError
+from ctxext.errors import CtxextError, UsageError, short
 from ctxext.estimate import Shape
 from ctxext.machine import (
     allocated_peak,
@@ -157,7 +157,7 @@ def random_model(source: loading.Source, seed: int) -> Any:
                 trust_remote_code=source.trust_remote_code,
             )
         except Exception as error:
-            text = " ".join(str(error).split())[:300] or type(error).__name__
+            text = short(error)
             raise UsageError(
                 f"model {source.name!r} cannot be built from its config: {text}"
             ) from error
@@ -226,7 +226,8 @@ class Bench:
         if request.random_weights:
             self.model = random_model(self.source, request.seed)
         else:
-            self.model = loading.load_model(self.source, self.monitor.note)
+            with self.monitor.outside():
+                self.model = loading.load_model(self.source, self.monitor.note)
         self._unfit: dict[Cell, str] = {}
         cells = {length: self._cells(length) for length in request.lengths}
         if self._unfit and all(cell in self._unfit for some in cells.values() for cell in some):

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from ctxext.errors import CtxextError, UsageError
+from ctxext.errors import CtxextError, UsageError, short
 from ctxext.estimate import estimates
 from ctxext.measure.loaded import Loaded
 from ctxext.measure.workers import Workers
@@ -102,7 +102,7 @@ def _connected(address: str | None) -> Iterator[Any]:
             _knock(address)
             ray.init(address, **options)
         except (Exception, SystemExit) as error:
-            why = " ".join(str(error).split())[:300]
+            why = short(error)
             raise UsageError(f"cannot reach Ray at {address or 'this machine'}: {why}") from None
         try:
             yield ray
@@ -181,7 +181,7 @@ class _Jobs:
         except self._ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, CtxextError):
                 raise error.cause from None
-            run.fail(cells, "error", " ".join(str(error.cause).split())[:300], str(error))
+            run.fail(cells, "error", short(error.cause), str(error))
         except self._ray.exceptions.OutOfMemoryError:
             run.fail(cells, "oom", f"Ray ended the worker for want of memory, {1 + RETRIES} times")
         except self._ray.exceptions.RayError as error:

@@ -681,6 +681,19 @@ def test_a_model_that_cannot_be_loaded_fails_in_its_cells_alone(run: Run, here: 
     assert "Traceback" in logged(ran.records[0])
 
 
+def test_weights_that_cannot_be_read_are_named(
+    run: Run, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", "plain/model.safetensors")
+
+    monkeypatch.setattr(loading, "_hash_files", refuse)
+    ran = evaluate(run)
+    (line,) = ran.err.splitlines()
+    assert ran.code == 2
+    assert "'plain' cannot be read: Permission denied ('plain/model.safetensors')" in line
+
+
 # Loaded once.
 
 

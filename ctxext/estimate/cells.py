@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ctxext import patches
-from ctxext.errors import UsageError
+from ctxext.errors import UsageError, short
 from ctxext.estimate.probe import Held, Probe, Speed
 from ctxext.estimate.work import Shape, Work, works
 from ctxext.export.small import outline
@@ -175,7 +175,7 @@ class _Costs:
         try:
             return call()
         except Exception as error:
-            why = " ".join(str(error).split())[:300] or type(error).__name__
+            why = short(error)
             self._note(f"not estimated for {self._plan.request.source.name}: {why}")
             return None
 

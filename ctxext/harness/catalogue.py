@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ctxext.errors import UsageError
+from ctxext.errors import UsageError, short
 from ctxext.harness.quiet import quiet
+from ctxext.hub import why_offline
 
 NEAR = 5  # names that a message offers
 SHOWN = 100  # characters of a name that may be anything
@@ -49,7 +50,7 @@ def find(task: str, include: str | None) -> Any:
             entry.cfg = load_yaml(entry.yaml_path, resolve_func=False)
             return entry
     except Exception as error:
-        text = " ".join(str(error).split())[:200]
+        text = short(error, 200)
         raise UsageError(f"lm-eval task {task[:SHOWN]!r} cannot be read: {text}") from None
     near = difflib.get_close_matches(task[:SHOWN], index, n=NEAR, cutoff=0.5)
     hint = f"did you mean {', '.join(near)}? " if near else ""
@@ -165,15 +166,17 @@ def load(task: str, include: str | None, shots: int | None) -> dict[str, Any]:
         UsageError: it cannot be loaded, and what data it needs; or it must not run here.
     """
     entry = find(task, include)
+    hub = _hub_data(entry, include)
+    offline = why_offline() if hub else None
     try:
         with quiet():
             loaded: dict[str, Any] = manager(include).load([task])
     except Exception as error:
-        text = " ".join(str(error).split())[:250] or type(error).__name__
-        hub = _hub_data(entry, include)
+        text = short(error, 250)
         if hub and isinstance(error, OSError):
+            said = f": {offline}" if offline else ""
             raise UsageError(
-                f"lm-eval task {task!r} needs data that could not be had from the Hub; offline, "
+                f"lm-eval task {task!r} needs data that could not be had from the Hub{said}; "
                 f"download it where there is a network (`hf download --repo-type dataset "
                 f"{hub[0]}`) and bring the Hugging Face cache along ({text})"
             ) from error

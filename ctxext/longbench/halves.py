@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ctxext.errors import UsageError
+from ctxext.errors import UsageError, short
 
 _LEAST = 2  # tokens: one of each half
 
@@ -87,7 +87,7 @@ class Cutter:
                 raise ValueError("it leaves the prompt out, or changes it")
             return wrapped
         except Exception as error:
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            reason = short(error, 200)
             raise UsageError(
                 f"the tokenizer's chat template cannot be used: {reason}: give chat=false"
             ) from error

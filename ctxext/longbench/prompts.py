@@ -13,7 +13,7 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ctxext.errors import UsageError
+from ctxext.errors import UsageError, short
 
 _ENDINGS = {
     "triviaqa": "{{context}}\n\n{{question}}",
@@ -53,7 +53,7 @@ def prompt(task: str) -> Prompt:
         text, limit = _fields(file.read_text(encoding="utf-8"))
         return Prompt(_compile(_official(task, text)), limit)
     except Exception as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = short(error, 200)
         raise UsageError(
             f"the prompt of {task} is not to be had from lm_eval's {file.name}: "
             f"pip install -U lm_eval ({reason})"

@@ -284,7 +284,8 @@ class Search:
         return replace(cells, lengths=(trained,), tasks=(Perplexity(),), data=data)
 
     def _evaluate(self, *requests: Cells) -> list[Record]:
-        monitor = Monitor(advance=self.monitor.advance, note=self._note)
+        shown = self.monitor
+        monitor = Monitor(advance=shown.advance, note=self._note, outside=shown.outside)
         records = Evaluation(requests, monitor, loaded=self._loaded).run()
         for record in records:
             now = (record["model_sha256"], record["data"]["sha256"])
