@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 from ctxext import engine
 from ctxext.engine import check_path
-from ctxext.errors import CtxextError, UsageError
+from ctxext.errors import CtxextError, UsageError, short
 from ctxext.estimate import Shape
 from ctxext.machine import (
     allocated_peak,
@@ -160,7 +160,7 @@ def random_model(source: loading.Source, seed: int) -> Any:
                 trust_remote_code=source.trust_remote_code,
             )
         except Exception as error:
-            text = " ".join(str(error).split())[:300] or type(error).__name__
+            text = short(error)
             raise UsageError(
                 f"model {source.name!r} cannot be built from its config: {text}"
             ) from error
@@ -209,8 +209,14 @@ class Bench:
         """Measure every cell; nothing is taken from disk.
 
         Raises:
-            UsageError: something asked for cannot be done; nothing has been measured then.
+            UsageError: the model cannot be had, a path cannot run here, or no method can be
+                compared; nothing has been measured then.
         """
+        import torch
+
+        from ctxext.engine.paths import choose
+        from ctxext.models.layout import head_dim
+
         request = self.request
         self.store = Store(request.out)
         for line in self.store.prepare():
@@ -219,13 +225,17 @@ class Bench:
         self.source = loading.settle(request.source, config)
         self.identity = loading.identify(self.source, config)
         keep()
-        for length, spec in itertools.product(request.lengths, request.methods):
-            self._resolve(spec, length)
+        for path in request.paths:
+            choose(path, self.source.device, getattr(torch, self.source.dtype), head_dim(config))
         if request.random_weights:
             self.model = random_model(self.source, request.seed)
         else:
-            self.model = loading.load_model(self.source, self.monitor.note)
+            with self.monitor.outside():
+                self.model = loading.load_model(self.source, self.monitor.note)
+        self._unfit: dict[Cell, str] = {}
         cells = {length: self._cells(length) for length in request.lengths}
+        if self._unfit and all(cell in self._unfit for some in cells.values() for cell in some):
+            raise UsageError("; ".join(dict.fromkeys(self._unfit.values())))
         self._plan(cells)
         self.monitor.note(loading.tell_trained(self.source, config))
         gc.freeze()  # what is there by now stays, so that looking for garbage is quick
@@ -237,7 +247,10 @@ class Bench:
         return self.records
 
     def _resolve(self, spec: Spec, length: int) -> Spec:
-        return spec.resolve(Span(self.identity.trained, length))
+        """The spec with all parameters; as it is, where that cannot be."""
+        with suppress(UsageError):
+            return spec.resolve(Span(self.identity.trained, length))
+        return spec
 
     def _patched(self, spec: Spec, length: int, path: str) -> AbstractContextManager[Any]:
         from ctxext.engine.patch import patched
@@ -258,10 +271,10 @@ class Bench:
                         Cell(spec, handle.spec, length, path, handle.attention),
                         handle.notes,
                     )
-            except CtxextError:
-                raise
-            except Exception:  # it will fail there again, as a cell
+            except Exception as error:  # it will fail there again, as a cell
                 cell, notes = Cell(spec, self._resolve(spec, length), length, path, path), []
+                if isinstance(error, UsageError):
+                    self._unfit[cell] = str(error)
             first = cells.setdefault((cell.method.full(), cell.attention), cell)
             if first is cell:
                 for line in notes:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import json
-import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ctxext import console
+from ctxext import console, streams
 from ctxext.engine import PATHS, check_path
 
 if TYPE_CHECKING:
@@ -26,6 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+VERBOSE = "Also show tracebacks of errors, and what libraries warn of, on stderr."
 FORMATS, VERIFICATIONS = ("hf", "gguf"), ("quick", "full")
 
 Model = Annotated[
@@ -160,7 +159,8 @@ def evaluate(
         from ctxext.launch import parse_launcher
 
         evaluation.launcher = parse_launcher(launcher)
-    raise typer.Exit(console.run(evaluation, as_json, "the same command goes on"))
+    again = "the same command goes on"
+    raise typer.Exit(console.run(evaluation, as_json, again, evaluation.refused))
 
 
 def _source(
@@ -628,30 +628,68 @@ def score(
     console.screen(160).print(room.to_table(results), crop=False)
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from ctxext import __version__
+
+        typer.echo(f"ctxext {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _any_command(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", is_eager=True, callback=_print_version, help="Print the version, and end."
+        ),
+    ] = False,
+    verbose: Annotated[
+        bool,
+        typer.Option(
+            "--verbose", "-v", callback=console.be_verbose, expose_value=False, help=VERBOSE
+        ),
+    ] = False,
+) -> None:
+    pass
+
+
+def commands() -> Any:
+    """All commands, each of which takes --verbose too."""
+    whole: Any = typer.main.get_command(app)
+    (verbose,) = (option for option in whole.params if option.name == "verbose")
+    for one in whole.commands.values():
+        one.params.append(verbose)
+    return whole
+
+
+def _fault(error: Exception) -> str:
+    """What to say of an error that should not have come so far."""
+    from ctxext.errors import short
+
+    return f"{short(repr(error))}: a fault of ctxext; -v shows where"
+
+
 def main() -> None:
     """Run the command line; every error the user can cause is one line on stderr."""
-    from ctxext.errors import CtxextError, UsageError
+    from ctxext.errors import CtxextError, UsageError, short
 
-    for stream in (sys.stdout, sys.stderr):  # a formula must not fail on a narrow encoding
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
+    streams.hold()
+    console.begin()
     try:
-        code = app(standalone_mode=False)
+        code = commands()(standalone_mode=False)
+        sys.stdout.flush()
     except UsageError as error:
         code = console.complain(error, console.USAGE)
     except CtxextError as error:
         code = console.complain(error, console.FAILED)
     except (KeyboardInterrupt, typer.Abort):
         code = console.INTERRUPTED
-    except BrokenPipeError:  # the reader of stdout left early, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = console.FAILED
-    except OSError as error:
-        code = console.complain(
-            f"cannot write the result: {error.strerror or error}", console.FAILED
-        )
     except Exception as error:  # Typer's own usage errors have a message and an exit code
-        if not hasattr(error, "format_message"):
-            raise
-        code = console.complain(error.format_message(), getattr(error, "exit_code", console.USAGE))
+        if hasattr(error, "format_message"):
+            code = getattr(error, "exit_code", console.USAGE)
+            code = console.complain(error.format_message(), code)
+        else:
+            said = short(error) if isinstance(error, OSError) else _fault(error)
+            code = console.complain(said, console.FAILED)
     sys.exit(code if isinstance(code, int) else console.OK)

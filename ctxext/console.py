@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import signal
 import sys
+import traceback
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -23,13 +23,15 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+_verbose = False
 
 
-def run(work: Any, as_json: bool, again: str) -> int:
+def run(work: Any, as_json: bool, again: str, refused: Sequence[str] = ()) -> int:
     """Run an evaluation or a bench and print it; the exit code.
 
     Args:
         again: what the same command would do after an interrupt.
+        refused: what the run finds that it can make no record of, in lines.
     """
     from ctxext.errors import CtxextError
     from ctxext.measure.workers import launched_alone, leave, several, speaks
@@ -67,8 +69,10 @@ def run(work: Any, as_json: bool, again: str) -> int:
     for r in failed:
         line = f"{r['requested']} at {r['length']}, {r['task']}: {r['status']}: {r['reason']}"
         typer.echo(printable(line), err=True)
+    for line in refused if speaks() else ():
+        typer.echo(printable(line), err=True)
     leave()
-    return FAILED if failed else OK
+    return FAILED if failed or refused else OK
 
 
 def announce(names: Iterable[str]) -> None:
@@ -199,10 +203,24 @@ def print_entries(entries: list[dict[str, Any]], as_json: bool) -> None:
         typer.echo("")
 
 
+def be_verbose(wanted: bool) -> None:
+    """Let errors be shown with their tracebacks, and what libraries say, if that is wanted."""
+    global _verbose
+    _verbose = _verbose or wanted
+
+
+def begin() -> None:
+    """Forget what a command before this one, in the same process, was asked to show."""
+    global _verbose
+    _verbose = False
+
+
 def complain(message: object, code: int) -> int:
-    """An error as a line on stderr; gives the code back."""
+    """An error as a line on stderr, after its traceback where that is wanted; gives the code."""
     from ctxext.measure.workers import speaks
 
+    if _verbose and sys.exc_info()[0] is not None:
+        traceback.print_exc()
     line = printable(" ".join(str(message).split()))
     if line and speaks():  # bare `ctxext` has printed its help
         sys.stderr.write(f"error: {line}\n")
@@ -210,15 +228,17 @@ def complain(message: object, code: int) -> int:
 
 
 def quieten() -> None:
-    """Keep libraries' chatter off stderr; errors still come through as ours."""
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    warnings.simplefilter("ignore")
+    """Keep libraries' chatter off stderr, unless it is wanted; errors come through as ours."""
     import huggingface_hub
     import transformers
 
+    huggingface_hub.utils.disable_progress_bars()  # type: ignore[attr-defined]
+    transformers.utils.logging.disable_progress_bar()
+    if _verbose:
+        return
+    warnings.simplefilter("ignore")
     huggingface_hub.utils.logging.set_verbosity_error()
     transformers.utils.logging.set_verbosity(transformers.utils.logging.CRITICAL)
-    transformers.utils.logging.disable_progress_bar()
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ctxext import request as ask
-from ctxext.errors import UsageError
+from ctxext.errors import UsageError, short
 from ctxext.models.loading import Source
 from ctxext.registry import did_you_mean, parse_length
 from ctxext.request import Request
@@ -74,7 +74,7 @@ def _load(path: Path) -> dict[str, Any]:
         grid = yaml.load(path.read_bytes().decode("utf-8-sig"), Loader)
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         why = " ".join(str(getattr(error, "strerror", None) or error).split())
-        raise UsageError(f"cannot read the grid {str(path)!r}: {why[:300]}") from None
+        raise UsageError(f"cannot read the grid {str(path)!r}: {short(why)}") from None
     if not isinstance(grid, dict):
         raise UsageError(f"grid {str(path)!r} is no mapping: give {', '.join(KEYS)}")
     for key in grid:

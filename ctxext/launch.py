@@ -14,14 +14,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from ctxext.errors import CtxextError, UsageError
+from ctxext.errors import CtxextError, UsageError, short
 from ctxext.estimate import estimates
 from ctxext.measure.loaded import Loaded
 from ctxext.measure.workers import Workers
 from ctxext.monitor import Monitor
 from ctxext.plan import Plan
 from ctxext.results import Record, Store
-from ctxext.run import Run
+from ctxext.run import Held, Run
 
 RETRIES = 3  # of cells whose worker was lost
 _OBJECTS = 256 << 20  # bytes that a local Ray keeps for what tasks share: texts
@@ -44,6 +44,7 @@ class _Outcome(NamedTuple):
     """What a task gives back."""
 
     records: list[Record]
+    held: list[Held]
     notes: list[str]
 
 
@@ -101,7 +102,7 @@ def _connected(address: str | None) -> Iterator[Any]:
             _knock(address)
             ray.init(address, **options)
         except (Exception, SystemExit) as error:
-            why = " ".join(str(error).split())[:300]
+            why = short(error)
             raise UsageError(f"cannot reach Ray at {address or 'this machine'}: {why}") from None
         try:
             yield ray
@@ -163,13 +164,13 @@ class _Jobs:
             numbers = [number[id(cell)] for cell in cells]
             most = max(memory.get(run.plan.key(cell), 0) for cell in cells)
             ref = self._task.options(num_cpus=1, num_gpus=gpus, memory=most or None).remote(
-                plan, numbers, run.alone, self._threads, os.getcwd()
+                plan, numbers, self._threads, os.getcwd()
             )
             self._left[ref] = (run, numbers)
 
     def _memory(self, run: Run) -> dict[str, int]:
         """The bytes that each cell's process will take, by key, where some node has as many."""
-        found = estimates(run.plan, run.store, run.note, run.loaded, run.alone)
+        found = estimates(run.plan, run.store, run.note, run.loaded)
         most = max(int(node["Resources"].get("memory", 0)) for node in self._ray.nodes())
         return {one.key: min(one.memory or 0, most) for one in found}
 
@@ -180,7 +181,7 @@ class _Jobs:
         except self._ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, CtxextError):
                 raise error.cause from None
-            run.fail(cells, "error", " ".join(str(error.cause).split())[:300], str(error))
+            run.fail(cells, "error", short(error.cause), str(error))
         except self._ray.exceptions.OutOfMemoryError:
             run.fail(cells, "oom", f"Ray ended the worker for want of memory, {1 + RETRIES} times")
         except self._ray.exceptions.RayError as error:
@@ -189,16 +190,14 @@ class _Jobs:
         else:
             for note in outcome.notes:
                 run.note(note)
-            run.accept(outcome.records)
+            run.accept(outcome.records, outcome.held)
 
 
 _kept: dict[str, Run] = {}  # the plan that this worker is at
 _loaded = Loaded()  # … and its model, which the next plan may have too
 
 
-def _work(
-    plan: Plan, numbers: list[int], alone: bool, threads: int | None, folder: str
-) -> _Outcome:
+def _work(plan: Plan, numbers: list[int], threads: int | None, folder: str) -> _Outcome:
     """The records of some cells of a plan, in a worker, which keeps the model for the next."""
     import torch
 
@@ -210,8 +209,8 @@ def _work(
     if name not in _kept:
         _kept.clear()
         store = Store(plan.request.out)
-        _kept[name] = Run(plan, store, Workers(), Monitor(), [], alone, _loaded)
+        _kept[name] = Run(plan, store, Workers(), Monitor(), [], [], _loaded)
     run, notes = _kept[name], list[str]()
-    run.monitor, run.records = Monitor(note=notes.append), []
+    run.monitor, run.records, run.held = Monitor(note=notes.append), [], []
     run.finish([[plan.cells[n] for n in numbers]])
-    return _Outcome(run.records, notes)
+    return _Outcome(run.records, run.held, notes)

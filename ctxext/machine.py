@@ -14,7 +14,7 @@ from importlib import metadata
 from typing import Any
 
 from ctxext import __version__
-from ctxext.errors import CtxextError
+from ctxext.errors import CtxextError, short
 
 
 class Meter:
@@ -227,7 +227,7 @@ _NO_MEMORY = (
 
 def failure(error: BaseException) -> dict[str, str]:
     """The status and reason of a cell that failed: `oom` where memory ran out, else `error`."""
-    text = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    text = f"{type(error).__name__}: {short(error)}" if str(error) else type(error).__name__
     if _short_of_memory(error):
         return {"status": "oom", "reason": text}
     return {"status": "error", "reason": str(error) if isinstance(error, CtxextError) else text}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -38,6 +39,7 @@ class Monitor:
         done: told the record of a cell that was not there at the beginning, or None where such a
             cell has none.
         note: told what else a user should know, in a line.
+        outside: a context in which something else may draw on the terminal.
     """
 
     plan: Callable[[int, int], None] = lambda cells, found: None
@@ -45,3 +47,4 @@ class Monitor:
     advance: Callable[[int], None] = lambda tokens: None
     done: Callable[[Record | None], None] = lambda record: None
     note: Callable[[str], None] = lambda line: None
+    outside: Callable[[], AbstractContextManager[None]] = nullcontext

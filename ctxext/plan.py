@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ctxext import engine
 from ctxext.errors import UsageError
@@ -23,7 +24,11 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Cell:
     """One record to make: a method and a task, both resolved for their lengths, its data and
-    the seed of what the task draws."""
+    the seed of what the task draws.
+
+    Attributes:
+        refusal: why it cannot be measured, where its plan tells; then nothing is resolved.
+    """
 
     requested: Spec
     method: Spec
@@ -32,6 +37,7 @@ class Cell:
     task: Task
     data: Data
     seed: int
+    refusal: str | None = None
 
 
 @dataclass(frozen=True)
@@ -119,31 +125,43 @@ def _hash(parts: dict[str, object]) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def make(request: Request) -> Plan:
+class _Unread(NamedTuple):
+    """What stands for data that cannot be read."""
+
+    name: str
+    sha256: str = hashlib.sha256(b"unread").hexdigest()
+
+
+class _Asked(NamedTuple):
+    """A task with its data, and why it cannot be measured at any length, if so."""
+
+    task: Task
+    data: Data
+    refusal: str | None = None
+
+
+def make(request: Request, processes: int = 1) -> Plan:
     """The cells, and every `auto` decided.
 
+    A method or a task that cannot be had at a length, and a task whose data cannot be read, is a
+    refusal of those cells.
+
+    Args:
+        processes: among which each cell is split.
+
     Raises:
-        UsageError: a method, a task, a length or the data cannot be had; the message says why.
+        UsageError: the model cannot be had, or not split so; the message says why.
     """
     import torch
 
     from ctxext.engine.paths import choose
     from ctxext.models.layout import head_dim
 
-    tasks = _read(request)
+    check_split(request, processes)
     config = loading.load_config(request.source)
     source = loading.settle(request.source, config)
     identity = loading.identify(source, config)
-    settled = [
-        (task, task.resolve(identity.trained, request.lengths), data) for task, data in tasks
-    ]
-    cells = [
-        Cell(spec, spec.resolve(Span(identity.trained, length)), length, asked, task, data, seed)
-        for spec in request.methods
-        for length in request.lengths
-        for (asked, task, data) in settled
-        for seed in (request.seeds if task.draws else request.seeds[:1])
-    ]
+    cells = list(_cells(request, identity.trained, _read(request, processes)))
     choice = choose(
         request.source.attn, source.device, getattr(torch, source.dtype), head_dim(config)
     )
@@ -151,28 +169,72 @@ def make(request: Request) -> Plan:
     return Plan(request, source, identity, choice, cells, line)
 
 
-def _read(request: Request) -> list[tuple[Task, Data]]:
-    """Each task with its data; tasks over tokens share one text."""
-    text: Data | None = None
-    found: list[tuple[Task, Data]] = []
-    for task in request.tasks:
-        if isinstance(task, TokenTask):
-            text = text or task.read(request.data, request.text_tokens)
-            found.append((task, text))
-        else:
-            found.append((task, task.read(request.data)))
+def _cells(request: Request, trained: int, tasks: Sequence[_Asked]) -> Iterator[Cell]:
+    resolved = [_resolved(one.task, trained, request.lengths) for one in tasks]
+    for spec in request.methods:
+        for length in request.lengths:
+            method, unfit = _method(spec, Span(trained, length))
+            for (asked, data, unread), tasks_by_length in zip(tasks, resolved, strict=True):
+                task, misfit = tasks_by_length[length]
+                why = unfit or unread or misfit
+                for seed in request.seeds if task.draws else request.seeds[:1]:
+                    yield Cell(spec, method, length, asked, task, data, seed, why)
+
+
+def _method(spec: Spec, span: Span) -> tuple[Spec, str | None]:
+    """The method resolved; or as it is, and why it cannot be."""
+    try:
+        return spec.resolve(span), None
+    except UsageError as error:
+        return spec, str(error)
+
+
+def _resolved(
+    task: Task, trained: int, lengths: Sequence[int]
+) -> dict[int, tuple[Task, str | None]]:
+    """By length, the task resolved for all lengths at which it can be measured; or as it is, and
+    why it cannot be."""
+    found, fit = dict[int, tuple[Task, str | None]](), list[int]()
+    for length in lengths:
+        try:
+            task.resolve(trained, [length])
+            fit.append(length)
+        except UsageError as error:
+            found[length] = task, str(error)
+    if fit:
+        found |= dict.fromkeys(fit, (task.resolve(trained, fit), None))
     return found
 
 
-def check_workers(request: Request, count: int) -> None:
-    """UsageError where what is asked for cannot be split over so many processes."""
-    if count > 1 and request.source.device_map:
+def _read(request: Request, processes: int) -> list[_Asked]:
+    """Each task with its data; tasks over tokens share one text."""
+    text: _Asked | None = None
+    found: list[_Asked] = []
+    for task in request.tasks:
+        if isinstance(task, TokenTask):
+            text = text or _asked(task, request.data, request.text_tokens)
+            found.append(text._replace(task=task))
+        elif isinstance(task, HarnessTask) and processes > 1:
+            why = (
+                f"{task} runs in one process: leave out accelerate launch, or use lm_eval's own "
+                "command under it: `accelerate launch -m ctxext.harness --model ctxext …`"
+            )
+            found.append(_Asked(task, _Unread(task.name), why))
+        else:
+            found.append(_asked(task, request.data))
+    return found
+
+
+def _asked(task: Task, data: str | None, *most: int | None) -> _Asked:
+    try:
+        return _Asked(task, task.read(data, *most))
+    except UsageError as error:
+        return _Asked(task, _Unread(data or task.name), str(error))
+
+
+def check_split(request: Request, processes: int) -> None:
+    """UsageError where the model cannot be split over so many processes."""
+    if processes > 1 and request.source.device_map:
         raise UsageError(
             "--device-map auto takes all devices for one process: leave it out, or the launcher"
         )
-    for task in request.tasks:
-        if count > 1 and isinstance(task, HarnessTask):
-            raise UsageError(
-                f"{task} runs in one process: leave out accelerate launch, or use lm_eval's own "
-                "command line under it with --model ctxext"
-            )

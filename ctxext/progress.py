@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import sys
 import time
+from collections.abc import Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -136,7 +138,20 @@ class Progress:
         """The functions that a run calls."""
         if self._silent:
             return Monitor()
-        return Monitor(self._plan, self._begin, self._advance, self._done, self._say)
+        shown = (self._plan, self._begin, self._advance, self._done, self._say)
+        return Monitor(*shown, self._outside)
+
+    @contextlib.contextmanager
+    def _outside(self) -> Iterator[None]:
+        """The two lines are taken off the terminal, for what draws on it in the block."""
+        if self._live is None:
+            yield
+            return
+        self._live.stop()
+        try:
+            yield
+        finally:
+            self._live.start()
 
     def _plan(self, cells: int, found: int) -> None:
         self._course.cells, self._course.over = cells, found

@@ -10,11 +10,12 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from ctxext import plan as plans
-from ctxext.errors import ENDS_RUN, CtxextError
+from ctxext.errors import ENDS_RUN, UsageError
 from ctxext.machine import device_name, versions
+from ctxext.measure.inputs import place
 from ctxext.measure.loaded import Loaded
 from ctxext.measure.outcome import Failure, Measured
 from ctxext.measure.workers import Workers
@@ -39,7 +40,8 @@ class Evaluation:
     """An evaluation in progress: requests that share a folder, one after another, or as the
     launcher has them worked off.
 
-    `records` grows as cells are done; in the end it is in the order of the cells. Under
+    `records` grows as cells are done; in the end it is in the order of the cells. `refused` says of
+    what models none has been made, for they cannot be had. Under
     `accelerate launch` every process runs the same evaluation: windows and samples are split
     among them, and the first alone has records. `loaded` is what evaluations before it have loaded.
     """
@@ -47,6 +49,7 @@ class Evaluation:
     requests: Sequence[Request]
     monitor: Monitor = field(default_factory=Monitor)
     records: list[Record] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)
     launcher: Callable[[Sequence[Run]], None] | None = None
     loaded: Loaded = field(default_factory=Loaded)
 
@@ -59,27 +62,36 @@ class Evaluation:
         """What there is to do.
 
         Raises:
-            UsageError: something asked for cannot be done.
+            UsageError: nothing that is asked for can be done.
         """
         found = []
         for request in self.requests:
-            plans.check_workers(request, workers.count)
-            device = workers.device(request.source.device)
-            found.append(plans.make(request.on(device)))
+            on = request.on(workers.device(request.source.device))
+            try:
+                found.append(plans.make(on, workers.count))
+            except UsageError as error:
+                self.refused.append(str(error))
+        cells = [cell for plan in found for cell in plan.cells]
+        if all(cell.refusal for cell in cells):
+            _refuse([*self.refused, *(cell.refusal for cell in cells)])
         return found
 
     def estimates(self) -> list[Estimate]:
         """What every cell will take; nothing is computed or written.
 
         Raises:
-            UsageError: something asked for cannot be done.
+            UsageError: nothing that is asked for can be done.
         """
         from ctxext.estimate import estimates
 
         store, note = Store(self.requests[0].out), self.monitor.note
         made = self.plans(Workers(self.requests[0].source.device))
-        alone = len(made) == 1
-        found = [one for plan in made for one in estimates(plan, store, note, self.loaded, alone)]
+        found = [one for plan in made for one in estimates(plan, store, note, self.loaded)]
+        reasons = [one.reason for one in found if one.reason is not None]
+        if len(reasons) == len(found):
+            _refuse([*self.refused, *reasons])
+        for line in dict.fromkeys([*self.refused, *reasons]):
+            note(f"refused: {line}")
         for line in (*dict.fromkeys(plan.trained_line for plan in made), *outdated(made, store)):
             note(line)
         return found
@@ -88,7 +100,7 @@ class Evaluation:
         """Make or find every cell's record.
 
         Raises:
-            UsageError: something asked for cannot be done; no cell has been computed then.
+            UsageError: nothing that is asked for can be done; nothing is written then.
         """
         workers = Workers(self.requests[0].source.device)
         made, store = self.plans(workers), Store(self.requests[0].out)
@@ -98,9 +110,9 @@ class Evaluation:
                 self.monitor.note(f"not trusted: {line}")
         for line in dict.fromkeys(line for r in self.requests for line in _unused(r)):
             self.monitor.note(line)
-        alone = len(made) == 1
+        held: list[Held] = []
         runs = [
-            Run(plan, store, workers, self.monitor, self.records, alone, self.loaded)
+            Run(plan, store, workers, self.monitor, self.records, held, self.loaded)
             for plan in made
         ]
         for run in runs if self.launcher is None else ():
@@ -117,6 +129,8 @@ class Evaluation:
                 run.after = runs[n + 1 :]
                 run.finish(run.portions())
                 run.close()
+        if reasons := workers.gather([one.record["reason"] for one in held])[0]:
+            _refuse([*self.refused, *reasons])
         order = {name: n for n, name in enumerate(itertools.chain(*(r.names() for r in runs)))}
         self.records.sort(key=lambda record: order[_name(record)])
         return self.records
@@ -138,6 +152,11 @@ def outdated(made: Iterable[Plan], store: Store) -> Iterator[str]:
 
 def _finished(record: Record | None) -> bool:
     return record is not None and record["status"] == "ok"
+
+
+def _refuse(reasons: Sequence[str | None]) -> NoReturn:
+    """UsageError with all that keeps anything from being done."""
+    raise UsageError("; ".join(dict.fromkeys(filter(None, reasons))))
 
 
 def _unused(request: Request) -> Iterator[str]:
@@ -164,13 +183,26 @@ def _name(record: Record) -> _Name:
     return _Name(*(whole[field] for field in _Name._fields))
 
 
+class Held(NamedTuple):
+    """The record of a cell that was refused, which is kept once another cell has its own.
+
+    Attributes:
+        trace: what its log shall say.
+        new: whether it was not found at the beginning.
+    """
+
+    record: Record
+    trace: str
+    new: bool
+
+
 @dataclass(eq=False)
 class Run:
     """One plan being worked off, beside other processes that may share the store.
 
     Attributes:
-        alone: there is no other plan: what cannot be done is raised before anything is measured,
-            and is not the failure of its cells.
+        held: what was refused as long as no cell has a record: where it stays so, nothing that
+            was asked for can be done, and nothing shall have been written.
         loaded: what the plans before this one have loaded.
         after: the runs that come next, whose cells are left too.
     """
@@ -180,7 +212,7 @@ class Run:
     workers: Workers
     monitor: Monitor
     records: list[Record]
-    alone: bool
+    held: list[Held]
     loaded: Loaded = field(default_factory=Loaded)
     after: Sequence[Run] = ()
 
@@ -197,6 +229,8 @@ class Run:
         self._costs: dict[str, tuple[str, float]] = {}
         self._session: Session | None = None
         self._broken: Failure | None = None
+        self._read = False
+        self._refused = dict[str, str]()  # what the logs of refused cells shall say, by key
         self._told: set[str] = set()
 
     def names(self) -> Iterator[_Name]:
@@ -210,12 +244,13 @@ class Run:
     def prepare(self) -> None:
         """Read the data of all cells that are not found, so that their costs are known; prompts
         are made when their cell is computed."""
-        if new := [cell for cell in self.plan.cells if self.plan.key(cell) not in self._found]:
+        new = [c for c in self.plan.cells if not c.refusal and self.plan.key(c) not in self._found]
+        if new:
             from ctxext.estimate import relative_costs
             from ctxext.measure.inputs import Inputs
 
             with self._breaking():
-                self._inputs = Inputs(self.plan, new, self.loaded, strict=self.alone)
+                self._inputs = Inputs(self.plan, new, self.loaded)
             if self._inputs is not None:
                 with contextlib.suppress(Exception):  # then nothing tells how long it will take
                     self._costs = relative_costs(self.plan, self._inputs)
@@ -265,12 +300,13 @@ class Run:
             self._told.add(line)
             self.monitor.note(line)
 
-    def accept(self, records: Sequence[Record]) -> None:
-        """Report records that another process has made and kept."""
-        self.records.extend(records)
+    def accept(self, records: Sequence[Record], held: Sequence[Held]) -> None:
+        """Report records that another process has made and kept, and keep what it has not."""
         for record in records:
-            if record["key"] not in self._old:
-                self.monitor.done(record)
+            self._report(record, record["key"] not in self._old)
+        self.held.extend(held)
+        if self.records:
+            self._let_go()
 
     def missing(self, cells: Sequence[Cell]) -> bool:
         """Whether one of the cells has no record yet."""
@@ -303,7 +339,8 @@ class Run:
         for cell in cells:
             key = self.plan.key(cell)
             if cell in mine:
-                self._begin(cell, key)
+                if self._refusal(cell) is None:
+                    self._begin(cell, key)
                 self._found[key] = self._record(next(measured))
             if key not in self._found:
                 left.append(cell)
@@ -331,6 +368,28 @@ class Run:
         return [cell for key, cell in by_key.items() if key in missing]
 
     def _measure(self, cells: list[Cell]) -> Iterator[Measured]:
+        if cells and not self._read:
+            self._agree()
+        measured = self._measure_fit([cell for cell in cells if self._refusal(cell) is None])
+        whys = ((cell, self._refusal(cell)) for cell in cells)
+        return (Measured.failed(cell, why) if why else next(measured) for cell, why in whys)
+
+    def _agree(self) -> None:
+        """Have what the cells read, and let every process refuse what one of them does."""
+        if self._inputs is None and self._broken is None:
+            self.prepare()
+        self._broken = next(filter(None, self.workers.gather(self._broken)), None)
+        if self._inputs is not None and self._broken is None:
+            self._inputs.refusals.agree(self.workers)
+        self._read = True
+
+    def _refusal(self, cell: Cell) -> Failure | None:
+        """Why a cell cannot be measured, as far as that is known without the model."""
+        if cell.refusal is not None:
+            return Failure.refusal(cell.refusal)
+        return self._inputs.refusals.of(place(cell)) if self._inputs else None
+
+    def _measure_fit(self, cells: list[Cell]) -> Iterator[Measured]:
         if not cells:
             return iter(())
         if self._session is None and self._broken is None:
@@ -346,8 +405,6 @@ class Run:
         from ctxext.measure.session import Session
 
         session = None
-        if self._inputs is None and self._broken is None:
-            self.prepare()
         if self._inputs is not None and self._broken is None:
             self.monitor.begin(Step(f"loading {self.plan.source.name}", left=self._left()))
             with self._breaking():
@@ -359,14 +416,12 @@ class Run:
 
     @contextlib.contextmanager
     def _breaking(self) -> Iterator[None]:
-        """What fails in the block becomes the failure of each cell, or is raised."""
+        """What fails in the block becomes the failure of each cell."""
         try:
             yield
         except ENDS_RUN:
             raise
         except BaseException as error:
-            if self.alone and isinstance(error, CtxextError):
-                raise
             self._broken = Failure.of(error)
 
     def _begin(self, cell: Cell, key: str) -> None:
@@ -398,17 +453,37 @@ class Run:
         name = self._name(cell)
         data = {**record["data"], "name": name.data}
         names = {"model": name.model, "requested": name.requested, "task": name.task}
-        named = {**record, **names, "data": data}
-        found = named == record and name.key in self._old
-        record = record if found else sealed(named)
-        self.note(self.plan.trained_line)
+        named, new = {**record, **names, "data": data}, name.key not in self._old
+        if name.key in self._refused:
+            self.held.append(Held(named, self._refused[name.key], new))
+            if self.records:
+                self._let_go()
+        else:
+            self.note(self.plan.trained_line)
+            record = sealed(named) if new or named != record else record
+            self._keep(record)
+            self._report(record, new)
+            self._let_go()
+
+    def _keep(self, record: Record) -> None:
+        """Write a record; under --force a failure takes the place of what was there."""
         if record["status"] != "ok" and self.plan.request.force:
-            for line in self.store.withdraw(name.key):
+            for line in self.store.withdraw(record["key"]):
                 self.note(line)
         self.store.write(record)
+
+    def _report(self, record: Record, new: bool) -> None:
         self.records.append(record)
-        if name.key not in self._old:
+        if new:
             self.monitor.done(record)
+
+    def _let_go(self) -> None:
+        """Keep the records of what was refused: something has been done."""
+        while self.held:
+            record, trace, new = self.held.pop(0)
+            record = sealed({**record, "log": self.store.log(record, trace)})
+            self._keep(record)
+            self._report(record, new)
 
     def _record(self, done: Measured) -> Record:
         cell, handle, plan, session = done.cell, done.handle, self.plan, self._session
@@ -449,7 +524,11 @@ class Run:
             "created": _now(),
             "key": name.key,
         }
-        log = self.store.log(record, done.trace) if done.trace and self.workers.first else None
+        log = None
+        if done.refused:
+            self._refused[name.key] = done.trace or ""
+        elif done.trace and self.workers.first:
+            log = self.store.log(record, done.trace)
         return {**record, "log": log}
 
 

@@ -85,7 +85,7 @@ def _commands(kind: str, row: dict[str, str], box: Path) -> str:
         if said == "yes" or (ran := _evaluate(folder, box, spec)).code == 0:
             given.append(spec)
         else:
-            assert said in ran.refusal, kind
+            assert (ran.code, said in ran.err.splitlines()[-1]) == (1, True), kind
             assert said in _patch(folder, box, spec).refusal, kind
     if not given:
         return row["frequency"]

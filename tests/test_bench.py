@@ -430,6 +430,17 @@ def test_a_model_that_cannot_run_is_one_line(
     assert len([line for line in ran.err.splitlines() if "rror: " in line]) == 1
 
 
+def test_a_method_that_does_not_fit_is_a_failed_cell_beside_others(run: Run) -> None:
+    fit = "ntk:factor=2"
+    ran = small(run, "--method", "longrope", "--method", fit)
+    assert ran.code == 1
+    found = {record["requested"]: record["status"] for record in ran.records}
+    assert found == {"rope": "ok", "longrope": "error", fit: "ok"}
+    ran = small(run, "--method", "longrope", "--out", "none")
+    assert (ran.code, ran.out) == (2, "")
+    assert not list(Path("none").glob("*.json"))
+
+
 def test_methods_that_come_to_the_same_are_measured_once_and_named(run: Run) -> None:
     ran = small(run, "--method", "ntk:factor=1", "--method", "ntk")
     assert [record["requested"] for record in ran.records] == ["rope", "ntk:factor=1"]

@@ -307,7 +307,7 @@ ALL_TASKS = ", ".join(tasks.names())
 BAD = {
     ("--model", "tinny"): ("'tinny'", "did you mean 'tiny'", *ALIASES),
     ("--model", "nope"): ("'nope'", *ALIASES),
-    ("--model", "llama"): ("meta-llama/Llama-2-7b-hf", "licence", "hf download"),
+    ("--model", "llama"): ("meta-llama/Llama-2-7b-hf", "HF_HUB_OFFLINE", "hf download"),
     ("--model", "nobody/nothing"): ("'nobody/nothing'", "offline", "hf download", *ALIASES),
     ("--model", "t.txt"): ("'t.txt' is a file",),
     ("--model", "a/b/c"): ("'a/b/c'",),

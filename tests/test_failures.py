@@ -577,7 +577,7 @@ def test_a_disk_that_is_really_full(run: Run, here: Path, tiny_disk: Path) -> No
     assert all(values[record["key"]] == record["value"] for record in records)
 
 
-# A grid bears what one request is refused for.
+# What cannot be done is the failure of its cells, unless that is all.
 
 REFUSED = {
     "prompt": ({"tasks": ["ppl", "passkey"], "lengths": [48, 256]}, [("passkey", 48)]),
@@ -586,24 +586,68 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("kind", REFUSED)
-def test_a_refusal_is_the_failure_of_its_cell_in_a_grid(run: Run, here: Path, kind: str) -> None:
+def test_a_refusal_is_the_failure_of_its_cell(run: Run, here: Path, kind: str) -> None:
+    """In a grid and without."""
     entries, refused = REFUSED[kind]
     shutil.copy("t.txt", "u.txt")
     grid = write_grid(**entries, limit=2, data=["t.txt", "u.txt"])
-    ran = run("eval", "--json", "--grid", grid)
-    assert ran.code == 1
-    assert "Traceback" not in ran.err
-    for record in ran.records:
-        bad = (record["task"], record["length"]) in refused
-        assert record["status"] == ("error" if bad else "ok")
-        if bad:
-            assert "give" in record["reason"] or "fewer than one window" in record["reason"]
-            assert record["reason"] in logged(record)
-    alone = [item for task in entries["tasks"] for item in ("--task", task)]
     lengths = ",".join(map(str, entries["lengths"]))
-    ran = evaluate(run, *alone, "--len", lengths, "--out", "alone")
-    assert (ran.code, ran.out) == (2, "")
-    assert not list(Path("alone").glob("*.json"))
+    tasks = ",".join(entries["tasks"])
+    for out, ran in {
+        "grid": run("eval", "--json", "--grid", grid, "--out", "grid"),
+        "one": evaluate(run, "--task", tasks, "--len", lengths, "--out", "one"),
+    }.items():
+        assert ran.code == 1
+        assert "Traceback" not in ran.err
+        for record in ran.records:
+            bad = (record["task"], record["length"]) in refused
+            assert record["status"] == ("error" if bad else "ok")
+            if bad:
+                assert "give" in record["reason"] or "fewer than one window" in record["reason"]
+                assert record["reason"] in logged(record, out)
+
+
+MISFITS = {  # what is refused, beside tasks that can be measured at the same length, 256
+    "data": ("longbench:hotpotqa,longbench:2wikimqa", ("not JSON", "not JSON")),
+    "length": ("ppl-sliding:stride=256,ppl-sliding:stride=300", ("stride=256", "stride=300")),
+}
+
+
+@pytest.mark.parametrize("kind", MISFITS)
+def test_what_no_plan_can_have_is_the_failure_of_its_cells(run: Run, here: Path, kind: str) -> None:
+    tasks, said = MISFITS[kind]
+    ran = evaluate(run, "--task", f"{tasks},ppl", "--len", 256)
+    assert (ran.code, [r["status"] for r in ran.records]) == (1, ["error", "error", "ok"])
+    for record, why in zip(ran.records, said, strict=False):
+        assert why in record["reason"]
+    assert evaluate(run, "--task", tasks, "--len", 256).code == 2  # no record of them is a number
+
+
+@pytest.mark.parametrize("kind", [*MISFITS, "prompts"])
+def test_where_nothing_can_be_done_all_is_told_at_once(
+    run: Run, here: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks, said = MISFITS.get(kind, ("passkey,kv", ("passkey", "kv")))
+    monkeypatch.setattr(loading, "load_model", lambda *_: pytest.fail("a model was loaded"))
+    for more in ((), ("--dry-run",)):
+        length = 256 if kind in MISFITS else 16
+        ran = evaluate(run, "--task", tasks, "--len", length, *more)
+        line = ran.err.splitlines()[-1]
+        assert (ran.code, ran.out) == (2, "")
+        assert all(why in line for why in said)
+        assert kept() == {}
+        assert not list(here.rglob("*.log"))
+
+
+def test_a_model_that_is_not_there_leaves_the_others_of_a_grid(run: Run, here: Path) -> None:
+    grid = write_grid(models=["none/there", "plain"], lengths=48, limit=2)
+    ran = run("eval", "--json", "--grid", grid)
+    assert (ran.code, [r["model"] for r in ran.records]) == (1, ["plain"])
+    assert "'none/there'" in ran.err.splitlines()[-1]
+    ran = run("eval", "--grid", write_grid(models=["none/there", "no/more"], lengths=48))
+    assert ran.code == 2
+    assert "none/there" in ran.err
+    assert "no/more" in ran.err
 
 
 def test_a_method_that_one_model_cannot_take_fails_there_alone(
@@ -635,6 +679,19 @@ def test_a_model_that_cannot_be_loaded_fails_in_its_cells_alone(run: Run, here: 
     ran = run("eval", "--json", "--grid", grid)
     assert [(r["model"], r["status"]) for r in ran.records] == [("bad", "error"), ("plain", "ok")]
     assert "Traceback" in logged(ran.records[0])
+
+
+def test_weights_that_cannot_be_read_are_named(
+    run: Run, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", "plain/model.safetensors")
+
+    monkeypatch.setattr(loading, "_hash_files", refuse)
+    ran = evaluate(run)
+    (line,) = ran.err.splitlines()
+    assert ran.code == 2
+    assert "'plain' cannot be read: Permission denied ('plain/model.safetensors')" in line
 
 
 # Loaded once.

@@ -7,7 +7,6 @@ import json
 import math
 import pickle
 import shutil
-import site
 import sqlite3
 import subprocess
 import sys
@@ -25,7 +24,6 @@ from ctxext.tasks.base import Score
 from ctxext.tasks.lm_eval import LmEval
 
 METHOD, LENGTH, NEW = "rerope:window=16+logn", 96, 6
-HARNESS = Path(__file__).parents[1] / "ctxext" / "harness"
 CHOICES = [  # the third question and its answers are longer than LENGTH
     ("def area(width, height):\n    return", ["width * height", "import", "None"], 0),
     ("import os\nimport", ["sys", "the", "return value of the function"], 1),
@@ -482,36 +480,23 @@ def test_the_harness_command(patched: tuple[Any, Any], folder: Path, tmp_path: P
     assert json.loads(record.read_text())["config"]["ctxext_method"].startswith("rerope:window=16")
 
 
-def test_the_pth_file_makes_the_model_known() -> None:
-    """`site` reads the file here as it does at start-up."""
+def test_the_model_is_known_to_lm_eval_where_it_is_registered() -> None:
+    """And lm_eval's own models still are, of which it enters none where one is there."""
     start = (
-        f"import site; site.addsitedir({str(HARNESS)!r}); "
-        "from lm_eval.api.registry import get_model; print(get_model('ctxext').__name__)"
+        "import ctxext.harness; "
+        "from lm_eval.api.registry import get_model; "
+        "print(get_model('ctxext').__name__, get_model('dummy').__name__)"
     )
     done = subprocess.run([sys.executable, "-c", start], capture_output=True, text=True)
-    assert (done.stdout, done.returncode) == ("ContextLM\n", 0), done.stderr
+    assert (done.stdout, done.returncode) == ("ContextLM DummyLM\n", 0), done.stderr
 
 
-def test_the_pth_file_never_breaks_a_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    line = (HARNESS / "startup.pth").read_text()
-    assert line.startswith("import ")
-    assert line.count("\n") == 1
-    monkeypatch.setitem(sys.modules, "ctxext.harness", None)  # importing it fails
-    monkeypatch.setattr(sys, "orig_argv", ["python", "/bin/lm_eval"])
-    exec(line, {})
-    hooks = list(sys.meta_path)
-    monkeypatch.delitem(sys.modules, "ctxext.harness")
-    monkeypatch.setattr(sys, "orig_argv", ["python", "train.py"])
-    exec(line, {})
-    assert "ctxext.harness" not in sys.modules
-    assert sys.meta_path == hooks
-
-
-def test_lm_evals_own_command_where_ctxext_is_installed(folder: Path) -> None:
-    if not any(Path(p, "ctxext_lm_eval.pth").exists() for p in site.getsitepackages()):
-        pytest.skip("ctxext is not installed here, or was before it had its .pth file")
-    script = Path(sys.executable).parent / "lm_eval"
-    arguments = f"pretrained=tiny,method={METHOD},length={LENGTH}"
-    done = command([str(script)], arguments, "--tasks", str(folder / "choice.yaml"))
-    assert done.returncode == 0, done.stderr
-    assert "|my_choice|" in done.stdout
+def test_no_interpreter_runs_our_code_unasked() -> None:
+    """What is installed has no `.pth` file, which `site` runs at every start."""
+    root = Path(__file__).parents[1]
+    assert not list((root / "ctxext").rglob("*.pth"))
+    assert ".pth" not in (root / "pyproject.toml").read_text()
+    hooks = "import sys; before = list(sys.meta_path); import ctxext.harness; "
+    start = f"{hooks}print(before == sys.meta_path, 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", start], capture_output=True, text=True)
+    assert done.stdout == "True False\n", done.stderr

@@ -60,8 +60,9 @@ class Hub:
         path = unquote(path.partition("?")[0])
         self.asked.append((method, path))
         for (how, start), (status, answer) in self.answers.items():
-            if method == how and path.startswith(start):
-                return status, answer, {}
+            if method in how.split() and path.startswith(start):
+                code = answer.get("code") if isinstance(answer, dict) else None
+                return status, answer, {"X-Error-Code": code} if code else {}
         if path == "/api/repos/create":
             self.repositories.append(json.loads(body))
             return 200, {"url": f"{self.url}/{NAME}"}, {}
@@ -451,11 +452,50 @@ def test_what_was_downloaded_serves_offline(hub: Hub, tmp_path: Path) -> None:
     assert (done.stdout, len(hub.asked)) == (f"{folder}\n", count)
     done = python(hub, tmp_path / "empty", *arguments, HF_HUB_OFFLINE="1")
     assert done.returncode == 2
-    assert "could not be had from the Hub; offline" in done.stdout
+    assert "could not be had from the Hub: HF_HUB_OFFLINE is set; offline, download" in done.stdout
     hub.answers["GET", "/api/models/"] = (401, {"error": "no"})
     done = python(hub, tmp_path / "none", *arguments)
     assert done.returncode == 2
     assert done.stdout.count("\n") == 1
+
+
+WHY = {  # the Hub's answer to who asks for a file, and what the user is told
+    "gated": ((403, {"error": "no", "code": "GatedRepo"}), "is gated: accept its licence at http"),
+    "unknown": ((404, {"error": "no", "code": "RepoNotFound"}), "is not on the Hub, or is private"),
+    "revision": ((404, {"error": "no", "code": "RevisionNotFound"}), "has no such --revision"),
+    "trouble": ((500, {"error": "on fire"}), r"could not be had from the Hub: look at the reason"),
+}
+EVAL = "import sys; from ctxext.cli import main; main()"
+ASKED = ("eval", "--len", "64", "--limit", "1", "--model")
+
+
+@pytest.mark.parametrize("kind", WHY)
+def test_why_a_model_could_not_be_had(kind: str, hub: Hub, tmp_path: Path) -> None:
+    answer, said = WHY[kind]
+    for path in (f"/{NAME}/", "/api/models/"):
+        hub.answers["GET HEAD", path] = answer
+    done = python(hub, tmp_path / "home", EVAL, *ASKED, NAME, "--out", str(tmp_path / "out"))
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"error: model '{NAME}' ({NAME}) {said}")
+    assert "network:" not in line
+
+
+def test_without_a_network_a_gated_model_is_not_to_blame(hub: Hub, tmp_path: Path) -> None:
+    """The Hub is tried once; what is in the cache serves all the same."""
+    nowhere = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": ""}
+    asked = (EVAL, *ASKED, "llama", "--out", str(tmp_path / "out"))
+    done = python(hub, tmp_path / "home", *asked, **nowhere)
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 2
+    assert "there is no network: http://127.0.0.1:9 does not answer (" in line
+    assert "licence" not in line
+    serve(hub, {path.name: path.read_bytes() for path in TINY.iterdir()})
+    for where in ({}, nowhere):
+        done = python(
+            hub, tmp_path / "home", EVAL, *ASKED, NAME, "--out", str(tmp_path / "out"), **where
+        )
+        assert done.returncode == 0, done.stderr
 
 
 def test_patterns_of_the_hub_say_what_the_names_say() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from ctxext import progress
+from ctxext import console, hub, progress
 from ctxext.monitor import Monitor, Step
 
 
@@ -146,3 +146,29 @@ def test_a_monitor_may_be_left_as_it_is() -> None:
     monitor = Monitor()
     monitor.begin(Step("cell"))
     monitor.done(None)
+
+
+def test_what_draws_on_the_terminal_meanwhile_has_it_to_itself(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    with progress.Progress() as shown:
+        assert shown._live.is_started
+        with shown.monitor().outside():
+            assert not shown._live.is_started
+        assert shown._live.is_started
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_only_who_can_watch_a_download_is_shown_it(
+    terminal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub.utils import are_progress_bars_disabled
+
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal, raising=False)
+    console.quieten()
+    with hub.hub_client(progress=True):
+        assert are_progress_bars_disabled() is not terminal
+    with hub.hub_client(progress=False):
+        assert are_progress_bars_disabled()
+    assert are_progress_bars_disabled()

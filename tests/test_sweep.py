@@ -267,7 +267,7 @@ def test_a_worker_keeps_models_with_the_same_files_apart(
     for name in ("tiny", "copy"):
         base = requests(tmp_path / "out")[0]
         request = replace(base, source=replace(base.source, name=name))
-        (record,) = _work(plans.make(request), [0], True, None, str(tmp_path)).records
+        (record,) = _work(plans.make(request), [0], None, str(tmp_path)).records
         assert record["model"] == name
 
 

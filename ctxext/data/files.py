@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from ctxext.errors import UsageError
+from ctxext.errors import UsageError, short
 
 _BUFFER = 2**20  # bytes of a column that are read at once, with none beyond what is asked for
 GZIP = b"\x1f\x8b"
@@ -120,9 +120,3 @@ def listed(names: Any) -> str:
     """Names for a message, the first forty of them."""
     some = [str(name)[:60] for name in names]
     return ", ".join(some[:40]) + (", …" if len(some) > 40 else "") if some else "none"
-
-
-def short(error: BaseException) -> str:
-    """What an error of another library says, in one short line."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 200 else f"{text[:200].rpartition(' ')[0]} …"

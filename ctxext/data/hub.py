@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ctxext.data.files import listed, parquet_column, short, suffix
-from ctxext.errors import UsageError
+from ctxext.data.files import listed, parquet_column, suffix
+from ctxext.errors import UsageError, short
+from ctxext.hub import why_offline
 
 SPLIT, COLUMN = "test", "text"
 _BLOCK = 2**20  # bytes of a file that are fetched at once
@@ -43,6 +44,7 @@ def read_table(where: str, path: str, rest: str, config: str | None, begin: bool
     import datasets
 
     datasets.disable_progress_bars()
+    offline = None if Path(path).exists() else why_offline()
     split, column, *more = (*re.split(r":(?![^\[]*\])", rest), "")  # none within [ ]
     if not path or any(more):
         raise UsageError(f"malformed {where}: write hf:name[:split[:column]][,config=NAME]")
@@ -61,7 +63,8 @@ def read_table(where: str, path: str, rest: str, config: str | None, begin: bool
     except UsageError:
         raise
     except Exception as error:
-        raise UsageError(f"{where} cannot be loaded: {short(error)}") from error
+        why = f"{offline}: {short(error)}" if offline else short(error)
+        raise UsageError(f"{where} cannot be loaded: {why}") from error
     facts = {"config": builder.config.name, "split": split, "column": column}
     return Table(_guarded(where, table, column), facts)
 

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from ctxext.engine.probe import Layer, learn
-from ctxext.errors import CtxextError, UnsupportedModelError
+from ctxext.errors import CtxextError, UnsupportedModelError, short
 from ctxext.models.layout import Source, has_windows
 from ctxext.patches import Spec
 
@@ -115,5 +115,5 @@ def _learn(model: Any, sources: list[Source]) -> tuple[list[Layer], dict[Source,
     except CtxextError:
         raise
     except Exception as error:
-        why = " ".join(repr(error).split())[:300]
+        why = short(repr(error))
         raise UnsupportedModelError(f"{kind} is not understood: {why}") from error

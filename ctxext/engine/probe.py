@@ -21,7 +21,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 from ctxext.engine.rotation import Rotation, as_index
 from ctxext.engine.switch import registered, replaced, use_attention
-from ctxext.errors import CtxextError, UnsupportedModelError
+from ctxext.errors import CtxextError, UnsupportedModelError, short
 from ctxext.models.layout import Source
 from ctxext.patches import Spec
 from ctxext.patches.base import Part, identity
@@ -219,7 +219,7 @@ def forward(model: Any, length: int, sources: Iterable[Source]) -> None:
     except CtxextError:
         raise
     except Exception as error:
-        why = " ".join(str(error).split())[:300]
+        why = short(error)
         raise UnsupportedModelError(
             f"{_kind(model)} does not run on a few tokens: {why}"
         ) from error
@@ -357,7 +357,7 @@ def check_module(source: Source, axes: tuple[int, ...]) -> None:
         try:
             out = call_rotary(module.forward, like, half, source.layer_type)
         except Exception as error:
-            why = " ".join(str(error).split())[:300]
+            why = short(error)
             raise UnsupportedModelError(
                 f"{type(module).__name__} cannot be called: {why}"
             ) from error

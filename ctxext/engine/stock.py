@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, modeling_rope_utils
 
-from ctxext.errors import UnsupportedModelError
+from ctxext.errors import UnsupportedModelError, short
 from ctxext.models.layout import Rope, Source
 from ctxext.models.trained import ORIGINAL
 from ctxext.patches import Spec
@@ -157,7 +157,7 @@ def numbers(model: PreTrainedModel, ropes: dict[Source, Rope]) -> dict[tuple[str
     try:
         before, after = (_outline_numbers(model, each) for each in ({}, ropes))
     except Exception as error:
-        why = " ".join(str(error).split())[:200] or type(error).__name__
+        why = short(error, 200)
         raise UnsupportedModelError(
             f"{model.config.model_type}: what its own rope scaling changes beside the frequencies "
             f"is not known, so that it can only be kept ({why})"

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ctxext import patches
-from ctxext.errors import UsageError
+from ctxext.errors import UsageError, short
 from ctxext.estimate.probe import Held, Probe, Speed
 from ctxext.estimate.work import Shape, Work, works
 from ctxext.export.small import outline
@@ -40,6 +40,7 @@ class Estimate:
     Attributes:
         state: `found` where its record is there, `retry` where that is of a failure, `refused`
             where it cannot be measured, `compute`.
+        reason: why it is refused.
         shared: whether another cell before it reads the same, so that it costs nothing more.
         tokens: that it reads; None where another library draws them.
         seconds: None where that is not known.
@@ -51,6 +52,7 @@ class Estimate:
     cell: Cell
     key: str
     state: str
+    reason: str | None = None
     shared: bool = False
     tokens: int | None = None
     seconds: float | None = None
@@ -69,6 +71,7 @@ class Estimate:
             **place,
             "data": cell.data.name,
             "state": self.state,
+            "reason": self.reason,
             "shared": self.shared,
             **cost,
             "memory_bytes": self.memory,
@@ -79,32 +82,36 @@ class Estimate:
 Note = Callable[[str], None]
 
 
-def estimates(plan: Plan, store: Store, note: Note, loaded: Loaded, strict: bool) -> list[Estimate]:
+def estimates(plan: Plan, store: Store, note: Note, loaded: Loaded) -> list[Estimate]:
     """All cells of a plan, in order; nothing is written.
 
     Args:
         note: told, in a line, what could not be measured.
         loaded: what was loaded for plans before this one.
-        strict: whether it is raised where a cell's data is too short or a prompt does not fit.
 
     Raises:
-        UsageError: something asked for cannot be done.
+        UsageError: the model cannot be had.
     """
     records = store.get_all(plan.keys)
     states = [_state(records[plan.key(cell)], plan.request.force) for cell in plan.cells]
-    name, new = plan.request.source.name, [state != FOUND for state in states]
-    cells = [cell for cell, wanted in zip(plan.cells, new, strict=True) if wanted]
-    costs: Iterator[dict[str, Any]] = iter(())
-    if cells:
-        costs = iter(_Costs(plan, Inputs(plan, cells, loaded, strict), store, note).of(cells))
+    name = plan.request.source.name
     found = [
-        Estimate(name, cell, plan.key(cell), state)
+        Estimate(name, cell, plan.key(cell), REFUSED if cell.refusal else state, cell.refusal)
         for cell, state in zip(plan.cells, states, strict=True)
     ]
-    return [
-        replace(one, **next(costs)) if wanted else one
-        for one, wanted in zip(found, new, strict=True)
-    ]
+    new = [one.cell for one in found if one.state not in (FOUND, REFUSED)]
+    costs = _costs(plan, Inputs(plan, new, loaded), new, store, note) if new else iter(())
+    return [one if one.state in (FOUND, REFUSED) else replace(one, **next(costs)) for one in found]
+
+
+def _costs(
+    plan: Plan, inputs: Inputs, cells: Sequence[Cell], store: Store, note: Note
+) -> Iterator[dict[str, Any]]:
+    """What the `Estimate` of each cell has beside its name; its state, where it is refused."""
+    fit = iter(_Costs(plan, inputs, store, note).all() if inputs.cells else ())
+    for cell in cells:
+        why = inputs.refusals.of(place(cell))
+        yield {"state": REFUSED, "reason": why.fields["reason"]} if why else next(fit)
 
 
 def _state(record: Record | None, force: bool) -> str:
@@ -121,7 +128,7 @@ def _group(spec: Spec) -> Group:
 
 
 class _Costs:
-    """What some cells of a plan will take."""
+    """What the cells that inputs are of will take."""
 
     def __init__(self, plan: Plan, inputs: Inputs, store: Store, note: Note) -> None:
         self._plan, self._inputs, self._note = plan, inputs, note
@@ -143,15 +150,8 @@ class _Costs:
         self._speeds: dict[Group, dict[int, Speed] | None] = {}
         self._decodes = any(work is not None and work.steps for work in self._works)
 
-    def of(self, cells: Sequence[Cell]) -> list[dict[str, Any]]:
-        """What the `Estimate` of each cell has beside its name, and its state where refused."""
-        known = {id(cell): fields for cell, fields in zip(self._cells, self._all(), strict=True)}
-        for cell in cells:
-            if why := self._inputs.refusals.of(place(cell)):
-                self._note(f"refused: {why.fields['reason']}")
-        return [known.get(id(cell), {"state": REFUSED}) for cell in cells]
-
-    def _all(self) -> list[dict[str, Any]]:
+    def all(self) -> list[dict[str, Any]]:
+        """What the `Estimate` of each cell has beside its name."""
         seen, found = set[object](), []
         for cell, work in zip(self._cells, self._works, strict=True):
             names = {self._plan.key(cell), self._inputs.shared(cell)}
@@ -177,7 +177,7 @@ class _Costs:
         try:
             return call()
         except Exception as error:
-            why = " ".join(str(error).split())[:300] or type(error).__name__
+            why = short(error)
             self._note(f"not estimated for {self._plan.request.source.name}: {why}")
             return None
 

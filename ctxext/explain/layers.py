@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ctxext.engine.probe import learn
-from ctxext.errors import UnsupportedModelError, UsageError
+from ctxext.errors import UnsupportedModelError, UsageError, short
 from ctxext.explain.angles import PLAIN, Angles, Floats, angles
 from ctxext.models.layout import Source, find_sources, layer_windows
 from ctxext.patches import Spec
@@ -142,7 +142,7 @@ def bare_model(config: Any, trusted: bool) -> Any:
     except UnsupportedModelError:
         raise
     except Exception as error:
-        why = " ".join(str(error).split())[:200] or type(error).__name__
+        why = short(error, 200)
         raise UnsupportedModelError(
             f"{config.model_type} cannot be explained from its config: {why}"
         ) from error

@@ -169,7 +169,9 @@ def explain(request: Request, monitor: Monitor) -> Study:
     run = None
     if request.data is not None:
         windows = _windows(source, request.data, length, request.limit)
-        run = Run(loading.load_model(source, monitor.note), windows, source.dtype)
+        with monitor.outside():
+            model = loading.load_model(source, monitor.note)
+        run = Run(model, windows, source.dtype)
         kinds = turned(kinds, run.model)
     elif len(kinds) > 1:
         monitor.note("layer types are the config's; some may be without positions")

@@ -134,7 +134,8 @@ def kept(config: Any, free: list[str]) -> dict[str, Any]:
 
 def one_line(error: BaseException) -> str:
     """What an error says, or its type where it says nothing."""
-    return (" ".join(str(error).split()) or type(error).__name__)[:300]
+    said = " ".join(str(error).split()) or type(error).__name__
+    return said if len(said) <= 300 else f"{said[:299].rpartition(' ')[0]} …"
 
 
 def _tables(model: Any, table: dict[str, Any]) -> Iterator[Measured]:

@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ctxext.errors import UnsupportedModelError
+from ctxext.errors import UnsupportedModelError, short
 from ctxext.export import check
 
 FAILED = "the export does not prove right: a fresh process without ctxext"
@@ -68,8 +68,8 @@ class Fresh:
                 memory = " (is there too little memory?)" if name == "SIGKILL" else ""
                 return f"was killed by {name}{memory}"
         lines = self._errors.read_text(errors="replace").split("\n")
-        said = next((" ".join(line.split()) for line in reversed(lines) if line.strip()), "")
-        return f"ended with exit code {code}: {said[:300] or 'it said nothing'}"
+        said = next((line for line in reversed(lines) if line.strip()), "it said nothing")
+        return f"ended with exit code {code}: {short(said)}"
 
     def stop(self) -> None:
         """Called by a timer when patience is at its end."""

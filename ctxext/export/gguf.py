@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ctxext.errors import UnsupportedModelError, UsageError
+from ctxext.errors import UnsupportedModelError, UsageError, short
 from ctxext.export import gguf_rope, gguf_vocab
 from ctxext.export.card import source_metadata
 from ctxext.export.files import check_room
@@ -215,7 +215,7 @@ def _shapes(config: Any) -> dict[str, tuple[int, ...]]:
     except Exception as error:
         raise UnsupportedModelError(
             f"transformers builds no {config.model_type} model of this config: "
-            f"{type(error).__name__} {' '.join(str(error).split())[:200]}"
+            f"{type(error).__name__} {short(error, 200)}"
         ) from error
     return {k: tuple(w.shape) for k, w in state.items() if not _is_spare(k, config)}
 

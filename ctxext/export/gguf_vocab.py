@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ctxext.errors import UnsupportedModelError, UsageError
+from ctxext.errors import UnsupportedModelError, UsageError, short
 from ctxext.models.loading import Source, load_tokenizer
 
 SPACE = "▁"
@@ -107,8 +107,7 @@ def read_vocabulary(source: Path, config: Any) -> Vocabulary:
 
 def _refused(why: str) -> UnsupportedModelError:
     return UnsupportedModelError(
-        f"the tokenizer cannot be expressed in GGUF: {' '.join(why.split())[:400]}; export with "
-        "--format hf"
+        f"the tokenizer cannot be expressed in GGUF: {short(why, 400)}; export with --format hf"
     )
 
 

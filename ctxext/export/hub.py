@@ -11,8 +11,9 @@ import shlex
 from pathlib import Path
 
 from ctxext import __version__
-from ctxext.errors import CtxextError, UsageError
-from ctxext.models.loading import causes, quiet_client
+from ctxext.errors import CtxextError, UsageError, short
+from ctxext.hub import causes, hub_client
+from ctxext.results import printable
 
 # Tokens, what follows "Bearer", the password in an address, and the signature of a signed one.
 _SECRET = re.compile(
@@ -62,7 +63,7 @@ def push(folder: Path, repository: str, *, private: bool, message: str) -> str:
     api = HfApi(library_name="ctxext", library_version=__version__)
     check_repository(repository)
     try:
-        with quiet_client():
+        with hub_client(progress=True):
             url = api.create_repo(repository, private=private or None, exist_ok=True)
             if private and not api.repo_info(repository).private:
                 raise CtxextError(
@@ -114,5 +115,4 @@ def _advice(status: int, repository: str) -> str:
 
 def _clean(text: str) -> str:
     """One printable line of bounded length without secrets."""
-    line = _SECRET.sub("…", " ".join(text.split()))
-    return "".join(c if c.isprintable() else "?" for c in line)[:_LONGEST]
+    return printable(short(_SECRET.sub("…", text), _LONGEST))

@@ -20,7 +20,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from ctxext.errors import UsageError
+from ctxext.errors import UsageError, short
 
 if sys.platform != "win32":
     import fcntl
@@ -62,7 +62,7 @@ def staged(source: Path, out: Path, *, force: bool) -> Iterator[Path]:
 
 
 def _why(error: OSError) -> str:
-    text = " ".join((error.strerror or str(error)).split())[:300]
+    text = short(error.strerror or error)
     apart = error.filename and not error.filename2 and PREFIX not in str(error.filename)
     return f"{text} ({str(error.filename)!r})" if apart else text
 

@@ -1,4 +1,4 @@
-"""`python -m ctxext.harness …` is the `lm_eval` command with `--model ctxext`, wherever it runs."""
+"""`python -m ctxext.harness …` is the `lm_eval` command, which knows `--model ctxext`."""
 
 from ctxext.errors import UsageError
 from ctxext.extras import need

@@ -11,9 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ctxext.errors import UsageError
+from ctxext.errors import UsageError, short
 from ctxext.extras import need
 from ctxext.harness.quiet import quiet
+from ctxext.hub import why_offline
 
 NEAR = 5  # names that a message offers
 SHOWN = 100  # characters of a name that may be anything
@@ -52,7 +53,7 @@ def find(task: str, include: str | None) -> Any:
             entry.cfg = load_yaml(entry.yaml_path, resolve_func=False)
             return entry
     except Exception as error:
-        text = " ".join(str(error).split())[:200]
+        text = short(error, 200)
         raise UsageError(f"lm-eval task {task[:SHOWN]!r} cannot be read: {text}") from None
     near = difflib.get_close_matches(task[:SHOWN], index, n=NEAR, cutoff=0.5)
     hint = f"did you mean {', '.join(near)}? " if near else ""
@@ -168,15 +169,17 @@ def load(task: str, include: str | None, shots: int | None) -> dict[str, Any]:
         UsageError: it cannot be loaded, and what data it needs; or it must not run here.
     """
     entry = find(task, include)
+    hub = _hub_data(entry, include)
+    offline = why_offline() if hub else None
     try:
         with quiet():
             loaded: dict[str, Any] = manager(include).load([task])
     except Exception as error:
-        text = " ".join(str(error).split())[:250] or type(error).__name__
-        hub = _hub_data(entry, include)
+        text = short(error, 250)
         if hub and isinstance(error, OSError):
+            said = f": {offline}" if offline else ""
             raise UsageError(
-                f"lm-eval task {task!r} needs data that could not be had from the Hub; offline, "
+                f"lm-eval task {task!r} needs data that could not be had from the Hub{said}; "
                 f"download it where there is a network (`hf download --repo-type dataset "
                 f"{hub[0]}`) and bring the Hugging Face cache along ({text})"
             ) from error
@@ -193,7 +196,7 @@ def _prepare(name: str, task: Any, shots: int | None) -> None:
     if getattr(task, "UNSAFE_CODE", False):
         raise UsageError(
             f"lm-eval task {name!r} runs code that the model writes: use lm_eval's own command, "
-            "`lm_eval --model ctxext --confirm_run_unsafe_code …`"
+            "`python -m ctxext.harness --model ctxext --confirm_run_unsafe_code …`"
         )
     own = task.get_config("num_fewshot")
     if shots and own == 0:

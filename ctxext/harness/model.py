@@ -37,7 +37,7 @@ PASSED = (
 class ContextLM(SequenceLM):
     """A patched model, on one device.
 
-        lm_eval --model ctxext --tasks hellaswag --device cpu \\
+        python -m ctxext.harness --model ctxext --tasks hellaswag --device cpu \\
             --model_args pretrained=tiny,method=rerope:window=256+logn,length=4k
 
     lm_eval parts arguments at commas, so between a method's own parameters write `;`, which all

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ctxext.data.files import decode, decompressed, json_lines, listed, suffix
-from ctxext.errors import UsageError
+from ctxext.errors import UsageError, short
 from ctxext.scoring.base import Row
 
 HUB = "zai-org/LongBench"
@@ -77,7 +77,7 @@ def _archive(task: str) -> Path:
     try:
         return Path(hf_hub_download(HUB, ARCHIVE, repo_type="dataset"))
     except Exception as error:
-        text = " ".join(str(error).split())[:200]
+        text = short(error, 200)
         raise UsageError(
             f"the questions of {task} could not be had from the Hub: where there is a network, "
             f"`{_FETCH}`, and give `--data {ARCHIVE}`; --data takes {_TAKES} ({text})"

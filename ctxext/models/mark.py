@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from ctxext.errors import UsageError
+from ctxext.errors import UsageError, short
 from ctxext.models.trained import check_own_scaling
 from ctxext.patches import Spec, parse
 from ctxext.registry import is_length
@@ -51,7 +51,7 @@ def read_mark(given: Any) -> Mark:
         return Mark(parse(spec), length, trained, str(own_scaling))
     except UsageError as error:
         raise UsageError(
-            f"bad {MARK} {str(given)[:100]!r} in the model's config: {str(error)[:300]}; take it "
+            f"bad {MARK} {str(given)[:100]!r} in the model's config: {short(error)}; take it "
             "out of config.json for the plain model"
         ) from None
 

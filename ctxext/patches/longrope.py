@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ctxext.errors import UsageError
+from ctxext.errors import UsageError, short
 from ctxext.patches import register
 from ctxext.patches.base import Frequency, Range, Rotary, Span, require
 
@@ -116,7 +116,7 @@ def _lists(marked: str) -> dict[str, tuple[float, ...]]:
     try:
         found = json.loads(content)
     except (ValueError, RecursionError) as error:
-        why = " ".join(str(error).split())[:100]
+        why = short(error, 100)
         raise UsageError(f"{name!r} is not JSON ({why}): give {' and '.join(LISTS)}") from None
     if not isinstance(found, dict) or found.keys() - LABELS != set(LISTS):
         raise UsageError(f"{name!r} must hold an object with {' and '.join(LISTS)}, and no more")

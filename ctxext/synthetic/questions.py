@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from ctxext.data.files import decode, read_bytes, suffix
-from ctxext.errors import UsageError
+from ctxext.errors import UsageError, short
 from ctxext.synthetic.fit import Prompt, depth_of, stream
 
 TOKENS_TO_GENERATE = 32
@@ -122,7 +122,7 @@ def load_questions(task: str, path: str | None) -> Questions:
         for text in documents:
             text.encode("utf-8")
     except (ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())[:120]
+        reason = short(error, 120)
         raise UsageError(f"data {path!r} is not what {task} reads ({reason}): {wanted}") from error
     sha256 = hashlib.sha256(content).hexdigest()
     return Questions(path, sha256, tuple(documents), tuple(questions))

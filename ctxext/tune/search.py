@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from ctxext import patches
 from ctxext.errors import CtxextError, UsageError
 from ctxext.measure.inputs import Inputs
+from ctxext.measure.inputs import place as place_of
 from ctxext.measure.loaded import Loaded
 from ctxext.measure.workers import Workers, several
 from ctxext.models import loading
@@ -227,6 +228,8 @@ class Search:
         (plan,) = evaluation.plans(Workers(self.request.source.device))
         (cell,) = plan.cells
         inputs = Inputs(plan, [cell], self._loaded)
+        if refusal := inputs.refusals.of(place_of(cell)):
+            raise UsageError(refusal.fields["reason"])
         if isinstance(self.request.objective, SampleTask):
             return len(inputs.first(cell, most))
         return len(inputs.windows(cell))
@@ -286,7 +289,8 @@ class Search:
         return replace(cells, lengths=(trained,), tasks=(Perplexity(),), data=data)
 
     def _evaluate(self, *requests: Cells) -> list[Record]:
-        monitor = Monitor(advance=self.monitor.advance, note=self._note)
+        shown = self.monitor
+        monitor = Monitor(advance=shown.advance, note=self._note, outside=shown.outside)
         records = Evaluation(requests, monitor, loaded=self._loaded).run()
         for record in records:
             now = (record["model_sha256"], record["data"]["sha256"])
