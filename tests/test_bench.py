@@ -664,6 +664,16 @@ def test_a_row_of_the_table() -> None:
     assert "median of 15 pairs and its 95% interval;" in table.caption
 
 
+def test_records_of_older_versions_and_what_is_not_shared_are_told() -> None:
+    old = make("ntk", version_of={"the engine": 1})
+    new = [make(m, version_of={"the engine": 2}) for m in ("rope", "pi")]
+    (table,) = speed.build([old, *new, make("yarn", versions={"torch": "2.99"})])
+    assert [record["requested"] for record in table.records] == ["rope", "pi"]
+    assert "Left out: 2 records of an older version" in table.caption
+    (table,) = speed.build([make("rope"), make("yarn", versions={"torch": "2.99"})])
+    assert "2.99" in table.caption
+
+
 def test_the_caption_speaks_of_what_is_there() -> None:
     bare: dict[str, Any] = {name: spread(1.05) | {"low": None, "high": None} for name in MEASURES}
     few = make("ntk", n=2, ratio=bare)

@@ -131,7 +131,7 @@ def newest(records: Iterable[Record]) -> Cells:
     Those of older versions of what they are measured by do not count.
     """
     cells: Cells = {}
-    ranked = sorted(_current(records), key=lambda r: (r["created"], r["key"]))
+    ranked = sorted(current(records), key=lambda r: (r["created"], r["key"]))
     for record in (r for r in ranked if r["status"] == "ok"):
         cells[_place(record)] = record
     scored = {column for _, column in cells}
@@ -146,7 +146,7 @@ def _place(record: Record) -> tuple[str, Column]:
     return record["requested"], Column(record["length"], record["windows"])
 
 
-def _current(records: Iterable[Record]) -> list[Record]:
+def current(records: Iterable[Record]) -> list[Record]:
     """Those that are of the last version of all that their numbers go by, such as task and method.
 
     A record that names no versions is of the first of what others of its method name, or of rope.
@@ -195,13 +195,10 @@ def mixed(records: Iterable[Record], cells: Cells) -> list[str]:
     shown, in sentences."""
     records = list(records)
     sentences = unlike(record for record in cells.values() if record["status"] == "ok")
-    current = _current(records)
-    if older := len(records) - len(current):
-        some = count_text(older, older, "records")
-        sentences.append(f"Left out: {some} of an older version of what measures them.")
+    sentences += outdated(records)
     parts = [
         _apart(record, there)
-        for record in current
+        for record in current(records)
         if record["status"] == "ok" and (there := cells.get(_place(record))) is not None
     ]
     if replaced := list(filter(None, parts)):
@@ -209,6 +206,13 @@ def mixed(records: Iterable[Record], cells: Cells) -> list[str]:
         text = printable("; ".join(sorted(set(replaced))))
         sentences.append(f"Left out: {some} of the same cells: {text}.")
     return sentences
+
+
+def outdated(records: Sequence[Record]) -> list[str]:
+    """How many of a group's records are not `current`, in a sentence."""
+    older = len(records) - len(current(records))
+    some = count_text(older, older, "records")
+    return [f"Left out: {some} of an older version of what measures them."] if older else []
 
 
 def count_text(low: int, high: int, what: str) -> str:

@@ -75,8 +75,9 @@ def _each(records: Iterable[Record]) -> list[str]:
     counts = [part["n"] for part in parts if "depth" in part and part["n"]]
     if not counts:
         return []
-    low, high = wilson(0.5, min(counts))
-    text = count_text(min(counts), max(counts), "samples")
+    fewest = min(counts)
+    low, high = wilson(fewest // 2 / fewest, fewest)
+    text = count_text(fewest, max(counts), "samples")
     return [f"{text} a square: 95% intervals up to {100 * (high - low):.0f} points wide"]
 
 

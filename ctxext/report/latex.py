@@ -60,5 +60,5 @@ def table(
 
 
 def _cell(cell: tuple[str, bool]) -> str:
-    text = re.sub(r"^([+-])(?=\d)", r"$\1$", escape(cell[0]))
+    text = re.sub(r"(?<![\w.])([+-])(?=\d)", r"$\1$", escape(cell[0]))
     return f"\\textbf{{{text}}}" if cell[1] else text

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ctxext.registry import format_length
 from ctxext.report import latex
 from ctxext.report.cost import bytes_text, short
-from ctxext.report.groups import describe, method_order, unlike
+from ctxext.report.groups import current, describe, method_order, outdated, unlike
 from ctxext.report.tables import NO_VALUE, escape, versions_text
 from ctxext.results import BENCH, MEASURES, RATIO, Record, printable
 
@@ -67,12 +67,14 @@ def build(records: Iterable[Record], order: Sequence[str] = ()) -> list[Table]:
 def _table(group: Group, groups: dict[Group, list[Record]], order: Sequence[str]) -> Table:
     rows: dict[tuple[int, int, str], Record] = {}
     methods = {method: i for i, method in enumerate(method_order(groups[group], order))}
-    newest_last = sorted(groups[group], key=lambda r: (r["status"] == "ok", r["created"], r["key"]))
+    newest_last = sorted(
+        current(groups[group]), key=lambda r: (r["status"] == "ok", r["created"], r["key"])
+    )
     for record in newest_last:
         rows[record["length"], methods[record["requested"]], record["attention"]] = record
     title = " · ".join(["speed and memory", *describe(group, groups, ("model", "device", "dtype"))])
     shown = tuple(rows[place] for place in sorted(rows))
-    said = [_caption(group, shown), *unlike(shown, but=("attention",))]
+    said = [_caption(group, shown), *unlike(shown, but=("attention",)), *outdated(groups[group])]
     return Table(group, title, " ".join(said), shown)
 
 
