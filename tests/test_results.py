@@ -353,6 +353,8 @@ def test_unsound_files_are_skipped_named_and_left_alone(tmp_path: Path) -> None:
         ("key", 12),
         ("versions", None),
         ("created", None),
+        ("decode_tokens", "5"),
+        ("prefill_seconds", -1.0),
         ("task_resolved", 5),
         ("task_resolved", ["ppl"]),
         ("task_resolved", {"ppl": 1}),
