@@ -100,14 +100,22 @@ def clock(device: Any, call: Callable[[], object]) -> float:
             ends[1].record()
             torch.cuda.synchronize()
         return float(ends[0].elapsed_time(ends[1])) / 1000
-    others = device.type != "cpu"
-    if others:
-        torch.accelerator.synchronize(device)
+    synchronize(device)
     start = time.perf_counter()
     call()
-    if others:
-        torch.accelerator.synchronize(device)
+    synchronize(device)
     return time.perf_counter() - start
+
+
+def synchronize(device: Any) -> None:
+    """Wait for what runs on the device, and on all others of its kind, which may share a model."""
+    import torch
+
+    if device.type == "cuda":
+        for number in range(torch.cuda.device_count()):
+            torch.cuda.synchronize(number)
+    elif device.type != "cpu":
+        torch.accelerator.synchronize(device)
 
 
 def allocated_peak(model: Any, call: Callable[[], object]) -> int | None:

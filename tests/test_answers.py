@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import math
 import random
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,6 +22,7 @@ from hypothesis import strategies as st
 import ctxext
 from ctxext.errors import CtxextError
 from ctxext.measure.answers import Limits, answers, common, schedule, share
+from ctxext.measure.forwards import Forwards, Spent
 from ctxext.tasks.base import Row, Sample
 
 MOST, LENGTH = 6, 64
@@ -332,3 +334,48 @@ def test_each_process_has_its_own_share(lists: list[list[int]], count: int) -> N
     longest = max((max(1, len(ids)) for ids in lists), default=0)
     assert all(abs(size - sum(sizes) / count) <= longest for size in sizes)
     assert shares == [share(named(lists), rank, count) for rank in range(count)]
+
+
+@pytest.mark.parametrize(("batch", "chunk", "shared"), [(1, None, False), (8, None, False),
+    (1, None, True), (1, 16, True), (1, 16, False)])  # fmt: skip
+def test_reading_and_decoding_are_timed_apart(
+    batch: int, chunk: int | None, shared: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, samples = plain(random_model()), prompts(shared)
+    clock = iter(range(10**6))
+    monkeypatch.setattr(time, "perf_counter", lambda: float(next(clock)))
+    spent = Spent()
+    with ctxext.patched(model, "rerope:window=8", LENGTH), Forwards(model, spent):
+        list(answers(model, Words(), samples, Limits(MOST), batch, chunk=chunk))
+    lengths, before = [len(sample.ids) for sample in samples], list[int]()
+    want = sum(lengths) if batch == 1 else len(samples) * max(lengths)
+    if shared:
+        for sample in sorted(samples, key=lambda one: list(one.ids)):
+            want, before = want - common(before, sample.ids), list(sample.ids)
+    ones = 0  # a last token that is read by itself is a step like those of decoding
+    if chunk is not None:
+        ones = len(samples)
+    assert spent.decode_tokens + spent.prefill_tokens == want + len(samples) * (MOST - 1)
+    assert spent.decode_tokens >= len(samples) * (MOST - 1)
+    assert spent.decode_tokens <= len(samples) * (MOST - 1) + ones + (4 if shared else 0)
+    steps = spent.decode_tokens if batch == 1 else MOST - 1
+    assert spent.decode_seconds == steps  # a tick for each forward, and none for what is between
+    assert spent.prefill_seconds > 0
+    assert not model._forward_hooks
+    assert not model._forward_pre_hooks
+
+
+def test_a_forward_that_fails_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, spent = random_model(), Spent()
+    with Forwards(model, spent):
+        with pytest.raises(IndexError):
+            model(torch.tensor([[3, 10**6]]))
+        assert spent == Spent()
+        with torch.no_grad():
+            model(torch.tensor([[3, 4, 5]] * 2))
+            model.base_model(input_ids=torch.tensor([[3, 4]]))
+    assert (spent.prefill_tokens, spent.decode_tokens) == (8, 0)
+    assert spent.prefill_seconds > 0
+    assert spent.record()["decode_seconds"] is spent.record()["decode_tokens"] is None
+    together = Spent.together([Spent(1.0, 10, 2.0, 4), Spent(3.0, 20, 2.0, 4)])
+    assert together == Spent(2.0, 30, 2.0, 8)

@@ -14,7 +14,7 @@ from test_eval import VOCABULARY, Ran, Run, letters, runner, save_model
 from test_methods import ROWS
 
 from ctxext import patches
-from ctxext.estimate import Shape, cells
+from ctxext.estimate import Shape, cells, probe, table
 from ctxext.estimate.work import works
 from ctxext.models import loading
 from ctxext.patches.base import Span
@@ -192,3 +192,31 @@ def test_a_dry_run_refuses_what_a_run_refuses(run: Run, here: Path, last: tuple[
     assert (ran.code, ran.out) == (2, "")
     assert ran.err.startswith("error: ")
     assert len(ran.err.splitlines()) == 1
+
+
+def test_a_busy_moment_widens_the_range_and_changes_no_order(
+    run: Run, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one round of three the machine is a hundred times slower, and a method seems quicker."""
+    asked = list[str]()
+
+    def speeds(self: Any, spec: Any, *rest: Any) -> dict[int, probe.Speed]:
+        asked.append(str(spec))
+        busy = 100.0 if len(asked) <= 2 else 1.0
+        quick = 2.0 if str(spec) != "rope" else 1.0
+        return {64: probe.Speed(1e9 * quick / busy, 1e-3 * busy / quick)}
+
+    monkeypatch.setattr(probe.Probe, "speeds", speeds)
+    lines = dry(run, "--len", "64", "--method", "rerope:window=8", "--task", "ppl").records
+    assert asked == ["rope", "rerope:window=8"] * cells.ROUNDS
+    rope, rerope = lines
+    assert [line["basis"] for line in lines] == ["measured"] * 2
+    assert rope["seconds"] > 0
+    for end in ("seconds", "seconds_at_most"):
+        assert rerope[end] == pytest.approx(rope[end])
+    assert rope["seconds_at_most"] == pytest.approx(100 * rope["seconds"])
+
+
+def test_a_range_is_told_where_there_is_one() -> None:
+    assert table._range(19.0, None) == table._range(19.0, 19.2) == "19 s"
+    assert table._range(19.0, 25.0) == "19 s to 25 s"

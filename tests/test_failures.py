@@ -41,9 +41,10 @@ from ctxext.measure.attempts import attempts, halves, reads_in_parts
 from ctxext.measure.predictions import Predictions
 from ctxext.models import loading
 from ctxext.patches import names
+from ctxext.results import SPENT
 
 METHODS = ("rope", "rerope:window=8", "leaky-rerope:window=8")
-COSTS = {"seconds", "tokens_per_second", "peak_memory_bytes", "created", "digest"}
+COSTS = {"seconds", "tokens_per_second", "peak_memory_bytes", "created", "digest", *SPENT}
 STDLIB = ("--len", "64", "--limit", "2", "--json")
 
 

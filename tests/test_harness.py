@@ -311,6 +311,10 @@ def test_its_cells_are_records_like_others(
     assert (first["metric"], first["n"], first["tokens_per_second"]) == ("acc", 4, None)
     assert first["higher_is_better"] is True
     assert sum(first["by_sample"]["scores"]) / 4 == first["value"]
+    assert first["prefill_seconds"] > 0
+    assert first["prefill_tokens"] > 0
+    assert first["decode_seconds"] is None  # it writes no answers
+    assert "lm_eval" in first["versions"]
     with monkeypatch.context() as patch:
         patch.setattr(LmEval, "evaluate", lambda *args: pytest.fail("computed again"))
         assert records() == [first]

@@ -25,7 +25,7 @@ from ctxext import report
 from ctxext.errors import UsageError
 from ctxext.registry import format_length
 from ctxext.report import groups, heatmaps, latex, plots, series, tables
-from ctxext.results import Record, problem_with, sealed
+from ctxext.results import SPENT, Record, problem_with, sealed
 from ctxext.results.intervals import tango, wilson
 
 
@@ -666,8 +666,57 @@ def test_speed_and_memory_are_those_of_the_longest_length_that_rope_finished() -
         for row in csv.DictReader(io.StringIO(tables.to_csv([table])))
         if (row["method"], row["length"]) == ("ntk", "64")
     ]
-    assert [float(row[name]) for name in tables.CSV[-4:]] == [250.0, 0.5, 3 * gib, 3.0]
+    named = ("tokens_per_second", "speed_ratio", "peak_memory_bytes", "memory_ratio")
+    assert [float(row[name]) for name in named] == [250.0, 0.5, 3 * gib, 3.0]
+    assert row["prefill_ratio"] == row["decode_ratio"] == ""
     assert only([failed(requested="pi")]).header() == ["method", "64", "tax (nat)"]
+
+
+def timed(method: str, **changed: Any) -> Record:
+    """A record of 10 prompts of 64 tokens and answers, which took 2 and 3 seconds."""
+    spent = {"prefill_seconds": 2.0, "prefill_tokens": 640}
+    spent |= {"decode_seconds": 3.0, "decode_tokens": 60}
+    return found(method, 64, {0.5: 1.0}) | spent | {"seconds": 5.0} | changed
+
+
+def test_short_answers_are_not_quick_ones() -> None:
+    """A prompt is compared with a prompt and a step with a step, in batches of one size."""
+    old = dict.fromkeys(SPENT)
+    records = [
+        timed("rope"),
+        timed("yarn", decode_seconds=0.5, decode_tokens=10, seconds=2.5),
+        timed("rerope", prefill_seconds=2.5, decode_seconds=6.0, seconds=8.5),
+        timed("ntk", prefill_chunk=256),
+        timed("pi", decode_seconds=None, decode_tokens=None),
+        timed("dca", **old),
+    ]
+    table = only(records)
+    assert table.header()[2:] == ["Δ 64", "prefill tokens/s", "decode tokens/s"]
+    assert {row.method: table.cost_texts(row) for row in table.rows} == {
+        "rope": [("320", ""), ("20.0", "")],
+        "yarn": [("320", "×1.00"), ("20.0", "×1.00")],
+        "rerope": [("256", "×0.80"), ("10.0", "×0.50")],
+        "ntk": [("320", ""), ("20.0", "")],
+        "pi": [("320", "×1.00"), ("–", "")],
+        "dca": [("–", ""), ("–", "")],
+    }
+    assert "Prefill tokens/s and decode tokens/s are of the evaluation" in table.caption
+    shown = figure(records, "cost")
+    assert {line.method: line.points[0].x for line in shown.lines} == {
+        "rope": 1.0,
+        "yarn": 1.0,
+        "rerope": 1.25,
+        "pi": 1.0,
+    }
+    assert shown.x.startswith("prefill time over that of rope")
+    assert only([timed(name, **old) for name in ("rope", "yarn")]).costs() == []
+
+
+def test_times_of_several_processes_are_not_those_of_one() -> None:
+    alone = cell("rope", 64, seconds=2.0)
+    for several, told in ((2, ""), (1, "×2.00")):
+        table = only([alone, cell("ntk", 64, seconds=1.0, processes=several)])
+        assert table.cost_texts(table.rows[1])[0][1] == told
 
 
 def test_the_terminal_shows_differences_below_values() -> None:

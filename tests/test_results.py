@@ -373,6 +373,8 @@ def test_unsound_files_are_skipped_named_and_left_alone(tmp_path: Path) -> None:
         ("by_sample", {"prompts": "ab", "scores": "1" * 252}),
         ("higher_is_better", "yes"),
         ("higher_is_better", 1),
+        ("decode_tokens", "5"),
+        ("prefill_seconds", -1.0),
         ("task_resolved", 5),
         ("task_resolved", ["ppl"]),
         ("task_resolved", {"ppl": 1}),

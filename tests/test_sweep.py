@@ -24,7 +24,7 @@ from ctxext.errors import UsageError
 from ctxext.grid import read_grid
 from ctxext.models.loading import Source
 from ctxext.request import Request
-from ctxext.results import Record, Store, problem_with
+from ctxext.results import SPENT, Record, Store, problem_with
 
 KILLS = 20
 GRID = """
@@ -37,7 +37,7 @@ limit: 4
 tokens: 4k
 """
 CELLS = 5 * 2 * 4
-VARYING = ("seconds", "tokens_per_second", "peak_memory_bytes", "created", "digest")
+VARYING = ("seconds", "tokens_per_second", "peak_memory_bytes", "created", "digest", *SPENT)
 
 
 def requests(folder: Path, **changed: Any) -> tuple[Request, ...]:

@@ -26,7 +26,8 @@ from ctxext.plan import Cell, Plan
 from ctxext.results import Record, Store
 from ctxext.tasks.base import TokenTask
 
-SECONDS = 1.0  # that a model's measurements may take together, but for the first forwards
+ROUNDS = 3  # in each of which all kinds of methods are measured once
+SECONDS = 0.15  # that one kind may take in a round, but for the first forwards
 NEAR = 4.0  # times the length of a record from which time is taken, at most
 NEAREST = 3  # lengths that were measured, of which the median counts
 FOUND, RETRY, REFUSED, COMPUTE = "found", "retry", "refused", "compute"
@@ -43,7 +44,8 @@ class Estimate:
         reason: why it is refused.
         shared: whether another cell before it reads the same, so that it costs nothing more.
         tokens: that it reads; None where another library draws them.
-        seconds: None where that is not known.
+        seconds: None where that is not known; by the quickest of what was measured.
+        most: the same by the slowest, as on a machine that is as busy as it was then.
         basis: what seconds come from: `records`, or `measured` on a few layers.
         memory: bytes at most at once, the process with its libraries included on the CPU.
     """
@@ -56,6 +58,7 @@ class Estimate:
     shared: bool = False
     tokens: int | None = None
     seconds: float | None = None
+    most: float | None = None
     basis: str | None = None
     memory: int | None = None
 
@@ -74,6 +77,7 @@ class Estimate:
             "reason": self.reason,
             "shared": self.shared,
             **cost,
+            "seconds_at_most": self.most,
             "memory_bytes": self.memory,
             "key": self.key,
         }
@@ -127,6 +131,21 @@ def _group(spec: Spec) -> Group:
     return spec.distance.name if spec.distance else "", bool(spec.query_scales)
 
 
+_ROPE = patches.parse("rope")
+_PLAIN = _group(_ROPE)
+
+
+def _slower(speed: Speed, plain: Speed) -> Speed:
+    """The speed of a method, which is no quicker than the model without it in the same round."""
+    return Speed(min(speed.reading, plain.reading), max(speed.step, plain.step))
+
+
+def _ends(some: Sequence[Speed]) -> tuple[Speed, Speed]:
+    """The quickest and the slowest of several."""
+    reading, step = zip(*some, strict=True)
+    return Speed(max(reading), min(step)), Speed(min(reading), max(step))
+
+
 class _Costs:
     """What the cells that inputs are of will take."""
 
@@ -147,28 +166,35 @@ class _Costs:
         self._records = [r for r in store.read_all()[0] if self._is_like(r)]
         self._probe: Probe | None = self._tried(lambda: Probe(config, plan.source, trained))
         self._held: dict[Group, Held | None] = {}
-        self._speeds: dict[Group, dict[int, Speed] | None] = {}
+        self._speeds: dict[Group, list[dict[int, Speed]]] = {}
+        self._failed = set[Spec]()
         self._decodes = any(work is not None and work.steps for work in self._works)
 
     def all(self) -> list[dict[str, Any]]:
         """What the `Estimate` of each cell has beside its name."""
         seen, found = set[object](), []
-        for cell, work in zip(self._cells, self._works, strict=True):
+        pairs = list(zip(self._cells, self._works, strict=True))
+        known = [self._known(cell, work) if work else None for cell, work in pairs]
+        new = [cell for (cell, work), one in zip(pairs, known, strict=True) if work and one is None]
+        self._speeds = self._measure(new) if new else {}
+        for (cell, work), seconds in zip(pairs, known, strict=True):
             names = {self._plan.key(cell), self._inputs.shared(cell)}
             shared = not seen.isdisjoint(names)
             seen |= names
-            found.append(self._fields(cell, work, shared) if work else {"shared": shared})
+            one = self._fields(cell, work, shared, seconds) if work else {"shared": shared}
+            found.append(one)
         return found
 
-    def _fields(self, cell: Cell, work: Work, shared: bool) -> dict[str, Any]:
-        seconds, basis = self._known(cell, work), "records"
-        if seconds is None:
-            seconds, basis = self._measured(cell, work), "measured"
+    def _fields(self, cell: Cell, work: Work, shared: bool, known: float | None) -> dict[str, Any]:
+        least, most, basis = known, known, "records"
+        if known is None:
+            (least, most), basis = self._measured(cell, work), "measured"
         return {
             "shared": shared,
             "tokens": 0 if shared else work.tokens,
-            "seconds": 0.0 if shared else seconds,
-            "basis": None if shared or seconds is None else basis,
+            "seconds": 0.0 if shared else least,
+            "most": 0.0 if shared else most,
+            "basis": None if shared or least is None else basis,
             "memory": self._memory(cell, work),
         }
 
@@ -216,39 +242,62 @@ class _Costs:
         on = self._plan.attention(cell.method)
         return same and group == _group(cell.method) and record["attention"] == on
 
-    def _measured(self, cell: Cell, work: Work) -> float | None:
-        """Seconds by the longest lengths up to the cell's at which something was measured."""
-        speeds, held, probe = self._timed(cell), self._hold(cell), self._probe
-        if speeds is None or held is None or probe is None:
-            return None
+    def _measured(self, cell: Cell, work: Work) -> tuple[float | None, float | None]:
+        """Seconds by the longest lengths up to the cell's at which something was measured: by the
+        quickest and by the slowest of the rounds."""
+        rounds, held, probe = self._speeds.get(_group(cell.method)), self._hold(cell), self._probe
+        if not rounds or held is None or probe is None:
+            return None, None
 
         def moved(shape: Shape, length: int) -> float:
             """Bytes that a decoding step reads."""
             weights: int = (shape.active + shape.head) * self._bytes
             return weights + shape.layers * length * held.cached
 
-        def seconds(at: int) -> float:
+        def seconds(at: int, speed: Speed) -> float:
             share = moved(self._shape, cell.length) / moved(probe.shape, at)
-            return work.reading / speeds[at].reading + work.steps * speeds[at].step * share
+            return work.reading / speed.reading + work.steps * speed.step * share
 
-        nearest = sorted(n for n in speeds if n <= cell.length)[-NEAREST:]
-        return float(statistics.median(map(seconds, nearest or [min(speeds)])))
+        lengths = sorted(set[int]().union(*rounds))
+        some = [n for n in lengths if n <= cell.length][-NEAREST:] or lengths[:1]
+        both = [_ends([found[n] for found in rounds if n in found]) for n in some]
+        least, most = (
+            statistics.median(seconds(n, ends[i]) for n, ends in zip(some, both, strict=True))
+            for i in (0, 1)
+        )
+        return least, most
 
     def _alike(self, cell: Cell) -> list[Cell]:
         """The cells whose methods cost the same, the longest first."""
         some = [one for one in self._cells if _group(one.method) == _group(cell.method)]
         return sorted(some, key=lambda one: -one.length)
 
-    def _timed(self, cell: Cell) -> dict[int, Speed] | None:
-        """What is measured for cells with the like of this method, by length."""
-        group = _group(cell.method)
-        if group not in self._speeds and (probe := self._probe) is not None:
-            longest, batch = self._alike(cell)[0], self._plan.request.batch
-            some = SECONDS / len({_group(one.method) for one in self._cells})
-            self._speeds[group] = self._tried(
-                lambda: probe.speeds(longest.method, longest.length, batch, some, self._decodes)
-            )
-        return self._speeds.get(group)
+    def _measure(self, cells: Sequence[Cell]) -> dict[Group, list[dict[int, Speed]]]:
+        """What is measured, by length, for each kind of method of the cells and for none: all of
+        them in each round, so that a busy moment meets all alike."""
+        longest: dict[Group, tuple[Spec, int]] = {}
+        for cell in cells:
+            longest[_PLAIN] = _ROPE, max(cell.length, longest.get(_PLAIN, (_ROPE, 0))[1])
+            first = self._alike(cell)[0]
+            longest[_group(cell.method)] = first.method, first.length
+        found: dict[Group, list[dict[int, Speed]]] = {group: [] for group in longest}
+        for _ in range(ROUNDS):
+            for group, (spec, length) in longest.items():
+                if speeds := self._speeds_of(spec, length):
+                    plain = found[_PLAIN][-1] if found[_PLAIN] and group != _PLAIN else {}
+                    both = speeds.keys() & plain.keys()
+                    same = {n: _slower(speeds[n], plain[n]) for n in sorted(both)}
+                    found[group].append(same or speeds)
+        return found
+
+    def _speeds_of(self, spec: Spec, length: int) -> dict[int, Speed]:
+        probe, batch = self._probe, self._plan.request.batch
+        if probe is None or spec in self._failed:
+            return {}
+        found = self._tried(lambda: probe.speeds(spec, length, batch, SECONDS, self._decodes))
+        if found is None:
+            self._failed.add(spec)
+        return found or {}
 
     def _hold(self, cell: Cell) -> Held | None:
         """What a forward with the like of this method holds."""

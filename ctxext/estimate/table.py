@@ -39,7 +39,7 @@ def _row(one: Estimate) -> list[str]:
     cell = one.cell
     asked = [str(cell.requested), format_length(cell.length), str(cell.asked), str(cell.seed)]
     tokens = UNKNOWN if one.tokens is None else f"{one.tokens:,}"
-    time = UNKNOWN if one.seconds is None else format_seconds(one.seconds)
+    time = UNKNOWN if one.seconds is None else _range(one.seconds, one.most)
     memory = UNKNOWN if one.memory is None else size(one.memory)
     if one.shared:
         tokens = time = "shared"
@@ -52,12 +52,18 @@ def totals(found: Sequence[Estimate]) -> str:
     said = ", ".join(f"{count} {state}" for state, count in states.items())
     left = [one for one in found if one.state not in ("found", "refused")]
     unknown = sum(one.seconds is None for one in left)
-    seconds = sum(one.seconds or 0.0 for one in left)
+    seconds, most = (sum(getattr(one, end) or 0.0 for one in left) for end in ("seconds", "most"))
     peak = max((one.memory or 0 for one in left), default=0)
-    line = f"{len(found)} cells: {said}; about {format_seconds(seconds)}"
+    line = f"{len(found)} cells: {said}; about {_range(seconds, most)}"
     if unknown:
         line += f" and {unknown} cells of unknown time"
     return f"{line}; up to {size(peak)} at once" if peak else line
+
+
+def _range(least: float, most: float | None) -> str:
+    """`19 s`, or `19 s to 25 s` where what was measured differs."""
+    ends = dict.fromkeys(format_seconds(x) for x in (least, least if most is None else most))
+    return " to ".join(ends)
 
 
 def size(count: float) -> str:

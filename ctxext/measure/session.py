@@ -15,6 +15,7 @@ from ctxext.machine import Meter, release
 from ctxext.measure import tokens as reading
 from ctxext.measure.answers import Limits, answers, row_of, share
 from ctxext.measure.attempts import Attempt, attempts, halves, reads_in_parts
+from ctxext.measure.forwards import Forwards, Spent
 from ctxext.measure.inputs import Inputs, place, prompt_tokens
 from ctxext.measure.loaded import Loaded
 from ctxext.measure.outcome import Failure, Measured, of_harness, of_rows, of_tokens
@@ -236,20 +237,23 @@ class Session:
         mine, rows = share(left, workers.rank, workers.count), dict[str, Row]()
         batch = self._request.batch(cell.length)
         sizes = [batch, 1] if min(batch, self._most(left)) > 1 else [batch]
-        tries = attempts(sizes, cell.length if self._in_parts else 0)
+        tries, spent = attempts(sizes, cell.length if self._in_parts else 0), Spent()
 
         def work(attempt: Attempt) -> dict[str, Row]:
             limits = Limits(task.generates, task.at_least, tuple(task.stops(self._tokenizer)))
             missing = [sample for sample in mine if sample.name not in rows]
-            for row in answers(
-                self.model, self._tokenizer, missing, limits, attempt.batch, advance, attempt.chunk
-            ):
-                kept.add(row)
-                rows[row["name"]] = row
+            with Forwards(self.model, spent):
+                for row in answers(
+                    *(self.model, self._tokenizer, missing, limits),
+                    *(attempt.batch, advance, attempt.chunk),
+                ):
+                    kept.add(row)
+                    rows[row["name"]] = row
             return rows
 
         with kept:
             found, cost, handle = self._run(cell, tries, work)
+        cost |= Spent.together(workers.gather(spent)).record()
         if isinstance(found, Failure):
             return self._settle(cell, found, cost, handle, of_rows)
         for some in found:
@@ -274,17 +278,19 @@ class Session:
         cache = path.with_name(f"{path.stem}-{self._plan.key(cell)[:12]}.cache")
         if request.force:
             cache.unlink(missing_ok=True)
-        batch = request.batch(cell.length)
+        batch, spent = request.batch(cell.length), Spent()
 
         def work(attempt: Attempt) -> tuple[Score, int]:
             limit, seed, size = request.limit, cell.seed, attempt.batch
             model, tokenizer, length = self.model, self._tokenizer, cell.length
             try:
-                return task.evaluate(model, tokenizer, length, size, limit, seed, cache)
+                with Forwards(model, spent):
+                    return task.evaluate(model, tokenizer, length, size, limit, seed, cache)
             except sqlite3.Error as error:
                 raise OutputError(f"cannot write {cache}: {error}") from error
 
         found, cost, handle = self._run(cell, attempts(halves(batch, batch)), work)
+        cost |= spent.record()
         return self._settle(cell, found, cost, handle, of_harness)
 
     def _predictions(self, cell: Cell) -> Path:

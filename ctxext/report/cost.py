@@ -1,4 +1,4 @@
-"""What a score cost beside rope: seconds and memory of records that can be compared."""
+"""What a score cost beside rope: speed and memory of records that can be compared."""
 
 from __future__ import annotations
 
@@ -7,18 +7,27 @@ from typing import NamedTuple
 
 from ctxext.results import Record
 
-_SAME_TIME = ("device", "length", "windows")  # what records share whose times can be compared
-_SAME_MEMORY = (*_SAME_TIME, "batch_size", "prefill_chunk")
+_SAME_TIME = ("device", "length", "windows", "processes")  # of records whose times can be compared
+_SAME_BATCHES = (*_SAME_TIME, "batch_size", "prefill_chunk")
 _FARTHEST = 1e6  # no ratio of times is higher, or lower than one over it
+PREFILL, DECODE = "prefill", "decode"
 
 
 class Cost(NamedTuple):
-    """Tokens per second, bytes at the peak, and both over those of rope where comparable."""
+    """Tokens per second, bytes at the peak, and each over that of rope where comparable.
+
+    `speed` is of windows that are read whole. Where prompts are answered, answers differ in
+    length: their reading and the steps of decoding each have a speed of their own.
+    """
 
     speed: float | None = None
     speed_ratio: float | None = None
     memory: float | None = None
     memory_ratio: float | None = None
+    prefill: float | None = None
+    prefill_ratio: float | None = None
+    decode: float | None = None
+    decode_ratio: float | None = None
 
 
 NO_COST = Cost()
@@ -27,17 +36,39 @@ NO_COST = Cost()
 def cost_of(record: Record, rope: Record | None) -> Cost:
     """What a finished record took."""
     memory = None
-    if rope is not None and _alike(record, rope, _SAME_MEMORY):
+    if rope is not None and _alike(record, rope, _SAME_BATCHES):
         memory = _over(record["peak_memory_bytes"], rope["peak_memory_bytes"])
-    time, speed = time_ratio(record, rope), record["tokens_per_second"]
-    return Cost(speed, 1 / time if time else None, record["peak_memory_bytes"], memory)
+    held = (record["peak_memory_bytes"], memory)
+    if record["buckets"]:
+        time, speed = time_ratio(record, rope), record["tokens_per_second"]
+        return Cost(speed, 1 / time if time else None, *held)
+    prefill, decode = (_rate_beside(record, rope, kind) for kind in (PREFILL, DECODE))
+    return Cost(None, None, *held, *prefill, *decode)
 
 
 def time_ratio(record: Record, rope: Record | None) -> float | None:
-    """Seconds over those of rope, for the same windows on the same device."""
-    if rope is None or not _alike(record, rope, _SAME_TIME):
-        return None
-    return _over(record["seconds"], rope["seconds"])
+    """The time that the same tokens take, over that of rope on the same device: seconds of the
+    same windows, or of reading a token of the same prompts."""
+    if record["buckets"]:
+        same = rope is not None and _alike(record, rope, _SAME_TIME)
+        return _over(record["seconds"], rope["seconds"]) if rope is not None and same else None
+    _, ratio = _rate_beside(record, rope, PREFILL)
+    return 1 / ratio if ratio else None
+
+
+def _rate_beside(
+    record: Record, rope: Record | None, kind: str
+) -> tuple[float | None, float | None]:
+    """Tokens per second, and over those of rope for the same prompts in batches of one size."""
+    rate = _rate(record, kind)
+    if rope is None or not _alike(record, rope, _SAME_BATCHES):
+        return rate, None
+    return rate, _over(rate, _rate(rope, kind))
+
+
+def _rate(record: Record, kind: str) -> float | None:
+    tokens, seconds = record.get(f"{kind}_tokens"), record.get(f"{kind}_seconds")
+    return tokens / seconds if tokens and seconds else None
 
 
 def believable(ratio: float) -> bool:
@@ -46,7 +77,8 @@ def believable(ratio: float) -> bool:
 
 def _alike(record: Record, rope: Record, fields: tuple[str, ...]) -> bool:
     finished = record["status"] == rope["status"] == "ok"
-    return finished and all(record.get(field) == rope.get(field) for field in fields)
+    ours, theirs = ({"processes": 1, **one} for one in (record, rope))
+    return finished and all(ours.get(field) == theirs.get(field) for field in fields)
 
 
 def _over(value: float | None, base: float | None) -> float | None:

@@ -330,7 +330,8 @@ def _cost(at: dict[str, Record], bench: list[Record]) -> tuple[dict[str, float],
     own = {m: ratio for m, r in at.items() if (ratio := time_ratio(r, at.get("rope")))}
     if best and len(timed) >= max(2, len(own)):
         return timed, f"prefill time over that of rope, from bench records on {best[0]}"
-    return own, "evaluation time over that of rope"
+    windows = any(record["buckets"] for record in at.values())
+    return own, f"{'evaluation' if windows else 'prefill'} time over that of rope"
 
 
 def _same(scored: Record, timed: Record) -> bool:

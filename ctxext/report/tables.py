@@ -49,9 +49,15 @@ CSV = (
     *("difference", "difference_stderr", "difference_low", "difference_high"),
     *("device", "attention", "versions"),
     *("tokens_per_second", "speed_ratio", "peak_memory_bytes", "memory_ratio"),
+    *("prefill_tokens_per_second", "prefill_ratio", "decode_tokens_per_second", "decode_ratio"),
 )
 INTERVAL = "(Wilson's; wider than need be where answers are right in part)"
-_COSTS = {"speed": "tokens/s", "memory": "peak memory"}
+_COSTS = {
+    "speed": "tokens/s",
+    "prefill": "prefill tokens/s",
+    "decode": "decode tokens/s",
+    "memory": "peak memory",
+}
 _MARKDOWN = {ord(c): f"\\{c}" for c in "`*_[]~$"} | {ord(c): f"&#{ord(c)};" for c in "&<>|\\"}
 
 
@@ -134,7 +140,7 @@ class Table:
         return [number for number, column in enumerate(self.columns) if column in some]
 
     def costs(self) -> list[str]:
-        """Of "speed" and "memory" those that were measured at the longest length."""
+        """Of `_COSTS` those that were measured at the longest length."""
         shown = [row.cells[self.costed].cost for row in self.rows if self.columns]
         return [name for name in _COSTS if any(getattr(c, name) is not None for c in shown)]
 
@@ -187,13 +193,13 @@ class Table:
         return scale, form if max(value, error) < 1e6 else ".3g"
 
     def cost_texts(self, row: Row) -> list[tuple[str, str]]:
-        """Tokens per second and peak memory, each with its ratio to rope, `×1.02`, or ""."""
+        """The costs of a row, each with its ratio to rope, `×1.02`, or ""."""
         cost, texts = row.cells[self.costed].cost if self.columns else NO_COST, []
-        for name, show in (("speed", short), ("memory", bytes_text)):
+        for name in self.costs():
+            show = bytes_text if name == "memory" else short
             value, ratio = getattr(cost, name), getattr(cost, f"{name}_ratio")
             told = f"×{ratio:.2f}" if ratio and row.method != "rope" else ""
-            if name in self.costs():
-                texts.append((NO_VALUE if value is None else show(value), told))
+            texts.append((NO_VALUE if value is None else show(value), told))
         return texts
 
     def tax_texts(self, row: Row) -> list[str]:
@@ -269,7 +275,8 @@ def _told(table: Table) -> Iterator[str]:
             )
         yield f"{told}."
     if table.costs():
-        names = " and ".join(_COSTS[name] for name in table.costs())
+        *most, last = (_COSTS[name] for name in table.costs())
+        names = f"{', '.join(most)} and {last}" if most else last
         length = format_length(table.columns[table.costed].length)
         yield (
             f"{names.capitalize()} are of the evaluation at length {length}; × is over rope on the "

@@ -20,6 +20,7 @@ Record = dict[str, Any]
 SHARES = ("accuracy", "passkey", "kv")  # metrics from 0 to 1
 BENCH = "bench"  # the task of records that have speed and memory in place of scores
 MEASURES = ("prefill_seconds", "decode_seconds_per_token", "peak_memory_bytes")
+SPENT = ("prefill_seconds", "prefill_tokens", "decode_seconds", "decode_tokens")  # by forwards
 RATIO = ("median", "low", "high")
 
 
@@ -50,6 +51,9 @@ def problem_with(record: object) -> str | None:
     perfect = record.get("perfect_score")
     if not (perfect is None or _number(perfect)):
         return f"the field 'perfect_score' cannot be {str(perfect)[:60]!r}"
+    for field in SPENT:
+        if not (record.get(field) is None or _size(record[field])):
+            return f"the field {field!r} cannot be {str(record[field])[:60]!r}"
     of = record.get("version_of") or {}
     if not isinstance(of, dict) or not all(_whole(version, low=1) for version in of.values()):
         return f"the field 'version_of' cannot be {str(of)[:60]!r}"
