@@ -22,7 +22,7 @@ from ctxext.measure.workers import Workers
 from ctxext.models.hashes import keep
 from ctxext.monitor import Monitor, Step
 from ctxext.plan import Cell, Plan
-from ctxext.registry import format_length
+from ctxext.registry import format_length, format_seconds
 from ctxext.request import Request
 from ctxext.results import Record, Store, sealed
 from ctxext.tasks.base import SampleTask, TokenTask
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from ctxext.measure.inputs import Inputs
     from ctxext.measure.session import Session
 
+_LONG = 5.0  # seconds of making prompts, after which a line tells of it
 _PATIENCE = 0.5  # seconds between two looks at cells that another process computes
 
 
@@ -429,8 +430,11 @@ class Run:
         where = f"{format_length(cell.length)} {cell.asked}"
         kind, cost = self._costs.get(key, ("", math.nan))
         if self._session is not None and self._inputs and self._inputs.lacks(cell):
+            start = time.monotonic()
             self.monitor.begin(Step(f"making the prompts of {where}", left=self._left()))
             self._inputs.samples(cell)
+            if (took := time.monotonic() - start) > _LONG:
+                self.monitor.note(f"made the prompts of {where} ({format_seconds(took)})")
         tokens = self._inputs.tokens(cell) // self.workers.count if self._inputs else 0
         what = f"{cell.requested} {where}"
         self.monitor.begin(Step(what, tokens, kind, cost, self._left(key)))

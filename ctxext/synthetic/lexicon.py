@@ -44,7 +44,7 @@ def lexicon() -> Lexicon:
     except (ImportError, OSError) as error:
         raise UsageError(
             f"RULER's words come from the package wonderwords, which cannot be read ({error}): "
-            "pip install --force-reinstall wonderwords"
+            "pip install wonderwords"
         ) from error
     nouns, adjectives, verbs = (
         tuple(sorted({line.strip() for line in text.splitlines()} - {""})) for text in texts

@@ -114,8 +114,9 @@ class LongBench(SampleTask):
 
     def sizes(self, length: int, data: Questions, limit: int | None) -> list[int]:
         """By their characters, and at most what the answer leaves of the length."""
-        texts = (prompt(self.task).render(r["context"], r["input"]) for r in data.rows[:limit])
-        return [min(length - self.generates, -(-len(text) // _CHARACTERS)) for text in texts]
+        most, asked = length - self.generates, len(prompt(self.task).template)
+        counts = (asked + len(r["context"]) + len(r["input"]) for r in data.rows[:limit])
+        return [min(most, count // _CHARACTERS) for count in counts]
 
     @property
     def typical(self) -> int:
