@@ -81,10 +81,12 @@ class Evaluation:
             UsageError: nothing that is asked for can be done.
         """
         from ctxext.estimate import estimates
+        from ctxext.synthetic import cache
 
         store, note = Store(self.requests[0].out), self.monitor.note
         made = self.plans(Workers(self.requests[0].source.device))
-        found = [one for plan in made for one in estimates(plan, store, note, self.loaded)]
+        with cache.left_alone():
+            found = [one for plan in made for one in estimates(plan, store, note, self.loaded)]
         reasons = [one.reason for one in found if one.reason is not None]
         if len(reasons) == len(found):
             _refuse([*self.refused, *reasons])

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +16,7 @@ from ctxext.errors import CtxextError
 from ctxext.results import safe_name, write_atomically
 from ctxext.synthetic.fit import encode
 
+_LEFT_ALONE = ContextVar("left alone", default=False)
 _PROBE = "One of the special magic numbers"
 
 
@@ -74,9 +77,19 @@ def load(path: Path | None, count: int) -> list[Entry] | None:
     return entries if len(entries) == count else None
 
 
+@contextlib.contextmanager
+def left_alone() -> Iterator[None]:
+    """Nothing is kept in the block."""
+    token = _LEFT_ALONE.set(True)
+    try:
+        yield
+    finally:
+        _LEFT_ALONE.reset(token)
+
+
 def save(path: Path | None, entries: Sequence[Entry]) -> None:
     """Keep the prompts; where that cannot be done they are made again next time."""
-    if path is None:
+    if path is None or _LEFT_ALONE.get():
         return
     body = b"".join(json.dumps(entry, separators=(",", ":")).encode() + b"\n" for entry in entries)
     try:
