@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ctxext.estimate.cells import Estimate
-from ctxext.registry import format_length, format_seconds
+from ctxext.registry import counted, format_length, format_seconds
 from ctxext.results import printable
 
 UNKNOWN = "–"
@@ -54,9 +54,9 @@ def totals(found: Sequence[Estimate]) -> str:
     unknown = sum(one.seconds is None for one in left)
     seconds = sum(one.seconds or 0.0 for one in left)
     peak = max((one.memory or 0 for one in left), default=0)
-    line = f"{len(found)} cells: {said}; about {format_seconds(seconds)}"
+    line = f"{counted(len(found), 'cell')}: {said}; about {format_seconds(seconds)}"
     if unknown:
-        line += f" and {unknown} cells of unknown time"
+        line += f" and {counted(unknown, 'cell')} of unknown time"
     return f"{line}; up to {size(peak)} at once" if peak else line
 
 
