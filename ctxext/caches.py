@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import sys
+from collections.abc import Iterator
+from contextvars import ContextVar
 from pathlib import Path
 
 from ctxext.errors import CtxextError
 from ctxext.results import write_atomically
+
+_LEFT_ALONE = ContextVar("left alone", default=False)
 
 
 def folder(part: str) -> Path | None:
@@ -38,9 +43,19 @@ def load(path: Path | None) -> bytes | None:
     return body if head == _head(body) else None
 
 
+@contextlib.contextmanager
+def left_alone() -> Iterator[None]:
+    """Nothing is kept in the block."""
+    token = _LEFT_ALONE.set(True)
+    try:
+        yield
+    finally:
+        _LEFT_ALONE.reset(token)
+
+
 def save(path: Path | None, body: bytes) -> None:
     """Keep the bytes, whole or not at all; where that cannot be done they are made again."""
-    if path is None:
+    if path is None or _LEFT_ALONE.get():
         return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

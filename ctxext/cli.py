@@ -71,7 +71,7 @@ LoadIn = Annotated[str | None, typer.Option(help="4bit or 8bit, with bitsandbyte
 DeviceMap = Annotated[str | None, typer.Option(help="auto: spread a model over all devices.")]
 
 
-@app.command("eval")
+@app.command("eval", epilog="Finished prompts of RULER are kept in $CTXEXT_CACHE (see README).")
 def evaluate(
     context: typer.Context,
     length: Lengths = [],  # noqa: B006
@@ -110,7 +110,11 @@ def evaluate(
     out: Out = Path("results"),
     force: Annotated[bool, typer.Option("--force", help="Redo finished cells.")] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the cells, with estimated time and memory.")
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Print the cells, with estimated time and memory; nothing is written.",
+        ),
     ] = False,
     as_json: Json = False,
     revision: Revision = None,

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from ctxext.monitor import Monitor, Step
-from ctxext.registry import format_length, format_seconds
+from ctxext.registry import counted, format_length, format_seconds
 from ctxext.results import BENCH, printable
 
 if TYPE_CHECKING:
@@ -99,10 +99,10 @@ class Progress:
 
     Args:
         silent: show nothing, as in all but one of several processes.
-        unit: what is counted.
+        unit: what is counted, one of it.
     """
 
-    def __init__(self, silent: bool = False, unit: str = "cells") -> None:
+    def __init__(self, silent: bool = False, unit: str = "cell") -> None:
         self._silent, self._unit = silent, unit
         self._course = Course()
         self._live: Any = None
@@ -156,7 +156,7 @@ class Progress:
     def _plan(self, cells: int, found: int) -> None:
         self._course.cells, self._course.over = cells, found
         if found == cells:
-            self._say(f"{cells} {self._unit}, all of them found")
+            self._say(f"{counted(cells, self._unit)}, {'all of them ' * (cells > 1)}found")
 
     def _begin(self, step: Step) -> None:
         """A cell begins; before the first one, all having been checked, say how many there are."""
@@ -165,7 +165,7 @@ class Progress:
         if first:
             self._counted = True
             found = f", {course.over} of them found" if course.over else ""
-            self._say(f"{course.cells} {self._unit}{found}")
+            self._say(f"{counted(course.cells, self._unit)}{found}")
 
     def _advance(self, tokens: int) -> None:
         self._course.read += tokens
@@ -226,9 +226,9 @@ class Progress:
         failed = f", {course.failed} failed" if course.failed else ""
         times = ", ".join(filter(None, (format_seconds(course.elapsed), self._eta())))
         whole = (course.over + course.share) / max(1, course.cells)
-        cells = (
-            f"{course.over} of {course.cells} {self._unit}{failed}" if course.cells else "starting"
-        )
+        cells = "starting"
+        if course.cells:
+            cells = f"{course.over} of {counted(course.cells, self._unit)}{failed}"
         table = Table.grid(padding=(0, 2), expand=True)
         table.width = max(1, width)
         table.add_column(ratio=1, no_wrap=True, overflow="ellipsis")

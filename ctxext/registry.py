@@ -275,6 +275,11 @@ def format_seconds(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
+def counted(count: int, noun: str) -> str:
+    """`1 cell`, `2 cells`."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 def format_entry(name: str, values: dict[str, int | float | bool | str | None]) -> str:
     """`name:key=value,…` of what is not None; `Registry.parse` reads it back unchanged."""
     parts = [f"{key}={_format_value(v)}" for key, v in values.items() if v is not None]

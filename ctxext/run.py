@@ -83,11 +83,13 @@ class Evaluation:
         Raises:
             UsageError: nothing that is asked for can be done.
         """
+        from ctxext import caches
         from ctxext.estimate import estimates
 
         store, note = Store(self.requests[0].out), self.monitor.note
         made = self.plans(Workers(self.requests[0].source.device))
-        found = [one for plan in made for one in estimates(plan, store, note, self.loaded)]
+        with caches.left_alone():
+            found = [one for plan in made for one in estimates(plan, store, note, self.loaded)]
         reasons = [one.reason for one in found if one.reason is not None]
         if len(reasons) == len(found):
             _refuse([*self.refused, *reasons])

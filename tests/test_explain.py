@@ -567,7 +567,7 @@ def test_layers_with_windows_are_named_and_left_alone(run: Run, here: Path, undr
     ran = ask(run, "--method", "rerope:window=8", model="mixed")
     assert ran.code == 0
     last = ran.out.splitlines()[-1]
-    assert last.startswith("1 sliding_attention layers see 8 tokens")
+    assert last.startswith("1 sliding_attention layer with a window of 8 tokens")
     assert "1 that see no further than T left out" in " ".join(ran.out.split())
     assert not list(here.glob("results/*sliding*"))
     ran = ask(run, "--method", "rerope:window=8", "--no-entropy", "--json", model="mixed")

@@ -172,3 +172,13 @@ def test_only_who_can_watch_a_download_is_shown_it(
     with hub.hub_client(progress=False):
         assert are_progress_bars_disabled()
     assert are_progress_bars_disabled()
+
+
+def test_one_is_no_several(capsys: pytest.CaptureFixture[str]) -> None:
+    for cells, found in ((1, 0), (1, 1), (2, 2)):
+        with progress.Progress() as shown:
+            shown.monitor().plan(cells, found)
+            if not found:
+                shown.monitor().begin(Step("rope 512 ppl", 10, "tokens", 1.0))
+    said = capsys.readouterr().err.splitlines()
+    assert said == ["1 cell", "1 cell, found", "2 cells, all of them found"]

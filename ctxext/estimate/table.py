@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ctxext.estimate.cells import Estimate
-from ctxext.registry import format_length, format_seconds
+from ctxext.registry import counted, format_length, format_seconds
 from ctxext.results import printable
 
 UNKNOWN = "–"
@@ -54,9 +54,10 @@ def totals(found: Sequence[Estimate]) -> str:
     unknown = sum(one.seconds is None for one in left)
     seconds, most = (sum(getattr(one, end) or 0.0 for one in left) for end in ("seconds", "most"))
     peak = max((one.memory or 0 for one in left), default=0)
-    line = f"{len(found)} cells: {said}; about {_range(seconds, most)}"
+    cells = counted(len(found), "cell")
+    line = f"{cells}: {said}; about {_range(seconds, most)}"
     if unknown:
-        line += f" and {unknown} cells of unknown time"
+        line += f" and {counted(unknown, 'cell')} of unknown time"
     return f"{line}; up to {size(peak)} at once" if peak else line
 
 

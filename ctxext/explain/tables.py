@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from ctxext.explain.study import Run, Study
-from ctxext.registry import format_length
+from ctxext.registry import counted, format_length
 from ctxext.report.tables import NO_VALUE, escape
 from ctxext.results import printable
 
@@ -43,14 +43,14 @@ def heading(study: Study, kind: int | None = None) -> str:
     at = f"{study.request.source.name} at {format_length(study.request.length)}"
     if kind is None or len(study.kinds) == 1:
         return at
-    return f"{at}, {study.kinds[kind].layers} {study.kinds[kind].name} layers"
+    return f"{at}, {counted(study.kinds[kind].layers, f'{study.kinds[kind].name} layer')}"
 
 
 def left_alone(study: Study) -> list[str]:
     """A line for each kind of layers that no method changes."""
     return [
-        f"{kind.layers} {kind.name} layers see {kind.window} tokens, no further back than the "
-        f"trained length {study.trained}: methods leave them as they are"
+        f"{counted(kind.layers, f'{kind.name} layer')} with a window of {kind.window} tokens, no "
+        f"longer than the trained length {study.trained}: methods leave these as they are"
         for kind in study.kinds
         if kind.alone
     ]
@@ -118,7 +118,7 @@ def _entropy(study: Study, run: Run) -> Sheet:
             rows.append([f"{method}, layer {layer}", *_by_band(study, nats)])
     left = f" ({int((~far).sum())} that see no further than T left out)" if not far.all() else ""
     caption = (
-        f"Nats, a mean over heads, {int(far.sum())} layers{left} and {run.about} of "
+        f"Nats, a mean over heads, {counted(int(far.sum()), 'layer')}{left} and {run.about} of "
         f"{study.request.data}, {run.dtype}; then layer by layer. Spread evenly: ln of the keys "
         "that rope sees, the most there can be."
     )

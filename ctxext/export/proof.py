@@ -32,6 +32,7 @@ from ctxext.models.loading import Source, load_config, load_saved
 from ctxext.models.trained import ORIGINAL, explain_trained
 from ctxext.patches import Spec, parse
 from ctxext.patches.base import Span
+from ctxext.registry import counted
 
 Job = dict[str, Any]  # what `check.measure` is told
 
@@ -426,7 +427,7 @@ def _require(figures: list[Figure], kind: str) -> None:
     wrong = [figure for figure in figures if not figure.holds]
     if wrong:
         first = wrong[0]
-        more = f" (and {len(wrong) - 1} more figures are off)" if len(wrong) > 1 else ""
+        more = f" (and {counted(len(wrong) - 1, 'figure')} more)" if len(wrong) > 1 else ""
         raise UnsupportedModelError(
             f"the export is not the patched {kind} model: {first.what}: off by {first.value:.2g}, "
             f"where {first.allowed:.2g} is allowed{more}: use ctxext.patch at run time"

@@ -39,6 +39,7 @@ from ctxext.models.mark import MARK, plain_line, take_mark
 from ctxext.models.packages import CARRIED
 from ctxext.models.rope import check_config, check_raw, is_scaled, made_up
 from ctxext.models.trained import Trained, explain_trained
+from ctxext.registry import counted
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 QUANTIZATIONS = ("4bit", "8bit")
@@ -235,13 +236,13 @@ def load_saved(source: Source, note: Callable[[str], None] = logging.warning) ->
         )
     if missing := sorted(found["missing_keys"]):  # transformers would make these up
         raise UsageError(
-            f"model {source.name!r} lacks {len(missing)} weights, such as {missing[0]!r}: mend its "
-            "config.json, or download it anew"
+            f"model {source.name!r} lacks {counted(len(missing), 'weight')}, such as "
+            f"{missing[0]!r}: mend its config.json, or download it anew"
         )
     if unused := sorted(found["unexpected_keys"]):
         note(
-            f"model {source.name!r} has {len(unused)} weights that its config has no place for, "
-            f"such as {unused[0]!r}: left out"
+            f"model {source.name!r} has {counted(len(unused), 'weight')} that its config has no "
+            f"place for, such as {unused[0]!r}: left out"
         )
     if file is not None:
         with _named(source):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ctxext.errors import CtxextError, UsageError
-from ctxext.registry import Count
+from ctxext.registry import Count, counted
 from ctxext.tasks import register
 from ctxext.tasks.base import Data, HarnessTask, Score
 
@@ -79,7 +79,7 @@ class LmEval(HarnessTask):
             most = catalogue.generates(leaf)
             if most is not None and most >= min(lengths):
                 raise UsageError(
-                    f"lm-eval task {leaf.name!r} writes up to {most} tokens: length "
+                    f"lm-eval task {leaf.name!r} writes up to {counted(most, 'token')}: length "
                     f"{min(lengths)} has no room for a prompt; give {most + 1} or more"
                 )
         return self

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ctxext.errors import UsageError
+from ctxext.registry import counted
 from ctxext.tasks.base import Windows
 
 
@@ -56,7 +57,7 @@ def _count(ids: Tensor, payload: int, limit: int | None, length: int) -> int:
     count = min(len(ids) // payload, limit or len(ids)) if payload else 0
     if count == 0:
         raise UsageError(
-            f"the data has {len(ids)} tokens, fewer than one window of {length}: "
+            f"the data has {counted(len(ids), 'token')}, fewer than one window of {length}: "
             "give longer data or a smaller --len"
         )
     return count

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ctxext.models.loading import Source
 from ctxext.patches import Spec
-from ctxext.registry import format_length, format_seconds
+from ctxext.registry import counted, format_length, format_seconds
 from ctxext.results import printable
 from ctxext.results.paired import Difference
 
@@ -199,7 +199,7 @@ def to_rich(outcome: Outcome) -> Table:
 
     ranked = outcome.ranked
     at, model = format_length(outcome.length), outcome.source.name
-    title = printable(f"{model} · {outcome.task} at {at} · {len(ranked)} specs tried")
+    title = printable(f"{model} · {outcome.task} at {at} · {counted(len(ranked), 'spec')} tried")
     table = Table(title=Text(title), title_justify="left", highlight=False)
     table.add_column("method", overflow="fold")
     finals = ["finals"] if any(trial.final for trial in ranked) else []
