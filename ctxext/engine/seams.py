@@ -19,6 +19,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, causal_mask_function
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from ctxext.engine.attention import Turn
 from ctxext.engine.forward import (
     AS_BEFORE,
     FORWARD,
@@ -49,7 +50,6 @@ UNPICKLED = (
 CAUSAL: tuple[Part, ...] = (Part(0, None, identity, identity),)  # of layers without positions
 
 
-Turn = Callable[[Tensor, Tensor], Tensor]
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
@@ -396,9 +396,8 @@ def _distance_attention(
 
     def attend_run(run: Run, q: Tensor, k: Tensor, v: Tensor, dropout: float = dropout) -> Tensor:
         mask = None if run.mask is None else run.mask.to(q.device)
-        return attend(
-            state.path, q, k, v, parts, turn, scaling, mask, dropout, softcap, s_aux, run.at
-        )
+        more = {"mask": mask, "dropout": dropout, "softcap": softcap, "sinks": s_aux}
+        return attend(state.path, q, k, v, parts, turn, scaling, run.at, **more)
 
     if watch:
         for run in runs:
