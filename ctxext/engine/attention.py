@@ -5,7 +5,7 @@ To add a path, write one file with an object that is a `Path`, and enter it in `
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple, Protocol
 
 import torch
@@ -31,6 +31,7 @@ class Attention(NamedTuple):
     dropout: float = 0.0
     softcap: float | None = None
     sinks: Tensor | None = None
+    turned: Mapping[int, Tensor] | None = None
 
     @property
     def plain(self) -> bool:

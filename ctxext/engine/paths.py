@@ -47,12 +47,10 @@ class Merged:
 
     def run(self, given: Attention) -> Tensor:
         """Values of a smaller head dimension than the keys' are filled up."""
-        query, key, value, parts, turn, scaling, at, *_ = given
+        query, key, value, parts, turn, scaling, at, *_, turned = given
         operator, (d, width) = self.operator(query), (key.shape[3], value.shape[3])
-        if width == d:
-            return merged_attention(query, key, value, parts, turn, scaling, operator, at)
-        wide = pad(value, (0, d - width))
-        out = merged_attention(query, key, wide, parts, turn, scaling, operator, at)
+        value = pad(value, (0, d - width)) if width < d else value
+        out = merged_attention(query, key, value, parts, turn, scaling, operator, at, turned)
         return out[..., :width]
 
 
@@ -119,7 +117,9 @@ class Dense(Eager):
 
     def run(self, given: Attention) -> Tensor:
         """Memory is quadratic in length."""
-        return dense_attention(**given._asdict())
+        fields = given._asdict()
+        del fields["turned"]
+        return dense_attention(**fields)
 
 
 EAGER = Eager()
