@@ -6,11 +6,13 @@ Logits are compared as in test_engine.py, to 1e-5 of the largest.
 from __future__ import annotations
 
 import copy
+import io
 import itertools
 import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+from unittest import mock
 
 import pytest
 import threads
@@ -22,6 +24,7 @@ from torch import Tensor
 from transformers import DynamicCache, StaticCache
 
 import ctxext
+from ctxext.engine.rotation import Rotation
 from ctxext.engine.seams import STATE
 from ctxext.errors import UnsupportedModelError
 
@@ -79,6 +82,65 @@ def test_keys_that_another_model_wrote_are_refused(spec: str) -> None:
             again = copy.deepcopy(first)
             for cache in (first, again):
                 close(model(ids[:, 20:], **{CACHE: cache}).logits, logits(model, ids)[:, 20:])
+
+
+@pytest.mark.parametrize("rows", [(40, 40), (40, 23)])
+@pytest.mark.parametrize("spec", [*NARROW.values(), "self-extend:window=20,group=3"])
+def test_keys_that_stay_turned(spec: str, rows: tuple[int, ...]) -> None:
+    """While a cache grows the new keys alone are turned; what is done with it meanwhile is seen."""
+    model, widths, turn = random_model(), list[int](), Rotation.turn
+    ids, mask, positions = padded([tokens(n, seed=n)[0] for n in rows])
+
+    def read(cache: Any, a: int, b: int, swap: bool = False) -> Tensor:
+        order = [1, 0] if swap else [0, 1]
+        given = {"attention_mask": mask[order, :b], "position_ids": positions[order, a:b]}
+        return logits(model, ids[order, a:b], **given, **{CACHE: cache})
+
+    def note(self: Rotation, x: Tensor, *tables: Tensor) -> Tensor:
+        widths.append(x.shape[-2])
+        return turn(self, x, *tables)
+
+    def check(found: Tensor, a: int, b: int, order: tuple[int, ...] = (0, 1)) -> None:
+        for i, row in enumerate(order):
+            real = mask[row, a:b].bool()
+            close(found[i][real], whole[row, a:b][real])
+
+    for mode in (torch.no_grad, torch.inference_mode):
+        with ctxext.patched(model, spec, 4 * L), mode():
+            whole = logits(model, ids, attention_mask=mask, position_ids=positions)
+            cache = DynamicCache(config=model.config)
+            read(cache, 0, 26)
+            read(cache, 26, 27)
+            read(cache, 27, 28)
+            with mock.patch.object(Rotation, "turn", note):
+                check(read(cache, 28, 29), 28, 29)
+                check(read(cache, 29, 32), 29, 32)
+            assert set(widths) <= {1, 3}
+            widths.clear()
+            twin, saved = copy.deepcopy(cache), io.BytesIO()
+            torch.save(cache.layers[0].keys, saved)
+            saved.seek(0)
+            assert torch.equal(torch.load(saved, weights_only=True), cache.layers[0].keys)
+            cache.crop(-4)
+            other = {"attention_mask": mask[:, :30], "position_ids": positions[:, 28:30]}
+            logits(model, ids[:, 2:4], **other, **{CACHE: cache})  # other tokens there
+            cache.crop(-2)
+            for a, b in itertools.pairwise((28, 29, 30, 31, 33)):
+                check(read(cache, a, b), a, b)
+            cache.reorder_cache(torch.tensor([1, 0]))
+            for a, b in itertools.pairwise((33, 34, 35, 36)):
+                check(read(cache, a, b, swap=True), a, b, (1, 0))
+            for a, b in itertools.pairwise((32, 33, 34)):
+                check(read(twin, a, b), a, b)
+    with ctxext.patched(model, spec, 4 * L), torch.no_grad():
+        for layer in twin.layers:
+            layer.keys, layer.values = layer.keys.clone(), layer.values.clone()
+        for a, b in itertools.pairwise((34, 35, 36, 37)):
+            read(twin, a, b)
+        for layer in twin.layers:
+            layer.keys.mul_(0.5)
+        again = copy.deepcopy(twin)
+        close(read(twin, 37, 38), read(again, 37, 38))
 
 
 @pytest.mark.parametrize("spec", RELATIVE)

@@ -193,7 +193,7 @@ def test_left_padded_rows(path: str, data: st.DataObject) -> None:
     runs = find_runs(positions, mask, None, 3, n, m, None, False)
 
     def run(at: Run, *tensors: Tensor) -> Tensor:
-        return attend(path, *tensors, left, turn, SCALE, at.mask, at=at.at)
+        return attend(path, *tensors, left, turn, SCALE, at.at, mask=at.mask)
 
     ours = attend_runs(run, runs, q, k, v)
     real = mask[..., m - n :].mT.expand_as(ours)
@@ -427,4 +427,4 @@ def test_chunked_masks_stay_linear() -> None:
     parts = parts_of("rerope", 5, 1)
     want = chunked_attention(q, k, v, parts, turn, SCALE, mask)
     for path in PATHS:
-        assert torch.equal(attend(path, q, k, v, parts, turn, SCALE, mask), want)
+        assert torch.equal(attend(path, q, k, v, parts, turn, SCALE, mask=mask), want)

@@ -8,7 +8,9 @@ forward.py    what is known of the forward pass that is running
 stock.py      frequencies as transformers computes them, and the config that says so
 runs.py       attention as a list of runs: all rows, one row, a sequence of a packed one
 positions.py  those of a run's queries and keys, and what a method's parts make of them
-paths.py      which attention path is taken
+attention.py  what one attention is given, and what an attention path says of itself
+turned.py     keys that stay turned from one step of a generation to the next
+paths.py      the attention paths, and which one is taken
 chunked.py    distance attention by query chunks, memory linear in length
 watch.py      what each attention layer scores while a model runs, patched or not
 pinned.py     one length for each sequence that the unpatched model reads

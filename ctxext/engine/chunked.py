@@ -9,7 +9,7 @@ chunk, d head dimension.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -50,16 +50,20 @@ class _Chunks:
         softcap: float | None,
         at: Positions | None,
         wide: torch.dtype,
+        turned: Mapping[int, Tensor] | None = None,
     ) -> None:
         (b, h, n, d), (g, m) = query.shape, key.shape[1:3]
         self.at = at or Positions.consecutive(n, m)
         self.mask, self.softcap, self.wide = mask, softcap, wide
         self.turned = []
-        for part, low, high, q_at, k_at in self.at.bands(parts):
+        for index, (part, low, high, q_at, k_at) in enumerate(self.at.bands(parts)):
             if high <= low:
                 continue
-            k = key[:, :, low:high]
-            k = k if k_at is None else turn(k, k_at)
+            if turned and index in turned:
+                k = turned[index]
+            else:
+                k = key[:, :, low:high]
+                k = k if k_at is None else turn(k, k_at)
             q = turn(query, q_at).to(wide) * scaling
             self.turned.append(_Turned(part, q.view(b, g, h // g, n, d), k, low))
         size = min(LONGEST_CHUNK, max(16, SCORES_AT_ONCE // (b * h * m)))
@@ -113,6 +117,7 @@ def chunked_attention(
     softcap: float | None = None,
     sinks: Tensor | None = None,
     at: Positions | None = None,
+    turned: Mapping[int, Tensor] | None = None,
 ) -> Tensor:
     """Equal to `reference.dense_attention`, argument for argument, in linear memory.
 
@@ -120,10 +125,11 @@ def chunked_attention(
 
     Args:
         mask: [b or 1, 1, n or 1, m].
+        turned: the keys low … high−1 of some parts, by index, that are turned already.
     """
     b, h, n, _ = query.shape
     wide = torch.promote_types(value.dtype, torch.float32)
-    chunks = _Chunks(query, key, parts, turn, scaling, mask, softcap, at, wide)
+    chunks = _Chunks(query, key, parts, turn, scaling, mask, softcap, at, wide, turned)
     outputs = []
     for start, stop in chunks.bounds:
         scored = chunks.score(start, stop)

@@ -11,8 +11,9 @@ from contextvars import ContextVar
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from ctxext.engine.turned import Turned
 from ctxext.errors import UnsupportedModelError
 from ctxext.models.layout import Source
 
@@ -28,6 +29,7 @@ class Forward:
         owner: the patch of that model.
         positions: of its queries [·, b or 1, n].
         outer: the forward that it is within, of another model.
+        turned_keys: what stays turned of the keys of a cache, by layer.
         tables: what each rotary module returned, by its frequencies.
         turned: positions, and their cos and sin where they turn anything, by frequencies, the
             positions' id and device.
@@ -37,6 +39,7 @@ class Forward:
         self.owner = owner
         self.positions = positions
         self.outer = outer
+        self.turned_keys = _TURNED_KEYS.get({})
         self.tables: dict[Source, Any] = {}
         self.turned: dict[Any, tuple[Tensor, tuple[Tensor, Tensor] | None]] = {}
         self._found: list[tuple[Tensor | None, tuple[Any, ...], Any]] = []
@@ -52,13 +55,20 @@ class Forward:
 
     def end(self) -> None:
         """Forget what can be found anew, masks and tables, if the forward is still running."""
-        self.tables, self.turned, self._found = {}, {}, []
+        self.tables, self.turned, self.turned_keys, self._found = {}, {}, {}, []
+        _TURNED_KEYS.set({})
         if _RUNNING.get() is self:
             _RUNNING.set(self.outer)
 
 
 _RUNNING: ContextVar[Forward | None] = ContextVar("running", default=None)
+_TURNED_KEYS: ContextVar[dict[nn.Module, Turned]] = ContextVar("turned_keys")
 _LEFT: ContextVar[Forward | None] = ContextVar("left", default=None)
+
+
+def announce(turned: dict[nn.Module, Turned]) -> None:
+    """Say what stays turned of the cache that the next forward goes on from."""
+    _TURNED_KEYS.set(turned)
 
 
 def begin(owner: object, positions: Tensor) -> Forward:

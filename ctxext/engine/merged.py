@@ -11,7 +11,7 @@ Dimensions: b batch, h query heads, g key heads, n queries, m keys, d head dimen
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -69,6 +69,7 @@ def merged_attention(
     scaling: float,
     operator: Operator,
     at: Positions | None = None,
+    turned: Mapping[int, Tensor] | None = None,
 ) -> Tensor:
     """Equal to `reference.dense_attention`, causal and without dropout, in linear memory.
 
@@ -79,16 +80,20 @@ def merged_attention(
         parts: as there; keys of those whose `key` is `as_held` are taken as they are.
         operator: what computes plain attention on this device, in this dtype.
         at: as there; of one row of consecutive keys.
+        turned: the keys low … high−1 of some parts, by index, that are turned already.
     """
     n, m = query.shape[2], key.shape[2]
     at = at or Positions.consecutive(n, m)
     key, value = (x if x.stride(3) == 1 else x.contiguous() for x in (key, value))
     bands = at.bands(parts)
     queries, keys = [], []
-    for _, low, high, q_at, k_at in bands:
-        k = key[:, :, low : max(low, high)]
+    for index, (_, low, high, q_at, k_at) in enumerate(bands):
         queries.append(turn(query, q_at) if low < high else query)
-        keys.append(turn(k, k_at) if low < high and k_at is not None else k)
+        if turned and index in turned:
+            keys.append(turned[index])
+        else:
+            k = key[:, :, low : max(low, high)]
+            keys.append(turn(k, k_at) if low < high and k_at is not None else k)
     firsts = [band.low for band in bands]
     (b, h, _, d), g = query.shape, key.shape[1]
     divide = _windows if operator.windows else _triangles

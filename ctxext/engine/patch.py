@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 
 from ctxext.engine.anatomy import Anatomy, examine
+from ctxext.engine.forward import announce
 from ctxext.engine.paths import Choice, choose
 from ctxext.engine.probe import Layer, check_module, check_outputs, forward, outputs
 from ctxext.engine.seams import (
@@ -28,6 +29,7 @@ from ctxext.engine.seams import (
 )
 from ctxext.engine.stock import numbers, stock_model, ways
 from ctxext.engine.switch import own_configs, replace, use_attention
+from ctxext.engine.turned import take_turned
 from ctxext.errors import UnsupportedModelError, UsageError
 from ctxext.models.layout import Rope, Source, find_sources, head_dim
 from ctxext.models.mark import MARK, Mark, read_mark
@@ -357,7 +359,8 @@ def _apply_seams(
         keep = functools.partial(state.keep_tables, by_source[source])
         undo.callback(module.register_forward_pre_hook(keep, with_kwargs=True).remove)
         _renew(module, state, undo)
-    cores = dict.fromkeys((model.base_model, _core(model, {*layers, *state.rotary})))
+    core = _core(model, {*layers, *state.rotary})
+    cores = dict.fromkeys((model.base_model, core))
     for module in cores:
         undo.callback(module.register_forward_hook(state.end, always_call=True).remove)
     with contextlib.ExitStack() as whole:
@@ -378,6 +381,8 @@ def _apply_seams(
         check = functools.partial(_check_inputs, state)
         for module in cores:
             undo.callback(module.register_forward_pre_hook(check, with_kwargs=True).remove)
+        if parts:
+            undo.callback(core.register_forward_pre_hook(_take_turned, with_kwargs=True).remove)
         writer = spec.full()
         for module in cores if parts else ():
             known = functools.partial(_check_cache, writer)
@@ -448,6 +453,13 @@ def _check_cache(writer: str, module: nn.Module, args: Any, kwargs: dict[str, An
                 "tuning or of the model before it was patched: begin with a cache that is empty"
             )
         cache.__dict__[WRITER] = writer
+
+
+@uncompiled
+def _take_turned(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+    """A pre-hook of what holds all layers: finds the keys of a cache that stay turned."""
+    caches = [x for x in (*args, *kwargs.values()) if isinstance(x, Cache)]
+    announce(take_turned(caches[0]) if len(caches) == 1 else {})
 
 
 @uncompiled

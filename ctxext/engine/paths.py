@@ -8,14 +8,15 @@ dense    the reference itself, memory quadratic in length      for checking the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 from ctxext.engine import PATHS, check_path
+from ctxext.engine.attention import Attention, Path, Place, Turn
 from ctxext.engine.chunked import chunked_attention
 from ctxext.engine.merged import merged_attention
 from ctxext.engine.operators import TORCH, CudaFlash, Operator
@@ -24,6 +25,105 @@ from ctxext.engine.reference import dense_attention
 from ctxext.engine.runs import FEW
 from ctxext.errors import UsageError
 from ctxext.patches.base import Part
+
+
+class Merged:
+    """Two plain attentions, or a few, merged."""
+
+    name: str
+
+    def why_not(self, place: Place) -> str | None:
+        """No path of these has caps or sinks."""
+        return f"{' and '.join(place.needs)} are not served" if place.needs else None
+
+    def serves(self, given: Attention) -> bool:
+        """All but FEW queries in 32 bits or more, and values that are wider than keys."""
+        few = given.query.shape[2] < FEW and given.value.dtype in (torch.float32, torch.float64)
+        return given.plain and not few and given.value.shape[3] <= given.key.shape[3]
+
+    def operator(self, query: Tensor) -> Operator:
+        """What computes plain attention for these queries."""
+        return TORCH[query.device.type]
+
+    def run(self, given: Attention) -> Tensor:
+        """Values of a smaller head dimension than the keys' are filled up."""
+        query, key, value, parts, turn, scaling, at, *_, turned = given
+        operator, (d, width) = self.operator(query), (key.shape[3], value.shape[3])
+        value = pad(value, (0, d - width)) if width < d else value
+        out = merged_attention(query, key, value, parts, turn, scaling, operator, at, turned)
+        return out[..., :width]
+
+
+class Sdpa(Merged):
+    """Torch's own operators."""
+
+    name = "sdpa"
+
+    def why_not(self, place: Place) -> str | None:
+        """Where torch has one."""
+        if place.device not in TORCH:
+            return f"torch has no such operator for {place.device}"
+        if place.device == "cuda" and place.dtype == torch.float64:
+            return "float64 is not served"
+        return super().why_not(place)
+
+
+class Flash(Merged):
+    """FlashAttention."""
+
+    name = "flash"
+
+    def why_not(self, place: Place) -> str | None:
+        """Where a kernel of it is installed and takes the numbers."""
+        device, dtype, head_dim, _ = place
+        if device != "cuda":
+            return "it needs a CUDA device"
+        if dtype not in (torch.float16, torch.bfloat16):
+            return f"it needs float16 or bfloat16, not {str(dtype).removeprefix('torch.')}"
+        if head_dim > 256 or head_dim % 8:
+            return f"a head dimension of {head_dim} is not a multiple of 8 up to 256"
+        if not CudaFlash.available():
+            return "neither flash-attn nor this torch has FlashAttention 2"
+        return super().why_not(place)
+
+    def operator(self, query: Tensor) -> Operator:
+        """FlashAttention; under autocast a layer may have numbers that it does not take."""
+        place = Place(query.device.type, query.dtype, query.shape[3])
+        return super().operator(query) if self.why_not(place) else CudaFlash()
+
+
+class Eager:
+    """The reference by query chunks, which serves all."""
+
+    name = "eager"
+
+    def why_not(self, place: Place) -> str | None:
+        """It runs anywhere."""
+        return None
+
+    def serves(self, given: Attention) -> bool:
+        """All."""
+        return True
+
+    def run(self, given: Attention) -> Tensor:
+        """Memory is linear in length."""
+        return chunked_attention(**given._asdict())
+
+
+class Dense(Eager):
+    """The reference."""
+
+    name = "dense"
+
+    def run(self, given: Attention) -> Tensor:
+        """Memory is quadratic in length."""
+        fields = given._asdict()
+        del fields["turned"]
+        return dense_attention(**fields)
+
+
+EAGER = Eager()
+_PATHS: dict[str, Path] = {path.name: path for path in (Flash(), Sdpa(), EAGER, Dense())}
 
 
 class Choice(NamedTuple):
@@ -58,10 +158,8 @@ def choose(
     if asked == "dense":
         return Choice(asked, ())
     check_path(asked)
-    why = {name: _why_not(name, torch.device(device).type, dtype, head_dim) for name in PATHS}
-    if needs:
-        unserved = dict.fromkeys(PATHS[:-1], f"{' and '.join(needs)} are not served")
-        why |= {name: why[name] or reason for name, reason in unserved.items()}
+    place = Place(torch.device(device).type, dtype, head_dim, tuple(needs))
+    why = {name: _PATHS[name].why_not(place) for name in PATHS}
     if asked == "auto":
         name = next(name for name in PATHS if why[name] is None)
         passed = PATHS[: PATHS.index(name)]
@@ -72,63 +170,22 @@ def choose(
     return Choice(asked, ())
 
 
-def _why_not(name: str, device: str, dtype: torch.dtype, head_dim: int) -> str | None:
-    """What keeps a path from running, as a phrase; None where nothing does."""
-    if name == "sdpa" and device not in TORCH:
-        return f"torch has no such operator for {device}"
-    if name == "flash" and device != "cuda":
-        return "it needs a CUDA device"
-    if name == "sdpa" and device == "cuda" and dtype == torch.float64:
-        return "float64 is not served"
-    if name == "flash" and dtype not in (torch.float16, torch.bfloat16):
-        return f"it needs float16 or bfloat16, not {str(dtype).removeprefix('torch.')}"
-    if name == "flash" and (head_dim > 256 or head_dim % 8):
-        return f"a head dimension of {head_dim} is not a multiple of 8 up to 256"
-    if name == "flash" and not CudaFlash.available():
-        return "neither flash-attn nor this torch has FlashAttention 2"
-    return None
-
-
 def attend(
     path: str,
     query: Tensor,
     key: Tensor,
     value: Tensor,
     parts: tuple[Part, ...],
-    turn: Callable[[Tensor, Tensor], Tensor],
+    turn: Turn,
     scaling: float,
-    mask: Tensor | None = None,
-    dropout: float = 0.0,
-    softcap: float | None = None,
-    sinks: Tensor | None = None,
     at: Positions | None = None,
+    **more: Any,
 ) -> Tensor:
-    """Distance attention on a path; the other arguments as for `reference.dense_attention`.
+    """Distance attention on a path, or on the chunked reference where that does not serve it.
 
-    From every path a mask, positions that differ by row or leave some out, dropout, softcap, sinks
-    and values of a larger head dimension than the keys' go to the chunked reference, and so do FEW
-    queries in 32 bits or more.
-
-    Args:
-        mask: [b or 1, 1, n or 1, m], True where seen.
+    Arguments as for `reference.dense_attention`; the mask is [b or 1, 1, n or 1, m].
     """
-    n = query.shape[2]
-    (d, width) = key.shape[3], value.shape[3]
-    odd = mask is not None or (at is not None and at.offset is None) or dropout or width > d
-    odd = odd or softcap is not None or sinks is not None
-    few = n < FEW and value.dtype in (torch.float32, torch.float64)
-    if path in ("eager", "dense") or few or odd:
-        plain = dense_attention if path == "dense" else chunked_attention
-        return plain(query, key, value, parts, turn, scaling, mask, dropout, softcap, sinks, at)
-    thin = width < d
-    value = pad(value, (0, d - width)) if thin else value
-    operator = _operator(path, query)
-    out = merged_attention(query, key, value, parts, turn, scaling, operator, at)
-    return out[..., :width] if thin else out
-
-
-def _operator(path: str, query: Tensor) -> Operator:
-    """What computes plain attention on the path for these queries."""
-    head_dim, device, dtype = query.shape[3], query.device.type, query.dtype
-    flash = path != "sdpa" and _why_not("flash", device, dtype, head_dim) is None
-    return CudaFlash() if flash else TORCH[device]
+    at = at or Positions.consecutive(query.shape[2], key.shape[2])
+    given = Attention(query, key, value, parts, turn, scaling, at, **more)
+    chosen = _PATHS[path]
+    return (chosen if chosen.serves(given) else EAGER).run(given)

@@ -40,6 +40,7 @@ class Positions:
 
     def __init__(self, query: Tensor, key: Tensor, first: list[int] | None = None) -> None:
         self.query, self.key, self.first = query, key, first
+        self._tails: dict[tuple[int, int], Tensor] = {}
         self._bands: list[tuple[tuple[Part, ...], tuple[Band, ...]]] = []
 
     @classmethod
@@ -86,6 +87,14 @@ class Positions:
         if part.key is not as_held:
             key = _row(part.key(self.key[:, low : max(low, high)].double()))
         return Band(part, low, high, _row(query), key)
+
+    def tail(self, band: Band, low: int) -> Tensor:
+        """Effective positions of a part's keys from `low` on; one tensor whenever it is asked."""
+        found = self._tails.get((id(band), low))
+        if found is None:
+            assert band.key is not None
+            found = self._tails[id(band), low] = band.key[..., low - band.low :]
+        return found
 
     def held(self, part: Part, start: int, stop: int, low: int, high: int) -> Tensor:
         """Which keys low … high−1 queries start … stop−1 have in a part [b or 1, n', m']."""

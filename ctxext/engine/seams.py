@@ -19,6 +19,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, causal_mask_function
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from ctxext.engine.attention import Turn
 from ctxext.engine.forward import (
     AS_BEFORE,
     FORWARD,
@@ -33,8 +34,9 @@ from ctxext.engine.forward import (
 )
 from ctxext.engine.paths import attend
 from ctxext.engine.probe import Layer, call_rotary, handed
-from ctxext.engine.runs import Run, attend_runs, counts_padding, find_runs
+from ctxext.engine.runs import FEW, Run, attend_runs, counts_padding, find_runs
 from ctxext.engine.switch import registered
+from ctxext.engine.turned import Turned
 from ctxext.errors import UnsupportedModelError, UsageError
 from ctxext.models.layout import Source
 from ctxext.patches.base import Part, QueryScale, as_held, identity
@@ -49,7 +51,6 @@ UNPICKLED = (
 CAUSAL: tuple[Part, ...] = (Part(0, None, identity, identity),)  # of layers without positions
 
 
-Turn = Callable[[Tensor, Tensor], Tensor]
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
@@ -382,7 +383,7 @@ def _distance_attention(
         ends = kwargs[name]
     if is_causal is False and mask is None and query.shape[2] > 1:
         raise UnsupportedModelError("distance methods do not support attention that is not causal")
-    runs = state.runs(layer, mask, ends, query, key)
+    runs, held = state.runs(layer, mask, ends, query, key), key
     query, key = query.to(value.dtype), key.to(value.dtype)
     parts: tuple[Part, ...] = CAUSAL
     turn: Turn = _unturned
@@ -394,11 +395,14 @@ def _distance_attention(
     scaling = scaling if scaling is not None else query.shape[-1] ** -0.5
     watch = layer.module.__dict__.get(WATCH)
 
+    turned: dict[int, Tensor] = {}
+    if len(runs) == 1:
+        turned = _turned_keys(state, layer, runs[0], turn, query, key, held)
+
     def attend_run(run: Run, q: Tensor, k: Tensor, v: Tensor, dropout: float = dropout) -> Tensor:
         mask = None if run.mask is None else run.mask.to(q.device)
-        return attend(
-            state.path, q, k, v, parts, turn, scaling, mask, dropout, softcap, s_aux, run.at
-        )
+        more = {"mask": mask, "dropout": dropout, "softcap": softcap, "sinks": s_aux}
+        return attend(state.path, q, k, v, parts, turn, scaling, run.at, turned=turned, **more)
 
     if watch:
         for run in runs:
@@ -416,6 +420,37 @@ def _distance_attention(
 
 def _are_ends(x: Tensor, n: int) -> bool:
     return bool(x[0] == 0) and bool(x[-1] == n) and bool((x.diff() > 0).all())
+
+
+def _turned_keys(
+    state: State,
+    layer: Layer,
+    run: Run,
+    turn: Turn,
+    query: Tensor,
+    key: Tensor,
+    held: Tensor,
+) -> dict[int, Tensor]:
+    """The turned keys of each part that turns some, by index, where a cache goes on untouched.
+
+    Args:
+        held: the keys as the cache holds them.
+    """
+    b, _, n, _ = query.shape
+    whole = (run.rows, run.queries, run.keys.start) == (slice(0, b), slice(0, n), 0)
+    graded = torch.is_grad_enabled() and (key.requires_grad or query.requires_grad)
+    if n >= FEW or graded or not whole or layer.source is None or state.path == "dense":
+        return {}
+    kept = state.forward().turned_keys.pop(layer.module, None)
+    if kept is None or not kept.goes_on(state.left, run.at, held):
+        Turned(layer.module, state.left, run.at.first).hang(held)
+        return {}
+    kept.hang(held)
+    return {
+        index: kept.keys(index, band, key[:, :, : run.keys.stop], run.at, turn)
+        for index, band in enumerate(run.at.bands(state.left))
+        if band.key is not None and band.low < band.high
+    }
 
 
 def same_ends(x: Tensor, other: Tensor | None) -> bool:
