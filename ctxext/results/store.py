@@ -135,8 +135,9 @@ class Store:
             CtxextError: the record is not sound.
             OutputError: the file cannot be written.
         """
-        if self._holds(record):
-            return self.path(record)
+        path = self.path(record)
+        if path in self._held and self._load(path)[0] == record:  # exactly this is there
+            return path
         clean = sealed(record)
         if problem := problem_with(clean):
             raise CtxextError(f"this record cannot be kept: {problem}")
@@ -205,11 +206,6 @@ class Store:
         if record is not None and settled and path.name[-_ENDING:] in endings:
             self._held[path] = state, record
         return record, problem
-
-    def _holds(self, record: Record) -> bool:
-        """Whether exactly this is in its file."""
-        path = self.path(record)
-        return path in self._held and self._load(path)[0] == record
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
