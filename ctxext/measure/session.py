@@ -22,7 +22,7 @@ from ctxext.measure.predictions import Predictions
 from ctxext.measure.workers import Workers
 from ctxext.monitor import Monitor
 from ctxext.plan import Cell, Plan
-from ctxext.results import safe_name
+from ctxext.results import safe_name, told_apart
 from ctxext.tasks.base import (
     HarnessTask,
     Row,
@@ -33,6 +33,8 @@ from ctxext.tasks.base import (
     TokenTask,
     Windows,
 )
+
+NAMED = 96  # characters of a folder's name before its key: Windows takes paths of 259
 
 
 class Session:
@@ -292,10 +294,9 @@ class Session:
         else:
             label = str(cell.asked)
         model, method = safe_name(self._request.source.name, 48), safe_name(str(cell.requested))
-        about = (
-            f"{model}--{method}--{safe_name(name)}--{cell.length}--{self._plan.shared_key(cell)}"
-        )
-        return self._request.out / "predictions" / about / f"{safe_name(label)}.jsonl"
+        names = f"{model}--{method}--{safe_name(name)}"[:NAMED].rstrip("-.")
+        about = f"{names}--{cell.length}--{self._plan.shared_key(cell)}"
+        return self._request.out / "predictions" / about / f"{told_apart(label)}.jsonl"
 
 
 def _by_sequence(cell: Cell) -> bool:

@@ -1,7 +1,7 @@
 """The record of one cell, and the folder that keeps one JSON file for each."""
 
 from ctxext.results.files import check_writable, write_atomically
-from ctxext.results.names import printable, safe_name
+from ctxext.results.names import printable, safe_name, told_apart
 from ctxext.results.paired import Difference, difference
 from ctxext.results.record import (
     BENCH,
@@ -30,5 +30,6 @@ __all__ = [
     "problem_with",
     "safe_name",
     "sealed",
+    "told_apart",
     "write_atomically",
 ]
