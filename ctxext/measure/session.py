@@ -78,7 +78,7 @@ class Session:
         """The cells of one method and length; those that read the same windows share a forward."""
         scored: dict[int, tuple[Any, dict[str, Any], Handle | None]] = {}
         for cell in cells:
-            if (refusal := self._refusal(cell)) is not None:
+            if (refusal := self.refusal(cell)) is not None:
                 yield Measured.failed(cell, refusal)
                 continue
             if isinstance(cell.task, TokenTask):
@@ -92,7 +92,7 @@ class Session:
             elif isinstance(cell.task, HarnessTask):
                 yield self._harness(cell, cell.task)
 
-    def _refusal(self, cell: Cell) -> Failure | None:
+    def refusal(self, cell: Cell) -> Failure | None:
         """Why a cell cannot be measured."""
         return self._refusals.of(place(cell), _state(cell))
 
