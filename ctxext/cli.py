@@ -97,7 +97,7 @@ def evaluate(
     ] = ["0"],  # noqa: B006
     grid: Annotated[
         Path | None,
-        typer.Option(help="A YAML file with models, methods, lengths, tasks, seeds, data."),
+        typer.Option(help="A YAML file of models, methods, lengths, tasks, and other options."),
     ] = None,
     attn: Attn = "auto",
     dtype: Dtype = "auto",
@@ -201,12 +201,11 @@ def _source(
 def _refuse_beside_grid(context: typer.Context) -> None:
     """A UsageError for an option whose values the grid file has."""
     from ctxext.errors import UsageError
+    from ctxext.grid import LISTS
 
-    inside = {"model": "models", "method": "methods", "length": "lengths", "task": "tasks"}
-    for name, key in {**inside, "data": "data", "seed": "seeds"}.items():
-        source = context.get_parameter_source(name)
+    for key, option in LISTS.items():
+        source = context.get_parameter_source({"len": "length"}.get(option, option))
         if source is not None and source.name == "COMMANDLINE":
-            option = "len" if name == "length" else name
             raise UsageError(f"--{option} and --grid: give it in the grid file, as {key}")
 
 

@@ -4,6 +4,7 @@ and text."""
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,27 @@ from ctxext.models.loading import Source
 from ctxext.registry import did_you_mean, parse_length
 from ctxext.request import Request
 
-KEYS = ("models", "methods", "lengths", "tasks", "seeds", "data", "limit", "tokens")
-MODEL_KEYS = ("model", "revision", "dtype", "train-len", "own-scaling")
+#: How an option of `ctxext eval` that says how a model is loaded and run is read from a text.
+SOURCE: dict[str, Callable[[str], Any]] = {
+    "revision": str,
+    "dtype": str,
+    "device": str,
+    "device-map": str,
+    "attn": ask.check_attention,
+    "load-in": str,
+    "train-len": parse_length,
+    "own-scaling": ask.check_own_scaling,
+}
+#: The same of one that is for all cells.
+COMMON: dict[str, Callable[[str], Any]] = {
+    "limit": lambda text: ask.in_range("limit", ask.parse_count("limit", text)),
+    "tokens": parse_length,
+    "batch-size": lambda text: ask.in_range("batch-size", ask.parse_count("batch-size", text)),
+}
+LISTS = {"models": "model", "methods": "method", "lengths": "len", "tasks": "task"}
+LISTS |= {"seeds": "seed", "data": "data"}  # and the options that they stand for
+KEYS = (*LISTS, *COMMON, *SOURCE)
+MODEL_KEYS = ("model", *SOURCE)
 _MAX_BYTES = 1 << 20
 
 
@@ -23,10 +43,11 @@ def read_grid(path: Path, base: Request) -> tuple[Request, ...]:
     """The requests of a YAML file; each of KEYS has a value or a list of them.
 
     Model folders and data files are named from the working directory, as on the command line. A
-    model is a name, or a mapping with some of MODEL_KEYS.
+    model is a name, or a mapping with some of MODEL_KEYS, which are for it alone; the same keys
+    beside `models` are for all of them.
 
     Args:
-        base: what the file does not say: device, attention path, output folder, ….
+        base: what the file does not say: by other options, or their defaults.
 
     Raises:
         UsageError: no such file, not YAML, or a bad key or value in it.
@@ -41,12 +62,10 @@ def read_grid(path: Path, base: Request) -> tuple[Request, ...]:
             lengths=ask.parse_lengths(_texts(grid, "lengths")),
             tasks=ask.parse_tasks(_texts(grid, "tasks", "ppl")),
             seeds=ask.parse_seeds(_texts(grid, "seeds", "0")),
-            limit=_count(grid, "limit", base.limit),
-            tokens=_length(grid, "tokens", base.tokens),
+            **_read(grid, COMMON),
         )
-        sources = [
-            _source(entry, base.source) for entry in _list("models", grid.get("models", "tiny"))
-        ]
+        shared = replace(base.source, **_read(grid, SOURCE))
+        sources = [_source(entry, shared) for entry in _list("models", grid.get("models", "tiny"))]
         data = [ask.check_data(text) for text in _texts(grid, "data")] or [base.data]
     except UsageError as error:
         raise UsageError(f"grid {str(path)!r}: {error}") from None
@@ -119,14 +138,10 @@ def _one(grid: dict[str, Any], key: str) -> str | None:
     return texts[0] if texts else None
 
 
-def _count(grid: dict[str, Any], key: str, default: int | None) -> int | None:
-    text = _one(grid, key)
-    return default if text is None else ask.in_range(key, ask.parse_count(key, text))
-
-
-def _length(grid: dict[str, Any], key: str, default: int | None) -> int | None:
-    text = _one(grid, key)
-    return default if text is None else parse_length(text)
+def _read(grid: dict[str, Any], keys: dict[str, Callable[[str], Any]]) -> dict[str, Any]:
+    """What a mapping gives under some of the keys, by the names of fields."""
+    texts = {key: text for key in keys if (text := _one(grid, key)) is not None}
+    return {key.replace("-", "_"): keys[key](text) for key, text in texts.items()}
 
 
 def _source(entry: Any, base: Source) -> Source:
@@ -137,14 +152,9 @@ def _source(entry: Any, base: Source) -> Source:
         if key not in MODEL_KEYS:
             valid = did_you_mean(_shown(key), MODEL_KEYS)
             raise UsageError(f"a model has an unknown key {_shown(key)!r}: {valid}")
-    name, trained = _one(entry, "model"), _one(entry, "train-len")
+    name = _one(entry, "model")
     if not name:
         raise UsageError("a model has no name: give its alias, Hub id or folder")
-    return replace(
-        base,
-        name=name,
-        revision=_one(entry, "revision") or base.revision,
-        dtype=_one(entry, "dtype") or base.dtype,
-        train_len=base.train_len if trained is None else parse_length(trained),
-        own_scaling=ask.check_own_scaling(_one(entry, "own-scaling") or base.own_scaling),
-    )
+    source = replace(base, name=name, **_read(entry, SOURCE))
+    ask.check_device_map(source.device_map, source.device)
+    return source

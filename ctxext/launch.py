@@ -79,8 +79,11 @@ class Ray:
                 "the cluster has GPUs and this machine has none, so --device auto is cpu: run the "
                 "command on a node with a GPU, or give --device cpu"
             )
-        if plan.source.device.startswith("cuda") and not gpus:
-            raise UsageError("the cluster has no GPU: give --device cpu")
+        if not plan.source.device.startswith("cpu") and not gpus:
+            raise UsageError(
+                f"Ray counts no GPU here, so that nothing keeps its workers from sharing "
+                f"{plan.source.device}: give --device cpu, or leave out --launcher"
+            )
 
 
 @contextlib.contextmanager
@@ -155,7 +158,7 @@ class _Jobs:
         """A task for each group that has a cell to compute; what is found is reported at once."""
         plan = self._ray.put(run.plan)
         number = {id(cell): n for n, cell in enumerate(run.plan.cells)}
-        gpus = 1 if run.plan.source.device.startswith("cuda") else 0
+        gpus = self._gpus(run.plan)
         memory = {} if gpus else self._memory(run)
         for cells in run.groups():
             if not run.missing(cells):
@@ -167,6 +170,14 @@ class _Jobs:
                 plan, numbers, self._threads, os.getcwd()
             )
             self._left[ref] = (run, numbers)
+
+    def _gpus(self, plan: Plan) -> int:
+        """How many GPUs a task has: one, or all of a node where the model is spread over them."""
+        if plan.source.device.startswith("cpu"):
+            return 0
+        if plan.source.device_map is None:
+            return 1
+        return max(int(node["Resources"].get("GPU", 0)) for node in self._ray.nodes())
 
     def _memory(self, run: Run) -> dict[str, int]:
         """The bytes that each cell's process will take, by key, where some node has as many."""

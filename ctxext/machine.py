@@ -22,13 +22,10 @@ class Meter:
 
     def __init__(self, device: str) -> None:
         self._device = device
-        if device.startswith("cuda"):
-            import torch
-
-            for number in range(torch.cuda.device_count()):
-                torch.cuda.reset_peak_memory_stats(number)
-        else:
+        if device.startswith("cpu"):
             reset_resident_peak()
+        else:
+            reset_accelerator_peak()
         self._start = time.perf_counter()
 
     def read(self) -> dict[str, float | int | None]:
@@ -39,25 +36,42 @@ class Meter:
         }
 
     def _peak(self) -> int | None:
-        """The peak allocation on all GPUs, which a device map may use, or the process's peak
-        resident size; None if unknown."""
-        if self._device.startswith("cuda"):
-            import torch
+        """The peak allocation on all accelerators, which a device map may use, or the process's
+        peak resident size; None if unknown."""
+        return resident_peak() if self._device.startswith("cpu") else accelerator_peak()
 
-            devices = range(torch.cuda.device_count())
-            return sum(int(torch.cuda.max_memory_allocated(number)) for number in devices)
-        return resident_peak()
+
+def reset_accelerator_peak() -> None:
+    """Let `accelerator_peak` count from now on, where torch counts it for the accelerator."""
+    import torch
+
+    with contextlib.suppress(RuntimeError, NotImplementedError):
+        for number in range(torch.accelerator.device_count()):
+            torch.accelerator.reset_peak_memory_stats(number)
+
+
+def accelerator_peak() -> int | None:
+    """The most bytes that tensors held on all accelerators; None where torch does not count."""
+    import torch
+
+    with contextlib.suppress(RuntimeError, NotImplementedError):
+        devices = range(torch.accelerator.device_count())
+        return sum(int(torch.accelerator.max_memory_allocated(number)) for number in devices)
+    return None
 
 
 def reset_resident_peak() -> None:
-    """Let `resident_peak` count from now on, where the system can."""
+    """Let `resident_peak` count from now on, where the system can, which is Linux."""
     with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w") as file:
         file.write("5")
 
 
 def resident_peak() -> int | None:
-    """The most bytes of this process that were resident at once; None where that is unknown."""
-    return _resident("VmHWM")
+    """The most bytes of this process that were resident at once; None where that is unknown.
+
+    Without /proc, as on macOS, it is of the process's whole life; on Windows it is not known.
+    """
+    return _resident("VmHWM") or _peak_of_life()
 
 
 def resident() -> int | None:
@@ -73,13 +87,24 @@ def _resident(name: str) -> int | None:
     return None
 
 
+def _peak_of_life() -> int | None:
+    try:
+        import resource
+    except ImportError:
+        return None
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024
+
+
 def release() -> None:
-    """Give back what is free: garbage, CUDA's cached blocks, and glibc's free pages."""
+    """Give back what is free: garbage, an accelerator's cached blocks, and glibc's free pages."""
     import torch
 
     gc.collect()
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
+    elif torch.accelerator.is_available() and not torch.cuda.is_available():
+        torch.accelerator.empty_cache()
     with contextlib.suppress(OSError, AttributeError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)
 
@@ -125,7 +150,8 @@ def allocated_peak(model: Any, call: Callable[[], object]) -> int | None:
     events: each block that the calling thread takes from torch's allocator or gives back, to
     the byte; what libraries below torch take for themselves is not in it. Blocks from before
     the call other than parameters and buffers do not count, so the call makes what it needs
-    and lets go of it. None on other devices.
+    and lets go of it. On other accelerators what torch counts, on all of them; None where it
+    does not.
     """
     import torch
 
@@ -136,7 +162,10 @@ def allocated_peak(model: Any, call: Callable[[], object]) -> int | None:
         torch.cuda.synchronize(device)
         return int(torch.cuda.max_memory_allocated(device))
     if device.type != "cpu":
-        return None
+        reset_accelerator_peak()
+        call()
+        torch.accelerator.synchronize(device)
+        return accelerator_peak()
     return _storage_bytes(model) + _Allocations(model).peak(call)
 
 

@@ -373,8 +373,8 @@ class Run:
     def _measure(self, cells: list[Cell]) -> Iterator[Measured]:
         if cells and not self._read:
             self._agree()
-        measured = self._measure_fit([cell for cell in cells if self._refusal(cell) is None])
-        whys = ((cell, self._refusal(cell)) for cell in cells)
+        whys = [(cell, self._refusal(cell)) for cell in cells]
+        measured = self._measure_fit([cell for cell, why in whys if why is None])
         return (Measured.failed(cell, why) if why else next(measured) for cell, why in whys)
 
     def _agree(self) -> None:
@@ -387,9 +387,13 @@ class Run:
         self._read = True
 
     def _refusal(self, cell: Cell) -> Failure | None:
-        """Why a cell cannot be measured, as far as that is known without the model."""
+        """Why a cell cannot be measured, as far as that is known."""
         if cell.refusal is not None:
             return Failure.refusal(cell.refusal)
+        if self._broken is not None:
+            return self._broken
+        if self._session is not None:
+            return self._session.refusal(cell)
         return self._inputs.refusals.of(place(cell)) if self._inputs else None
 
     def _measure_fit(self, cells: list[Cell]) -> Iterator[Measured]:

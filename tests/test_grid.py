@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from ctxext import cli
 from ctxext.errors import UsageError
-from ctxext.grid import read_grid
+from ctxext.grid import COMMON, LISTS, SOURCE, read_grid
 from ctxext.models.loading import Source
 from ctxext.request import Request
 
@@ -54,6 +57,36 @@ def test_every_key(tmp_path: Path) -> None:
         assert (request.source.device, request.out) == ("cpu", Path("here"))
 
 
+def test_how_a_model_is_run_is_said_for_all_or_for_one(tmp_path: Path) -> None:
+    plain, own = read(
+        tmp_path,
+        """
+        models: [a/b, {model: c/d, device: cuda, load-in: 4bit, attn: eager, own-scaling: keep}]
+        lengths: 512
+        attn: sdpa
+        dtype: float16
+        own-scaling: replace
+        batch-size: 3
+        """,
+    )
+    assert plain.batch_size == own.batch_size == 3
+    assert plain.source == replace(
+        BASE.source, name="a/b", attn="sdpa", dtype="float16", own_scaling="replace"
+    )
+    assert own.source == replace(
+        plain.source, name="c/d", device="cuda", load_in="4bit", attn="eager", own_scaling="keep"
+    )
+
+
+def test_every_option_of_eval_but_those_of_the_run_has_its_key() -> None:
+    """What may run code of others is said on the command line alone."""
+    options = {name.replace("_", "-") for name in inspect.signature(cli.evaluate).parameters}
+    run = {"context", "grid", "launcher", "out", "force", "dry-run", "as-json"}
+    run |= {"trust-remote-code"}
+    inside = {"length" if option == "len" else option for option in LISTS.values()}
+    assert options - run == {*inside, *COMMON, *SOURCE}
+
+
 def test_one_value_needs_no_list_and_the_rest_has_defaults(tmp_path: Path) -> None:
     (found,) = read(tmp_path, "lengths: 512\nmethods: ntk")
     assert found.source == BASE.source
@@ -78,6 +111,10 @@ def test_one_value_needs_no_list_and_the_rest_has_defaults(tmp_path: Path) -> No
         ("lengths: 512\nmodels: {name: x}", "unknown key 'name'"),
         ("lengths: 512\nmodels: {dtype: float32}", "a model has no name"),
         ("lengths: 512\nmodels: []", "models is empty"),
+        ("lengths: 512\nattn: flahs", "did you mean 'flash'"),
+        ("lengths: 512\nbatch-size: 0", "bad value 0 for batch-size"),
+        ("lengths: 512\ndevice-map: auto", "leave out --device cpu"),
+        ("lengths: 512\nmodels: {model: x, own-scaling: no}", "bad value 'False' in own-scaling"),
         ("lengths: 512\nlengths: 4k", "lengths is there twice"),
         (f"lengths: 512\nseeds: 0x{'f' * 5000}", "bad value '…' in seeds"),
         (f"lengths: 512\n? 0x{'f' * 5000}\n: 1", "unknown key '…'"),

@@ -309,3 +309,26 @@ def test_what_else_a_kept_row_says_is_not_believed(
     assert ran.records[0]["truncated"] is None
     assert answered == []
     assert path.read_bytes() == before
+
+
+def test_names_of_answers_leave_room_for_the_folder_that_they_are_in(tmp_path: Path) -> None:
+    """Windows takes paths of 259 characters, most systems names of 255 bytes."""
+    from types import SimpleNamespace
+
+    from ctxext import patches, tasks
+    from ctxext.measure.session import Session
+    from ctxext.results import told_apart
+
+    asked = tasks.parse("lm-eval:" + "folder/of/" * 20 + "task.yaml,include=" + "x" * 90)
+    spec = patches.parse("yarn:factor=16.123456789,beta_fast=31.5,beta_slow=1.25+logn:clip=false")
+    cell = SimpleNamespace(asked=asked, task=asked, requested=spec, length=1 << 20)
+    plan = SimpleNamespace(shared_key=lambda _: "0" * 12)
+    request = SimpleNamespace(source=SimpleNamespace(name="org/" + "m" * 90), out=tmp_path)
+    path = Session._predictions(SimpleNamespace(_request=request, _plan=plan), cell)  # type: ignore[arg-type]
+    longest = path.with_name(f"{path.stem}-{'0' * 12}.cache")
+    assert len(longest.relative_to(tmp_path).as_posix()) <= 220
+    long = [f"{'y' * 70}{end}" for end in "ab"]
+    assert told_apart(long[0]) != told_apart(long[1])
+    assert [told_apart(text) for text in ("hotpotqa", "a/b", "z" * 64)] == [
+        "hotpotqa", "a-b", "z" * 64,
+    ]  # fmt: skip

@@ -735,7 +735,7 @@ def test_a_method_that_the_model_cannot_take_is_a_failed_trial(
     assert "there is no file 'lists.json'" in ran.err
     Path("lists.json").write_text(json.dumps({"short_factor": [1.0], "long_factor": [2.0]}))
     ran = tune(run, "--json", "--trials", 0, "--method", "longrope:factors=@lists.json")
-    assert ran.code == 1
+    assert ran.code == 0  # logn is there to win
     failed = [r for r in ran.records if r["status"] == "error"]
     assert len(failed) == 2
     assert all("has 1 numbers, and the model 8 pairs" in r["reason"] for r in failed)

@@ -13,7 +13,6 @@ from pathlib import Path
 from ctxext import __version__
 from ctxext.errors import CtxextError, UsageError, short
 from ctxext.hub import causes, hub_client
-from ctxext.results import printable
 
 # Tokens, what follows "Bearer", the password in an address, and the signature of a signed one.
 _SECRET = re.compile(
@@ -115,4 +114,5 @@ def _advice(status: int, repository: str) -> str:
 
 def _clean(text: str) -> str:
     """One printable line of bounded length without secrets."""
-    return printable(short(_SECRET.sub("…", text), _LONGEST))
+    line = short(_SECRET.sub("…", text), _LONGEST)
+    return "".join(c if c.isprintable() else "?" for c in line)

@@ -23,7 +23,7 @@ from ctxext.measure.predictions import Predictions
 from ctxext.measure.workers import Workers
 from ctxext.monitor import Monitor
 from ctxext.plan import Cell, Plan
-from ctxext.results import safe_name
+from ctxext.results import safe_name, told_apart
 from ctxext.tasks.base import (
     HarnessTask,
     Row,
@@ -34,6 +34,8 @@ from ctxext.tasks.base import (
     TokenTask,
     Windows,
 )
+
+NAMED = 96  # characters of a folder's name before its key: Windows takes paths of 259
 
 
 class Session:
@@ -77,7 +79,7 @@ class Session:
         """The cells of one method and length; those that read the same windows share a forward."""
         scored: dict[int, tuple[Any, dict[str, Any], Handle | None]] = {}
         for cell in cells:
-            if (refusal := self._refusal(cell)) is not None:
+            if (refusal := self.refusal(cell)) is not None:
                 yield Measured.failed(cell, refusal)
                 continue
             if isinstance(cell.task, TokenTask):
@@ -91,7 +93,7 @@ class Session:
             elif isinstance(cell.task, HarnessTask):
                 yield self._harness(cell, cell.task)
 
-    def _refusal(self, cell: Cell) -> Failure | None:
+    def refusal(self, cell: Cell) -> Failure | None:
         """Why a cell cannot be measured."""
         return self._refusals.of(place(cell), _state(cell))
 
@@ -306,10 +308,9 @@ class Session:
         else:
             label = str(cell.asked)
         model, method = safe_name(self._request.source.name, 48), safe_name(str(cell.requested))
-        about = (
-            f"{model}--{method}--{safe_name(name)}--{cell.length}--{self._plan.shared_key(cell)}"
-        )
-        return self._request.out / "predictions" / about / f"{safe_name(label)}.jsonl"
+        names = f"{model}--{method}--{safe_name(name)}"[:NAMED].rstrip("-.")
+        about = f"{names}--{cell.length}--{self._plan.shared_key(cell)}"
+        return self._request.out / "predictions" / about / f"{told_apart(label)}.jsonl"
 
 
 def _by_sequence(cell: Cell) -> bool:

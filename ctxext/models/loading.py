@@ -252,11 +252,16 @@ def load_saved(source: Source, note: Callable[[str], None] = logging.warning) ->
 
 
 def pick_device(device: str) -> str:
-    """`auto` resolved; UsageError where the device is unknown or not there."""
+    """`auto` resolved: the accelerator that torch has (CUDA, XPU, MPS, …), else the CPU.
+
+    Raises:
+        UsageError: the device is unknown or not there.
+    """
     import torch
 
     if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        there = torch.accelerator.current_accelerator(check_available=True)
+        return "cpu" if there is None else there.type
     try:
         if torch.empty(1, device=device).is_meta:
             raise RuntimeError

@@ -4,7 +4,7 @@ from ctxext.results.files import State, check_writable, seen, write_atomically
 from ctxext.results.frame import load
 from ctxext.results.intervals import Interval, interval
 from ctxext.results.metrics import higher_is_better
-from ctxext.results.names import printable, safe_name
+from ctxext.results.names import printable, safe_name, told_apart
 from ctxext.results.paired import Difference, difference
 from ctxext.results.record import (
     BENCH,
@@ -43,5 +43,6 @@ __all__ = [
     "safe_name",
     "sealed",
     "seen",
+    "told_apart",
     "write_atomically",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\.|$)", re.IGNORECASE)  # by Windows
@@ -13,6 +14,15 @@ def safe_name(text: str, limit: int = 64) -> str:
     name = re.sub(r"-{2,}", "-", re.sub(r"\.{2,}", ".", name)).lstrip("-.")
     name = f"_{name}" if _RESERVED.match(name) else name
     return name[:limit].rstrip("-.") or "_"
+
+
+def told_apart(text: str, limit: int = 64) -> str:
+    """`safe_name`, with a digest at the end of one that was cut."""
+    whole = safe_name(text, len(text) + 1)
+    if len(whole) <= limit:
+        return whole
+    digest = hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()
+    return f"{whole[: limit - 9].rstrip('-.')}-{digest[:8]}"
 
 
 def printable(text: str) -> str:
