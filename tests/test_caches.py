@@ -25,7 +25,7 @@ from transformers import DynamicCache, StaticCache
 
 import ctxext
 from ctxext.engine.rotation import Rotation
-from ctxext.engine.seams import STATE
+from ctxext.engine.state import STATE
 from ctxext.errors import UnsupportedModelError
 
 SPECS = [*NARROW.values(), "rerope:window=5+logn", "self-extend:window=5,group=3+logn", "logn"]

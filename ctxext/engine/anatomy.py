@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from ctxext.engine.probe import Layer, learn
+from ctxext.engine.layers import Layer
+from ctxext.engine.probe import learn
 from ctxext.errors import CtxextError, UnsupportedModelError
 from ctxext.models.layout import Source, has_windows
 from ctxext.patches import Spec

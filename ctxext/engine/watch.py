@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
-from ctxext.engine.seams import CAUSAL, STATE, WATCH, State, own_attention, seen_by
+from ctxext.engine.masks import seen_by
+from ctxext.engine.seams import CAUSAL, WATCH, own_attention
+from ctxext.engine.state import STATE, State
 from ctxext.engine.switch import replace, use_attention
 from ctxext.errors import UnsupportedModelError
 
