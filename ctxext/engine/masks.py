@@ -1,4 +1,4 @@
-"""Masks of attention: those that transformers makes, in memory linear in length where it can be."""
+"""Masks: what those of transformers show, and ours, in memory linear in length where it can be."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, causal_mask
 
 from ctxext.engine.compiled import uncompiled
 from ctxext.errors import UnsupportedModelError
+
+FAR = 2**31  # tokens: what sees so far back sees all
 
 
 def seen_by(additive: Tensor, refusal: str = "distance methods do not support") -> Tensor:
@@ -56,3 +58,23 @@ def padding_mask(own: str) -> Callable[..., Tensor | None]:
         return attention_mask[:, None, None].bool()
 
     return cast(Callable[..., "Tensor | None"], mask)
+
+
+def window_of(function: Any) -> int | None:
+    """How many tokens a mask function lets a query see, itself included; None for no limit."""
+    if sees(function, FAR, 1):
+        return None
+    low, high = 0, FAR
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if sees(function, middle, 1) else (low, middle)
+    return high
+
+
+def sees(function: Any, back: int, count: int) -> bool:
+    """Whether a mask function lets any of `count` queries see the key `back` tokens before it."""
+    first = max(0, back)
+    query = torch.arange(first, first + count)
+    zero = torch.zeros_like(query)
+    seen = function(zero, zero, query, query - back)
+    return bool(torch.as_tensor(seen).any())

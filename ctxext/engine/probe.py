@@ -20,6 +20,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 from ctxext.engine.layers import Layer, handed
+from ctxext.engine.masks import sees, window_of
 from ctxext.engine.rotary import call_rotary, check_module, columns_of, deaf, kept, table_of
 from ctxext.engine.rotation import Rotation, as_index
 from ctxext.engine.switch import registered, replaced, use_attention
@@ -35,7 +36,6 @@ ODD = (
     "one pair of dimensions"
 )
 SERVED = ("scaling", "dropout", "softcap", "s_aux")  # numbers that our attention takes
-FAR = 2**31  # tokens: what sees so far back sees all
 
 
 class _NotUnderstoodError(Exception):
@@ -251,9 +251,6 @@ def _mask(**given: Any) -> Tensor | None:
     return whole
 
 
-# What it shows -----------------------------------------------------------------------------------
-
-
 def _decode(
     before: _Seen,
     after: _Seen,
@@ -320,11 +317,11 @@ def _layer(call: _Seen, run: _Run, trained: int) -> Layer:
     if call.mask is not None and call.mask.untyped_storage().data_ptr() in run.masks:
         _, function, local = run.masks[call.mask.untyped_storage().data_ptr()]
         try:
-            inside = not _sees(function, trained, min(trained, QUERIES))
-            window = _window(function)
+            inside = not sees(function, trained, min(trained, QUERIES))
+            window = window_of(function)
         except IndexError:  # it goes by what these few tokens are
             inside, window = local is not None and local <= trained, local
-        causal = causal and not _sees(function, -1, 2)
+        causal = causal and not sees(function, -1, 2)
     given = {name: x for name, x in call.given.items() if name not in SERVED}
     names = frozenset(handed(given))
     odd = [name for name in sorted(names) if not _says_positions(given[name], run, call)]
@@ -349,23 +346,3 @@ def _says_positions(value: Any, run: _Run, call: _Seen) -> bool:
         )
 
     return all(map(says, some))
-
-
-def _window(function: Any) -> int | None:
-    """How many tokens a mask function lets a query see, itself included; None for no limit."""
-    if _sees(function, FAR, 1):
-        return None
-    low, high = 0, FAR
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if _sees(function, middle, 1) else (low, middle)
-    return high
-
-
-def _sees(function: Any, back: int, count: int) -> bool:
-    """Whether a mask function lets any of `count` queries see the key `back` tokens before it."""
-    first = max(0, back)
-    query = torch.arange(first, first + count)
-    zero = torch.zeros_like(query)
-    seen = function(zero, zero, query, query - back)
-    return bool(torch.as_tensor(seen).any())

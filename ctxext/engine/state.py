@@ -122,12 +122,12 @@ class State:
         In a backward a layer may run again after another forward.
         """
         if torch.is_grad_enabled():
-            uncompiled(begin_again)(self, args, kwargs)
+            begin_again(self, args, kwargs)
 
     def after_layer(self, module: nn.Module, args: Any, output: Any) -> None:
         """A hook of an attention module: leaves that forward."""
         if torch.is_grad_enabled():
-            uncompiled(end_again)()
+            end_again()
 
     @uncompiled
     def keep_tables(self, feed: Feed, module: nn.Module, args: Any, kwargs: Any) -> Any:
@@ -197,7 +197,8 @@ class State:
             seen = mask
             if mask is not None:
                 seen = seen_by(mask) if mask.is_floating_point() else mask.bool()
-            return find_runs(now.positions, seen, ends, b, n, m, layer.window, self.absolute)
+            counts = self.absolute or (ends is not None and bool(self.query_scales))
+            return find_runs(now.positions, seen, ends, b, n, m, layer.window, counts)
 
         return cast("list[Run]", now.once(mask, (b, n, m, layer.window, id(ends)), find))
 
