@@ -12,13 +12,13 @@ switch.py       changes that can be undone
 
 what is learnt of a model
 probe.py        a few tokens that prove it is rotated as it is thought to be
-layers.py       what is known of its attention layers: Layer
+layers.py       what is known of its attention layers: AttentionSite
 rotation.py     which dimensions of a head are turned, by which frequencies: Rotation
-rotary.py       its rotary modules, and one set of frequencies as a patched model uses it: Feed
+rotary.py       its rotary modules; a set of frequencies as a patched model uses it: RotarySite
 trial.py        the proof that an infinite window changes nothing
 
 what a forward does
-state.py        what a model's layers know of their patch: State
+state.py        what a model's layers know of their patch: PatchState
 forward.py      what is known of the forward pass that is running: Forward
 masks.py        what transformers' masks say, in memory linear in length where it can be
 seams.py        the attention function that transformers calls
@@ -29,7 +29,7 @@ turned.py       keys that stay turned from one step of a generation to the next:
 
 how it is computed
 attention.py    what one attention is given, and what a path says of itself: Attention, Path
-paths.py        the attention paths, and which one is taken: Choice
+paths.py        the attention paths, and which one is taken: PathChoice
 merged.py       a few plain attentions, merged: Region, Call; operators.py what computes one
 chunked.py      by query chunks, memory linear in length; the entropy of attention
 reference.py    dense, in a few lines: what every path is tested against

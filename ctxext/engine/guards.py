@@ -9,7 +9,7 @@ from transformers import Cache
 
 from ctxext.engine.compiled import uncompiled
 from ctxext.engine.forward import announce
-from ctxext.engine.state import State
+from ctxext.engine.state import PatchState
 from ctxext.engine.turned import take_turned
 from ctxext.errors import UnsupportedModelError
 
@@ -21,7 +21,7 @@ def _implementation(layer: nn.Module) -> str | None:
 
 
 @uncompiled
-def check_inputs(state: State, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+def check_inputs(state: PatchState, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
     """A pre-hook of the base model: finds true positions, where methods count."""
     if any(_implementation(layer) not in (state.name, None) for layer in state.layers):
         raise UnsupportedModelError(

@@ -14,7 +14,7 @@ from ctxext.patches import Spec
 
 
 @dataclass
-class Layer:
+class AttentionSite:
     """What is known of one attention layer.
 
     Attributes:
@@ -28,8 +28,8 @@ class Layer:
         head_dim: of queries and keys.
         causal: whether each token sees itself and what is before it, and no more.
         handed: the names of what else its attention was handed that could change what it gives.
-        odd: what its attention goes by that the engine does not know, in a few words.
-        blurred: why it is not known how it is rotated, in a few words.
+        unsupported: what its attention goes by that the engine does not know, in a few words.
+        not_understood: why it is not known how it is rotated, in a few words.
     """
 
     module: nn.Module
@@ -38,22 +38,22 @@ class Layer:
     sinks: bool
     head_dim: int
     causal: bool
-    odd: str | None
+    unsupported: str | None
     window: int | None = None
     handed: frozenset[str] = frozenset()
     source: Source | None = None
     rotation: Rotation | None = None
     weights: tuple[nn.Module, nn.Module] | None = None
-    blurred: str | None = None
+    not_understood: str | None = None
 
     def why_not(self, spec: Spec) -> str | None:
         """Why this layer keeps a model from taking a spec, in a few words."""
-        if self.blurred:
-            return self.blurred
+        if self.not_understood:
+            return self.not_understood
         if not self.causal and (spec.distance or spec.query_scales):
             return "its attention is not causal"
-        if self.odd and spec.distance:
-            return self.odd
+        if self.unsupported and spec.distance:
+            return self.unsupported
         return None
 
 

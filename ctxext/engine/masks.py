@@ -44,9 +44,9 @@ def padding_mask(own: str) -> Callable[..., Tensor | None]:
     ) -> Tensor | None:
         end, keys = given.get("q_offset", 0) + given["q_length"], given["kv_length"]
         short = attention_mask is not None and attention_mask.shape[1] != keys
-        odd = given.get("kv_offset", 0) or end != keys or short
+        offset = given.get("kv_offset", 0) or end != keys or short
         plain = mask_function is causal_mask_function and given.get("allow_is_causal_skip", True)
-        if odd or not plain:
+        if offset or not plain:
             whole: Tensor | None = ALL_MASK_ATTENTION_FUNCTIONS[own](
                 mask_function=mask_function,
                 attention_mask=attention_mask,

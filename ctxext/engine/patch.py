@@ -19,12 +19,12 @@ from ctxext.engine.guards import (
     find_turned,
     mark_cache,
 )
-from ctxext.engine.layers import Layer
-from ctxext.engine.paths import Choice, choose
+from ctxext.engine.layers import AttentionSite
+from ctxext.engine.paths import PathChoice, choose
 from ctxext.engine.probe import forward
-from ctxext.engine.rotary import Feed, as_it_is, check_module
+from ctxext.engine.rotary import RotarySite, as_it_is, check_module
 from ctxext.engine.seams import register_distance, register_scaled
-from ctxext.engine.state import STATE, UNPICKLED, State
+from ctxext.engine.state import STATE, UNPICKLED, PatchState
 from ctxext.engine.switch import own_configs, replace, use_attention
 from ctxext.engine.trial import check_outputs, outputs
 from ctxext.errors import UnsupportedModelError, UsageError
@@ -48,7 +48,9 @@ class Handle:
             model's own implementation; and why faster ones were not taken, a phrase each.
     """
 
-    def __init__(self, spec: Spec, attention: Choice, notes: list[str], undo: contextlib.ExitStack):
+    def __init__(
+        self, spec: Spec, attention: PathChoice, notes: list[str], undo: contextlib.ExitStack
+    ):
         self.spec = spec
         self.choice = attention
         self.notes = notes
@@ -134,7 +136,7 @@ def patch(
     notes = [*anatomy.notes(resolved), *_saved_otherwise(model, resolved)]
     with contextlib.ExitStack() as undo:
         ropes = start(sources, undo)
-        feeds = [_feed(source, anatomy) for source in anatomy.sources]
+        sites = [_site(source, anatomy) for source in anatomy.sources]
         for source in anatomy.sources if resolved.frequencies else []:
             ropes[source] = apply_frequencies(source, resolved, length, undo)
         apply_numbers(model, {s: ropes[s] for s in sources if s.replaced}, undo)
@@ -142,7 +144,7 @@ def patch(
             _mark(model, Mark(resolved, length, trained, own), undo)
         for source in anatomy.sources:
             check_module(source, anatomy.axes[source])
-        _apply_seams(model, anatomy, feeds, trained, resolved, attention.name, undo)
+        _apply_seams(model, anatomy, sites, trained, resolved, attention.name, undo)
         handle = Handle(resolved, attention, notes, undo)
         replace(undo, holder, HANDLE, handle)
         replace(undo, model, "ctxext", handle)
@@ -213,13 +215,13 @@ def _saved_otherwise(model: Any, spec: Spec) -> list[str]:
     return [] if same else [f"the model was saved while it was patched with {saved}, not {spec}"]
 
 
-def _choose(model: Any, anatomy: Anatomy, spec: Spec, attn: str) -> Choice:
+def _choose(model: Any, anatomy: Anatomy, spec: Spec, attn: str) -> PathChoice:
     """The attention path; errors as for `paths.choose`, whatever the spec."""
     choice = _fitting(model, anatomy.taking, attn)
-    return choice if spec.distance and anatomy.sources else Choice(_own(model), ())
+    return choice if spec.distance and anatomy.sources else PathChoice(_own(model), ())
 
 
-def _fitting(model: Any, layers: list[Layer], attn: str) -> Choice:
+def _fitting(model: Any, layers: list[AttentionSite], attn: str) -> PathChoice:
     """The path for these layers where the model is."""
     wide = max((layer.head_dim for layer in layers), default=None)
     needs = [name for name in ("softcap", "sinks") if any(getattr(x, name) for x in layers)]
@@ -231,11 +233,11 @@ def _own(model: Any) -> str:
     return str(model.config.get_text_config()._attn_implementation)
 
 
-def _feed(source: Source, anatomy: Anatomy) -> Feed:
+def _site(source: Source, anatomy: Anatomy) -> RotarySite:
     """A set of frequencies as it is before the patch."""
     shared = source in anatomy.alone.values()
     before = as_it_is(source.module) if shared else None
-    return Feed(source, anatomy.axes[source], before=before)
+    return RotarySite(source, anatomy.axes[source], before=before)
 
 
 def _check_length(sources: list[Source], spec: Spec) -> None:
@@ -251,14 +253,14 @@ def _check_length(sources: list[Source], spec: Spec) -> None:
 def _apply_seams(
     model: Any,
     anatomy: Anatomy,
-    feeds: list[Feed],
+    sites: list[RotarySite],
     trained: int,
     spec: Spec,
     path: str,
     undo: contextlib.ExitStack,
 ) -> None:
     """Put the seams on, and check on a few tokens that they are the ones the model uses."""
-    distance = spec.distance if feeds else None
+    distance = spec.distance if sites else None
     parts = distance.parts() if distance else ()
     deep = bool(parts or spec.query_scales)
     alone = anatomy.alone if parts or spec.frequencies else {}
@@ -270,12 +272,12 @@ def _apply_seams(
     elif parts and own not in ("eager", "sdpa"):
         own = "sdpa"
     layers = {layer.module: layer for layer in anatomy.layers}
-    by_source = {feed.source: feed for feed in feeds}
-    state = State(layers, by_source, trained, spec.query_scales, path, own)
+    by_source = {site.source: site for site in sites}
+    state = PatchState(layers, by_source, trained, spec.query_scales, path, own)
     if distance:
         state.cached, state.absolute = parts[distance.cached].key, distance.absolute
-    for feed in feeds:
-        feed.before = feed.before if alone else None
+    for site in sites:
+        site.before = site.before if alone else None
     told = anatomy.axes if spec.query_scales else by_source  # of true positions
     state.rotary = frozenset(source.module for source in told)
     for module in state.rotary:  # before others' hooks, which see what the module gives now
@@ -295,9 +297,9 @@ def _apply_seams(
             use_attention(model, own, whole)
         before = outputs(model, anatomy.layers, anatomy.sources) if deep else []
     state.take(parts)
-    for feed in feeds if parts else []:
-        feed.factor = feed.source.factor
-        replace(undo, feed.source.module, feed.source.named("attention_scaling"), 1.0)
+    for site in sites if parts else []:
+        site.factor = site.source.factor
+        replace(undo, site.source.module, site.source.named("attention_scaling"), 1.0)
     if deep:
         name = register_distance(own) if parts else register_scaled(own)
         state.name = name
@@ -325,10 +327,10 @@ def _apply_seams(
             undo.callback(run.register_forward_hook(state.after_layer, always_call=True).remove)
         check_outputs(model, state, before)
     else:
-        forward(model, 1, state.feeds)  # `keep_tables` refuses what it does not understand
+        forward(model, 1, state.sites)  # `keep_tables` refuses what it does not understand
 
 
-def _renew(module: nn.Module, state: State, undo: contextlib.ExitStack) -> None:
+def _renew(module: nn.Module, state: PatchState, undo: contextlib.ExitStack) -> None:
     """Give a module a forward of its own that is its forward: compiled code, which does not look
     for new hooks, is compiled anew. Others may wrap it, and leave it when the patch is gone."""
     renewed = functools.partial(state.as_is, module.forward)

@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
-from ctxext.engine.layers import Layer, handed
+from ctxext.engine.layers import AttentionSite, handed
 from ctxext.engine.masks import sees, window_of
 from ctxext.engine.rotary import call_rotary, check_module, columns_of, deaf, kept, table_of
 from ctxext.engine.rotation import Rotation, as_index
@@ -78,7 +78,9 @@ class _Run:
 _RUNNING: ContextVar[_Run] = ContextVar("running")
 
 
-def learn(model: Any, sources: list[Source]) -> tuple[list[Layer], dict[Source, tuple[int, ...]]]:
+def learn(
+    model: Any, sources: list[Source]
+) -> tuple[list[AttentionSite], dict[Source, tuple[int, ...]]]:
     """The layers whose attention runs through transformers' interface, in order.
 
     Also the frequencies that a text uses, each with the shape of positions before [b, n].
@@ -96,7 +98,7 @@ def learn(model: Any, sources: list[Source]) -> tuple[list[Layer], dict[Source, 
         raise UnsupportedModelError(
             f"{kind_of(model)} takes another way through its layers each time"
         )
-    layers: dict[nn.Module, Layer] = {}
+    layers: dict[nn.Module, AttentionSite] = {}
     widths = {source: len(source.inv_freq) for source in still.used}
     columns = {s: columns_of(s, still.axes[s]) for s in still.used}
     for source in still.used:
@@ -111,10 +113,10 @@ def learn(model: Any, sources: list[Source]) -> tuple[list[Layer], dict[Source, 
             if layer.source and query_norm and key_norm:
                 layer.weights = (query_norm, key_norm)
         except _NotUnderstoodError as error:
-            layer.blurred = str(error)
+            layer.not_understood = str(error)
         known = layers.setdefault(before.module, layer)
         if (known.source, known.inside) != (layer.source, layer.inside):
-            known.blurred = "a layer of it is called in two ways"
+            known.not_understood = "a layer of it is called in two ways"
     return list(layers.values()), still.axes
 
 
@@ -311,7 +313,7 @@ def _source_of(code: int, widths: dict[Source, int]) -> tuple[Source, int]:
     raise _NotUnderstoodError(ODD)
 
 
-def _layer(call: _Seen, run: _Run, trained: int) -> Layer:
+def _layer(call: _Seen, run: _Run, trained: int) -> AttentionSite:
     """What a call says of its layer, but for its rotation."""
     inside, causal, window = False, call.given.get("is_causal") is not False, None
     if call.mask is not None and call.mask.untyped_storage().data_ptr() in run.masks:
@@ -324,13 +326,13 @@ def _layer(call: _Seen, run: _Run, trained: int) -> Layer:
         causal = causal and not sees(function, -1, 2)
     given = {name: x for name, x in call.given.items() if name not in SERVED}
     names = frozenset(handed(given))
-    odd = [name for name in sorted(names) if not _says_positions(given[name], run, call)]
-    why = f"its attention takes {odd[0]!r}, by which it may choose keys" if odd else None
+    others = [name for name in sorted(names) if not _says_positions(given[name], run, call)]
+    why = f"its attention takes {others[0]!r}, by which it may choose keys" if others else None
     if call.mask is not None and call.mask.untyped_storage().data_ptr() not in run.masks:
         why = "its attention chooses keys by a mask of its own, which may go by positions"
     sinks, softcap = call.given.get("s_aux") is not None, bool(call.given.get("softcap"))
     head_dim = call.query.shape[-1]
-    return Layer(call.module, inside, softcap, sinks, head_dim, causal, why, window, names)
+    return AttentionSite(call.module, inside, softcap, sinks, head_dim, causal, why, window, names)
 
 
 def _says_positions(value: Any, run: _Run, call: _Seen) -> bool:

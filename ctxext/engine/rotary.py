@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from ctxext.engine.forward import Forward
-from ctxext.engine.layers import Layer
+from ctxext.engine.layers import AttentionSite
 from ctxext.errors import UnsupportedModelError
 from ctxext.models.layout import Source
 
 
 @dataclass(eq=False)
-class Feed:
+class RotarySite:
     """One set of frequencies as a patched model uses it.
 
     Attributes:
@@ -47,7 +47,7 @@ class Feed:
         own = functools.partial(type(self.before).forward, self.before)
         return call_rotary(own, x, positions.to(x.device), self.source.layer_type)
 
-    def turn(self, layer: Layer, forward: Forward, x: Tensor, positions: Tensor) -> Tensor:
+    def turn(self, layer: AttentionSite, forward: Forward, x: Tensor, positions: Tensor) -> Tensor:
         """x [b, *, l, d] rotated by positions [l] or [b, l] (on the CPU) as the layer rotates."""
         assert layer.rotation is not None
         key = (self.source, id(positions), x.device)

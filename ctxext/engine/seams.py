@@ -15,11 +15,11 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ctxext.engine.attention import Turn
 from ctxext.engine.compiled import uncompiled
-from ctxext.engine.layers import Layer, handed
+from ctxext.engine.layers import AttentionSite, handed
 from ctxext.engine.masks import padding_mask
 from ctxext.engine.paths import attend
 from ctxext.engine.runs import FEW, Run, attend_runs
-from ctxext.engine.state import STATE, State
+from ctxext.engine.state import STATE, PatchState
 from ctxext.engine.switch import registered
 from ctxext.engine.turned import Turned
 from ctxext.errors import UnsupportedModelError
@@ -44,7 +44,7 @@ def attention(
     [b or 1, 1, n, m] of bool or added to scores; returns [b, n, h, d], and weights or None.
     """
     state = getattr(module, STATE, None)
-    if not isinstance(state, State):
+    if not isinstance(state, PatchState):
         raise UnsupportedModelError(f"{type(module).__name__} was asked for ctxext but not patched")
     layer = state.layers.get(module)
     if layer is None and any(type(known) is type(module) for known in state.layers):
@@ -66,8 +66,8 @@ def own_attention(name: str, module: nn.Module) -> Callable[..., Any]:
 
 
 def _distance_attention(
-    state: State,
-    layer: Layer,
+    state: PatchState,
+    layer: AttentionSite,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -97,8 +97,8 @@ def _distance_attention(
     parts: tuple[Part, ...] = CAUSAL
     turn: Turn = _unturned
     if layer.source is not None:
-        feed, now = state.feeds[layer.source], state.forward()
-        parts, turn = state.left, functools.partial(feed.turn, layer, now)
+        site, now = state.sites[layer.source], state.forward()
+        parts, turn = state.left, functools.partial(site.turn, layer, now)
     if layer.weights is not None:
         query, key, turn = _unweighted(layer.weights, query, key, turn)
     scaling = scaling if scaling is not None else query.shape[-1] ** -0.5
@@ -128,8 +128,8 @@ def _distance_attention(
 
 
 def _turned_keys(
-    state: State,
-    layer: Layer,
+    state: PatchState,
+    layer: AttentionSite,
     run: Run,
     turn: Turn,
     query: Tensor,

@@ -28,9 +28,9 @@ from ctxext.engine.forward import (
     running,
     unknown_positions,
 )
-from ctxext.engine.layers import Layer
+from ctxext.engine.layers import AttentionSite
 from ctxext.engine.masks import seen_by
-from ctxext.engine.rotary import Feed
+from ctxext.engine.rotary import RotarySite
 from ctxext.engine.runs import Run, find_runs
 from ctxext.engine.slots import counts_padding
 from ctxext.errors import UnsupportedModelError, UsageError
@@ -45,11 +45,11 @@ UNPICKLED = (
 
 
 @dataclass
-class State:
+class PatchState:
     """What the attention function of one patched model needs to know."""
 
-    layers: dict[nn.Module, Layer]
-    feeds: dict[Source, Feed]  # of the layers that take the methods
+    layers: dict[nn.Module, AttentionSite]
+    sites: dict[Source, RotarySite]  # of the layers that take the methods
     trained: int
     query_scales: tuple[QueryScale, ...]
     path: str  # an attention path
@@ -102,12 +102,12 @@ class State:
                 "(CUDA_VISIBLE_DEVICES=0)"
             )
         now = begin(self, position_ids)
-        known = (f for f in self.feeds.values() if f.source.module is module)
-        feed, given = next((f for f in known if f.source.layer_type == layer_type), None), own
-        if feed is not None:
-            given = self._tables(feed, x, position_ids) if self.parts else own
-            now.tables[feed.source] = given
-            first(given).__dict__[AS_BEFORE] = feed.as_before(x, position_ids)
+        known = (f for f in self.sites.values() if f.source.module is module)
+        site, given = next((f for f in known if f.source.layer_type == layer_type), None), own
+        if site is not None:
+            given = self._tables(site, x, position_ids) if self.parts else own
+            now.tables[site.source] = given
+            first(given).__dict__[AS_BEFORE] = site.as_before(x, position_ids)
         first(given).__dict__[FORWARD] = now
         return given
 
@@ -130,14 +130,14 @@ class State:
             end_again()
 
     @uncompiled
-    def keep_tables(self, feed: Feed, module: nn.Module, args: Any, kwargs: Any) -> Any:
+    def keep_tables(self, site: RotarySite, module: nn.Module, args: Any, kwargs: Any) -> Any:
         """A pre-hook of a layer that is left alone: gives it the tables of before the patch.
 
         Tables are known by themselves, for a layer may run again after another forward; copies
         on another device by their values.
         """
         found, now = [], running(self)
-        given = None if now is None else first(now.tables.get(feed.source))
+        given = None if now is None else first(now.tables.get(site.source))
 
         def kept(x: Any) -> Any:
             table = first(x)
@@ -162,17 +162,17 @@ class State:
             )
         return swapped
 
-    def _tables(self, feed: Feed, x: Tensor, position_ids: Tensor) -> Any:
+    def _tables(self, site: RotarySite, x: Tensor, position_ids: Tensor) -> Any:
         """The tables as far keys need them."""
-        tables = feed.rotate(x, self.cached(position_ids.double()))
-        if feed.factor == 1:
+        tables = site.rotate(x, self.cached(position_ids.double()))
+        if site.factor == 1:
             return tables
         if isinstance(tables, tuple):
-            return tuple(table * feed.factor for table in tables)
-        return tables * feed.factor
+            return tuple(table * site.factor for table in tables)
+        return tables * site.factor
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> State:
-        copied = memo[id(self)] = object.__new__(State)
+    def __deepcopy__(self, memo: dict[int, Any]) -> PatchState:
+        copied = memo[id(self)] = object.__new__(PatchState)
         copied.__dict__.update(copy.deepcopy(self.__dict__, memo))
         return copied
 
@@ -187,7 +187,12 @@ class State:
         return now
 
     def runs(
-        self, layer: Layer, mask: Tensor | None, ends: Tensor | None, query: Tensor, key: Tensor
+        self,
+        layer: AttentionSite,
+        mask: Tensor | None,
+        ends: Tensor | None,
+        query: Tensor,
+        key: Tensor,
     ) -> list[Run]:
         """`find_runs` of the layer that is running."""
         (b, _, n, _), m = query.shape, key.shape[2]
@@ -217,7 +222,7 @@ class State:
         n = query.shape[2]
         return bool(self.forward().once(x, (n,), lambda: _are_ends(x, n)))
 
-    def scale_query(self, layer: Layer, query: Tensor, mask: Any) -> Tensor:
+    def scale_query(self, layer: AttentionSite, query: Tensor, mask: Any) -> Tensor:
         """Queries [b, h, n, d] times the query scales of their true positions."""
         if not self.query_scales:
             return query
@@ -228,10 +233,12 @@ class State:
         scaled: Tensor = query * scale.to(query.device, wide)
         return scaled.to(query.dtype)
 
-    def _scales(self, layer: Layer, positions: Tensor, n: int, mask: Any) -> Tensor:
+    def _scales(self, layer: AttentionSite, positions: Tensor, n: int, mask: Any) -> Tensor:
         """The query scales of n queries [b or 1, 1, n, 1], float64."""
         positions = positions.reshape(-1, *positions.shape[-2:])[0, :, -n:]
-        chosen = any(layer.odd for layer in self.layers.values())  # keys that a mask may hide
+        chosen = any(
+            layer.unsupported for layer in self.layers.values()
+        )  # keys that a mask may hide
         if isinstance(mask, Tensor) and not chosen:
             seen = mask > torch.finfo(mask.dtype).min / 2 if mask.is_floating_point() else mask
             seen = seen.bool() if seen.ndim == 4 else seen[:, None, None].bool()

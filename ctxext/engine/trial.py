@@ -8,15 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ctxext.engine.layers import Layer
+from ctxext.engine.layers import AttentionSite
 from ctxext.engine.probe import TOKENS, forward, kind_of
-from ctxext.engine.state import State
+from ctxext.engine.state import PatchState
 from ctxext.errors import UnsupportedModelError
 from ctxext.models.layout import Source
 from ctxext.patches.base import Part, identity
 
 
-def outputs(model: Any, layers: Iterable[Layer], sources: Iterable[Source]) -> list[Tensor]:
+def outputs(model: Any, layers: Iterable[AttentionSite], sources: Iterable[Source]) -> list[Tensor]:
     """What each attention layer gives on a few tokens, in evaluation mode: [tokens, ·] each."""
     seen: list[Tensor] = []
 
@@ -33,7 +33,7 @@ def outputs(model: Any, layers: Iterable[Layer], sources: Iterable[Source]) -> l
     return seen
 
 
-def check_outputs(model: Any, state: State, before: list[Tensor]) -> None:
+def check_outputs(model: Any, state: PatchState, before: list[Tensor]) -> None:
     """With a window wider than the probe, each attention must give what it gave before the patch.
 
     Off means relative to a token's largest output. In float32 no token may be off by 1e-3, where
@@ -45,7 +45,7 @@ def check_outputs(model: Any, state: State, before: list[Tensor]) -> None:
     state.take(_wide(state) if kept else ())
     scales, state.query_scales = state.query_scales, ()
     try:
-        after = outputs(model, state.layers.values(), state.feeds)
+        after = outputs(model, state.layers.values(), state.sites)
     finally:
         state.take(kept)
         state.query_scales = scales
@@ -62,7 +62,7 @@ def check_outputs(model: Any, state: State, before: list[Tensor]) -> None:
             )
 
 
-def _wide(state: State) -> tuple[Part, ...]:
+def _wide(state: PatchState) -> tuple[Part, ...]:
     """The same cached keys, with a near part that reaches over the whole probe."""
     near = Part(0, TOKENS, identity, identity)
     return (near, Part(TOKENS, None, state.cached, state.cached))
