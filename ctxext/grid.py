@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ctxext import request as ask
+from ctxext.engine import check_path
 from ctxext.errors import UsageError, short
 from ctxext.models.loading import Source
 from ctxext.registry import did_you_mean, parse_length
@@ -21,7 +22,7 @@ SOURCE: dict[str, Callable[[str], Any]] = {
     "dtype": str,
     "device": str,
     "device-map": str,
-    "attn": ask.check_attention,
+    "attn": check_path,
     "load-in": str,
     "train-len": parse_length,
     "own-scaling": ask.check_own_scaling,

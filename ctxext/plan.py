@@ -18,7 +18,7 @@ from ctxext.request import Request
 from ctxext.tasks.base import Data, HarnessTask, Task, TokenTask
 
 if TYPE_CHECKING:
-    from ctxext.engine.paths import Choice
+    from ctxext.engine.paths import PathChoice
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Plan:
     request: Request
     source: loading.Source
     identity: loading.Identity
-    choice: Choice
+    choice: PathChoice
     cells: list[Cell]
     trained_line: str
     _known: dict[int, tuple[Cell, str]] = field(

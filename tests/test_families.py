@@ -13,7 +13,7 @@ from families import PLAIN_ROPE, model_types, tiny_config, tiny_model
 from packaging.version import Version
 
 import ctxext
-from ctxext.engine.seams import STATE
+from ctxext.engine.state import STATE
 from ctxext.errors import UnsupportedModelError
 from ctxext.models import families
 from ctxext.models.trained import trained_length

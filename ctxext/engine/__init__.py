@@ -1,21 +1,39 @@
 """The engine: a model changed at two public seams, its rotary module and its attention function.
 
-patch.py      put a spec on a model, and take it off again, bit for bit
-saved.py      a model as it was saved: patched, where it was patched then
-probe.py      a few tokens that prove the model is rotated as it is thought to be
-seams.py      the registered attention functions, and what they know of their model
-forward.py    what is known of the forward pass that is running
-stock.py      frequencies as transformers computes them, and the config that says so
-runs.py       attention as a list of runs: all rows, one row, a sequence of a packed one
-positions.py  those of a run's queries and keys, and what a method's parts make of them
-attention.py  what one attention is given, and what an attention path says of itself
-turned.py     keys that stay turned from one step of a generation to the next
-paths.py      the attention paths, and which one is taken
-chunked.py    distance attention by query chunks, memory linear in length
-watch.py      what each attention layer scores while a model runs, patched or not
-pinned.py     one length for each sequence that the unpatched model reads
-carried.py    model classes that are patched whenever they run
-reference.py  the same, dense, in a few lines: what every path is tested against
+what is put on a model
+patch.py        a spec on a model in place, and off again, bit for bit
+anatomy.py      what a spec meets in a model: which layers take it, and why not any
+frequencies.py  frequencies on its rotary modules, as stock.py has transformers compute them
+guards.py       hooks around each forward, which refuse what is not as the patch left it
+saved.py        a model as it was saved: patched, where it was patched then
+carried.py      model classes that are patched whenever they run
+pinned.py       one length for each sequence that the unpatched model reads
+switch.py       changes that can be undone
+
+what is learnt of a model
+probe.py        a few tokens that prove it is rotated as it is thought to be
+layers.py       what is known of its attention layers: AttentionSite
+rotation.py     which dimensions of a head are turned, by which frequencies: Rotation
+rotary.py       its rotary modules; a set of frequencies as a patched model uses it: RotarySite
+trial.py        the proof that an infinite window changes nothing
+
+what a forward does
+state.py        what a model's layers know of their patch: PatchState
+forward.py      what is known of the forward pass that is running: Forward
+masks.py        what transformers' masks say, in memory linear in length where it can be
+seams.py        the attention function that transformers calls
+runs.py         attention as a list: all rows, one row, a sequence of a packed one: Run
+slots.py        whether mask and positions agree
+positions.py    true positions of a run's queries and keys: Positions; a part as they have it: Band
+turned.py       keys that stay turned from one step of a generation to the next: Turned, Strip
+
+how it is computed
+attention.py    what one attention is given, and what a path says of itself: Attention, Path
+paths.py        the attention paths, and which one is taken: PathChoice
+merged.py       a few plain attentions, merged: Region, Call; operators.py what computes one
+chunked.py      by query chunks, memory linear in length; the entropy of attention
+reference.py    dense, in a few lines: what every path is tested against
+watch.py        what each attention layer scores while a model runs, patched or not
 """
 
 from __future__ import annotations

@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from ctxext.engine.probe import Layer, learn
+from ctxext.engine.layers import AttentionSite
+from ctxext.engine.probe import learn
 from ctxext.errors import CtxextError, UnsupportedModelError, short
 from ctxext.models.layout import Source, has_windows
 from ctxext.patches import Spec
@@ -23,12 +24,12 @@ class Anatomy:
         sources: of them those that a method changes.
     """
 
-    layers: list[Layer]
+    layers: list[AttentionSite]
     axes: dict[Source, tuple[int, ...]]
     sources: list[Source]
 
     @property
-    def taking(self) -> list[Layer]:
+    def taking(self) -> list[AttentionSite]:
         """The layers that see T tokens back or more."""
         return [layer for layer in self.layers if not layer.inside]
 
@@ -102,7 +103,9 @@ def examine(model: Any, sources: list[Source], spec: Spec) -> Anatomy:
     return Anatomy(layers, axes, [source for source in axes if source in taking])
 
 
-def _learn(model: Any, sources: list[Source]) -> tuple[list[Layer], dict[Source, tuple[int, ...]]]:
+def _learn(
+    model: Any, sources: list[Source]
+) -> tuple[list[AttentionSite], dict[Source, tuple[int, ...]]]:
     """`learn`; UnsupportedModelError for whatever stands in its way."""
     kind = model.config.get_text_config().model_type
     if next(model.parameters()).is_meta:

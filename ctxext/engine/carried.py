@@ -15,8 +15,8 @@ from transformers.conversion_mapping import (
     register_checkpoint_conversion_mapping,
 )
 
+from ctxext.engine.compiled import uncompiled
 from ctxext.engine.patch import Handle, patch, refit
-from ctxext.engine.seams import uncompiled
 from ctxext.errors import UnsupportedModelError
 
 SETTINGS = {"spec": str, "length": int, "trained": int, "own_scaling": str}

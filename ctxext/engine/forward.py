@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ctxext.engine.compiled import uncompiled
 from ctxext.engine.turned import Turned
 from ctxext.errors import UnsupportedModelError
 from ctxext.models.layout import Source
@@ -95,6 +96,7 @@ def end(owner: object) -> None:
         forward.end()
 
 
+@uncompiled
 def begin_again(owner: object, args: Any, kwargs: Any) -> None:
     """Before a layer: take the forward whose tables it is handed, which may be an earlier one."""
     now = _RUNNING.get()
@@ -110,6 +112,7 @@ def begin_again(owner: object, args: Any, kwargs: Any) -> None:
         _RUNNING.set(found)
 
 
+@uncompiled
 def end_again() -> None:
     """After a layer: leave the forward that was taken up before it."""
     forward, now = _LEFT.get(), _RUNNING.get()

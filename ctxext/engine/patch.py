@@ -3,35 +3,32 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import functools
 from collections.abc import Iterator
 from typing import Any, cast
 
-import torch
-from torch import Tensor, nn
-from transformers import Cache, PreTrainedModel
+from torch import nn
+from transformers import PreTrainedModel
 
 from ctxext.engine.anatomy import Anatomy, examine
-from ctxext.engine.forward import announce
-from ctxext.engine.paths import Choice, choose
-from ctxext.engine.probe import Layer, check_module, check_outputs, forward, outputs
-from ctxext.engine.seams import (
-    STATE,
-    UNPICKLED,
-    WRITER,
-    Feed,
-    State,
-    as_it_is,
-    register_distance,
-    register_scaled,
-    uncompiled,
+from ctxext.engine.frequencies import apply_frequencies, apply_numbers, start
+from ctxext.engine.guards import (
+    check_cache,
+    check_inputs,
+    check_weights,
+    find_turned,
+    mark_cache,
 )
-from ctxext.engine.stock import numbers, stock_model, ways
+from ctxext.engine.layers import AttentionSite
+from ctxext.engine.paths import PathChoice, choose
+from ctxext.engine.probe import forward
+from ctxext.engine.rotary import RotarySite, as_it_is, check_module
+from ctxext.engine.seams import register_distance, register_scaled
+from ctxext.engine.state import STATE, UNPICKLED, PatchState
 from ctxext.engine.switch import own_configs, replace, use_attention
-from ctxext.engine.turned import take_turned
+from ctxext.engine.trial import check_outputs, outputs
 from ctxext.errors import UnsupportedModelError, UsageError
-from ctxext.models.layout import Rope, Source, find_sources, head_dim
+from ctxext.models.layout import Source, find_sources, head_dim
 from ctxext.models.mark import MARK, Mark, read_mark
 from ctxext.models.trained import check_own_scaling
 from ctxext.patches import Spec, parse
@@ -51,7 +48,9 @@ class Handle:
             model's own implementation; and why faster ones were not taken, a phrase each.
     """
 
-    def __init__(self, spec: Spec, attention: Choice, notes: list[str], undo: contextlib.ExitStack):
+    def __init__(
+        self, spec: Spec, attention: PathChoice, notes: list[str], undo: contextlib.ExitStack
+    ):
         self.spec = spec
         self.choice = attention
         self.notes = notes
@@ -136,16 +135,16 @@ def patch(
     attention = _choose(model, anatomy, resolved, attn)
     notes = [*anatomy.notes(resolved), *_saved_otherwise(model, resolved)]
     with contextlib.ExitStack() as undo:
-        ropes = _start(sources, undo)
-        feeds = [_feed(source, anatomy) for source in anatomy.sources]
+        ropes = start(sources, undo)
+        sites = [_site(source, anatomy) for source in anatomy.sources]
         for source in anatomy.sources if resolved.frequencies else []:
-            ropes[source] = _apply_frequencies(source, resolved, length, undo)
-        _apply_numbers(model, {s: ropes[s] for s in sources if s.replaced}, undo)
+            ropes[source] = apply_frequencies(source, resolved, length, undo)
+        apply_numbers(model, {s: ropes[s] for s in sources if s.replaced}, undo)
         if not resolved.unpatched:
             _mark(model, Mark(resolved, length, trained, own), undo)
         for source in anatomy.sources:
             check_module(source, anatomy.axes[source])
-        _apply_seams(model, anatomy, feeds, trained, resolved, attention.name, undo)
+        _apply_seams(model, anatomy, sites, trained, resolved, attention.name, undo)
         handle = Handle(resolved, attention, notes, undo)
         replace(undo, holder, HANDLE, handle)
         replace(undo, model, "ctxext", handle)
@@ -216,13 +215,13 @@ def _saved_otherwise(model: Any, spec: Spec) -> list[str]:
     return [] if same else [f"the model was saved while it was patched with {saved}, not {spec}"]
 
 
-def _choose(model: Any, anatomy: Anatomy, spec: Spec, attn: str) -> Choice:
+def _choose(model: Any, anatomy: Anatomy, spec: Spec, attn: str) -> PathChoice:
     """The attention path; errors as for `paths.choose`, whatever the spec."""
     choice = _fitting(model, anatomy.taking, attn)
-    return choice if spec.distance and anatomy.sources else Choice(_own(model), ())
+    return choice if spec.distance and anatomy.sources else PathChoice(_own(model), ())
 
 
-def _fitting(model: Any, layers: list[Layer], attn: str) -> Choice:
+def _fitting(model: Any, layers: list[AttentionSite], attn: str) -> PathChoice:
     """The path for these layers where the model is."""
     wide = max((layer.head_dim for layer in layers), default=None)
     needs = [name for name in ("softcap", "sinks") if any(getattr(x, name) for x in layers)]
@@ -234,11 +233,11 @@ def _own(model: Any) -> str:
     return str(model.config.get_text_config()._attn_implementation)
 
 
-def _feed(source: Source, anatomy: Anatomy) -> Feed:
+def _site(source: Source, anatomy: Anatomy) -> RotarySite:
     """A set of frequencies as it is before the patch."""
     shared = source in anatomy.alone.values()
     before = as_it_is(source.module) if shared else None
-    return Feed(source, anatomy.axes[source], before=before)
+    return RotarySite(source, anatomy.axes[source], before=before)
 
 
 def _check_length(sources: list[Source], spec: Spec) -> None:
@@ -251,87 +250,17 @@ def _check_length(sources: list[Source], spec: Spec) -> None:
             )
 
 
-def _start(sources: list[Source], undo: contextlib.ExitStack) -> dict[Source, Rope]:
-    """Put on what the methods start from; the rope parameters of scalings that are taken off."""
-    for source in sources:
-        if source.replaced or (source.by_length and source.length):
-            _set(source, *source.start, undo)
-    return {source: source.plain_rope for source in sources if source.replaced}
-
-
-def _apply_frequencies(
-    source: Source, spec: Spec, length: int | None, undo: contextlib.ExitStack
-) -> Rope:
-    """Divide the frequencies by λ, multiply the attention factors; the rope parameters for it.
-
-    They are as transformers computes them, where it can.
-    """
-    facts = source.facts
-    if source.inv_freq.shape != (len(facts.theta),):
-        raise UnsupportedModelError(f"{type(source.module).__name__}: inv_freq is no buffer [d/2]")
-    scales = torch.tensor(spec.scales(facts), dtype=torch.float64)
-    theta = torch.tensor(facts.theta, dtype=torch.float64) / scales
-    if not torch.isfinite(theta).all():
-        raise UsageError(f"{spec} gives frequencies that are not finite")
-    for way in ways(source, spec, length):
-        _set(source, way.inv_freq, way.factor, undo)
-        return way.rope
-    _set(source, theta, source.start.factor * spec.attention_factor(facts), undo)
-    return source.plain_rope
-
-
-def _set(source: Source, inv_freq: Tensor, factor: float, undo: contextlib.ExitStack) -> None:
-    """Give a rotary module frequencies and an attention factor that no length changes."""
-    module, own, name = source.module, source.inv_freq, source.named("inv_freq")
-    attribute = source.named("attention_scaling")
-    if not hasattr(module, attribute) and factor != 1:
-        raise UnsupportedModelError(f"{type(module).__name__} takes no attention factor")
-    undo.callback(_put_back, module, name, own)
-    module._buffers[name] = inv_freq.to(own.device, torch.float32)
-    replace(undo, module, attribute, factor)
-    if source.by_length and (kinds := module.__dict__.get("rope_type")) is not None:
-        plain = {**kinds, source.layer_type: "default"} if isinstance(kinds, dict) else "default"
-        replace(undo, module, "rope_type", plain)
-
-
-def _put_back(module: nn.Module, name: str, own: Tensor) -> None:
-    """Give a module its buffer back, moved or cast as ours, which was float32, has been since."""
-    ours = cast(Tensor, module._buffers[name])
-    dtype = own.dtype if ours.dtype == torch.float32 else ours.dtype
-    module._buffers[name] = own.to(ours.device, dtype)
-
-
-def _apply_numbers(model: Any, ropes: dict[Source, Rope], undo: contextlib.ExitStack) -> None:
-    """Change what modules beside the rotary ones have of a scaling that is taken off."""
-    if not ropes:
-        return
-    inner = stock_model(model)
-    for (name, key), value in numbers(inner, ropes).items():
-        replace(undo, inner.get_submodule(name), key, value)
-    for source in ropes:
-        if not source.beside:
-            continue
-        config = copy.deepcopy(source.config)
-        rope = config.rope_parameters
-        rope = rope if source.layer_type is None else rope[source.layer_type]
-        rope |= dict.fromkeys(source.beside, 0)
-        for module in inner.modules():
-            reads = module.__dict__.get("config") is source.config
-            if reads and module is not source.module and not isinstance(module, PreTrainedModel):
-                replace(undo, module, "config", config)
-
-
 def _apply_seams(
     model: Any,
     anatomy: Anatomy,
-    feeds: list[Feed],
+    sites: list[RotarySite],
     trained: int,
     spec: Spec,
     path: str,
     undo: contextlib.ExitStack,
 ) -> None:
     """Put the seams on, and check on a few tokens that they are the ones the model uses."""
-    distance = spec.distance if feeds else None
+    distance = spec.distance if sites else None
     parts = distance.parts() if distance else ()
     deep = bool(parts or spec.query_scales)
     alone = anatomy.alone if parts or spec.frequencies else {}
@@ -343,12 +272,12 @@ def _apply_seams(
     elif parts and own not in ("eager", "sdpa"):
         own = "sdpa"
     layers = {layer.module: layer for layer in anatomy.layers}
-    by_source = {feed.source: feed for feed in feeds}
-    state = State(layers, by_source, trained, spec.query_scales, path, own)
+    by_source = {site.source: site for site in sites}
+    state = PatchState(layers, by_source, trained, spec.query_scales, path, own)
     if distance:
         state.cached, state.absolute = parts[distance.cached].key, distance.absolute
-    for feed in feeds:
-        feed.before = feed.before if alone else None
+    for site in sites:
+        site.before = site.before if alone else None
     told = anatomy.axes if spec.query_scales else by_source  # of true positions
     state.rotary = frozenset(source.module for source in told)
     for module in state.rotary:  # before others' hooks, which see what the module gives now
@@ -368,9 +297,9 @@ def _apply_seams(
             use_attention(model, own, whole)
         before = outputs(model, anatomy.layers, anatomy.sources) if deep else []
     state.take(parts)
-    for feed in feeds if parts else []:
-        feed.factor = feed.source.factor
-        replace(undo, feed.source.module, feed.source.named("attention_scaling"), 1.0)
+    for site in sites if parts else []:
+        site.factor = site.source.factor
+        replace(undo, site.source.module, site.source.named("attention_scaling"), 1.0)
     if deep:
         name = register_distance(own) if parts else register_scaled(own)
         state.name = name
@@ -378,18 +307,18 @@ def _apply_seams(
         for module in model.modules():
             if "config" in module.__dict__ or module in layers:
                 replace(undo, module, STATE, state)
-        check = functools.partial(_check_inputs, state)
+        check = functools.partial(check_inputs, state)
         for module in cores:
             undo.callback(module.register_forward_pre_hook(check, with_kwargs=True).remove)
         if parts:
-            undo.callback(core.register_forward_pre_hook(_take_turned, with_kwargs=True).remove)
+            undo.callback(core.register_forward_pre_hook(find_turned, with_kwargs=True).remove)
         writer = spec.full()
         for module in cores if parts else ():
-            known = functools.partial(_check_cache, writer)
+            known = functools.partial(check_cache, writer)
             undo.callback(module.register_forward_pre_hook(known, with_kwargs=True).remove)
-            marked = functools.partial(_mark_cache, writer)
+            marked = functools.partial(mark_cache, writer)
             undo.callback(module.register_forward_hook(marked).remove)
-            undo.callback(module.register_forward_hook(_check_weights).remove)
+            undo.callback(module.register_forward_hook(check_weights).remove)
         for layer in anatomy.taking:
             run = layer.module
             undo.callback(
@@ -398,10 +327,10 @@ def _apply_seams(
             undo.callback(run.register_forward_hook(state.after_layer, always_call=True).remove)
         check_outputs(model, state, before)
     else:
-        forward(model, 1, state.feeds)  # `keep_tables` refuses what it does not understand
+        forward(model, 1, state.sites)  # `keep_tables` refuses what it does not understand
 
 
-def _renew(module: nn.Module, state: State, undo: contextlib.ExitStack) -> None:
+def _renew(module: nn.Module, state: PatchState, undo: contextlib.ExitStack) -> None:
     """Give a module a forward of its own that is its forward: compiled code, which does not look
     for new hooks, is compiled anew. Others may wrap it, and leave it when the patch is gone."""
     renewed = functools.partial(state.as_is, module.forward)
@@ -417,64 +346,3 @@ def _renew(module: nn.Module, state: State, undo: contextlib.ExitStack) -> None:
             module.__dict__["forward"] = own
 
     undo.callback(back)
-
-
-def _implementation(layer: nn.Module) -> str | None:
-    return getattr(layer.__dict__.get("config"), "_attn_implementation", None)
-
-
-@uncompiled
-def _check_inputs(state: State, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
-    """A pre-hook of the base model: finds true positions, where methods count."""
-    if any(_implementation(layer) not in (state.name, None) for layer in state.layers):
-        raise UnsupportedModelError(
-            "the attention implementation was changed while the model was patched: remove the "
-            "patch first"
-        )
-    named = dict(zip(("input_ids", "attention_mask", "position_ids"), args, strict=False))
-    given = {**kwargs, **named}
-    mask, counting = given.get("attention_mask"), state.query_scales or state.absolute
-    flat = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
-    if counting and flat is not None and given.get("position_ids") is None:
-        tokens = given.get("input_ids")
-        tokens = given["inputs_embeds"] if tokens is None else tokens
-        positions = (flat.long().cumsum(-1) - 1).clamp(min=0)
-        kwargs["position_ids"] = positions[:, -tokens.shape[1] :]
-    return args, kwargs
-
-
-@uncompiled
-def _check_cache(writer: str, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-    """A pre-hook of the base model: refuses a cache whose keys are not as the patch leaves them."""
-    for cache in (x for x in (*args, *kwargs.values()) if isinstance(x, Cache)):
-        if int(cache.get_seq_length()) and cache.__dict__.get(WRITER) != writer:
-            raise UnsupportedModelError(
-                "the cache holds keys that were not written under this patch, as those of prefix "
-                "tuning or of the model before it was patched: begin with a cache that is empty"
-            )
-        cache.__dict__[WRITER] = writer
-
-
-@uncompiled
-def _take_turned(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-    """A pre-hook of what holds all layers: finds the keys of a cache that stay turned."""
-    caches = [x for x in (*args, *kwargs.values()) if isinstance(x, Cache)]
-    announce(take_turned(caches[0]) if len(caches) == 1 else {})
-
-
-@uncompiled
-def _mark_cache(writer: str, module: nn.Module, args: Any, output: Any) -> None:
-    """A hook of the base model: leaves in the cache that it has made what wrote its keys."""
-    for cache in output.values() if isinstance(output, dict) else output:
-        if isinstance(cache, Cache):
-            cache.__dict__[WRITER] = writer
-
-
-def _check_weights(module: nn.Module, args: Any, output: Any) -> None:
-    """A hook of the base model: refuses to give nothing where attention weights are asked for."""
-    given = output.values() if isinstance(output, dict) else output
-    if any(isinstance(x, tuple) and all(each is None for each in x) for x in given):
-        raise UnsupportedModelError(
-            "a distance method gives attention weights for `output_attentions=True` of a forward "
-            "alone: the model was asked for them in another way, or its layers do not pass it on"
-        )

@@ -126,7 +126,7 @@ EAGER = Eager()
 _PATHS: dict[str, Path] = {path.name: path for path in (Flash(), Sdpa(), EAGER, Dense())}
 
 
-class Choice(NamedTuple):
+class PathChoice(NamedTuple):
     """A path, and why those before it in PATHS were not taken, a phrase each."""
 
     name: str
@@ -142,7 +142,7 @@ def choose(
     dtype: torch.dtype,
     head_dim: int,
     needs: Sequence[str] = (),
-) -> Choice:
+) -> PathChoice:
     """The path to take.
 
     Args:
@@ -156,18 +156,18 @@ def choose(
         UsageError: an unknown path, or one that cannot run there; the message says why.
     """
     if asked == "dense":
-        return Choice(asked, ())
+        return PathChoice(asked, ())
     check_path(asked)
     place = Place(torch.device(device).type, dtype, head_dim, tuple(needs))
     why = {name: _PATHS[name].why_not(place) for name in PATHS}
     if asked == "auto":
         name = next(name for name in PATHS if why[name] is None)
         passed = PATHS[: PATHS.index(name)]
-        return Choice(name, tuple(f"{other}: {why[other]}" for other in passed))
+        return PathChoice(name, tuple(f"{other}: {why[other]}" for other in passed))
     if why[asked]:
         able = ", ".join(("auto", *(name for name in PATHS if why[name] is None)))
         raise UsageError(f"attention path {asked!r} cannot run: {why[asked]}; valid here: {able}")
-    return Choice(asked, ())
+    return PathChoice(asked, ())
 
 
 def attend(

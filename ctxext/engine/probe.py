@@ -8,10 +8,10 @@ each token, in a binary code. Dimensions that a frequency turns are those that c
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,15 +19,13 @@ from torch.distributed.tensor import DTensor
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
+from ctxext.engine.layers import AttentionSite, handed
+from ctxext.engine.masks import sees, window_of
+from ctxext.engine.rotary import call_rotary, check_module, columns_of, deaf, kept, table_of
 from ctxext.engine.rotation import Rotation, as_index
 from ctxext.engine.switch import registered, replaced, use_attention
 from ctxext.errors import CtxextError, UnsupportedModelError, short
 from ctxext.models.layout import Source
-from ctxext.patches import Spec
-from ctxext.patches.base import Part, identity
-
-if TYPE_CHECKING:
-    from ctxext.engine.seams import State
 
 PROBE = registered("probe")
 TOKENS = 8  # at least
@@ -37,52 +35,7 @@ ODD = (
     "it is rotated in a way that is not understood: a quarter turn of one frequency does not turn "
     "one pair of dimensions"
 )
-FAR = 2**31  # tokens: what sees so far back sees all
 SERVED = ("scaling", "dropout", "softcap", "s_aux")  # numbers that our attention takes
-
-
-@dataclass
-class Layer:
-    """What is known of one attention layer.
-
-    Attributes:
-        module: what is handed to the attention function.
-        source: the frequencies that rotate it; None for a layer without positions.
-        rotation: the pairs that they turn.
-        weights: norms that multiply queries and keys by dimension after they are rotated.
-        inside: whether its mask hides every key T or more tokens back.
-        window: how many tokens its mask lets a query see, itself included; None for no limit.
-        softcap, sinks: whether its scores are capped, or it has attention sinks.
-        head_dim: of queries and keys.
-        causal: whether each token sees itself and what is before it, and no more.
-        handed: the names of what else its attention was handed that could change what it gives.
-        odd: what its attention goes by that the engine does not know, in a few words.
-        blurred: why it is not known how it is rotated, in a few words.
-    """
-
-    module: nn.Module
-    inside: bool
-    softcap: bool
-    sinks: bool
-    head_dim: int
-    causal: bool
-    odd: str | None
-    window: int | None = None
-    handed: frozenset[str] = frozenset()
-    source: Source | None = None
-    rotation: Rotation | None = None
-    weights: tuple[nn.Module, nn.Module] | None = None
-    blurred: str | None = None
-
-    def why_not(self, spec: Spec) -> str | None:
-        """Why this layer keeps a model from taking a spec, in a few words."""
-        if self.blurred:
-            return self.blurred
-        if not self.causal and (spec.distance or spec.query_scales):
-            return "its attention is not causal"
-        if self.odd and spec.distance:
-            return self.odd
-        return None
 
 
 class _NotUnderstoodError(Exception):
@@ -125,7 +78,9 @@ class _Run:
 _RUNNING: ContextVar[_Run] = ContextVar("running")
 
 
-def learn(model: Any, sources: list[Source]) -> tuple[list[Layer], dict[Source, tuple[int, ...]]]:
+def learn(
+    model: Any, sources: list[Source]
+) -> tuple[list[AttentionSite], dict[Source, tuple[int, ...]]]:
     """The layers whose attention runs through transformers' interface, in order.
 
     Also the frequencies that a text uses, each with the shape of positions before [b, n].
@@ -141,14 +96,14 @@ def learn(model: Any, sources: list[Source]) -> tuple[list[Layer], dict[Source, 
     turned = _run(model, sources, still.used)
     if [c.module for c in still.calls] != [c.module for c in turned.calls]:
         raise UnsupportedModelError(
-            f"{_kind(model)} takes another way through its layers each time"
+            f"{kind_of(model)} takes another way through its layers each time"
         )
-    layers: dict[nn.Module, Layer] = {}
+    layers: dict[nn.Module, AttentionSite] = {}
     widths = {source: len(source.inv_freq) for source in still.used}
-    columns = {s: _columns(s, still.axes[s]) for s in still.used}
+    columns = {s: columns_of(s, still.axes[s]) for s in still.used}
     for source in still.used:
         if len(columns[source].keys() - {-1}) < widths[source]:
-            raise _deaf(source.module)
+            raise deaf(source.module)
     trained = sources[0].trained
     for before, after in zip(still.calls, turned.calls, strict=True):
         layer = _layer(before, still, trained)
@@ -158,14 +113,14 @@ def learn(model: Any, sources: list[Source]) -> tuple[list[Layer], dict[Source, 
             if layer.source and query_norm and key_norm:
                 layer.weights = (query_norm, key_norm)
         except _NotUnderstoodError as error:
-            layer.blurred = str(error)
+            layer.not_understood = str(error)
         known = layers.setdefault(before.module, layer)
         if (known.source, known.inside) != (layer.source, layer.inside):
-            known.blurred = "a layer of it is called in two ways"
+            known.not_understood = "a layer of it is called in two ways"
     return list(layers.values()), still.axes
 
 
-def _kind(model: Any) -> str:
+def kind_of(model: Any) -> str:
     return str(model.config.get_text_config().model_type)
 
 
@@ -176,7 +131,7 @@ def _run(model: Any, sources: list[Source], turning: list[Source] | None) -> _Ru
     with contextlib.ExitStack() as undo:
         for module in {id(s.module): s.module for s in sources}.values():
             own = {s.layer_type: s for s in sources if s.module is module}
-            undo.enter_context(_kept(module))
+            undo.enter_context(kept(module))
             undo.enter_context(replaced(module, "forward", _stand_in(run, module, own, turning)))
         AttentionInterface.register(PROBE, _attention)
         AttentionMaskInterface.register(PROBE, _mask)
@@ -213,7 +168,7 @@ def forward(model: Any, length: int, sources: Iterable[Source]) -> None:
             contextlib.ExitStack() as undo,
         ):
             for module in {id(source.module): source.module for source in sources}.values():
-                undo.enter_context(_kept(module))
+                undo.enter_context(kept(module))
             run = model if isinstance(weight, DTensor) else model.base_model  # sharded from outside
             run(input_ids=ids, use_cache=False)
     except CtxextError:
@@ -221,28 +176,11 @@ def forward(model: Any, length: int, sources: Iterable[Source]) -> None:
     except Exception as error:
         why = short(error)
         raise UnsupportedModelError(
-            f"{_kind(model)} does not run on a few tokens: {why}"
+            f"{kind_of(model)} does not run on a few tokens: {why}"
         ) from error
     finally:
         for module, training in modes.items():
             module.training = training
-
-
-@contextlib.contextmanager
-def _kept(rotary: nn.Module) -> Iterator[None]:
-    """Undo what a forward does to a rotary module whose frequencies depend on the length."""
-    values = {name: (x, x.clone()) for name, x in rotary._buffers.items() if x is not None}
-    attributes = {name: value for name, value in vars(rotary).items() if name[0] != "_"}
-    try:
-        yield
-    finally:
-        for name in vars(rotary).keys() - attributes.keys():
-            if name[0] != "_":
-                delattr(rotary, name)
-        rotary.__dict__.update(attributes)
-        for name, (buffer, value) in values.items():
-            rotary._buffers[name] = buffer
-            buffer.data.copy_(value)
 
 
 # What stands in ----------------------------------------------------------------------------------
@@ -268,7 +206,7 @@ def _stand_in(
             return still
         codes = _codes(source, turning)
         rows = [
-            _table(real, source, x, position_ids[..., :1], codes >> t & 1)
+            table_of(real, source, x, position_ids[..., :1], codes >> t & 1)
             for t in range(position_ids.shape[-1])
         ]
         if isinstance(rows[0], tuple):
@@ -276,31 +214,6 @@ def _stand_in(
         return torch.cat(rows, -2)
 
     return tables
-
-
-def call_rotary(function: Any, x: Tensor, positions: Tensor, layer_type: str | None) -> Any:
-    """A rotary module's tables for positions [·, b, l]."""
-    return function(x, positions, **({} if layer_type is None else {"layer_type": layer_type}))
-
-
-def _table(real: Any, source: Source, x: Tensor, like: Tensor, quarter: Tensor) -> Any:
-    """The tables of one token whose frequencies turn by a quarter where `quarter` [d/2] is 1."""
-    module, name = source.module, source.named("inv_freq")
-    kept, scaling = source.inv_freq, module.__dict__.get("rope_type")
-    module._buffers[name] = (quarter * torch.pi / 2).to(kept.device, kept.dtype)
-    try:
-        if scaling is not None:
-            module.__dict__["rope_type"] = plain_type(scaling)
-        return call_rotary(real, x, torch.ones_like(like), source.layer_type)
-    finally:
-        module._buffers[name] = kept
-        if scaling is not None:
-            module.__dict__["rope_type"] = scaling
-
-
-def plain_type(scaling: Any) -> Any:
-    """A rotary module's `rope_type` by which its forward changes no frequency."""
-    return dict.fromkeys(scaling, "default") if isinstance(scaling, dict) else "default"
 
 
 def _codes(source: Source, turning: list[Source]) -> Tensor:
@@ -338,57 +251,6 @@ def _mask(**given: Any) -> Tensor | None:
         seen = (whole, given["mask_function"], given.get("local_size"))
         _RUNNING.get().masks[whole.untyped_storage().data_ptr()] = seen
     return whole
-
-
-# What it shows -----------------------------------------------------------------------------------
-
-
-def check_module(source: Source, axes: tuple[int, ...]) -> None:
-    """UnsupportedModelError where a rotary module does not go by its inv_freq.
-
-    At position 1/2 its cosines must be cos(θ/2) times the factor: float32 rounds them by 6e-8.
-    """
-    module = source.module
-    if source.inv_freq.is_meta:
-        return
-    half = torch.full((*axes, 1, 1), 0.5, device=source.inv_freq.device)
-    like = torch.zeros(1, 1, 1, device=source.inv_freq.device)
-    with _kept(module):
-        try:
-            out = call_rotary(module.forward, like, half, source.layer_type)
-        except Exception as error:
-            why = short(error)
-            raise UnsupportedModelError(
-                f"{type(module).__name__} cannot be called: {why}"
-            ) from error
-        expected = (source.inv_freq.float() / 2).cos() * source.factor
-    cos = (out[0] if isinstance(out, tuple) else out.real).flatten()
-    if not ((cos[:, None] - expected).abs().amin(0) <= 1e-5).all():
-        raise _deaf(module)
-
-
-def _deaf(module: nn.Module) -> UnsupportedModelError:
-    return UnsupportedModelError(
-        f"{type(module).__name__} does not rotate by its inv_freq, so methods would do nothing"
-    )
-
-
-def _columns(source: Source, axes: tuple[int, ...]) -> dict[int, int]:
-    """The column of the rotary module's tables that holds each frequency, by its number."""
-    inv_freq = source.inv_freq
-    like = torch.zeros(1, 1, 1, device=inv_freq.device)
-    position = torch.ones(*axes, 1, 1, device=inv_freq.device)
-    codes = torch.arange(len(inv_freq)) + 1
-    found = torch.zeros((), dtype=torch.long)
-    with _kept(source.module):
-        for t in range(int(codes[-1]).bit_length()):
-            out = _table(source.module.forward, source, like, position, codes >> t & 1)
-            cos, sin = out if isinstance(out, tuple) else (out.real, out.imag)
-            found = found + ((sin.abs() > cos.abs()).long().flatten().cpu() << t)
-    columns: dict[int, int] = {}
-    for column, code in enumerate(found.tolist()):
-        columns.setdefault(code - 1, column)
-    return columns
 
 
 def _decode(
@@ -451,39 +313,26 @@ def _source_of(code: int, widths: dict[Source, int]) -> tuple[Source, int]:
     raise _NotUnderstoodError(ODD)
 
 
-def _layer(call: _Seen, run: _Run, trained: int) -> Layer:
+def _layer(call: _Seen, run: _Run, trained: int) -> AttentionSite:
     """What a call says of its layer, but for its rotation."""
     inside, causal, window = False, call.given.get("is_causal") is not False, None
     if call.mask is not None and call.mask.untyped_storage().data_ptr() in run.masks:
         _, function, local = run.masks[call.mask.untyped_storage().data_ptr()]
         try:
-            inside = not _sees(function, trained, min(trained, QUERIES))
-            window = _window(function)
+            inside = not sees(function, trained, min(trained, QUERIES))
+            window = window_of(function)
         except IndexError:  # it goes by what these few tokens are
             inside, window = local is not None and local <= trained, local
-        causal = causal and not _sees(function, -1, 2)
+        causal = causal and not sees(function, -1, 2)
     given = {name: x for name, x in call.given.items() if name not in SERVED}
     names = frozenset(handed(given))
-    odd = [name for name in sorted(names) if not _says_positions(given[name], run, call)]
-    why = f"its attention takes {odd[0]!r}, by which it may choose keys" if odd else None
+    others = [name for name in sorted(names) if not _says_positions(given[name], run, call)]
+    why = f"its attention takes {others[0]!r}, by which it may choose keys" if others else None
     if call.mask is not None and call.mask.untyped_storage().data_ptr() not in run.masks:
         why = "its attention chooses keys by a mask of its own, which may go by positions"
     sinks, softcap = call.given.get("s_aux") is not None, bool(call.given.get("softcap"))
     head_dim = call.query.shape[-1]
-    return Layer(call.module, inside, softcap, sinks, head_dim, causal, why, window, names)
-
-
-def handed(given: dict[str, Any]) -> Iterator[str]:
-    """Which arguments of an attention function could change what it gives: functions, numbers that
-    are no counts, and tensors of more than one. Flags and caches keep books."""
-    for name, value in given.items():
-        some = value if isinstance(value, (tuple, list)) else (value,)
-        if any(callable(x) or isinstance(x, float) or _is_many(x) for x in some):
-            yield name
-
-
-def _is_many(x: Any) -> bool:
-    return isinstance(x, Tensor) and x.numel() > 1
+    return AttentionSite(call.module, inside, softcap, sinks, head_dim, causal, why, window, names)
 
 
 def _says_positions(value: Any, run: _Run, call: _Seen) -> bool:
@@ -499,78 +348,3 @@ def _says_positions(value: Any, run: _Run, call: _Seen) -> bool:
         )
 
     return all(map(says, some))
-
-
-def _window(function: Any) -> int | None:
-    """How many tokens a mask function lets a query see, itself included; None for no limit."""
-    if _sees(function, FAR, 1):
-        return None
-    low, high = 0, FAR
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if _sees(function, middle, 1) else (low, middle)
-    return high
-
-
-def _sees(function: Any, back: int, count: int) -> bool:
-    """Whether a mask function lets any of `count` queries see the key `back` tokens before it."""
-    first = max(0, back)
-    query = torch.arange(first, first + count)
-    zero = torch.zeros_like(query)
-    seen = function(zero, zero, query, query - back)
-    return bool(torch.as_tensor(seen).any())
-
-
-# What the engine gives --------------------------------------------------------------------------
-
-
-def outputs(model: Any, layers: Iterable[Layer], sources: Iterable[Source]) -> list[Tensor]:
-    """What each attention layer gives on a few tokens, in evaluation mode: [tokens, ·] each."""
-    seen: list[Tensor] = []
-
-    def keep(module: nn.Module, args: Any, output: Any) -> None:
-        first = output[0] if isinstance(output, tuple) else output
-        seen.append(first.detach().flatten(0, 1).float().cpu())
-
-    hooks = [layer.module.register_forward_hook(keep) for layer in layers]
-    try:
-        forward(model, TOKENS, sources)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return seen
-
-
-def check_outputs(model: Any, state: State, before: list[Tensor]) -> None:
-    """With a window wider than the probe, each attention must give what it gave before the patch.
-
-    Off means relative to a token's largest output. In float32 no token may be off by 1e-3, where
-    rounding an angle of TOKENS radians costs 1e-6 a layer; in 16 bits or under autocast, where each
-    rounding costs 4e-3 and may route a token to another expert, half of the tokens must be within
-    1e-1.
-    """
-    kept = state.parts
-    state.take(_wide(state) if kept else ())
-    scales, state.query_scales = state.query_scales, ()
-    try:
-        after = outputs(model, state.layers.values(), state.feeds)
-    finally:
-        state.take(kept)
-        state.query_scales = scales
-    weight = next(model.parameters())
-    wide = weight.dtype in (torch.float32, torch.float64)
-    wide = wide and not torch.is_autocast_enabled(weight.device.type)
-    for old, new in zip(before, after, strict=True):
-        off = (old - new).abs().amax(-1) / old.abs().amax(-1).clamp(min=1e-9)
-        worst = float(off.max() if wide else off.median())
-        if not worst <= (1e-3 if wide else 1e-1):
-            raise UnsupportedModelError(
-                f"{_kind(model)} is rotated in a way that is not understood: with an infinite "
-                f"window its attention is off by {worst:.1g}"
-            )
-
-
-def _wide(state: State) -> tuple[Part, ...]:
-    """The same cached keys, with a near part that reaches over the whole probe."""
-    near = Part(0, TOKENS, identity, identity)
-    return (near, Part(TOKENS, None, state.cached, state.cached))

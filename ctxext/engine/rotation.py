@@ -33,9 +33,10 @@ class Rotation:
         The products are taken in float32 at least and rounded once.
         """
         cos, sin = cos[..., self.column][:, None], sin[..., self.column][:, None]
-        if torch.is_grad_enabled() or x.device.type != "cpu":
-            return self._turn(x, cos, sin, torch.empty_like(x) if self.whole else x.clone())
         out = torch.empty_like(x) if self.whole else x.clone()
+        few = x.shape[-2] <= TURN_AT_ONCE
+        if few or torch.is_grad_enabled() or x.device.type != "cpu":
+            return self._turn(x, cos, sin, out)
         for start in range(0, x.shape[-2], TURN_AT_ONCE):
             at = (..., slice(start, start + TURN_AT_ONCE), slice(None))
             self._turn(x[at], cos[at], sin[at], out[at])

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
-from ctxext.engine.seams import CAUSAL, STATE, WATCH, State, own_attention, seen_by
+from ctxext.engine.masks import seen_by
+from ctxext.engine.seams import CAUSAL, WATCH, own_attention
+from ctxext.engine.state import STATE, PatchState
 from ctxext.engine.switch import replace, use_attention
 from ctxext.errors import UnsupportedModelError
 
@@ -31,7 +33,7 @@ def watching(model: Any, watch: Watch) -> Iterator[None]:
     """
     state = next((s for m in model.modules() if (s := m.__dict__.get(STATE))), None)
     own = str(model.config.get_text_config()._attn_implementation)
-    own = state.own if isinstance(state, State) else own
+    own = state.own if isinstance(state, PatchState) else own
     if own not in ("sdpa", "eager"):
         raise UnsupportedModelError(f"{own} attention cannot be watched: load the model with sdpa")
     name = f"ctxext_watched_{own}"
@@ -40,7 +42,7 @@ def watching(model: Any, watch: Watch) -> Iterator[None]:
     with contextlib.ExitStack() as undo:
         for module in model.modules():
             replace(undo, module, WATCH, watch)
-        if isinstance(state, State):
+        if isinstance(state, PatchState):
             replace(undo, state, "own", name)
         else:
             use_attention(model, name, undo)

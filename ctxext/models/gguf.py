@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ctxext.errors import UsageError
+from ctxext.errors import UsageError, short
 from ctxext.models.trained import LONGEST, ORIGINAL
 
 if TYPE_CHECKING:
@@ -128,9 +128,9 @@ def _readable(path: Path) -> Iterator[Any]:
     try:
         yield GGUFReader(path)
     except Exception as error:  # the reader trusts its file
-        said = " ".join(str(error).split()) or type(error).__name__
+        why = short(error, 200)
         raise UsageError(
-            f"{str(path)!r} is no GGUF file that can be read ({said[:200]}): download it anew"
+            f"{str(path)!r} is no GGUF file that can be read ({why}): download it anew"
         ) from error
 
 

@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 from ctxext import caches
-from ctxext.errors import CtxextError, UsageError
+from ctxext.errors import CtxextError, UsageError, short
 from ctxext.registry import did_you_mean
 
 _SECONDS = 3600  # that pip may take for a package
@@ -123,4 +123,4 @@ def _download(package: str, place: Path) -> None:
     if done.returncode:
         said = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
         why = said[-1].removeprefix("ERROR: ") if said else "is pip installed?"
-        raise CtxextError(f"pip cannot download {package}: {why[:300]}")
+        raise CtxextError(f"pip cannot download {package}: {short(why)}")

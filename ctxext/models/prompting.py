@@ -10,7 +10,7 @@ from __future__ import annotations
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from ctxext.errors import ENDS_RUN, UsageError
+from ctxext.errors import ENDS_RUN, UsageError, short
 
 _WORDS = ("a", "of 1", "的")  # one of which every vocabulary has
 THINKING = "enable_thinking"  # the word by which templates are told
@@ -133,7 +133,7 @@ class Prompter:
                 raise ValueError("it leaves the prompt out, or changes it")
             return wrapped
         except Exception as error:
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            reason = short(error, 200)
             raise UsageError(
                 f"the tokenizer's chat template cannot be used: {reason}: give chat=false"
             ) from error

@@ -1,0 +1,68 @@
+"""A few tokens through a model, by which it gives under an infinite window what it gave before."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ctxext.engine.layers import AttentionSite
+from ctxext.engine.probe import TOKENS, forward, kind_of
+from ctxext.engine.state import PatchState
+from ctxext.errors import UnsupportedModelError
+from ctxext.models.layout import Source
+from ctxext.patches.base import Part, identity
+
+
+def outputs(model: Any, layers: Iterable[AttentionSite], sources: Iterable[Source]) -> list[Tensor]:
+    """What each attention layer gives on a few tokens, in evaluation mode: [tokens, ·] each."""
+    seen: list[Tensor] = []
+
+    def keep(module: nn.Module, args: Any, output: Any) -> None:
+        first = output[0] if isinstance(output, tuple) else output
+        seen.append(first.detach().flatten(0, 1).float().cpu())
+
+    hooks = [layer.module.register_forward_hook(keep) for layer in layers]
+    try:
+        forward(model, TOKENS, sources)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return seen
+
+
+def check_outputs(model: Any, state: PatchState, before: list[Tensor]) -> None:
+    """With a window wider than the probe, each attention must give what it gave before the patch.
+
+    Off means relative to a token's largest output. In float32 no token may be off by 1e-3, where
+    rounding an angle of TOKENS radians costs 1e-6 a layer; in 16 bits or under autocast, where each
+    rounding costs 4e-3 and may route a token to another expert, half of the tokens must be within
+    1e-1.
+    """
+    kept = state.parts
+    state.take(_wide(state) if kept else ())
+    scales, state.query_scales = state.query_scales, ()
+    try:
+        after = outputs(model, state.layers.values(), state.sites)
+    finally:
+        state.take(kept)
+        state.query_scales = scales
+    weight = next(model.parameters())
+    wide = weight.dtype in (torch.float32, torch.float64)
+    wide = wide and not torch.is_autocast_enabled(weight.device.type)
+    for old, new in zip(before, after, strict=True):
+        off = (old - new).abs().amax(-1) / old.abs().amax(-1).clamp(min=1e-9)
+        worst = float(off.max() if wide else off.median())
+        if not worst <= (1e-3 if wide else 1e-1):
+            raise UnsupportedModelError(
+                f"{kind_of(model)} is rotated in a way that is not understood: with an infinite "
+                f"window its attention is off by {worst:.1g}"
+            )
+
+
+def _wide(state: PatchState) -> tuple[Part, ...]:
+    """The same cached keys, with a near part that reaches over the whole probe."""
+    near = Part(0, TOKENS, identity, identity)
+    return (near, Part(TOKENS, None, state.cached, state.cached))
