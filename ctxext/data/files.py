@@ -112,7 +112,7 @@ def parquet_column(file: str | IO[bytes], column: str, where: str) -> Iterator[A
             for batch in parquet.iter_batches(batch_size=1024, columns=[column]):
                 yield from batch.column(column).to_pylist()
     except (OSError, ValueError, pyarrow.ArrowException) as error:
-        why = getattr(error, "strerror", None) or short(error)
+        why = getattr(error, "strerror", None) or short(error, 200)
         raise UsageError(f"{where} cannot be read: {why}") from None
 
 

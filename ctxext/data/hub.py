@@ -63,7 +63,7 @@ def read_table(where: str, path: str, rest: str, config: str | None, begin: bool
     except UsageError:
         raise
     except Exception as error:
-        why = f"{offline}: {short(error)}" if offline else short(error)
+        why = f"{offline}: {short(error, 150)}" if offline else short(error, 200)
         raise UsageError(f"{where} cannot be loaded: {why}") from error
     facts = {"config": builder.config.name, "split": split, "column": column}
     return Table(_guarded(where, table, column), facts)
@@ -140,7 +140,7 @@ def _guarded(where: str, values: Iterator[Any], column: str) -> Iterator[str]:
     except UsageError:
         raise
     except Exception as error:
-        raise UsageError(f"{where} cannot be loaded: {short(error)}") from error
+        raise UsageError(f"{where} cannot be loaded: {short(error, 200)}") from error
 
 
 def _saved(where: str, path: str, split: str, column: str) -> Table:
