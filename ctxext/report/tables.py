@@ -51,7 +51,6 @@ CSV = (
     *("tokens_per_second", "speed_ratio", "peak_memory_bytes", "memory_ratio"),
     *("prefill_tokens_per_second", "prefill_ratio", "decode_tokens_per_second", "decode_ratio"),
 )
-INTERVAL = "(Wilson's; wider than need be where answers are right in part)"
 _COSTS = {
     "speed": "tokens/s",
     "prefill": "prefill tokens/s",
@@ -279,8 +278,8 @@ def _told(table: Table) -> Iterator[str]:
         names = f"{', '.join(most)} and {last}" if most else last
         length = format_length(table.columns[table.costed].length)
         yield (
-            f"{names.capitalize()} are of the evaluation at length {length}; × is over rope on the "
-            "same device."
+            f"{names.capitalize()} {'are' if most else 'is'} of the evaluation at length {length}; "
+            "× is over rope on the same device."
         )
 
 
@@ -347,7 +346,8 @@ def _caption(table: Table, higher: bool | None, rope: Record | None) -> str:
     said = ["percent"] if table.group.metric in SHARES else []
     said += [] if higher is None else [f"{'higher' if higher else 'lower'} is better"]
     if any(cell.interval for _, _, cell in table.cells()):
-        said.append(f"in brackets the 95% interval over {_count(table)} {INTERVAL}")
+        part = "" if table.group.metric in SHARES else "; too wide where answers are right in part"
+        said.append(f"in brackets the 95% interval over {_count(table)} (Wilson's{part})")
     else:
         said.append(f"± is the standard error over {table.unit}")
     if table.tax is not None and rope is None:
