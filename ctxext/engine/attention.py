@@ -36,13 +36,18 @@ class Attention(NamedTuple):
     @property
     def plain(self) -> bool:
         """Whether causal order and positions that go on by one are all there is to it."""
-        return (
-            self.mask is None
-            and self.at.offset is not None
-            and not self.dropout
-            and self.softcap is None
-            and self.sinks is None
-        )
+        return self.bare and self.mask is None and self.at.offset is not None
+
+    @property
+    def bare(self) -> bool:
+        """Whether scores are what they are, and weights too."""
+        return not self.dropout and self.softcap is None and self.sinks is None
+
+    @property
+    def graded(self) -> bool:
+        """Whether gradients are asked for."""
+        some = (self.query, self.key, self.value)
+        return torch.is_grad_enabled() and any(x.requires_grad for x in some)
 
 
 class Place(NamedTuple):

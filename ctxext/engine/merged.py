@@ -70,6 +70,7 @@ def merged_attention(
     operator: Operator,
     at: Positions | None = None,
     turned: Mapping[int, Tensor] | None = None,
+    mask: Tensor | None = None,
 ) -> Tensor:
     """Equal to `reference.dense_attention`, causal and without dropout, in linear memory.
 
@@ -79,8 +80,9 @@ def merged_attention(
         query, key, value, turn, scaling: as there; key and value have one head dimension.
         parts: as there; keys of those whose `key` is `as_held` are taken as they are.
         operator: what computes plain attention on this device, in this dtype.
-        at: as there; of one row of consecutive keys.
+        at: as there; of one row of consecutive keys, but for one query.
         turned: the keys low … high−1 of some parts, by index, that are turned already.
+        mask: as there, of one query, for operators with `row_masks`; without gradients.
     """
     n, m = query.shape[2], key.shape[2]
     at = at or Positions.consecutive(n, m)
@@ -96,22 +98,33 @@ def merged_attention(
             keys.append(turn(k, k_at) if low < high and k_at is not None else k)
     firsts = [band.low for band in bands]
     (b, h, _, d), g = query.shape, key.shape[1]
-    divide = _windows if operator.windows else _triangles
     if n == 1 and not operator.windows:  # one query's heads are as many queries of their keys
-        divide, queries = _single, [q.reshape(b, g, h // g, d) for q in queries]
-    calls = list(divide(bands, at.offset or 0, query, key))
+        queries = [q.reshape(b, g, h // g, d) for q in queries]
+        calls = list(_single(bands, at, mask, query))
+    else:
+        divide = _windows if operator.windows else _triangles
+        calls = list(divide(bands, at.offset or 0, query, key))
     merged: Tensor = _Merge.apply(  # type: ignore[no-untyped-call]
         operator, calls, firsts, scaling, value, *queries, *keys
     )
     return merged.reshape(query.shape) if n == 1 else merged
 
 
-def _single(bands: Bands, offset: int, query: Tensor, key: Tensor) -> Iterator[Call]:
-    """One call for each part of a single query, which sees all of the part's keys."""
-    for index, band in enumerate(bands):
-        if band.low < band.high:
-            keys = _cut(0, band.high - band.low)
-            yield Call(index, _cut(0, None), keys, Pattern(), False, index == 0)
+def _single(bands: Bands, at: Positions, mask: Tensor | None, like: Tensor) -> Iterator[Call]:
+    """One call for each part of a single query, which sees all of the part's keys.
+
+    Where rows differ, or a mask hides some, each row sees its own.
+    """
+    for index, (part, low, high, *_) in enumerate(bands):
+        if low >= high:
+            continue
+        pattern = Pattern()
+        if mask is not None or at.offset is None:
+            seen = at.held(part, 0, 1, low, high)[:, None].to(like.device)
+            seen = seen if mask is None else seen & mask[..., low:high]
+            hides = torch.zeros_like(seen, dtype=like.dtype).masked_fill_(~seen, -torch.inf)
+            pattern = Pattern(mask=hides)
+        yield Call(index, _cut(0, None), _cut(0, high - low), pattern, False, index == 0)
 
 
 def _windows(bands: Bands, offset: int, query: Tensor, key: Tensor) -> Iterator[Call]:
@@ -280,6 +293,9 @@ class _Merge(torch.autograd.Function):
             q, k = call.rows(queries[call.part]), call.keys(keys[call.part])
             v = call.keys(value[:, :, firsts[call.part] :])
             new, its = operator.forward(q, k, v, scaling, call.pattern)
+            if call.pattern.mask is not None and call.pattern.mask.ndim == 4:
+                none = call.pattern.mask.isneginf().all(-1)  # rows that see no key of the part
+                its = its.masked_fill(none, torch.finfo(wide).min / 4)
             o, s, its = call.rows(out), call.rows(lse), its[..., None]
             if call.fresh:
                 o.copy_(new)

@@ -23,7 +23,7 @@ class Pattern(NamedTuple):
     """Which keys the queries see: all of them, unless one of these says less."""
 
     causal: bool = False  # the last query sees the last key; without `windows`, n = m
-    mask: Tensor | None = None  # [n, m], added to the scores
+    mask: Tensor | None = None  # [n, m], or [b, 1, 1, m] for `row_masks`, added to the scores
     window: int | None = None  # a causal query sees its last so many keys
 
 
@@ -31,6 +31,7 @@ class Operator(Protocol):
     """An attention operator."""
 
     windows: bool  # takes windows, n < m under causal, and g < h; else it takes masks
+    row_masks: bool  # also such of each row [b, 1, 1 or n, m]
 
     def forward(
         self, q: Tensor, k: Tensor, v: Tensor, scale: float, pattern: Pattern
@@ -55,6 +56,7 @@ class CpuFlash:
     """torch's flash attention for the CPU; its own autograd formula leaves the lse out."""
 
     windows = False
+    row_masks = True
 
     def forward(
         self, q: Tensor, k: Tensor, v: Tensor, scale: float, pattern: Pattern
@@ -89,6 +91,7 @@ class CudaEfficient:
     """
 
     windows = False
+    row_masks = False  # not tried
 
     def forward(
         self, q: Tensor, k: Tensor, v: Tensor, scale: float, pattern: Pattern
@@ -139,6 +142,7 @@ class CudaFlash:
     """FlashAttention: that of the flash-attn package where it has it, else torch's own copy."""
 
     windows = True
+    row_masks = False
 
     @staticmethod
     def available() -> bool:

@@ -38,8 +38,12 @@ class Merged:
 
     def serves(self, given: Attention) -> bool:
         """All but FEW queries in 32 bits or more, and values that are wider than keys."""
-        few = given.query.shape[2] < FEW and given.value.dtype in (torch.float32, torch.float64)
-        return given.plain and not few and given.value.shape[3] <= given.key.shape[3]
+        n = given.query.shape[2]
+        few = n < FEW and given.value.dtype in (torch.float32, torch.float64)
+        if few or given.value.shape[3] > given.key.shape[3]:
+            return False
+        rows = n == 1 and given.bare and not given.graded and self.operator(given.query).row_masks
+        return given.plain or rows
 
     def operator(self, query: Tensor) -> Operator:
         """What computes plain attention for these queries."""
@@ -47,10 +51,10 @@ class Merged:
 
     def run(self, given: Attention) -> Tensor:
         """Values of a smaller head dimension than the keys' are filled up."""
-        query, key, value, parts, turn, scaling, at, *_, turned = given
+        query, key, value, parts, turn, scaling, at, mask, *_, turned = given
         operator, (d, width) = self.operator(query), (key.shape[3], value.shape[3])
         value = pad(value, (0, d - width)) if width < d else value
-        out = merged_attention(query, key, value, parts, turn, scaling, operator, at, turned)
+        out = merged_attention(query, key, value, parts, turn, scaling, operator, at, turned, mask)
         return out[..., :width]
 
 
