@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import struct
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 from commands import run as command
 from test_gguf import LENGTH, QWEN_SPECS, SPECS, TINY, edit, load, qwen, run, saved  # noqa: F401
 
@@ -19,7 +21,7 @@ import ctxext
 from ctxext.errors import UsageError
 from ctxext.models import gguf as module
 from ctxext.models import packages
-from ctxext.models.loading import Source, load_config
+from ctxext.models.loading import Source, load_config, load_model
 
 gguf = pytest.importorskip("gguf", reason="needs the gguf package: pip install 'ctxext[gguf]'")
 IDS = torch.arange(10, 74)[None]
@@ -66,6 +68,108 @@ def test_llama3_is_known_by_its_numbers(tmp_path: Path) -> None:
     same(tmp_path / "m.gguf", load(folder), 65536)
 
 
+@pytest.mark.parametrize("key", ["rope.scale_linear", "rope.scaling.factor"])
+def test_a_factor_without_a_type_is_linear(key: str, tiny: Path, tmp_path: Path) -> None:
+    changes = {"llama.rope.scaling.type": None, f"llama.{key}": 4.0}
+    rewritten(tiny / "m.gguf", tmp_path / "m.gguf", **changes)
+    rope = load_config(Source(str(tmp_path / "m.gguf"))).rope_parameters
+    assert (rope["rope_type"], rope["factor"]) == ("linear", 4.0)
+
+
+FAMILIES = {  # what the loader leaves out of each, as converters write it
+    "starcoder2": ("Starcoder2", {"norm_epsilon": 1e-3}, {}),
+    "stablelm": ("StableLm", {"layer_norm_eps": 1e-3}, {"rope.dimension_count": 4}),
+    "nemotron": ("Nemotron", {"norm_eps": 1e-3}, {"rope.dimension_count": 8}),
+    "phi3": ("Phi3", {"rms_norm_eps": 1e-3, "sliding_window": 8}, {"attention.sliding_window": 8}),
+    "gemma2": (
+        "Gemma2",
+        {"rms_norm_eps": 1e-3, "head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 8}
+        | {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0},
+        {"attention.key_length": 16, "attention.sliding_window": 8}
+        | {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0},
+    ),
+    "gemma3": (
+        "Gemma3",
+        {"rms_norm_eps": 1e-3, "head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 8}
+        | {"final_logit_softcapping": 3.0},
+        {"attention.key_length": 16, "attention.sliding_window": 8, "rope.freq_base_swa": 500.0}
+        | {"final_logit_softcapping": 3.0},
+    ),
+}
+
+
+def written(family: str, file: Path) -> Any:
+    """A tiny random model, written to a file as llama.cpp's converter does it."""
+    name, settings, said = FAMILIES[family]
+    shape = {"vocab_size": 96, "hidden_size": 64, "intermediate_size": 96, "pad_token_id": 0}
+    shape |= {"num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 2}
+    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": 3000.0}
+    if "rope.dimension_count" in said:
+        rope["partial_rotary_factor"] = said["rope.dimension_count"] / 16
+    if family == "gemma3":
+        name = "Gemma3Text"
+        rope = {"full_attention": rope, "sliding_attention": {**rope, "rope_theta": 500.0}}
+        settings = {**settings, "layer_types": ["sliding_attention"] * 2}
+    config = getattr(transformers, f"{name}Config")(
+        **shape, **settings, bos_token_id=1, eos_token_id=2, rope_parameters=rope
+    )
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    for weight in model.parameters():
+        torch.nn.init.normal_(weight, std=0.3)
+    writer = gguf.GGUFWriter(file, family)
+    epsilon = {"gemma2": "rms_", "gemma3": "rms_", "phi3": "rms_"}.get(family, "")
+    said = {"context_length": 64, "block_count": 2, "embedding_length": 64, **said}
+    said |= {"feed_forward_length": 96, "attention.head_count": 4, "attention.head_count_kv": 2}
+    said |= {"rope.freq_base": 3000.0, f"attention.layer_norm_{epsilon}epsilon": 1e-3}
+    for key, value in said.items():
+        add = writer.add_uint32 if isinstance(value, int) else writer.add_float32
+        add(f"{family}.{key}", value)
+    writer.add_token_list([f"t{n}" for n in range(96)])
+    writer.add_pad_token_id(0)
+    architecture = next(k for k, v in gguf.MODEL_ARCH_NAMES.items() if v == family)
+    names = gguf.get_tensor_name_map(architecture, 2)
+    for key, weight in model.state_dict().items():
+        if key == "lm_head.weight" and config.tie_word_embeddings:
+            continue
+        module_name, _, kind = key.rpartition(".")
+        plus = family in ("gemma2", "gemma3", "nemotron") and key.endswith("norm.weight")
+        writer.add_tensor(f"{names.get_name(module_name)}.{kind}", (weight + plus).numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return model
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_the_loader_leaves_out(family: str, tmp_path: Path) -> None:
+    model = written(family, tmp_path / "m.gguf")
+    found = load_model(Source(str(tmp_path / "m.gguf"), attn="eager"))
+    model.set_attn_implementation("eager")
+    ids = torch.arange(10, 58)[None]
+    with torch.no_grad():
+        mine, its = found(ids).logits, model(ids).logits
+    torch.testing.assert_close(mine, its, rtol=0, atol=1e-4 * float(its.abs().max()))
+
+
+def test_a_model_without_rope_is_refused_in_a_line(tmp_path: Path) -> None:
+    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "gpt2")
+    for key, value in {"context_length": 64, "embedding_length": 8, "block_count": 1}.items():
+        writer.add_uint32(f"gpt2.{key}", value)
+    writer.add_uint32("gpt2.attention.head_count", 2)
+    writer.add_float32("gpt2.attention.layer_norm_epsilon", 1e-5)
+    writer.add_token_list(["a", "b"])
+    writer.add_tensor("blk.0.attn_norm.weight", np.ones(8, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    done = command("eval", "--model", tmp_path / "m.gguf", "--len", 64, "--out", tmp_path / "r")
+    assert done.code == 2, done.err
+    assert "Traceback" not in done.err
+
+
 def test_tokens_are_those_of_the_model(tmp_path: Path) -> None:
     run(TINY, "rope", tmp_path / "m.gguf")
     text = Path(__file__).read_text()
@@ -87,8 +191,10 @@ def rewritten(
             inner = field.types[-1] if array else None
             writer.add_key_value(key, field.contents(), field.types[0], inner)
     for key, value in changes.items():
-        add = writer.add_string if isinstance(value, str) else writer.add_float32
-        add(key, value)
+        if value is None:
+            continue
+        kinds = {str: writer.add_string, int: writer.add_uint32, float: writer.add_float32}
+        kinds[type(value)](key, value)
     for tensor in reader.tensors:
         type_ = gguf.GGMLQuantizationType[kind if len(tensor.shape) == 2 else "F32"]
         data = np.asarray(tensor.data)
@@ -145,6 +251,12 @@ def test_a_file_goes_through_the_commands(tiny: Path, tmp_path: Path) -> None:
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5 * float(wanted.abs().max()))
 
 
+DROPPED = {
+    "kv": "llama.attention.head_count_kv",
+    "eps": "llama.attention.layer_norm_rms_epsilon",
+}
+
+
 def bad_files(tiny: Path, folder: Path) -> dict[str, str]:
     """Files that hold no model that is understood, and what is said of each."""
     whole = (tiny / "m.gguf").read_bytes()
@@ -155,6 +267,17 @@ def bad_files(tiny: Path, folder: Path) -> dict[str, str]:
     rewritten(tiny / "m.gguf", folder / "kind.gguf", **{"llama.rope.scaling.type": "spiral"})
     mixed = {"llama.rope.scaling.attn_factor": 1.5, "llama.rope.scaling.type": "linear"}
     rewritten(tiny / "m.gguf", folder / "mixed.gguf", **mixed, **{"llama.rope.scaling.factor": 2.0})
+    unknown = {"llama.logit_scale": 8.0, "llama.attention.scale": 0.0}
+    rewritten(tiny / "m.gguf", folder / "unknown.gguf", **unknown)
+    rewritten(tiny / "m.gguf", folder / "layers.gguf", **{"llama.block_count": 2**31})
+    rewritten(tiny / "m.gguf", folder / "wide.gguf", **{"llama.feed_forward_length": 2**31})
+    rewritten(tiny / "m.gguf", folder / "base.gguf", **{"llama.rope.freq_base": "ten"})
+    for name in ("kv", "eps"):
+        rewritten(tiny / "m.gguf", folder / f"{name}.gguf", **{DROPPED[name]: None})
+    counted = bytearray(whole)  # an array of one-byte values that the file has no room for
+    at = counted.index(b"tokenizer.ggml.token_type") + len("tokenizer.ggml.token_type")
+    struct.pack_into("<IQ", counted, at + 4, 0, 2**60)
+    (folder / "count.gguf").write_bytes(counted)
     biased = saved(folder / "biased", attention_bias=True)
     run(biased, "rope", folder / "biased.gguf", 128)
     shutil.rmtree(biased)
@@ -165,6 +288,13 @@ def bad_files(tiny: Path, folder: Path) -> dict[str, str]:
         "head": "is no GGUF file that can be read",
         "kind": "rope scaling 'spiral' is not understood",
         "mixed": "mixes rope scalings (linear)",
+        "unknown": "says logit_scale = 8.0, which transformers would leave out",
+        "layers": "says 2147483648 layers and has 4",
+        "wide": "numbers in its weights",
+        "base": 'rope_theta cannot be "ten"',
+        "kv": "has no attention.head_count_kv",
+        "eps": "has no epsilon of its norms",
+        "count": "is no GGUF file that can be read",
         "biased": "take the model's own folder",
     }
 

@@ -26,6 +26,7 @@ from ctxext.models.contents import (
 )
 from ctxext.models.gguf import (
     architectures,
+    check_header,
     check_whole,
     complete,
     forget_file,
@@ -137,7 +138,7 @@ def load_config(source: Source) -> Any:
     header = None
     if source.file is not None:
         with _named(source):
-            header = read_header(source.file)
+            check_header(header := read_header(source.file))
     raw, _ = _explained(given, PreTrainedConfig.get_config_dict)
     with _named(source):
         check_raw(raw if isinstance(raw, dict) else {})  # of a list, transformers has more to say
@@ -223,6 +224,8 @@ def load_saved(source: Source, note: Callable[[str], None] = logging.warning) ->
         if (file := source.file) is not None:
             if source.load_in is not None:
                 raise UsageError(f"{source.name!r} is quantised already: leave out --load-in")
+            with _named(source):
+                check_whole(read_header(file), config)
             whole = stack.enter_context(one_file(file))
             options |= {"config": config, **_in_folder(whole)}
         else:
@@ -245,8 +248,6 @@ def load_saved(source: Source, note: Callable[[str], None] = logging.warning) ->
             f"place for, such as {unused[0]!r}: left out"
         )
     if file is not None:
-        with _named(source):
-            check_whole(read_header(file), model)
         forget_file(model)
     return model.eval(), take_mark(model)
 
