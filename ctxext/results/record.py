@@ -52,8 +52,8 @@ def problem_with(record: object) -> str | None:
     perfect = record.get("perfect_score")
     if not (perfect is None or _number(perfect)):
         return f"the field 'perfect_score' cannot be {str(perfect)[:60]!r}"
-    for field in SPENT:
-        if not (record.get(field) is None or _size(record[field])):
+    for field, check in _IF_THERE.items():
+        if not (record.get(field) is None or check(record[field])):
             return f"the field {field!r} cannot be {str(record[field])[:60]!r}"
     of = record.get("version_of") or {}
     if not isinstance(of, dict) or not all(_whole(version, low=1) for version in of.values()):
@@ -213,7 +213,8 @@ def _by_sample(value: object, total: object) -> bool:
 def _data(value: object) -> bool:
     if not isinstance(value, dict) or not _whole(value.get("tokens")):
         return False
-    return _text(value.get("name")) and _text(value.get("sha256"))
+    limited = value.get("at_most") is None or _whole(value["at_most"])
+    return limited and _text(value.get("name")) and _text(value.get("sha256"))
 
 
 # What is null only where the cell failed.
@@ -235,6 +236,11 @@ _CHECKS: dict[str, Callable[[Any], bool]] = {
     "data": _data,
     "versions": lambda value: isinstance(value, dict),
     "key": lambda value: _text(value) and re.fullmatch("[0-9a-f]{12,}", value) is not None,
+}
+_IF_THERE: dict[str, Callable[[Any], bool]] = {
+    **dict.fromkeys((*SPENT, *MEASURES), _size),
+    **dict.fromkeys(("limit", "batch_size", "processes", "prefill_chunk"), _whole),
+    "ratio": _ratio,
 }
 _BENCH_CHECKS: dict[str, Callable[[Any], bool]] = {
     "metric": lambda value: value == MEASURES[0],
