@@ -220,3 +220,16 @@ def test_a_busy_moment_widens_the_range_and_changes_no_order(
 def test_a_range_is_told_where_there_is_one() -> None:
     assert table._range(19.0, None) == table._range(19.0, 19.2) == "19 s"
     assert table._range(19.0, 25.0) == "19 s to 25 s"
+
+
+def test_a_model_without_a_tokenizer_is_refused_beside_others(run: Run, here: Path) -> None:
+    save_model(here / "bare")
+    for path in (here / "bare").glob("*token*"):
+        path.unlink()
+    (here / "g.yaml").write_text(
+        "models: [plain, bare]\nlengths: 64\ntasks: acc\ndata: t.txt\nlimit: 1\n"
+    )
+    ran = run("eval", "--grid", "g.yaml", "--dry-run", "--json")
+    assert ran.code == 0
+    assert [one["state"] for one in ran.records] == ["compute", "refused"]
+    assert "bare" in ran.records[1]["reason"]

@@ -76,7 +76,8 @@ def test_tangos_interval_holds_the_truth_as_often_as_it_says(gain: float, loss: 
 def record(scores: list[float], **more: Any) -> Record:
     count = len(scores)
     stderr = float(np.std(scores, ddof=1)) / math.sqrt(count) if count > 1 else None
-    facts = {"metric": "string_match_all", "buckets": [], "n": count, "stderr": stderr}
+    named = {"task": "ruler:qa_1", "metric": "string_match_all"}
+    facts = {**named, "buckets": [], "n": count, "stderr": stderr}
     kept = {"prompts": "ab", "scores": scores}
     return {**facts, "value": float(np.mean(scores)), "by_sample": kept, **more}
 
@@ -116,6 +117,23 @@ def test_what_is_no_share_of_samples_has_no_interval(change: dict[str, Any]) -> 
 def test_a_task_says_what_a_perfect_score_is() -> None:
     told = record([3.0, 0.0], metric="odd", perfect_score=3.0)
     assert interval(told) == pytest.approx(wilson(0.5, 2).times(3))
+
+
+@pytest.mark.parametrize(
+    ("metric", "scores", "most"),
+    [
+        ("qa_f1_score", [0.25, 0.5], None),  # of ours it is from 0 to 100
+        ("accuracy", [0.0, 100.0], None),
+        ("acc", [0.0, 0.0, 100.0], None),
+        ("accuracy", [0.0, 1.0], 1.0),
+        ("acc", [0.0, 1.0], 1.0),
+    ],
+)
+def test_another_librarys_scale_is_not_told_by_the_name_of_a_metric(
+    metric: str, scores: list[float], most: float | None
+) -> None:
+    found = interval(record(scores, metric=metric, task="lm-eval:some"))
+    assert found == (None if most is None else wilson(0.5, 2))
 
 
 def test_differences_over_the_same_samples_are_paired() -> None:

@@ -578,8 +578,17 @@ def test_another_librarys_perplexity_is_over_samples_and_has_no_tax() -> None:
     rows = [make(requested=m, metric="perplexity", task="lm-eval:x", buckets=[], value=v)
             for m, v in (("rope", 3.0), ("ntk", 2.0))]  # fmt: skip
     table = only(rows)
-    assert table.header() == ["method", "64", "Δ 64", "tokens/s"]
+    assert table.header() == ["method", "64", "Δ 64"]
     assert "standard error over samples" in table.caption
+
+
+def test_another_librarys_accuracy_is_shown_on_its_own_scale() -> None:
+    rows = [make(requested=m, metric="accuracy", task="lm-eval:x", buckets=[], value=v)
+            for m, v in (("rope", 87.5), ("ntk", 0.5))]  # fmt: skip
+    assert [problem_with(row) for row in rows] == [None, None]
+    table = only(rows)
+    assert table.cell_text(table.rows[0].cells[0]).startswith("87.50")
+    assert "ercent" not in table.caption
 
 
 def test_a_map_says_how_many_samples_a_square_is_of() -> None:

@@ -375,6 +375,13 @@ def test_unsound_files_are_skipped_named_and_left_alone(tmp_path: Path) -> None:
         ("higher_is_better", 1),
         ("decode_tokens", "5"),
         ("prefill_seconds", -1.0),
+        ("limit", "3"),
+        ("batch_size", [1]),
+        ("processes", 2**70),
+        ("decode_seconds_per_token", "1"),
+        ("ratio", "1"),
+        ("ratio", [1]),
+        ("data", {"name": "stdlib", "sha256": "ab", "tokens": 1, "at_most": [1]}),
         ("task_resolved", 5),
         ("task_resolved", ["ppl"]),
         ("task_resolved", {"ppl": 1}),
@@ -520,7 +527,7 @@ def test_records_are_a_data_frame(tmp_path: Path) -> None:
     timed |= {MEASURES[0]: 3.0, MEASURES[1]: 0.1, "pairs": {name: [[3.0]] for name in MEASURES[:2]}}
     timed |= {"baseline_attention": "sdpa", "random_weights": False, "batch_size": 1}
     timed |= {"decode_tokens": 1, "threads": 1, "peak_resident_bytes": None, "notes": []}
-    for record in (make(), make(**share), make(**timed), failed(requested="pi")):
+    for record in (make(created="noon"), make(**share), make(**timed), failed(requested="pi")):
         store.write(record)
     (tmp_path / "other.json").write_text("{}")
     with pytest.warns(UserWarning, match=r"left out: other\.json: the field"):
@@ -539,6 +546,7 @@ def test_records_are_a_data_frame(tmp_path: Path) -> None:
     assert kinds == {"model": "string", "length": "Int64", "value": "Float64",
                      "created": kinds["created"]}  # fmt: skip
     assert re.fullmatch(r"datetime64\[.s, UTC\]", kinds["created"])
+    assert frame["created"].isna().sum() == 1
     assert (ppl.data_name, ppl.version_torch) == ("stdlib", "2.11")
     empty = tmp_path / "empty"
     empty.mkdir()

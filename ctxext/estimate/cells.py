@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -87,14 +87,12 @@ Note = Callable[[str], None]
 
 
 def estimates(plan: Plan, store: Store, note: Note, loaded: Loaded) -> list[Estimate]:
-    """All cells of a plan, in order; nothing is written.
+    """All cells of a plan, in order; nothing is written. Where the model cannot be had, those that
+    are not found are refused.
 
     Args:
         note: told, in a line, what could not be measured.
         loaded: what was loaded for plans before this one.
-
-    Raises:
-        UsageError: the model cannot be had.
     """
     records = store.get_all(plan.keys)
     states = [_state(records[plan.key(cell)], plan.request.force) for cell in plan.cells]
@@ -104,18 +102,25 @@ def estimates(plan: Plan, store: Store, note: Note, loaded: Loaded) -> list[Esti
         for cell, state in zip(plan.cells, states, strict=True)
     ]
     new = [one.cell for one in found if one.state not in (FOUND, REFUSED)]
-    costs = _costs(plan, Inputs(plan, new, loaded), new, store, note) if new else iter(())
+    costs = iter(_costs(plan, new, store, note, loaded))
     return [one if one.state in (FOUND, REFUSED) else replace(one, **next(costs)) for one in found]
 
 
 def _costs(
-    plan: Plan, inputs: Inputs, cells: Sequence[Cell], store: Store, note: Note
-) -> Iterator[dict[str, Any]]:
+    plan: Plan, cells: Sequence[Cell], store: Store, note: Note, loaded: Loaded
+) -> list[dict[str, Any]]:
     """What the `Estimate` of each cell has beside its name; its state, where it is refused."""
-    fit = iter(_Costs(plan, inputs, store, note).all() if inputs.cells else ())
-    for cell in cells:
-        why = inputs.refusals.of(place(cell))
-        yield {"state": REFUSED, "reason": why.fields["reason"]} if why else next(fit)
+    if not cells:
+        return []
+    try:
+        inputs = Inputs(plan, cells, loaded)
+        fit = iter(_Costs(plan, inputs, store, note).all() if inputs.cells else ())
+    except UsageError as error:
+        return [{"state": REFUSED, "reason": str(error)}] * len(cells)
+    whys = (inputs.refusals.of(place(cell)) for cell in cells)
+    return [
+        {"state": REFUSED, "reason": why.fields["reason"]} if why else next(fit) for why in whys
+    ]
 
 
 def _state(record: Record | None, force: bool) -> str:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from ctxext.errors import UsageError
 from ctxext.registry import did_you_mean
-from ctxext.results import BENCH, Record, printable, safe_name
+from ctxext.results import BENCH, Record, is_share, printable, safe_name
 
 _LONGEST = 160  # characters of a file name
 
@@ -30,6 +30,11 @@ class Group(NamedTuple):
     trained_length: int
     own_scaling: str
     device: str
+
+    @property
+    def is_share(self) -> bool:
+        """Whether values are from 0 to 1, and shown in percent."""
+        return is_share(self.metric, self.task)
 
 
 class Column(NamedTuple):

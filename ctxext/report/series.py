@@ -28,10 +28,10 @@ from ctxext.report.tables import unit_of
 from ctxext.results import (
     BENCH,
     MEASURES,
-    SHARES,
     Record,
     higher_is_better,
     interval,
+    is_share,
     printable,
 )
 
@@ -206,7 +206,7 @@ def _by_length(
     shown = [*lengths, *([group.trained_length] if near else [])]
     low, high = min(shown), max(shown)
     pad = (high / low) ** 0.04
-    y_range, notes = view(lines, group.metric)
+    y_range, notes = view(lines, group.metric, share=group.is_share)
     return Figure(
         name,
         title=printable(f"{group.model} on {group.data}: {_subject(group)} by length"),
@@ -219,7 +219,7 @@ def _by_length(
             lines,
         ),
         x="length (tokens)",
-        y=_words(group.metric, records),
+        y=_words(group, records),
         lines=lines,
         x_range=(low / pad, high * pad),
         y_range=y_range,
@@ -252,7 +252,7 @@ def _value(record: Record | None) -> Point | None:
     if record is None or record["status"] != "ok":
         return None
     metric, value, error = record["metric"], record["value"], record["stderr"]
-    scale = 100 if metric in SHARES else 1
+    scale = 100 if is_share(metric, record["task"]) else 1
     if abs(value) > _LARGEST or (metric == "perplexity" and value < 1 / _LARGEST):
         return None
     y = value * scale
@@ -287,7 +287,7 @@ def _by_cost(
     lines = tuple(Line(m, (_priced(values[m], costs[m]),)) for m in methods if m in costs)
     if len(lines) < 2:
         return None
-    y_range, notes = view(lines, group.metric)
+    y_range, notes = view(lines, group.metric, share=group.is_share)
     unknown = [method for method in methods if method not in costs]
     missing = [printable(f"no cost measured of {', '.join(unknown)}")] if unknown else []
     lowest, highest = min(costs.values()), max(costs.values())
@@ -298,7 +298,7 @@ def _by_cost(
         title=printable(f"{group.model} on {group.data}: {subject}"),
         about=_about([column.windows], column.length, records, more, group.trained_length, lines),
         x=f"{measured} (1 is rope)",
-        y=_words(group.metric, records),
+        y=_words(group, records),
         lines=lines,
         x_range=(max(0.0, lowest - pad), highest + pad),
         y_range=y_range,
@@ -344,11 +344,11 @@ def _same(scored: Record, timed: Record) -> bool:
 # Words and what is in view.
 
 
-def _words(metric: str, records: Iterable[Record]) -> str:
+def _words(group: Group, records: Iterable[Record]) -> str:
     higher = higher_is_better(records)
     told = "" if higher is None else f"{'higher' if higher else 'lower'} is better"
-    more = ", ".join(filter(None, ("%" if metric in SHARES else "", told)))
-    return printable(metric) + (f" ({more})" if more else "")
+    more = ", ".join(filter(None, ("%" if group.is_share else "", told)))
+    return printable(group.metric) + (f" ({more})" if more else "")
 
 
 def _subject(group: Group) -> str:
@@ -386,14 +386,14 @@ def _bar(point: Point, log: bool) -> list[float]:
 
 
 def view(
-    lines: Sequence[Line], metric: str = _LOSS, room: float = _ROOM
+    lines: Sequence[Line], metric: str = _LOSS, room: float = _ROOM, share: bool = False
 ) -> tuple[tuple[float, float], tuple[str, ...]]:
     """The range of y that keeps the methods apart, and a note on each line that leaves it.
 
     A loss may explode, or a perplexity, which is treated as its logarithm; these are cut where they
     are `room` nats per token above the lowest, or a little more where that brings them into view.
     """
-    log, share, cut = metric == "perplexity", metric in SHARES, metric in (_LOSS, "perplexity")
+    log, cut = metric == "perplexity", metric in (_LOSS, "perplexity")
     nats = {x.method: [math.log(p.y) if log else p.y for p in x.points] for x in lines}
     low = min(map(min, nats.values()))
     seen, ends = [], []

@@ -28,7 +28,6 @@ from ctxext.report.groups import (
     newest,
 )
 from ctxext.results import (
-    SHARES,
     Difference,
     Interval,
     Record,
@@ -184,7 +183,7 @@ class Table:
 
     def _scale(self, cell: Cell) -> tuple[int, str]:
         """What a cell's numbers are multiplied by, and how many digits they have."""
-        scale = 100 if self.group.metric in SHARES else 1
+        scale = 100 if self.group.is_share else 1
         value, error = (abs(x or 0) * scale for x in (cell.value, cell.stderr))
         digits = next((d for d in (3, 2, 1) if value < 10 ** (4 - d)), 0)
         form = f".{2 if scale == 100 else digits}f"
@@ -259,7 +258,7 @@ def _told(table: Table) -> Iterator[str]:
     """What the differences, the speed and the memory are, where they are shown."""
     if table.compared():
         found = [cell.difference for _, _, cell in table.cells() if cell.difference]
-        percent = ", in percentage points" if table.group.metric in SHARES else ""
+        percent = ", in percentage points" if table.group.is_share else ""
         told = f"Δ is the difference to rope over the same {table.unit}{percent}"
         known = f"where each of the {table.unit} is recorded"
         if any(one.interval for one in found):
@@ -343,7 +342,7 @@ def _taxes(cells: Cells, column: Column, metric: str) -> dict[str, float]:
 
 def _caption(table: Table, higher: bool | None, rope: Record | None) -> str:
     """What the values and their errors are, which are better, and what the tax is."""
-    said = ["percent"] if table.group.metric in SHARES else []
+    said = ["percent"] if table.group.is_share else []
     said += [] if higher is None else [f"{'higher' if higher else 'lower'} is better"]
     if any(cell.interval for _, _, cell in table.cells()):
         part = "" if table.group.metric in SHARES else "; too wide where answers are right in part"

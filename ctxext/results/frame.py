@@ -45,7 +45,7 @@ def load(folder: str | Path) -> DataFrame:
 
     Columns of pandas' nullable types have the fields of a record under their names: `requested` is
     the method as it was asked for and `method` with all parameters, lengths are in tokens, times in
-    seconds, and `created` is a time in UTC. Besides there are
+    seconds, and `created` is a time in UTC, NaT where it is none. Besides there are
 
     - `low` and `high`, the 95% interval of a share over samples (`ctxext.results.interval`);
     - `higher_is_better` and `perfect_score`, also of older records, where the metric is known;
@@ -75,7 +75,8 @@ def load(folder: str | Path) -> DataFrame:
     }
     lists = {name: pandas.Series([row[name] for row in rows], dtype=object) for name in _LISTS}
     frame = pandas.DataFrame({**columns, **lists})
-    frame["created"] = pandas.to_datetime(frame["created"], utc=True, format="ISO8601")
+    made = frame["created"]
+    frame["created"] = pandas.to_datetime(made, utc=True, format="ISO8601", errors="coerce")
     return frame
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from ctxext.results.record import SHARES, Record
+from ctxext.results.record import SHARES, Record, is_others
 
 
 class Metric(NamedTuple):
@@ -45,10 +45,13 @@ def higher_is_better(records: Iterable[Record]) -> bool | None:
 
 def perfect_score(record: Record) -> float | None:
     """What a wholly right answer scores, where scores are from 0 to it; None where it is not known
-    whether they are."""
+    whether they are: another library may score from 0 to 1 what a benchmark scores to 100."""
     known = KNOWN.get(record["metric"])
     said: float | None = record.get("perfect_score")
-    return known.perfect_score if said is None and known else said
+    if said is not None or known is None or not is_others(record["task"]):
+        return known.perfect_score if said is None and known else said
+    scores = (record.get("by_sample") or {}).get("scores", ())
+    return 1.0 if known.perfect_score == 1 and all(score <= 1 for score in scores) else None
 
 
 def _higher(record: Record) -> bool | None:

@@ -18,6 +18,7 @@ from typing import Any
 Record = dict[str, Any]
 
 SHARES = ("accuracy", "passkey", "kv")  # metrics from 0 to 1
+_OTHERS = "lm-eval:"  # how tasks begin whose numbers are another library's, on scales of its own
 BENCH = "bench"  # the task of records that have speed and memory in place of scores
 MEASURES = ("prefill_seconds", "decode_seconds_per_token", "peak_memory_bytes")
 SPENT = ("prefill_seconds", "prefill_tokens", "decode_seconds", "decode_tokens")  # by forwards
@@ -35,7 +36,7 @@ def problem_with(record: object) -> str | None:
         unmeasured = not ok and field in _MEASURED and record[field] is None
         if not (unmeasured or check(record[field])):
             return f"the field {field!r} cannot be {str(record[field])[:60]!r}"
-    if ok and not _in_range(record["metric"], record["value"]):
+    if ok and not _in_range(record):
         return f"the value of {record['metric']} cannot be {record['value']}"
     resolved = record.get("task_resolved")
     if not (resolved is None or _text(resolved)):
@@ -51,8 +52,8 @@ def problem_with(record: object) -> str | None:
     perfect = record.get("perfect_score")
     if not (perfect is None or _number(perfect)):
         return f"the field 'perfect_score' cannot be {str(perfect)[:60]!r}"
-    for field in SPENT:
-        if not (record.get(field) is None or _size(record[field])):
+    for field, check in _IF_THERE.items():
+        if not (record.get(field) is None or check(record[field])):
             return f"the field {field!r} cannot be {str(record[field])[:60]!r}"
     of = record.get("version_of") or {}
     if not isinstance(of, dict) or not all(_whole(version, low=1) for version in of.values()):
@@ -65,6 +66,16 @@ def problem_with(record: object) -> str | None:
     if not _by_sample(record.get("by_sample"), record["n"]):
         return "its by_sample is not prompts and as many finite scores as there are samples"
     return _problem_with_buckets(record["buckets"] or [], record["length"])
+
+
+def is_share(metric: str, task: str) -> bool:
+    """Whether a task's metric is one from 0 to 1, which reports show in percent."""
+    return metric in SHARES and not is_others(task)
+
+
+def is_others(task: str) -> bool:
+    """Whether a task's numbers are another library's, of which a metric's name tells no scale."""
+    return task.startswith(_OTHERS)
 
 
 def over_windows(record: Record) -> bool:
@@ -127,11 +138,12 @@ def _finite_number(value: object) -> bool:
     return _size(value) or (isinstance(value, (int, float)) and _size(-value))
 
 
-def _in_range(metric: str, value: float) -> bool:
+def _in_range(record: Record) -> bool:
     """Whether a metric of ours can have the value; another library's may have any."""
-    if metric in SHARES:
-        return 0 <= value <= 1
-    return value > 0 if metric == "perplexity" else value >= 0 or metric not in MEASURES
+    metric, value = record["metric"], record["value"]
+    if is_share(metric, record["task"]):
+        return bool(0 <= value <= 1)
+    return bool(value > 0 if metric == "perplexity" else value >= 0 or metric not in MEASURES)
 
 
 def _number(value: object) -> bool:
@@ -201,7 +213,8 @@ def _by_sample(value: object, total: object) -> bool:
 def _data(value: object) -> bool:
     if not isinstance(value, dict) or not _whole(value.get("tokens")):
         return False
-    return _text(value.get("name")) and _text(value.get("sha256"))
+    limited = value.get("at_most") is None or _whole(value["at_most"])
+    return limited and _text(value.get("name")) and _text(value.get("sha256"))
 
 
 # What is null only where the cell failed.
@@ -223,6 +236,11 @@ _CHECKS: dict[str, Callable[[Any], bool]] = {
     "data": _data,
     "versions": lambda value: isinstance(value, dict),
     "key": lambda value: _text(value) and re.fullmatch("[0-9a-f]{12,}", value) is not None,
+}
+_IF_THERE: dict[str, Callable[[Any], bool]] = {
+    **dict.fromkeys((*SPENT, *MEASURES), _size),
+    **dict.fromkeys(("limit", "batch_size", "processes", "prefill_chunk"), _whole),
+    "ratio": _ratio,
 }
 _BENCH_CHECKS: dict[str, Callable[[Any], bool]] = {
     "metric": lambda value: value == MEASURES[0],
