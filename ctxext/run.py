@@ -144,6 +144,8 @@ def outdated(made: Iterable[Plan], store: Store) -> Iterator[str]:
     counts = Counter[str]()
     for plan in made:
         some = {plan.key(cell): old for cell in plan.cells if (old := plan.older_keys(cell))}
+        if not some:
+            continue
         found, older = store.get_all(some), store.get_all(itertools.chain(*some.values()))
         for key, names in some.items():
             done = [said for name, said in names.items() if _finished(older[name])]
