@@ -12,6 +12,7 @@ import json
 import math
 import os
 import random
+import re
 import shutil
 import string
 import subprocess
@@ -707,7 +708,7 @@ def test_a_method_asked_for_in_other_words_has_those_words(
 
 @pytest.mark.parametrize(
     "more",
-    [("--len", "32,1m"), ("--data", "no.txt"), ("--dtype", "int4"), ("--model", "no")],
+    [("--len", "1m"), ("--data", "no.txt"), ("--dtype", "int4"), ("--model", "no")],
     ids=str,
 )
 def test_a_refused_run_leaves_the_records_alone(
@@ -800,7 +801,7 @@ def test_a_killed_run_leaves_whole_records_and_a_rerun_completes(
         [sys.executable, "-c", STUCK, *base, *asked],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CTXEXT_CACHE": os.devnull},  # nothing is kept
     ) as process:
         assert process.stdout is not None
         try:
@@ -852,7 +853,7 @@ def test_weights_that_are_missing_are_refused(run: Run, here: Path, missing: str
     weights(here, lambda w: [w.pop(name) for name in list(w) if name.startswith(missing)])
     ran = evaluate(run)
     assert (ran.code, ran.out) == (2, "")
-    assert " weights, such as " in ran.err
+    assert re.search(r"lacks \d+ weights?, such as", ran.err)
     assert missing in ran.err or missing == "model."
 
 

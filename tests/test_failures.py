@@ -688,7 +688,7 @@ def test_weights_that_cannot_be_read_are_named(
     def refuse(*_: Any) -> None:
         raise PermissionError(errno.EACCES, "Permission denied", "plain/model.safetensors")
 
-    monkeypatch.setattr(loading, "_hash_files", refuse)
+    monkeypatch.setattr(loading, "folder_sha256", refuse)
     ran = evaluate(run)
     (line,) = ran.err.splitlines()
     assert ran.code == 2

@@ -407,7 +407,7 @@ FAULTS = {  # a spec, the file that is wrong, what stands in it and what in its 
     "old chunks": (CHUNKS, "patches_dca", "Part(2, None", "Part(2, 14"),
     "step in a chunk": (CHUNKS, "patches_dca", "step < local", "step <= local"),
     "sinks": ("streaming:sinks=4", "patches_streaming", "first=self.sinks", "first=5"),
-    "turned keys": (RE, "engine_chunked", "position[first:last]", "position[first:last] // 2"),
+    "turned keys": (RE, "engine_chunked", "turn(k, k_at)", "turn(k, k_at // 2)"),
 }
 
 
@@ -625,7 +625,7 @@ def test_carried_code_that_leaves_some_of_a_scaling_is_found(
     given = Source("", own_scaling="replace")
     model = small_model(AutoConfig.from_pretrained(source))[0]
     assert list(proof._of_stock(model, order.spec, LENGTH, given)) == [figure]
-    monkeypatch.setattr(patch, "_apply_numbers", lambda *_: None)
+    monkeypatch.setattr(patch, "apply_numbers", lambda *_: None)
     (wrong,) = proof._of_stock(model, order.spec, LENGTH, given)
     assert not wrong.holds
     assert "against a stock model's" in wrong.what

@@ -345,7 +345,7 @@ def _caption(table: Table, higher: bool | None, rope: Record | None) -> str:
     said = ["percent"] if table.group.is_share else []
     said += [] if higher is None else [f"{'higher' if higher else 'lower'} is better"]
     if any(cell.interval for _, _, cell in table.cells()):
-        part = "" if table.group.metric in SHARES else "; too wide where answers are right in part"
+        part = "" if table.group.is_share else "; too wide where answers are right in part"
         said.append(f"in brackets the 95% interval over {_count(table)} (Wilson's{part})")
     else:
         said.append(f"± is the standard error over {table.unit}")

@@ -65,9 +65,14 @@ def to_table(results: Sequence[Result]) -> Table:
 
 def _result(task: str, rows: Sequence[Row], extended: bool) -> Result:
     found = score(task, rows, extended)
-    number = {"metric": TASKS[task], "value": found.value, "stderr": found.stderr, "n": len(rows)}
-    return {
+    number = {
         "task": task,
+        "metric": TASKS[task],
+        "value": found.value,
+        "stderr": found.stderr,
+        "n": len(rows),
+    }
+    return {
         **number,
         "interval": list(interval(number) or ()),
         "also": dict(found.also),
