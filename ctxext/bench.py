@@ -100,7 +100,7 @@ def measure(model: Any, ids: Any, decode_tokens: int) -> Timing:
     import torch
 
     step = _Step(model, ids)
-    with torch.inference_mode():
+    with torch.no_grad():
         prefill, *rest = [clock(model.device, step) for _ in range(1 + decode_tokens)]
     return Timing(prefill, statistics.median(rest))
 
@@ -409,7 +409,7 @@ class Bench:
         import torch
 
         def prefill() -> None:
-            with side.put_on(), torch.inference_mode():
+            with side.put_on(), torch.no_grad():
                 _Step(self.model, ids)()
 
         release()

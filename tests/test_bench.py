@@ -225,7 +225,7 @@ def test_a_run_reads_the_prompt_and_then_tokens_from_its_cache() -> None:
         cache = kwargs[cache_name(model)]
         seen.append((tuple(kwargs["input_ids"].shape), cache.get_seq_length() if cache else 0))
         assert kwargs["logits_to_keep"] == 1
-        assert torch.is_inference_mode_enabled()
+        assert not torch.is_grad_enabled()
 
     model.register_forward_pre_hook(look, with_kwargs=True)
     timing = bench.measure(model, torch.zeros(2, 20, dtype=torch.long), 3)

@@ -144,10 +144,12 @@ def _turned_keys(
     b, _, n, _ = query.shape
     whole = (run.rows, run.queries, run.keys.start) == (slice(0, b), slice(0, n), 0)
     graded = torch.is_grad_enabled() and (key.requires_grad or query.requires_grad)
-    if n >= FEW or graded or not whole or layer.source is None or state.path == "dense":
+    uncounted = torch.is_inference_mode_enabled() or held.is_inference()  # what is written to it
+    alone = uncounted or layer.source is None or state.path == "dense"
+    if n >= FEW or graded or not whole or alone:
         return {}
     kept = state.forward().turned_keys.pop(layer.module, None)
-    if kept is None or not kept.goes_on(state.left, run.at, held):
+    if kept is None or not kept.goes_on(state.left, run.at):
         Turned(layer.module, state.left, run.at.first).hang(held)
         return {}
     kept.hang(held)

@@ -2,7 +2,8 @@
 
 While a cache grows, near keys stand where they stood. They hang on the very tensor that a layer of
 the cache holds: what is cropped, reordered or copied is another tensor, on which none hang, and
-then they are turned anew.
+then they are turned anew. So it is where the tensor was written to, as torch counts; in inference
+mode it does not count, and none are kept.
 
 Dimensions: b batch, g key heads, m keys, l of them, d head dimension.
 """
@@ -14,7 +15,6 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ctxext.engine.positions import Band, Positions
@@ -41,7 +41,6 @@ class Strip:
         b, g, _, d = key.shape
         same = self._held.shape[:2] == (b, g) and self._held.shape[3] == d
         same = same and (self._held.dtype, self._held.device) == (key.dtype, key.device)
-        same = same and self._held.is_inference() == torch.is_inference_mode_enabled()
         return same and self.begin <= low < self.high <= past
 
     def add(self, turned: Tensor, low: int) -> None:
@@ -73,7 +72,7 @@ class Turned:
         self.module, self.parts, self.first = module, parts, first
         self._strips: dict[int, Strip] = {}
         self._key: Callable[[], Tensor | None] = lambda: None
-        self._version: int | None = None
+        self._version = 0
 
     def __deepcopy__(self, memo: Any) -> None:
         """A copied cache has none."""
@@ -81,10 +80,9 @@ class Turned:
     def __reduce_ex__(self, protocol: Any) -> Any:
         return OrderedDict, ()  # which torch.load takes too
 
-    def goes_on(self, parts: tuple[Part, ...], at: Positions, key: Tensor) -> bool:
-        """Whether it is of such keys, and not of a tensor that was written over unnoticed."""
-        noticed = self._version is not None or self._key() is not key
-        return noticed and self.parts is parts and self.first == at.first is not None
+    def goes_on(self, parts: tuple[Part, ...], at: Positions) -> bool:
+        """Whether it is of such keys."""
+        return self.parts is parts and self.first == at.first is not None
 
     def keys(
         self, index: int, band: Band, key: Tensor, at: Positions, turn: Callable[..., Tensor]
@@ -102,12 +100,12 @@ class Turned:
 
     def hang(self, key: Tensor) -> None:
         """Leave it on a tensor of keys."""
-        self._key, self._version = weakref.ref(key), _version(key)
+        self._key, self._version = weakref.ref(key), key._version
         key.__dict__[TURNED] = self
 
     def is_of(self, key: Tensor) -> bool:
         """Whether the tensor that it hangs on has not been written to since."""
-        return self._key() is key and self._version == _version(key)
+        return self._key() is key and not key.is_inference() and self._version == key._version
 
 
 def take_turned(cache: Any) -> dict[nn.Module, Turned]:
@@ -121,8 +119,3 @@ def take_turned(cache: Any) -> dict[nn.Module, Turned]:
         if isinstance(turned, Turned) and turned.is_of(key):
             found[turned.module] = turned
     return found
-
-
-def _version(key: Tensor) -> int | None:
-    """How often a tensor was written to; None where torch does not count it."""
-    return None if key.is_inference() else key._version

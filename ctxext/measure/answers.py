@@ -208,14 +208,14 @@ class _Decoder:
         if self._chunk is None or not ids.shape[1]:
             return
         base = self._model.base_model
-        with torch.inference_mode():
+        with torch.no_grad():
             for part in ids.to(self._device).split(self._chunk, 1):
                 base(input_ids=part, use_cache=True, **{cache_name(base): cache})
 
     def _generate(self, ids: Tensor, mask: Tensor, cache: Any) -> list[Answer]:
         ids, mask = ids.to(self._device), mask.to(self._device)
         margins = _Margins(ids.shape[1], self._stops)
-        with torch.inference_mode(), self._settings(), unswitched(self._model):
+        with torch.no_grad(), self._settings(), unswitched(self._model):
             out = self._model.generate(
                 input_ids=ids,
                 attention_mask=mask,
