@@ -71,7 +71,7 @@ LoadIn = Annotated[str | None, typer.Option(help="4bit or 8bit, with bitsandbyte
 DeviceMap = Annotated[str | None, typer.Option(help="auto: spread a model over all devices.")]
 
 
-@app.command("eval", epilog="Finished prompts of RULER are kept in $CTXEXT_CACHE (see README).")
+@app.command("eval", epilog="What can be made again is kept in $CTXEXT_CACHE (see README).")
 def evaluate(
     context: typer.Context,
     length: Lengths = [],  # noqa: B006
