@@ -356,7 +356,8 @@ def test_windows_that_are_kept_together_with_one_seen_do_not_count(
 
 
 def test_the_comparison_of_answers_is_over_the_samples_that_follow() -> None:
-    facts = {"metric": "passkey", "buckets": [], "value": 0.8, "stderr": 0.2, "n": 5}
+    facts = {"task": "passkey", "metric": "passkey", "buckets": [], "value": 0.8}
+    facts |= {"stderr": 0.2, "n": 5}
     a, b = (
         {**facts, "by_sample": {"prompts": "ab", "scores": scores}}
         for scores in ([0, 1, 1, 1, 1], [1, 1, 0, 0, 1])
