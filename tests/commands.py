@@ -85,7 +85,9 @@ def _commands(kind: str, row: dict[str, str], box: Path) -> str:
         if said == "yes" or (ran := _evaluate(folder, box, spec)).code == 0:
             given.append(spec)
         else:
-            assert (ran.code, said in ran.err.splitlines()[-1]) == (1, True), kind
+            # 1 where the model is measured as it is, 2 where not even that can be
+            code = 1 if ran.out else 2
+            assert (ran.code, said in ran.err.splitlines()[-1]) == (code, True), kind
             assert said in _patch(folder, box, spec).refusal, kind
     if not given:
         return row["frequency"]
