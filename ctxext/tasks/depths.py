@@ -3,28 +3,59 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Protocol
+from typing import Any
 
 from ctxext.errors import UsageError
 from ctxext.models.prompting import Prompter
 from ctxext.synthetic.fit import Maker, TooShort, fill, least_tokens
-from ctxext.tasks.base import Sample, Score, mean_score
+from ctxext.tasks.base import Sample, SampleTask, Score, mean_score
 
 
-class Hiding(Protocol):
+class Hiding(SampleTask):
     """A task with so many samples of each of so many depths, which fill the length."""
 
     @property
     def samples(self) -> int:
         """Of each depth."""
+        raise NotImplementedError
 
     @property
     def depths(self) -> int:
         """From 0 to 1."""
+        raise NotImplementedError
 
     @property
-    def generates(self) -> int:
-        """Tokens of an answer."""
+    def chat(self) -> bool | None:
+        """Whether prompts are put into the tokenizer's chat template; None: where it has one."""
+        raise NotImplementedError
+
+    def maker(self, data: Any, seed: int) -> Maker:
+        """What makes the prompts."""
+        raise NotImplementedError
+
+    def prompts(
+        self, tokenizer: Any, length: int, data: Any, seed: int, limit: int | None
+    ) -> list[Sample]:
+        """The prompts: one for each depth, then another for each, and so on.
+
+        Raises:
+            UsageError: not even the smallest prompt fits into the length with its answer.
+        """
+        prompter = Prompter(tokenizer, self.chat, self)
+        return spread(self, self.maker(data, seed), prompter, length, limit)
+
+    def check(self, tokenizer: Any, length: int, data: Any, seed: int) -> None:
+        """By the smallest prompt."""
+        check_room(self, self.maker(data, seed), Prompter(tokenizer, self.chat, self), length)
+
+    def sizes(self, length: int, data: Any, limit: int | None) -> list[int]:
+        """They fill the length."""
+        return filled(self, length, limit)
+
+    @property
+    def typical(self) -> int:
+        """One for each depth: up to where what is asked is hidden they begin alike."""
+        return self.depths
 
 
 def spread(

@@ -8,13 +8,12 @@ from typing import Any
 
 from ctxext.data import Synthetic
 from ctxext.errors import UsageError
-from ctxext.models.prompting import Prompter
 from ctxext.registry import Count
 from ctxext.synthetic.fit import Prompt, stream
 from ctxext.synthetic.niah import random_uuid
 from ctxext.tasks import register
-from ctxext.tasks.base import Data, Row, Sample, SampleTask, Score, at_least_one
-from ctxext.tasks.depths import by_depth, check_room, filled, spread
+from ctxext.tasks.base import Data, Row, Score, at_least_one
+from ctxext.tasks.depths import Hiding, by_depth
 
 TEMPLATE = (
     "Extract the value corresponding to the specified key in the JSON object below.\n\n"
@@ -27,7 +26,7 @@ TOKENS = 50
 
 @register("kv")
 @dataclass(frozen=True)
-class KeyValue(SampleTask):
+class KeyValue(Hiding):
     """Retrieval of one value from a JSON object of random UUIDs ("Lost in the middle", arXiv
     2307.03172), 0 to 1: how often the value is in the answer, over `samples` objects with as many
     pairs as fill the length, each with its asked pair at `depths` places from 0 (the first) to 1
@@ -69,30 +68,6 @@ class KeyValue(SampleTask):
         """What stands for data: the prompts are random."""
         return Synthetic("synthetic", (TEMPLATE + OPENING,))
 
-    def prompts(
-        self, tokenizer: Any, length: int, data: Any, seed: int, limit: int | None
-    ) -> list[Sample]:
-        """The prompts; the first few of them are spread evenly over the depths.
-
-        Raises:
-            UsageError: not even a pair for each depth fits into the length.
-        """
-        prompter = Prompter(tokenizer, self.chat, self)
-        return spread(self, self._maker(data, seed), prompter, length, limit)
-
-    def check(self, tokenizer: Any, length: int, data: Any, seed: int) -> None:
-        """By the smallest prompt."""
-        check_room(self, self._maker(data, seed), Prompter(tokenizer, self.chat, self), length)
-
-    def sizes(self, length: int, data: Any, limit: int | None) -> list[int]:
-        """They fill the length."""
-        return filled(self, length, limit)
-
-    @property
-    def typical(self) -> int:
-        """One for each depth: up to where the asked one is hidden they begin alike."""
-        return self.depths
-
     def score(self, rows: Sequence[Row]) -> Score:
         """The share of rows whose answer contains the value, in all and for each depth."""
         return by_depth(
@@ -100,7 +75,8 @@ class KeyValue(SampleTask):
             for row in rows
         )
 
-    def _maker(self, data: Any, seed: int) -> RecordsMaker:
+    def maker(self, data: Any, seed: int) -> RecordsMaker:
+        """What makes the prompts."""
         return RecordsMaker(seed, self.depths)
 
 

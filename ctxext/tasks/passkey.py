@@ -9,12 +9,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ctxext.data import Text, load_text
-from ctxext.models.prompting import Prompter
 from ctxext.registry import Count
 from ctxext.synthetic.fit import Prompt
 from ctxext.tasks import register
-from ctxext.tasks.base import Data, Row, Sample, SampleTask, Score, at_least_one
-from ctxext.tasks.depths import by_depth, check_room, filled, spread
+from ctxext.tasks.base import Data, Row, Score, at_least_one
+from ctxext.tasks.depths import Hiding, by_depth
 
 HEADER = (
     "There is an important info hidden inside a lot of irrelevant text. Find it and memorize "
@@ -28,7 +27,7 @@ _PUBLISHED = Text("filler", (FILLER,))
 
 @register("passkey")
 @dataclass(frozen=True)
-class PassKey(SampleTask):
+class PassKey(Hiding):
     """How often the model finds a pass key of five random digits in the published filler prompt
     (Landmark Attention, arXiv 2305.16300), or with --data in that text: `samples` prompts that fill
     the length for each of `depths` places from 0 (the beginning) to 1, answered greedily, right
@@ -62,35 +61,12 @@ class PassKey(SampleTask):
         """Room for a space and five digits, of which no tokenizer makes more than a token each."""
         return 8
 
-    def prompts(
-        self, tokenizer: Any, length: int, data: Any, seed: int, limit: int | None
-    ) -> list[Sample]:
-        """The prompts: one for each depth, then another for each, and so on.
-
-        Raises:
-            UsageError: the length is too small for the prompt without filler and its answer.
-        """
-        prompter = Prompter(tokenizer, self.chat, self)
-        return spread(self, self._maker(data, seed), prompter, length, limit)
-
-    def check(self, tokenizer: Any, length: int, data: Any, seed: int) -> None:
-        """By the smallest prompt."""
-        check_room(self, self._maker(data, seed), Prompter(tokenizer, self.chat, self), length)
-
-    def sizes(self, length: int, data: Any, limit: int | None) -> list[int]:
-        """They fill the length."""
-        return filled(self, length, limit)
-
-    @property
-    def typical(self) -> int:
-        """One for each depth: up to where the asked one is hidden they begin alike."""
-        return self.depths
-
     def score(self, rows: Sequence[Row]) -> Score:
         """The share of right answers, in all and for each depth."""
         return by_depth((row["depth"], right(row["pred"], row["answers"][0])) for row in rows)
 
-    def _maker(self, data: Any, seed: int) -> KeyMaker:
+    def maker(self, data: Any, seed: int) -> KeyMaker:
+        """What makes the prompts."""
         return KeyMaker(" ".join(data.documents), data != _PUBLISHED, seed, self.depths)
 
 
