@@ -5,7 +5,7 @@
     with ctxext.patched(model, "ntk:factor=8"): ...
     model, tokenizer = ctxext.load("tiny")
 
-`ctxext.patches` is the registry of methods, and `ctxext.results.load(folder)` gives records as a
+`ctxext.patches` is the registry of methods, and `ctxext.records.load(folder)` gives records as a
 DataFrame; importing `ctxext` imports neither torch nor
 transformers until `patch`, `patched` or `load` is used.
 """

@@ -1,6 +1,6 @@
 """`python -m ctxext` is the `ctxext` command."""
 
-from ctxext.cli import main
+from ctxext.cli.app import main
 
 if __name__ == "__main__":
     main()

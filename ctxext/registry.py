@@ -1,7 +1,8 @@
 """Names: a registry that finds its entries by file name, and the `name:key=value` notation.
 
 Each file of the package a registry looks into holds one entry, and the file's name is the
-entry's name with `_` for `-`. So names are known without importing anything.
+entry's name with `_` for `-`; of a folder, the file named after the kind does, as `task.py`. So
+names are known without importing anything.
 """
 
 from __future__ import annotations
@@ -69,8 +70,7 @@ class Registry(Generic[T]):
         """
 
         def enter(cls: type[T]) -> type[T]:
-            home = f"{self._package}.{name.replace('-', '_')}"
-            if name in self._files() and cls.__module__ != home:
+            if cls.__module__ != self._files().get(name, cls.__module__):
                 raise ValueError(f"{self.what} {name!r} is the package's own: take another name")
             old = self._found.get(name)
             if old is not None and (old.__module__, old.__qualname__) != (
@@ -92,22 +92,28 @@ class Registry(Generic[T]):
 
     def names(self) -> list[str]:
         """All names, sorted; imports none of the entries."""
-        return sorted(self._files() | set(self._found))
+        return sorted({*self._files(), *self._found})
 
-    def _files(self) -> set[str]:
-        """The names of the package's own entries; none where it is a lone file, as when carried."""
+    def _files(self) -> dict[str, str]:
+        """The package's own entries by name, and their modules; none where the package is a lone
+        file, as when carried."""
         folders = getattr(importlib.import_module(self._package), "__path__", ())
-        files = {m.name for m in pkgutil.iter_modules(folders)} - self._private
-        return {file.replace("_", "-") for file in files}
+        return {
+            found.name.replace("_", "-"): f"{self._package}.{found.name}"
+            + (f".{self.what}" if found.ispkg else "")
+            for found in pkgutil.iter_modules(folders)
+            if found.name not in self._private
+        }
 
     def get(self, name: str) -> type[T]:
         """The class registered as `name`; UsageError, with the nearest name, if there is none."""
         if name not in self._found:
-            if name not in self.names():
+            files = self._files()
+            if name not in files:
                 raise UsageError(
                     f"unknown {self.what} {name!r}: {did_you_mean(name, self.names())}"
                 )
-            importlib.import_module(f"{self._package}.{name.replace('-', '_')}")
+            importlib.import_module(files[name])
         return self._found[name]
 
     def parse(self, text: str) -> T:

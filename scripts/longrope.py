@@ -21,12 +21,12 @@ import typer
 from seed_table import FACTORS
 
 import ctxext
-from ctxext.data import load_text
 from ctxext.measure import tokens as reading
-from ctxext.patches import parse
-from ctxext.patches.base import Rotary, Span
-from ctxext.results import write_atomically
-from ctxext.tasks.base import Windows
+from ctxext.methods import parse
+from ctxext.methods.base import Rotary, Span
+from ctxext.system.files import write_atomically
+from ctxext.tasks.windows import Windows
+from ctxext.tasks.data import load_text
 
 OUT = Path(FACTORS)
 TRAINED, LENGTH, AFTER, COUNT = 512, 4096, 262144, 6

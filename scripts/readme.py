@@ -16,15 +16,17 @@ from typing import Any
 
 import seed_table
 
-from ctxext import cli, patches, report
+from ctxext import methods as registry
+from ctxext import report
 from ctxext import tasks as rooms_of_tasks
+from ctxext.advise.tune.unseen import compare
+from ctxext.cli import app as cli
 from ctxext.models import families as rooms
 from ctxext.models.aliases import ALIASES, ASSETS, SHIPPED
+from ctxext.records import Record, Store
 from ctxext.registry import format_length
 from ctxext.report import tables
-from ctxext.results import Record, Store
 from ctxext.tasks.ppl_tail import PerplexityOfTails
-from ctxext.tune.unseen import compare
 
 ROOT = Path(__file__).parent.parent
 MARK = re.compile(r"(<!-- begin (\w+) -->\n).*?(<!-- end \2 -->)", re.DOTALL)
@@ -35,13 +37,13 @@ ORDER = ["rope", "pi", "ntk-old", "ntk", "ntk-fixed", "beta-radix", "yarn"]
 def methods() -> str:
     """What the letters mean, and one row for each method, from its docstring."""
     lines = [
-        patches.NOTATION,
+        registry.NOTATION,
         "",
         "| method | parameters | formula | source |",
         "|---|---|---|---|",
     ]
-    for name in patches.names():
-        entry = patches.REGISTRY.get(name).describe()
+    for name in registry.names():
+        entry = registry.REGISTRY.get(name).describe()
         cells = [f"`{name}`", entry.get("parameters", "–"), entry["formula"], entry["source"]]
         lines.append("| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |")
     return "\n".join(lines)

@@ -16,15 +16,18 @@ from typing import Any
 import seed_table as table
 import typer
 
-from ctxext import console, request
+from ctxext.cli import console
+from ctxext.cli.progress import Progress
 from ctxext.errors import CtxextError
+from ctxext.measure.run import Evaluation
 from ctxext.models.loading import Source
-from ctxext.progress import Progress
+from ctxext.records import Store
 from ctxext.registry import format_length
 from ctxext.report import plots
 from ctxext.report.series import Figure, Line, Point, view
-from ctxext.results import Store, printable, write_atomically
-from ctxext.run import Evaluation
+from ctxext.request import request
+from ctxext.system.files import write_atomically
+from ctxext.system.names import printable
 
 OUT = Path("results/seed-table")
 HERE: dict[str, Any] = {"fmt": "o", "color": "#0072B2", "capsize": 2.5}

@@ -14,9 +14,9 @@ from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ctxext.records import Record, difference
+from ctxext.records.paired import influences, spread
 from ctxext.registry import format_length
-from ctxext.results import Record, difference
-from ctxext.results.paired import influences, spread
 
 TRAINED, LENGTHS = 512, (4096, 16384)
 PLAIN, DAGGER, LOGN = "plain", "+ logn†", "+ logn"
@@ -210,9 +210,9 @@ class Found:
 
 
 def _parse(spec: str) -> Any:
-    from ctxext import patches
+    from ctxext import methods
 
-    return patches.parse(spec)
+    return methods.parse(spec)
 
 
 # What is kept of the accuracy at 512.

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import tokenizers
 
-from ctxext.data import stdlib_documents
+from ctxext.tasks.data import stdlib_documents
 
 CONTEXT, VOCABULARY = 512, 2048
 EOS, EOS_ID = "<|endoftext|>", 0  # the first of the vocabulary, also for padding

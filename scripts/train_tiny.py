@@ -1,4 +1,4 @@
-"""Train the Llama models that ship in ``ctxext/assets``, from a seed, on a CPU or one GPU.
+"""Train the Llama models that ship in ``ctxext/models/shipped``, from a seed, on a CPU or one GPU.
 
     python scripts/train_tiny.py --model tiny --books books.tar.xz
 
@@ -47,7 +47,7 @@ from tiny_rows import (
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import ctxext
-from ctxext.data import HELD_OUT_MODULES, HELD_OUT_TOPICS
+from ctxext.tasks.data import HELD_OUT_MODULES, HELD_OUT_TOPICS
 
 MODEL: dict[str, Any] = {
     "vocab_size": VOCABULARY,
@@ -346,7 +346,9 @@ def train_step(
 def main(
     books: Annotated[Path, typer.Option(exists=True, help="folder or tar of *.txt")],
     name: Annotated[str, typer.Option("--model", help=", ".join(METHODS))] = "tiny",
-    assets: Annotated[Path, typer.Option(help="where its folder goes")] = Path("ctxext/assets"),
+    assets: Annotated[Path, typer.Option(help="where its folder goes")] = Path(
+        "ctxext/models/shipped"
+    ),
     build: Annotated[Path, typer.Option(help="caches, checkpoints")] = Path("build"),
     tokens: Annotated[int, typer.Option(min=1, help="tokens to train on in all")] = FIRST_DECAY,
     seed: int = 0,

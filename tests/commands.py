@@ -22,7 +22,7 @@ from families import NOT_MADE, survey, tiny_config, tiny_model
 from torch import Tensor
 
 import ctxext
-from ctxext.cli import main
+from ctxext.cli.app import main
 from ctxext.export import proof
 from ctxext.models.loading import Source, load_model, load_tokenizer
 

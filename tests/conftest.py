@@ -26,7 +26,7 @@ import transformers
 
 from ctxext.export import check, fresh
 from ctxext.models.calls import cache_name
-from ctxext.tasks.base import Windows
+from ctxext.tasks.windows import Windows
 
 transformers.utils.logging.set_verbosity_error()
 

@@ -24,14 +24,15 @@ from test_results import HOSTILE
 from test_results import make as make_score
 from torch import nn
 
-from ctxext import bench, machine, report
+from ctxext import report
 from ctxext.engine.patch import HANDLE
 from ctxext.errors import CtxextError
+from ctxext.measure import bench, machine
 from ctxext.models import loading
 from ctxext.models.calls import cache_name
+from ctxext.records import MEASURES, Store, problem_with, sealed
 from ctxext.report import cost, speed
-from ctxext.request import parse_methods
-from ctxext.results import MEASURES, Store, problem_with, sealed
+from ctxext.request.request import parse_methods
 
 QUICK = {"--model": "tiny", "--len": "64", "--pairs": "6", "--decode-tokens": "2"}
 SMALL = {
@@ -453,7 +454,7 @@ def test_what_was_measured_is_printed_though_it_cannot_be_written(
     def write(self: Any, record: Any) -> None:
         raise CtxextError("cannot write")
 
-    monkeypatch.setattr("ctxext.results.Store.write", write)
+    monkeypatch.setattr("ctxext.records.Store.write", write)
     ran = small(run, "--method", "logn")
     assert ran.code == 1
     assert [record["requested"] for record in ran.records] == ["logn"]

@@ -11,7 +11,7 @@ import yaml
 from ctxext import patches
 from ctxext.export.card import Facts, source_metadata, write_card
 from ctxext.export.write import public_name
-from ctxext.patches.base import Span
+from ctxext.methods.base import Span
 
 SPEC = patches.parse("pi").resolve(Span(512, 2048))
 FACTS = Facts("m", None, Path("m"), SPEC, 2048, 512, "linear", False, True, False, None, None, ())

@@ -23,7 +23,7 @@ from ctxext import patches
 from ctxext.engine import probe, seams
 from ctxext.errors import CtxextError, UnsupportedModelError
 from ctxext.export.carried import pin_tokenizer, write_carried
-from ctxext.patches.base import Frequency, Rotary, Span
+from ctxext.methods.base import Frequency, Rotary, Span
 
 LENGTH = 4 * TRAINED
 NEW = 20
@@ -35,7 +35,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "gemma2": {"sliding_window": 24, "attn_logit_softcapping": 5.0},  # every other layer
 }
 PROCESS = Path(__file__).with_name("carried_process.py")
-TINY = Path(ctxext.__file__).with_name("assets") / "tiny"
+TINY = Path(ctxext.__file__).parent / "models" / "shipped" / "tiny"
 
 
 def carry(source: Path, out: Path, spec: str, length: int = LENGTH, **options: Any) -> list[str]:
@@ -186,12 +186,12 @@ def test_beside_the_installed_package(llama: Path, tmp_path: Path) -> None:
 def test_only_what_is_needed_is_carried(llama: Path, tmp_path: Path) -> None:
     names = carry(llama, tmp_path / "out", "rerope")
     assert names[0] == "config.json"
-    assert {*names} >= {"modeling_ctxext.py", "configuration_ctxext.py", "ctxext_patches_rerope.py"}
+    assert {*names} >= {"modeling_ctxext.py", "configuration_ctxext.py", "ctxext_methods_rerope.py"}
     assert all((tmp_path / "out" / name).is_file() for name in names)
-    methods = {name for name in names if name.startswith("ctxext_patches_")}
-    assert methods == {"ctxext_patches_base.py", "ctxext_patches_rerope.py"}
+    methods = {name for name in names if name.startswith("ctxext_methods_")}
+    assert methods == {"ctxext_methods_base.py", "ctxext_methods_rerope.py"}
     rooms = {name.split("_")[1].removesuffix(".py") for name in names if name.startswith("ctxext_")}
-    assert rooms == {"engine", "errors", "models", "patches", "registry"}
+    assert rooms == {"engine", "errors", "methods", "models", "registry"}
 
 
 def test_transformers_finds_all_that_each_file_needs(llama: Path, tmp_path: Path) -> None:

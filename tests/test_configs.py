@@ -12,13 +12,13 @@ from transformers import PreTrainedConfig, RwkvConfig
 
 import ctxext
 from ctxext.errors import UnsupportedModelError
-from ctxext.estimate.work import Shape
 from ctxext.export import native
 from ctxext.export.check import kept
-from ctxext.export.small import outline
 from ctxext.measure.attempts import reads_in_parts
+from ctxext.measure.costs.work import Shape
 from ctxext.models.contents import to_config
 from ctxext.models.layout import head_dim, layer_windows
+from ctxext.models.small import outline
 
 HEADS = {"llama": 16, "gemma4": 32, "gemma4_text": 32, "dots3_note_text": 20, "blt": 16}
 

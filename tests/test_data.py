@@ -27,8 +27,15 @@ from datasets.packaged_modules.parquet.parquet import Parquet
 from test_eval import Run, run  # noqa: F401 - a fixture
 
 import ctxext
-from ctxext.data import HELD_OUT_MODULES, HELD_OUT_TOPICS, Text, load_text, stdlib, stdlib_documents
 from ctxext.errors import UsageError
+from ctxext.tasks.data import (
+    HELD_OUT_MODULES,
+    HELD_OUT_TOPICS,
+    Text,
+    load_text,
+    stdlib,
+    stdlib_documents,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -570,7 +577,7 @@ def test_a_dataset_without_text_is_refused(dataset: Path, rows: list[Any], words
 def test_a_dataset_is_loaded_without_chatter(
     dataset: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    from ctxext.console import quieten
+    from ctxext.cli.console import quieten
 
     quieten()
     load_text("hf:books")
@@ -687,7 +694,7 @@ WIKITEXT = SHARED / "corpus" / "wikitext2_test.txt"
 def published(lines: list[str], length: int, windows: int) -> float:
     """The perplexity of the shipped model, by a script of its own. A row of WikiText is a line with
     its end, or empty where the line is blank."""
-    folder = Path(ctxext.__file__).parent / "assets" / "tiny"
+    folder = Path(ctxext.__file__).parent / "models" / "shipped" / "tiny"
     core = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
     text = "\n\n".join("" if line.isspace() else line for line in lines)
     ids = torch.tensor(core.encode(text, add_special_tokens=False).ids)

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from ctxext import machine
 from ctxext.errors import UsageError
+from ctxext.measure import machine
 from ctxext.models.loading import Source, pick_device, settle
 
 
@@ -94,7 +94,7 @@ def test_a_task_of_ray_has_the_gpus_that_its_model_is_on(
     device: str, spread: str | None, gpus: int
 ) -> None:
     pytest.importorskip("ray", reason="Ray is not installed")
-    from ctxext.launch import Ray, _Jobs
+    from ctxext.measure.launch import Ray, _Jobs
 
     nodes = [{"Resources": {"GPU": 4.0}}, {"Resources": {"CPU": 8.0}}, {"Resources": {"GPU": 2.0}}]
     source = Source("x", device=device, device_map=spread)

@@ -36,8 +36,8 @@ from ctxext.engine.chunked import chunked_attention
 from ctxext.engine.forward import Forward
 from ctxext.engine.reference import dense_attention
 from ctxext.errors import UnsupportedModelError, UsageError
-from ctxext.patches import REGISTRY, names
-from ctxext.patches.base import Distance, Part, QueryScale, as_held, identity
+from ctxext.methods import REGISTRY, names
+from ctxext.methods.base import Distance, Part, QueryScale, as_held, identity
 
 pytestmark = pytest.mark.quick
 

@@ -14,11 +14,12 @@ from test_eval import VOCABULARY, Ran, Run, letters, runner, save_model
 from test_methods import ROWS
 
 from ctxext import patches
-from ctxext.estimate import Shape, cells, probe, table
-from ctxext.estimate.work import works
+from ctxext.advise import estimate as table
+from ctxext.measure.costs import Shape, cells, probe
+from ctxext.measure.costs.work import works
+from ctxext.methods.base import Span
 from ctxext.models import loading
-from ctxext.patches.base import Span
-from ctxext.results import sealed
+from ctxext.records import sealed
 
 ASKED = ("--model", "plain", "--data", "t.txt", "--limit", "3")
 

@@ -30,11 +30,11 @@ import transformers
 from conftest import TRAINED, random_model
 
 import ctxext
-from ctxext import cli
+from ctxext.cli import app as cli
 from ctxext.measure import tokens as reading
 from ctxext.measure.head import TOKENS
 from ctxext.models.aliases import TINY
-from ctxext.results import Store, problem_with
+from ctxext.records import Store, problem_with
 from ctxext.tasks.base import BLOCKS, BUCKETS, TokenScores
 
 Run = Callable[..., "Ran"]
@@ -787,7 +787,7 @@ def fsync(descriptor):
         print("stuck", flush=True)
         time.sleep(600)
 os.fsync = fsync
-from ctxext.cli import main
+from ctxext.cli.app import main
 main()
 """
 

@@ -23,20 +23,21 @@ from test_eval import VOCABULARY, Ran, Run, letters, runner, save_model, save_to
 from test_methods import COMPOSED, ROWS
 
 import ctxext
-from ctxext import explain, patches
+from ctxext import patches
+from ctxext.advise import explain
+from ctxext.advise.explain import angles as room
+from ctxext.advise.explain import figures, tables
+from ctxext.advise.explain.entropy import measure
+from ctxext.advise.explain.layers import find_kinds, turned
+from ctxext.advise.explain.study import Block
 from ctxext.engine import chunked
 from ctxext.engine.chunked import chunked_entropy
 from ctxext.engine.seams import CAUSAL
 from ctxext.engine.watch import watching
 from ctxext.errors import UnsupportedModelError, UsageError
-from ctxext.explain import angles as room
-from ctxext.explain import figures, tables
-from ctxext.explain.entropy import measure
-from ctxext.explain.layers import find_kinds, turned
-from ctxext.explain.study import Block
+from ctxext.measure.monitor import Monitor
+from ctxext.methods.base import Part, Rotary, Span
 from ctxext.models.loading import Source
-from ctxext.monitor import Monitor
-from ctxext.patches.base import Part, Rotary, Span
 from ctxext.report.plots import save
 
 TINY = Rotary(tuple(1e4 ** (-i / 32) for i in range(32)), 1e4, 512)

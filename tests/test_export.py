@@ -25,7 +25,7 @@ from ctxext.export import carried, reach, write
 from ctxext.export import native as module
 from ctxext.export.proof import Figure, Proof
 from ctxext.export.write import CARRIED, Exported, Order, export
-from ctxext.patches.base import Span
+from ctxext.methods.base import Span
 
 LENGTH = 4 * TRAINED
 PROOF = Proof((Figure("logits", 0.0, 1e-5),), 0.5, "a model", "torch", 1.0, ())

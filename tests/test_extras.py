@@ -12,9 +12,10 @@ import pytest
 from packaging.requirements import Requirement
 
 import ctxext
-from ctxext import extras, tasks
-from ctxext.scoring import metrics
-from ctxext.synthetic import lexicon
+from ctxext import tasks
+from ctxext.system import extras
+from ctxext.tasks.ruler import lexicon
+from ctxext.tasks.scoring import metrics
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -62,7 +63,7 @@ def test_none_is_imported_before_it_is_used() -> None:
             heads = {str(name).partition(".")[0] for name in names}
             if heads & {*extras.NEEDS}:
                 found[file.relative_to(ROOT).as_posix()] = heads
-    assert set(found) == {"harness/__main__.py", "harness/model.py", "harness/sequences.py"}
+    assert set(found) == {"tasks/lm_eval/model.py", "tasks/lm_eval/sequences.py"}
 
 
 def test_extras_bring_what_their_messages_say() -> None:

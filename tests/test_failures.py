@@ -32,16 +32,16 @@ from test_eval import Run, evaluate, kept, letters, runner, save_model
 
 import ctxext
 from ctxext.errors import UnsupportedModelError
-from ctxext.machine import failure
 from ctxext.measure import attempts as trying
 from ctxext.measure import session as measuring
 from ctxext.measure import tokens as reading
 from ctxext.measure.answers import Limits, answers
 from ctxext.measure.attempts import attempts, halves, reads_in_parts
+from ctxext.measure.machine import failure
 from ctxext.measure.predictions import Predictions
+from ctxext.methods import names
 from ctxext.models import loading
-from ctxext.patches import names
-from ctxext.results import SPENT
+from ctxext.records import SPENT
 
 METHODS = ("rope", "rerope:window=8", "leaky-rerope:window=8")
 COSTS = {"seconds", "tokens_per_second", "peak_memory_bytes", "created", "digest", *SPENT}
@@ -329,7 +329,7 @@ def score(*args):
         resource.setrlimit(resource.RLIMIT_AS, (size + (320 << 20), -1))
     return real(*args)
 tokens.score = score
-from ctxext.cli import main
+from ctxext.cli.app import main
 main()
 """
 
@@ -362,7 +362,7 @@ def score(model, windows, batch, *rest):
         raise MemoryError("no room in the second")
     return real(model, windows, batch, *rest)
 tokens.score = score
-from ctxext.cli import main
+from ctxext.cli.app import main
 main()
 """
 

@@ -16,17 +16,18 @@ from hypothesis import strategies as st
 from test_results import make
 
 from ctxext import patches, tasks
-from ctxext.data import load_text
 from ctxext.errors import CtxextError, UsageError
-from ctxext.grid import read_grid
-from ctxext.launch import parse_launcher
-from ctxext.longbench.questions import read_questions
+from ctxext.measure.launch import parse_launcher
+from ctxext.methods.base import Span
 from ctxext.models.loading import Source
-from ctxext.patches.base import Span
+from ctxext.records import Store
 from ctxext.registry import format_length, parse_length
-from ctxext.request import Request, parse_lengths, parse_methods, parse_seeds, parse_tasks
-from ctxext.results import Store, printable, safe_name
-from ctxext.scoring.predictions import score_folder
+from ctxext.request.grid import read_grid
+from ctxext.request.request import Request, parse_lengths, parse_methods, parse_seeds, parse_tasks
+from ctxext.system.names import printable, safe_name
+from ctxext.tasks.data import load_text
+from ctxext.tasks.longbench.questions import read_questions
+from ctxext.tasks.scoring.predictions import score_folder
 
 TIMES = 1250  # of each of the first eight, which makes ten thousand
 FUZZ = settings(

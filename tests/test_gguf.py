@@ -25,10 +25,10 @@ from ctxext.errors import UnsupportedModelError, UsageError
 from ctxext.export import gguf as module
 from ctxext.export import gguf_rope, gguf_vocab
 from ctxext.export.gguf import write_gguf
+from ctxext.methods.base import Rotary, Span
 from ctxext.models.aliases import locate
 from ctxext.models.layout import find_sources
 from ctxext.models.loading import Source, load_config
-from ctxext.patches.base import Rotary, Span
 
 gguf = pytest.importorskip("gguf", reason="needs the gguf package: pip install 'ctxext[gguf]'")
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from ctxext import cli
+from ctxext.cli import app as cli
 from ctxext.errors import UsageError
-from ctxext.grid import COMMON, LISTS, SOURCE, read_grid
 from ctxext.models.loading import Source
-from ctxext.request import Request
+from ctxext.request.grid import COMMON, LISTS, SOURCE, read_grid
+from ctxext.request.request import Request
 
 pytestmark = pytest.mark.quick
 

@@ -18,10 +18,11 @@ import pytest
 import torch
 
 import ctxext
-from ctxext import cli, tasks
+from ctxext import tasks
+from ctxext.cli import app as cli
 from ctxext.errors import UsageError
 from ctxext.tasks.base import Score
-from ctxext.tasks.lm_eval import LmEval
+from ctxext.tasks.lm_eval.task import LmEval
 
 METHOD, LENGTH, NEW = "rerope:window=16+logn", 96, 6
 CHOICES = [  # the third question and its answers are longer than LENGTH

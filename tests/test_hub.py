@@ -251,7 +251,7 @@ def test_a_folder_is_one_commit(private: bool, hub: Hub, folder: Path, tmp_path:
 
 def test_the_command_exports_and_pushes(hub: Hub, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    command = "import sys; from ctxext.cli import main; main()"
+    command = "import sys; from ctxext.cli.app import main; main()"
     asked = ("patch", "--model", "tiny", "--method", "ntk", "--len", "1k", "--out", str(out))
     done = python(hub, tmp_path / "home", command, *asked, "--push-to-hub", NAME, "--config-only")
     assert done.returncode == 0
@@ -266,7 +266,7 @@ def test_a_card_names_the_repository_that_a_model_is_from(hub: Hub, tmp_path: Pa
     """Of a folder of the same name, or of an alias's, it does not."""
     serve(hub, {path.name: path.read_bytes() for path in TINY.iterdir()})
     shutil.copytree(TINY, tmp_path / "smollm2")
-    command = "import sys; from ctxext.cli import main; main()"
+    command = "import sys; from ctxext.cli.app import main; main()"
     for model, base in ((NAME, NAME), (str(tmp_path / "smollm2"), None), ("tiny", None)):
         out = tmp_path / "out"
         asked = ("patch", "--model", model, "--method", "ntk", "--len", "1k", "--out", str(out))
@@ -465,7 +465,7 @@ WHY = {  # the Hub's answer to who asks for a file, and what the user is told
     "revision": ((404, {"error": "no", "code": "RevisionNotFound"}), "has no such --revision"),
     "trouble": ((500, {"error": "on fire"}), r"could not be had from the Hub: look at the reason"),
 }
-EVAL = "import sys; from ctxext.cli import main; main()"
+EVAL = "import sys; from ctxext.cli.app import main; main()"
 ASKED = ("eval", "--len", "64", "--limit", "1", "--model")
 
 

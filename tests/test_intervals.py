@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from scipy import optimize, stats
 
-from ctxext.results import Record, difference, interval
-from ctxext.results.intervals import Interval, apart, student, tango, wilson
+from ctxext.records import Record, difference, interval
+from ctxext.records.intervals import Interval, apart, student, tango, wilson
 
 pytestmark = pytest.mark.quick
 

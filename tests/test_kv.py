@@ -16,7 +16,7 @@ from ctxext.errors import UsageError
 
 pytestmark = pytest.mark.quick
 
-TINY = Path(__file__).parents[1] / "ctxext/assets/tiny"
+TINY = Path(__file__).parents[1] / "ctxext/models/shipped/tiny"
 
 
 @pytest.fixture(scope="module")

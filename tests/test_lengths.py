@@ -30,7 +30,7 @@ from ctxext.errors import UsageError
 from ctxext.measure.answers import Limits, answers
 from ctxext.measure.tokens import score
 from ctxext.models.aliases import TINY
-from ctxext.results import problem_with
+from ctxext.records import problem_with
 from ctxext.tasks.base import Sample
 
 LISTS = {"short_factor": [1.0] * 8, "long_factor": [1 + i / 2 for i in range(8)]}
@@ -232,7 +232,7 @@ def test_the_harness_reads_each_sequence_by_its_own_length(
 ) -> None:
     from lm_eval.api.instance import Instance
 
-    from ctxext.harness.sequences import SequenceLM
+    from ctxext.tasks.lm_eval.sequences import SequenceLM
 
     folder = scale(tmp_path / kind, kind, 16)
     model, tokenizer = ctxext.load(str(folder), device="cpu")
@@ -260,7 +260,7 @@ def test_the_harness_reads_each_sequence_by_its_own_length(
 
 
 def test_a_model_of_lm_eval_is_not_held_to_its_longest_input(kind: str, tmp_path: Path) -> None:
-    from ctxext.harness.model import ContextLM
+    from ctxext.tasks.lm_eval.model import ContextLM
 
     folder = scale(tmp_path / kind, kind, 16)
     for method, fixed in (("rope", False), ("logn", True)):

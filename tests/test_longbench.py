@@ -17,14 +17,14 @@ from test_eval import Ran, Run, runner
 
 from ctxext import tasks
 from ctxext.errors import UsageError
-from ctxext.longbench import prompts, questions
-from ctxext.scoring import longbench as scoring
 from ctxext.tasks.base import Sample, Score
-from ctxext.tasks.longbench import LongBench
+from ctxext.tasks.longbench import prompts, questions
+from ctxext.tasks.longbench.task import LongBench
 from ctxext.tasks.longbench_e import LongBenchE
+from ctxext.tasks.scoring import longbench as scoring
 
 SHARED = Path(os.environ.get("CTXEXT_SHARED", Path(__file__).parents[2] / "shared"))
-TINY = Path(__file__).parents[1] / "ctxext" / "assets" / "tiny"
+TINY = Path(__file__).parents[1] / "ctxext" / "models" / "shipped" / "tiny"
 
 # From the official config/dataset2maxlen.json, and the SHA-256 of the texts in dataset2prompt.json,
 # with {context} and {input} as they stand there.

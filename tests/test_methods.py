@@ -28,10 +28,10 @@ from transformers import AttentionInterface, AutoModelForCausalLM
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 import ctxext
-import ctxext.patches
+import ctxext.methods
 from ctxext.errors import UsageError
-from ctxext.patches import REGISTRY, Spec, names, parse
-from ctxext.patches.base import (
+from ctxext.methods import REGISTRY, Spec, names, parse
+from ctxext.methods.base import (
     SECTIONS,
     Distance,
     Frequency,
@@ -959,7 +959,7 @@ def test_names_are_the_files() -> None:
 @pytest.mark.parametrize("name", names())
 def test_described(name: str) -> None:
     cls = REGISTRY.get(name)
-    assert cls.__module__ == f"ctxext.patches.{name.replace('-', '_')}"
+    assert cls.__module__ == f"ctxext.methods.{name.replace('-', '_')}"
     text = cls.describe()
     kinds = {Frequency: "frequency", Distance: "distance", QueryScale: "query scale"}
     assert text["kind"] == next(kind for base, kind in kinds.items() if issubclass(cls, base))
@@ -1034,7 +1034,7 @@ def test_query_scales_multiply() -> None:
 
 
 def test_register_refuses_the_name_of_a_file_not_imported_yet() -> None:
-    fresh: Registry[Method] = Registry("method", "ctxext.patches", private=("base",))
+    fresh: Registry[Method] = Registry("method", "ctxext.methods", private=("base",))
     with pytest.raises(ValueError, match="'pi'"), mock.patch.object(Half, "name", "", create=True):
         fresh.register("pi")(Half)
 

@@ -19,9 +19,10 @@ import pytest
 from test_results import HOSTILE, failed, make
 
 from ctxext import report
+from ctxext.records import Record, Store, sealed
 from ctxext.report import page, series
 from ctxext.report.page import plot
-from ctxext.results import Record, Store, printable, sealed
+from ctxext.system.names import printable
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 BROWSER = next(filter(None, map(shutil.which, BROWSERS)), None)
@@ -176,7 +177,7 @@ def test_dots_stand_at_their_values() -> None:
 def test_the_page_goes_into_the_folder_and_nothing_to_stdout(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from ctxext import cli
+    from ctxext.cli import app as cli
 
     for record in EXAMPLE:
         Store(tmp_path).write(record)

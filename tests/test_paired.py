@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ctxext.results import Difference, Record, difference
-from ctxext.results.paired import influences, spread
+from ctxext.records import Difference, Record, difference
+from ctxext.records.paired import influences, spread
 from ctxext.tasks.acc import Accuracy
 from ctxext.tasks.base import TokenScores, TokenTask
 from ctxext.tasks.ppl import Perplexity

@@ -43,7 +43,7 @@ from ctxext.engine.operators import TORCH, CudaEfficient, CudaFlash, Pattern
 from ctxext.engine.paths import attend, choose
 from ctxext.engine.runs import FEW, Run, attend_runs, find_runs
 from ctxext.errors import UsageError
-from ctxext.patches.base import Part
+from ctxext.methods.base import Part
 
 D = 16
 THETA = 100.0 ** (-torch.arange(D // 2, dtype=torch.float64) / (D // 2))

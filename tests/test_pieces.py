@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 import ctxext
-from ctxext.data import Text, load_text
 from ctxext.measure import pieces
 from ctxext.measure.tokens import tokenise
+from ctxext.tasks.data import Text, load_text
 
 WORDS = [
     *("the", "and", "straße", "ΣΊΣΥΦΟΣ", "naïve", "e\u0301te\u0301", "模型言語", "🦙", "👩‍👩‍👧"),

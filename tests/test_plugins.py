@@ -19,8 +19,8 @@ METHOD = """
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Optional, Union
 
-from ctxext.patches import register
-from ctxext.patches.base import Distance, Part, identity
+from ctxext.methods import register
+from ctxext.methods.base import Distance, Part, identity
 from ctxext.registry import Count
 
 if TYPE_CHECKING:
@@ -197,7 +197,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("line", REFUSED)
 @pytest.mark.parametrize(("what", "room", "base"), [
-    ("method", "ctxext.patches", "Frequency"), ("task", "ctxext.tasks", "TokenTask"),
+    ("method", "ctxext.methods", "Frequency"), ("task", "ctxext.tasks", "TokenTask"),
 ])  # fmt: skip
 def test_a_type_that_no_spec_can_write_is_refused_when_it_registers(
     load: Load, future: str, line: str, what: str, room: str, base: str
@@ -209,7 +209,7 @@ def test_a_type_that_no_spec_can_write_is_refused_when_it_registers(
 
 
 def test_a_parameter_without_a_default_is_asked_for(load: Load, future: str) -> None:
-    load(future + HEAD.format(room="ctxext.patches", base="Frequency").replace("int = 1", "int"))
+    load(future + HEAD.format(room="ctxext.methods", base="Frequency").replace("int = 1", "int"))
     with pytest.raises(
         UsageError, match="'odd' needs a near: write odd:near=VALUE, a whole number"
     ):

@@ -317,7 +317,7 @@ def test_names_of_answers_leave_room_for_the_folder_that_they_are_in(tmp_path: P
 
     from ctxext import patches, tasks
     from ctxext.measure.session import Session
-    from ctxext.results import told_apart
+    from ctxext.system.names import told_apart
 
     asked = tasks.parse("lm-eval:" + "folder/of/" * 20 + "task.yaml,include=" + "x" * 90)
     spec = patches.parse("yarn:factor=16.123456789,beta_fast=31.5,beta_slow=1.25+logn:clip=false")

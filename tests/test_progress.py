@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from ctxext import console, hub, progress
-from ctxext.monitor import Monitor, Step
+from ctxext.cli import console, progress
+from ctxext.measure.monitor import Monitor, Step
+from ctxext.system import hub
 
 
 class Clock:

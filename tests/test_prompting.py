@@ -16,14 +16,14 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 from ctxext import tasks
 from ctxext.errors import UsageError
-from ctxext.harness.padding import padding
-from ctxext.longbench.questions import Questions
 from ctxext.measure.inputs import Inputs
 from ctxext.measure.tokens import start_token
 from ctxext.models.prompting import Frame, Prompter, frame
 from ctxext.tasks.base import Sample
+from ctxext.tasks.lm_eval.padding import padding
+from ctxext.tasks.longbench.questions import Questions
 from ctxext.tasks.passkey import PassKey
-from ctxext.tasks.ruler import Ruler
+from ctxext.tasks.ruler.task import Ruler
 
 START, END, TURN = 0, 1, 2
 FRAMES = {

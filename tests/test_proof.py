@@ -23,11 +23,11 @@ from ctxext.errors import UnsupportedModelError, UsageError
 from ctxext.export import check, fresh, proof
 from ctxext.export.carried import write_carried
 from ctxext.export.proof import Figure, Proof, prove
-from ctxext.export.small import merge, small_model
 from ctxext.export.write import Order, export
+from ctxext.methods.base import Span
 from ctxext.models.layout import find_sources, head_dim
 from ctxext.models.loading import Source
-from ctxext.patches.base import Span
+from ctxext.models.small import merge, small_model
 
 LENGTH = 4 * TRAINED
 
@@ -560,7 +560,7 @@ def test_tiny_models_are_left_as_they_are(llama: Path) -> None:
 
 def test_what_cannot_be_made_small_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     config = AutoConfig.for_model("llama", **LARGE["llama"])
-    monkeypatch.setattr("ctxext.export.small.STEPS", (("vocabulary",), ()))
+    monkeypatch.setattr("ctxext.models.small.STEPS", (("vocabulary",), ()))
     with pytest.raises(UnsupportedModelError, match=r"llama: .*more than 100,000,000 parameters"):
         small_model(config)
 

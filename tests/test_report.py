@@ -23,10 +23,10 @@ from test_results import HOSTILE, failed, make
 
 from ctxext import report
 from ctxext.errors import UsageError
+from ctxext.records import SPENT, Record, problem_with, sealed
+from ctxext.records.intervals import tango, wilson
 from ctxext.registry import format_length
 from ctxext.report import groups, heatmaps, latex, plots, series, tables
-from ctxext.results import SPENT, Record, problem_with, sealed
-from ctxext.results.intervals import tango, wilson
 
 
 def cell(method: str, length: int, losses: tuple[float, float] = (2.0, 2.0), **more: Any) -> Record:
@@ -192,7 +192,7 @@ def test_what_reads_as_the_best_is_as_good() -> None:
 def test_every_metric_of_ours_is_known_as_its_task_says() -> None:
     """Records from before tasks said it are judged by the metric alone."""
     from ctxext import tasks
-    from ctxext.results.metrics import KNOWN
+    from ctxext.records.metrics import KNOWN
 
     for name in tasks.names():
         task = tasks.REGISTRY.get(name)

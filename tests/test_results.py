@@ -17,19 +17,10 @@ from typing import Any
 import pytest
 
 from ctxext.errors import CtxextError, OutputError, UsageError
-from ctxext.results import (
-    BENCH,
-    MEASURES,
-    Record,
-    Store,
-    load,
-    printable,
-    problem_with,
-    safe_name,
-    sealed,
-)
-from ctxext.results import files as files_of
-from ctxext.results.intervals import wilson
+from ctxext.records import BENCH, MEASURES, Record, Store, load, problem_with, sealed
+from ctxext.records.intervals import wilson
+from ctxext.system import files as files_of
+from ctxext.system.names import printable, safe_name
 
 pytestmark = pytest.mark.quick
 
@@ -465,7 +456,7 @@ def test_a_failure_never_takes_the_place_of_a_finished_record(tmp_path: Path) ->
 
 CLAIM = """
 import sys
-from ctxext.results import Store
+from ctxext.records import Store
 store = Store(sys.argv[1])
 print(store.claim("ab" * 32), flush=True)
 sys.stdin.read()
@@ -557,7 +548,7 @@ def test_records_are_a_data_frame(tmp_path: Path) -> None:
 
 def test_nothing_heavy_is_imported() -> None:
     program = (
-        "import sys, ctxext.results, ctxext.report, ctxext.report.tables, ctxext.report.plots;"
+        "import sys, ctxext.records, ctxext.report, ctxext.report.tables, ctxext.report.plots;"
         "print([m for m in ('torch', 'transformers', 'pandas', 'matplotlib', 'rich', 'numpy')"
         " if m in sys.modules])"
     )
@@ -569,7 +560,7 @@ def test_nothing_heavy_is_imported() -> None:
 
 TURNS = """
 import sys
-from ctxext.results import Store
+from ctxext.records import Store
 from test_results import make
 store, number = Store(sys.argv[1]), sys.argv[2]
 for turn in range(40):

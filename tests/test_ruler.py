@@ -23,13 +23,13 @@ from transformers import AutoTokenizer
 
 from ctxext import tasks
 from ctxext.errors import UsageError
-from ctxext.scoring import ruler as scoring
-from ctxext.synthetic import fit, lexicon, niah, questions, tracking, words
-from ctxext.synthetic.questions import QuestionsMaker, load_questions
-from ctxext.synthetic.words import CommonWordsMaker, FrequentWordsMaker
 from ctxext.tasks.base import Sample
+from ctxext.tasks.ruler import fit, lexicon, niah, questions, tracking, words
+from ctxext.tasks.ruler.questions import QuestionsMaker, load_questions
+from ctxext.tasks.ruler.words import CommonWordsMaker, FrequentWordsMaker
+from ctxext.tasks.scoring import ruler as scoring
 
-TINY = Path(__file__).parents[1] / "ctxext/assets/tiny"
+TINY = Path(__file__).parents[1] / "ctxext/models/shipped/tiny"
 NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
 NEEDLE = re.compile(r"One of the special magic (numbers|uuids) for (.{1,60}?) is: ([0-9a-f-]+)\.")
 NUMBER, UUID = r"[1-9]\d{6}", r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}"

@@ -18,12 +18,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ctxext import cli
+from ctxext.cli import app as cli
 from ctxext.errors import UsageError
-from ctxext.scoring import metrics
-from ctxext.scoring.base import mean_score
-from ctxext.scoring.longbench import E_TASKS, TASKS, averages, score
-from ctxext.scoring.predictions import score_folder
+from ctxext.tasks.scoring import metrics
+from ctxext.tasks.scoring.base import mean_score
+from ctxext.tasks.scoring.longbench import E_TASKS, TASKS, averages, score
+from ctxext.tasks.scoring.predictions import score_folder
 
 SHARED = Path(os.environ.get("CTXEXT_SHARED", Path(__file__).parents[2] / "shared"))
 LLAMA = SHARED / "longbench" / "predictions" / "llama2-7b-chat-4k"
@@ -520,7 +520,7 @@ def test_averages_stand_below_a_whole_benchmark(
 LIGHT = """
 import sys
 sys.argv = ["ctxext", "score", sys.argv[1], "--json"]
-from ctxext import cli
+from ctxext.cli import app as cli
 try:
     cli.main()
 finally:

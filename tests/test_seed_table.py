@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from ctxext import patches
-from ctxext.patches.base import Span
-from ctxext.results import Record
+from ctxext.methods.base import Span
+from ctxext.records import Record
 
 ROOT = Path(__file__).parents[1]
 METHODS = ROOT.parent / "shared" / "METHODS.md"

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from ctxext import __version__, cli
+from ctxext import __version__
+from ctxext.cli import app as cli
 from ctxext.errors import short
 
 COMMAND = f"{sys.executable} -m ctxext"
@@ -59,7 +60,7 @@ def test_an_error_that_nobody_met_is_one_line_and_its_traceback_with_v(
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr("ctxext.console.print_entries", fail)
+    monkeypatch.setattr("ctxext.cli.console.print_entries", fail)
     for argv in (["methods"], ["-v", "methods"], ["methods", "-v"], ["methods"]):
         assert ended(monkeypatch, *argv) == 1
         out, err = capsys.readouterr()

@@ -21,10 +21,10 @@ from typing import Any
 import pytest
 
 from ctxext.errors import UsageError
-from ctxext.grid import read_grid
 from ctxext.models.loading import Source
-from ctxext.request import Request
-from ctxext.results import SPENT, Record, Store, problem_with
+from ctxext.records import SPENT, Record, Store, problem_with
+from ctxext.request.grid import read_grid
+from ctxext.request.request import Request
 
 KILLS = 20
 GRID = """
@@ -49,7 +49,7 @@ def requests(folder: Path, **changed: Any) -> tuple[Request, ...]:
 
 def sweep(folder: str) -> None:
     """One run of the grid; every cell that is computed leaves its key in a journal."""
-    from ctxext import run
+    from ctxext.measure import run
 
     record = run.Run._record
 
@@ -67,7 +67,7 @@ def sweep(folder: str) -> None:
 def started() -> Any:
     """Processes that begin with everything imported."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["ctxext.run", "ctxext.measure.session", "transformers"])
+    context.set_forkserver_preload(["ctxext.measure.run", "ctxext.measure.session", "transformers"])
 
     def start(folder: Path) -> Any:
         process = context.Process(target=sweep, args=(str(folder),))
@@ -241,7 +241,7 @@ def test_cells_whose_worker_is_lost_again_and_again_fail(
     lost: str, status: str, words: str, tmp_path: Path
 ) -> None:
     ray = pytest.importorskip("ray", reason="Ray is not installed")
-    from ctxext import launch, run
+    from ctxext.measure import launch, run
 
     error = getattr(ray.exceptions, lost)
     fake = LostWorkers(error("gone") if lost == "OutOfMemoryError" else error())
@@ -257,9 +257,9 @@ def test_cells_whose_worker_is_lost_again_and_again_fail(
 def test_a_worker_keeps_models_with_the_same_files_apart(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ctxext import plan as plans
-    from ctxext.launch import _work
+    from ctxext.measure.launch import _work
     from ctxext.models.aliases import TINY
+    from ctxext.request import cells as plans
 
     monkeypatch.chdir(tmp_path)
     shutil.copytree(TINY, "copy")
@@ -273,7 +273,7 @@ def test_a_worker_keeps_models_with_the_same_files_apart(
 
 def test_an_interrupt_shows_what_the_workers_have_finished(whole: Path, tmp_path: Path) -> None:
     ray = pytest.importorskip("ray", reason="Ray is not installed")
-    from ctxext import launch, run
+    from ctxext.measure import launch, run
 
     folder, fake = tmp_path / "out", LostWorkers(ray.exceptions.WorkerCrashedError())
 
@@ -293,7 +293,7 @@ def test_an_interrupt_shows_what_the_workers_have_finished(whole: Path, tmp_path
 
 @pytest.mark.parametrize("text", ["", "rai", "ray:", "slurm", "ray :x"])
 def test_other_launchers_are_refused(text: str) -> None:
-    from ctxext.launch import parse_launcher
+    from ctxext.measure.launch import parse_launcher
 
     with pytest.raises(UsageError, match="valid: ray, ray:ADDRESS"):
         parse_launcher(text)
@@ -310,7 +310,7 @@ def test_a_cluster_that_is_not_there_is_one_line(tmp_path: Path) -> None:
 
 
 def test_a_seed_means_nothing_to_what_draws_nothing(tmp_path: Path) -> None:
-    from ctxext import plan
+    from ctxext.request import cells as plan
 
     first, second = (
         plan.make(dataclasses.replace(one, seeds=seeds))

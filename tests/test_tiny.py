@@ -11,9 +11,9 @@ import torch
 from conftest import by_window, whole
 
 import ctxext
-from ctxext.data import HELD_OUT_MODULES, HELD_OUT_TOPICS, load_text
 from ctxext.measure import tokens as reading
 from ctxext.models.aliases import ASSETS, SHIPPED
+from ctxext.tasks.data import HELD_OUT_MODULES, HELD_OUT_TOPICS, load_text
 
 TRAINED, LONG, COUNT = 512, 4096, 16
 TAIL = slice(LONG - TRAINED // 2 - 1, None)  # of nll [windows, length−1]: tokens 3840 … 4095

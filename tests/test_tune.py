@@ -28,25 +28,26 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from test_eval import Ran, Run, folders, here, letters, run  # noqa: F401
 
-from ctxext import patches, request, tasks
+from ctxext import patches, tasks
+from ctxext.advise.tune import outcome as outcomes
+from ctxext.advise.tune.outcome import Comparison, Outcome, Trial
+from ctxext.advise.tune.search import Request, Search
+from ctxext.advise.tune.space import Space, parse_families
+from ctxext.advise.tune.unseen import compare
 from ctxext.errors import UsageError
 from ctxext.measure import tokens as reading
 from ctxext.measure.loaded import Loaded
+from ctxext.measure.run import Evaluation
+from ctxext.methods.base import Rotary, Span
 from ctxext.models.loading import Source
-from ctxext.patches.base import Rotary, Span
-from ctxext.request import Request as Cells
-from ctxext.results import Interval, Store
-from ctxext.results.intervals import tango
-from ctxext.results.paired import Difference
-from ctxext.run import Evaluation
+from ctxext.records import Interval, Store
+from ctxext.records.intervals import tango
+from ctxext.records.paired import Difference
+from ctxext.request import request
+from ctxext.request.request import Request as Cells
 from ctxext.tasks.base import BLOCKS, TokenScores
 from ctxext.tasks.passkey import PassKey
 from ctxext.tasks.ppl import Perplexity
-from ctxext.tune import outcome as outcomes
-from ctxext.tune.outcome import Comparison, Outcome, Trial
-from ctxext.tune.search import Request, Search
-from ctxext.tune.space import Space, parse_families
-from ctxext.tune.unseen import compare
 
 TRAINED, LENGTH = 32, 64
 TAIL = tasks.parse("ppl-tail")

@@ -18,16 +18,17 @@ import pytest
 import torch
 from test_eval import letters, runner, save_model
 
-from ctxext import engine, patches, plan, tasks
+from ctxext import engine, patches, tasks
 from ctxext.errors import UsageError
 from ctxext.measure import session
 from ctxext.measure.loaded import Loaded
+from ctxext.measure.run import Evaluation
+from ctxext.methods.base import Distance, Frequency, QueryScale, Rotary, Span
 from ctxext.models.loading import Source
-from ctxext.patches.base import Distance, Frequency, QueryScale, Rotary, Span
-from ctxext.request import Request, parse_methods, parse_tasks
-from ctxext.run import Evaluation
-from ctxext.scoring import longbench
+from ctxext.request import cells as plan
+from ctxext.request.request import Request, parse_methods, parse_tasks
 from ctxext.tasks.base import Row, TokenScores
+from ctxext.tasks.scoring import longbench
 
 TRAINED, LENGTH = 32, 128  # of the tables of methods, in tokens
 LONG = 2048  # of the prompts

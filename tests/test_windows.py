@@ -20,10 +20,10 @@ from hypothesis import strategies as st
 from test_eval import BOS, Run, folders, here, letters, run  # noqa: F401 - fixtures
 
 import ctxext
-from ctxext import request as ask
 from ctxext import tasks
 from ctxext.errors import UsageError
 from ctxext.models.loading import Source
+from ctxext.request import request as ask
 from ctxext.tasks.acc_repeat import AccuracyOnRepeated
 from ctxext.tasks.base import TokenTask
 

@@ -10,8 +10,8 @@ from torch import nn
 from ctxext.engine.layers import AttentionSite
 from ctxext.engine.probe import learn
 from ctxext.errors import CtxextError, UnsupportedModelError, short
+from ctxext.methods import Spec
 from ctxext.models.layout import Source, has_windows
-from ctxext.patches import Spec
 
 
 @dataclass(frozen=True)

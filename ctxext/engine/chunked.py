@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import dropout as drop
 
 from ctxext.engine.positions import Positions
-from ctxext.patches.base import Part
+from ctxext.methods.base import Part
 
 SCORES_AT_ONCE = 2**22  # scores held for a chunk: 16 MiB of float32, which a CPU cache still holds
 LONGEST_CHUNK = 128  # a longer one scores more pairs outside the window than it saves in calls

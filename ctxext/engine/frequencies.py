@@ -13,8 +13,8 @@ from transformers import PreTrainedModel
 from ctxext.engine.stock import numbers, stock_model, ways
 from ctxext.engine.switch import replace
 from ctxext.errors import UnsupportedModelError, UsageError
+from ctxext.methods import Spec
 from ctxext.models.layout import Rope, Source
-from ctxext.patches import Spec
 
 
 def start(sources: list[Source], undo: contextlib.ExitStack) -> dict[Source, Rope]:

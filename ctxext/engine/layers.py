@@ -9,8 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from ctxext.engine.rotation import Rotation
+from ctxext.methods import Spec
 from ctxext.models.layout import Source
-from ctxext.patches import Spec
 
 
 @dataclass

@@ -20,7 +20,7 @@ from torch.autograd.function import once_differentiable
 
 from ctxext.engine.operators import Operator, Pattern
 from ctxext.engine.positions import Band, Positions
-from ctxext.patches.base import Part
+from ctxext.methods.base import Part
 
 BLOCK = 64  # queries in a block: it scores (window + BLOCK − 1) keys to each
 BLOCKS_AT_ONCE = 32  # bounds what the backward holds: the blocks' keys overlap

@@ -28,11 +28,11 @@ from ctxext.engine.state import STATE, UNPICKLED, PatchState
 from ctxext.engine.switch import own_configs, replace, use_attention
 from ctxext.engine.trial import check_outputs, outputs
 from ctxext.errors import UnsupportedModelError, UsageError
+from ctxext.methods import Spec, parse
+from ctxext.methods.base import Span
 from ctxext.models.layout import Source, find_sources, head_dim
 from ctxext.models.mark import MARK, Mark, read_mark
 from ctxext.models.trained import check_own_scaling
-from ctxext.patches import Spec, parse
-from ctxext.patches.base import Span
 from ctxext.registry import is_length
 
 HANDLE = "_ctxext_handle"

@@ -24,7 +24,7 @@ from ctxext.engine.positions import Positions
 from ctxext.engine.reference import dense_attention
 from ctxext.engine.runs import FEW
 from ctxext.errors import UsageError
-from ctxext.patches.base import Part
+from ctxext.methods.base import Part
 
 
 class Merged:

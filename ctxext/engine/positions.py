@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ctxext.patches.base import Part, as_held
+from ctxext.methods.base import Part, as_held
 
 
 class Band(NamedTuple):

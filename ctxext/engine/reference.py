@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ctxext.engine.positions import Positions
-from ctxext.patches.base import Part
+from ctxext.methods.base import Part
 
 
 def dense_attention(

@@ -23,7 +23,7 @@ from ctxext.engine.state import STATE, PatchState
 from ctxext.engine.switch import registered
 from ctxext.engine.turned import Turned
 from ctxext.errors import UnsupportedModelError
-from ctxext.patches.base import Part, identity
+from ctxext.methods.base import Part, identity
 
 WATCH = "_ctxext_watch"  # the attribute by which an attention module finds who is told its scores
 CAUSAL: tuple[Part, ...] = (Part(0, None, identity, identity),)  # of layers without positions

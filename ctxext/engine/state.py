@@ -34,8 +34,8 @@ from ctxext.engine.rotary import RotarySite
 from ctxext.engine.runs import Run, find_runs
 from ctxext.engine.slots import counts_padding
 from ctxext.errors import UnsupportedModelError, UsageError
+from ctxext.methods.base import Part, QueryScale, as_held, identity
 from ctxext.models.layout import Source
-from ctxext.patches.base import Part, QueryScale, as_held, identity
 
 STATE = "_ctxext_state"  # the attribute by which an attention module finds its model's state
 UNPICKLED = (

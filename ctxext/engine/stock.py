@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, modeling_rope_utils
 
 from ctxext.errors import UnsupportedModelError, short
+from ctxext.methods import Spec
 from ctxext.models.layout import Rope, Source
 from ctxext.models.trained import ORIGINAL
-from ctxext.patches import Spec
 
 # Relative: the exponent 2i/d is rounded by 6e-8 of itself, which a base of e^20 makes 1.2e-6, in
 # θ and anew under another base; and a few roundings more.

@@ -12,8 +12,8 @@ from ctxext.engine.layers import AttentionSite
 from ctxext.engine.probe import TOKENS, forward, kind_of
 from ctxext.engine.state import PatchState
 from ctxext.errors import UnsupportedModelError
+from ctxext.methods.base import Part, identity
 from ctxext.models.layout import Source
-from ctxext.patches.base import Part, identity
 
 
 def outputs(model: Any, layers: Iterable[AttentionSite], sources: Iterable[Source]) -> list[Tensor]:

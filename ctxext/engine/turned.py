@@ -18,7 +18,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ctxext.engine.positions import Band, Positions
-from ctxext.patches.base import Part
+from ctxext.methods.base import Part
 
 TURNED = "_ctxext_turned"  # the attribute of a cache's tensor of keys that has what was turned
 ROOM = 1.5  # of what is held: as many keys more can come before it is moved

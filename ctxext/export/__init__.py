@@ -8,7 +8,7 @@ weights.py    whether a model loads from its weight files, by their headers
 files.py      which files of a model come along; staging.py how the folder appears, whole
 reach.py      up to how many tokens a spec reaches
 proof.py      what a fresh process finds; fresh.py starts it, check.py is what runs in it
-small.py      a small random model of the same config, to prove with
+unpacked.py   a GGUF file as a folder, to export from
 card.py       the model card
 hub.py        a push to the Hub
 """

@@ -9,7 +9,7 @@ from typing import Any
 
 from ctxext import __version__
 from ctxext.export.proof import Proof
-from ctxext.patches import Spec
+from ctxext.methods import Spec
 
 CARD = "README.md"
 LONGEST_FRONT = 2**18  # characters of the source's card that are read

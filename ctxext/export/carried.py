@@ -18,8 +18,8 @@ from typing import Any
 
 from ctxext import __version__
 from ctxext.errors import UnsupportedModelError
+from ctxext.methods import Spec
 from ctxext.models.contents import to_config
-from ctxext.patches import Spec
 
 ROOT = "ctxext.engine.carried"
 CONFIG, MODEL = "configuration_ctxext", "modeling_ctxext"

@@ -19,10 +19,10 @@ from ctxext.export.card import source_metadata
 from ctxext.export.files import check_room
 from ctxext.export.gguf_rope import Expression, Rotation
 from ctxext.export.gguf_vocab import Vocabulary
+from ctxext.methods import Spec
+from ctxext.methods.base import Rotary
 from ctxext.models.contents import SAFETENSORS, index_name, shard_names
 from ctxext.models.layout import Source, head_dim
-from ctxext.patches import Spec
-from ctxext.patches.base import Rotary
 
 # Transformers' model types, and llama.cpp's architectures that compute the same.
 ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}

@@ -17,10 +17,10 @@ from typing import Any
 import torch
 
 from ctxext.errors import UnsupportedModelError
+from ctxext.methods import Spec
+from ctxext.methods.base import Rotary
 from ctxext.models.layout import Source
 from ctxext.models.trained import ORIGINAL
-from ctxext.patches import Spec
-from ctxext.patches.base import Rotary
 
 CLOSE = 1e-6  # relative: a few float32 roundings
 LARGEST = 3e38  # what float32 metadata can hold

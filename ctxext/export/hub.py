@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ctxext import __version__
 from ctxext.errors import CtxextError, UsageError, short
-from ctxext.hub import causes, hub_client
+from ctxext.system.hub import causes, hub_client
 
 # Tokens, what follows "Bearer", the password in an address, and the signature of a signed one.
 _SECRET = re.compile(

@@ -14,11 +14,11 @@ from ctxext.engine.anatomy import Anatomy
 from ctxext.engine.stock import Stock, numbers, ways
 from ctxext.errors import UnsupportedModelError
 from ctxext.export.check import one_line
-from ctxext.export.small import outline
+from ctxext.methods import Spec
 from ctxext.models.contents import to_config
 from ctxext.models.layout import Rope, Source, find_sources, head_dim, layer_configs
+from ctxext.models.small import outline
 from ctxext.models.trained import ORIGINAL
-from ctxext.patches import Spec
 
 OLD_KEYS = ("rope_theta", "rotary_emb_base", "rope_scaling")  # of transformers 4
 Ropes = dict[str | None, Rope]  # by layer type, None where a model has but one

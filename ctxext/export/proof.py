@@ -25,13 +25,13 @@ from ctxext.engine.stock import config_with, unheard, ways
 from ctxext.errors import CtxextError, UnsupportedModelError, UsageError
 from ctxext.export import check
 from ctxext.export.fresh import Fresh, fresh
-from ctxext.export.small import Changes, flat, merge, quiet, small_model
+from ctxext.methods import Spec, parse
+from ctxext.methods.base import Span
 from ctxext.models.layout import Source as Frequencies
 from ctxext.models.layout import find_sources
 from ctxext.models.loading import Source, load_config, load_saved
+from ctxext.models.small import Changes, flat, merge, quiet, small_model
 from ctxext.models.trained import ORIGINAL, explain_trained
-from ctxext.patches import Spec, parse
-from ctxext.patches.base import Span
 from ctxext.registry import counted
 
 Job = dict[str, Any]  # what `check.measure` is told

@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from ctxext.patches import Spec
-from ctxext.patches.base import Part
+from ctxext.methods import Spec
+from ctxext.methods.base import Part
 
 PIECE = 2**20  # queries that are looked at at a time
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ctxext import patches
+from ctxext import methods
 from ctxext.engine.anatomy import Anatomy, examine
 from ctxext.errors import UnsupportedModelError, UsageError
 from ctxext.export import reach
@@ -17,18 +17,18 @@ from ctxext.export.carried import pin_tokenizer, write_carried
 from ctxext.export.files import choose, put, read_config
 from ctxext.export.native import write_native
 from ctxext.export.proof import Proof, prove
-from ctxext.export.small import small_model
 from ctxext.export.staging import staged
 from ctxext.export.weights import check_weights
+from ctxext.methods import Spec
+from ctxext.methods.base import Span
 from ctxext.models.adapter import MERGE
 from ctxext.models.contents import ADAPTER, CONFIG, WEIGHTS, index_name
 from ctxext.models.layout import find_sources
 from ctxext.models.loading import Source, load_config
 from ctxext.models.mark import MARK, plain_line
 from ctxext.models.rope import is_scaled
+from ctxext.models.small import small_model
 from ctxext.models.trained import Trained
-from ctxext.patches import Spec
-from ctxext.patches.base import Span
 
 CARRIED = "carried code"
 
@@ -202,7 +202,7 @@ def check(order: Order) -> None:
     others = [method.name for method in order.spec.methods if method.kind != "frequency"]
     for option, on in (("--native-only", order.native_only), ("--format gguf", order.gguf)):
         if on and others:
-            can = [n for n in patches.names() if patches.REGISTRY.get(n).kind == "frequency"]
+            can = [n for n in methods.names() if methods.REGISTRY.get(n).kind == "frequency"]
             raise UsageError(
                 f"{str(order.spec)!r} cannot be expressed in a config, since "
                 f"{' and '.join(others)} changes attention itself: leave out {option}, or take "

@@ -11,8 +11,9 @@ from ctxext.errors import ENDS_RUN, UsageError
 from ctxext.measure import tokens as reading
 from ctxext.measure.loaded import Loaded
 from ctxext.measure.outcome import Failure, Refusals
-from ctxext.plan import Cell, Plan
-from ctxext.tasks.base import Sample, SampleTask, TokenTask, Windows
+from ctxext.request.cells import Cell, Plan
+from ctxext.tasks.base import Sample, SampleTask, TokenTask
+from ctxext.tasks.windows import Windows
 
 
 class Inputs:

@@ -6,10 +6,10 @@ import hashlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from ctxext.data import Text
-from ctxext.machine import release
+from ctxext.measure.machine import release
 from ctxext.models import loading
 from ctxext.models.loading import Source
+from ctxext.tasks.data import Text
 
 if TYPE_CHECKING:
     from torch import Tensor

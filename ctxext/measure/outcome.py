@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ctxext.errors import ENDS_RUN, CtxextError, UsageError
-from ctxext.machine import failure
+from ctxext.measure.machine import failure
 from ctxext.measure.workers import Workers
-from ctxext.plan import Cell
+from ctxext.request.cells import Cell
 from ctxext.tasks.base import HarnessTask, Row, SampleTask, Score, Task, TokenScores, TokenTask
 
 if TYPE_CHECKING:

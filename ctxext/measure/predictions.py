@@ -17,7 +17,8 @@ from types import TracebackType
 from typing import IO, Any
 
 from ctxext.errors import OutputError
-from ctxext.results import safe_name, write_atomically
+from ctxext.system.files import write_atomically
+from ctxext.system.names import safe_name
 from ctxext.tasks.base import Row, Sample
 
 

@@ -11,19 +11,19 @@ import numpy as np
 
 from ctxext.engine.patch import Handle, patched
 from ctxext.errors import ENDS_RUN, OutputError
-from ctxext.machine import Meter, release
 from ctxext.measure import tokens as reading
 from ctxext.measure.answers import Limits, answers, row_of, share
 from ctxext.measure.attempts import Attempt, attempts, halves, reads_in_parts
 from ctxext.measure.forwards import Forwards, Spent
 from ctxext.measure.inputs import Inputs, place, prompt_tokens
 from ctxext.measure.loaded import Loaded
+from ctxext.measure.machine import Meter, release
+from ctxext.measure.monitor import Monitor
 from ctxext.measure.outcome import Failure, Measured, of_harness, of_rows, of_tokens
 from ctxext.measure.predictions import Predictions
 from ctxext.measure.workers import Workers
-from ctxext.monitor import Monitor
-from ctxext.plan import Cell, Plan
-from ctxext.results import safe_name, told_apart
+from ctxext.request.cells import Cell, Plan
+from ctxext.system.names import safe_name, told_apart
 from ctxext.tasks.base import (
     HarnessTask,
     Row,
@@ -32,8 +32,8 @@ from ctxext.tasks.base import (
     Score,
     TokenScores,
     TokenTask,
-    Windows,
 )
+from ctxext.tasks.windows import Windows
 
 NAMED = 96  # characters of a folder's name before its key: Windows takes paths of 259
 

@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
-from ctxext.data import Text, load_text
 from ctxext.errors import UnsupportedModelError
 from ctxext.measure.head import Head
 from ctxext.measure.pieces import MARGIN, pieces
 from ctxext.models.calls import cache_name
 from ctxext.models.prompting import frame
-from ctxext.tasks.base import TokenScores, Windows
+from ctxext.tasks.base import TokenScores
+from ctxext.tasks.data import Text, load_text
+from ctxext.tasks.windows import Windows
 
 LOGITS_AT_ONCE = 2**24  # 64 MiB of float32
 _NO_TOKENS = tuple(

@@ -13,7 +13,7 @@ from ctxext.models.gguf import is_gguf
 from ctxext.models.packages import kept
 from ctxext.registry import did_you_mean
 
-ASSETS = Path(__file__).parent.parent / "assets"
+ASSETS = Path(__file__).parent / "shipped"
 TINY = ASSETS / "tiny"
 SHIPPED = ("tiny", "tiny-logn", "tiny-inv-leaky")
 

@@ -27,7 +27,7 @@ from ctxext.errors import UsageError, short
 from ctxext.models.trained import ORIGINAL
 
 if TYPE_CHECKING:
-    from ctxext.models.loading import Source
+    pass
 
 SUFFIX = ".gguf"
 CLOSE = 1e-5  # relative: float32 metadata, computed in float32
@@ -486,35 +486,3 @@ def forget_file(model: Any) -> None:
     vars(model.config).pop("quantization_config", None)
     for name in ("hf_quantizer", "is_quantized", "quantization_method"):
         vars(model).pop(name, None)
-
-
-@contextlib.contextmanager
-def unpacked(source: Source, beside: Path) -> Iterator[tuple[Path, str]]:
-    """The model as a folder, in float32, which is removed afterwards; and what was done, in a line.
-
-    Args:
-        source: whose name means a GGUF file.
-        beside: what the folder is made beside.
-
-    Raises:
-        UsageError: the file cannot be read.
-    """
-    from dataclasses import replace
-
-    from ctxext.models.loading import load_model, load_tokenizer
-
-    assert source.file is not None
-    header = read_header(source.file)
-    model = load_model(replace(source, dtype="float32", device="cpu"))
-    tokenizer = load_tokenizer(source)
-    parent = beside.absolute().parent
-    with tempfile.TemporaryDirectory(prefix=".gguf-", dir=parent) as name:
-        folder = Path(name)
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        licence = header.fields.get("general.license")
-        if isinstance(licence, str):
-            (folder / "README.md").write_text(f"---\nlicense: {licence}\n---\n", "utf-8")
-        had = header.dequantised
-        done = f"dequantised from {had} to" if had else "written as"
-        yield folder, f"the weights were {done} float32"

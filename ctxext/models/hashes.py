@@ -9,8 +9,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from ctxext import caches
-from ctxext.results import seen
+from ctxext.system import caches
+from ctxext.system.files import seen
 
 _HASHED = (".json", ".safetensors", ".bin", ".model", ".txt", ".py", ".jinja")
 _VOCABULARIES = ("*.model.v*", "*.spm", "*.tiktoken", "*.bpe")

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from ctxext.errors import UnsupportedModelError
+from ctxext.methods.base import Rotary
 from ctxext.models.rope import check_config
 from ctxext.models.trained import ORIGINAL, explain_trained, is_scaled
-from ctxext.patches.base import Rotary
 
 NAME = "inv_freq"
 LENGTH_DEPENDENT = ("dynamic", "longrope")  # scalings that go by the length at hand

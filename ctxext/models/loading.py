@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ctxext import hub
 from ctxext.errors import UsageError, short
 from ctxext.models.adapter import check_adapter, with_base
 from ctxext.models.aliases import ALIASES, locate
@@ -41,6 +40,7 @@ from ctxext.models.packages import CARRIED
 from ctxext.models.rope import check_config, check_raw, is_scaled, made_up
 from ctxext.models.trained import Trained, explain_trained
 from ctxext.registry import counted
+from ctxext.system import hub
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 QUANTIZATIONS = ("4bit", "8bit")

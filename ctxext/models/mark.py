@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from ctxext.errors import UsageError, short
+from ctxext.methods import Spec, parse
 from ctxext.models.trained import check_own_scaling
-from ctxext.patches import Spec, parse
 from ctxext.registry import is_length
 
 MARK = "ctxext_patch"

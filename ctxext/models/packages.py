@@ -15,9 +15,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
-from ctxext import caches
 from ctxext.errors import CtxextError, UsageError, short
 from ctxext.registry import did_you_mean
+from ctxext.system import caches
 
 _SECONDS = 3600  # that pip may take for a package
 _BLOCK = 2**20

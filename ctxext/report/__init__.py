@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ctxext.errors import UsageError
+from ctxext.records import Record
 from ctxext.report import speed, tables
 from ctxext.report.groups import chosen as chosen
-from ctxext.results import Record, safe_name, write_atomically
+from ctxext.system.files import write_atomically
+from ctxext.system.names import safe_name
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable

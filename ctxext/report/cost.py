@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from ctxext.results import Record
+from ctxext.records import Record
 
 _SAME_TIME = ("device", "length", "windows", "processes")  # of records whose times can be compared
 _SAME_BATCHES = (*_SAME_TIME, "batch_size", "prefill_chunk")

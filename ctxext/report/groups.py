@@ -9,8 +9,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from ctxext.errors import UsageError
+from ctxext.records import BENCH, Record, is_share
 from ctxext.registry import did_you_mean
-from ctxext.results import BENCH, Record, is_share, printable, safe_name
+from ctxext.system.names import printable, safe_name
 
 _LONGEST = 160  # characters of a file name
 

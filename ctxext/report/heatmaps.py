@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ctxext.records import Record, higher_is_better
+from ctxext.records.intervals import wilson
 from ctxext.registry import format_length
 from ctxext.report.groups import (
     count_text,
@@ -17,8 +19,7 @@ from ctxext.report.groups import (
     newest,
 )
 from ctxext.report.plots import set_text, wrapped
-from ctxext.results import Record, higher_is_better, printable
-from ctxext.results.intervals import wilson
+from ctxext.system.names import printable
 
 _ACROSS = 6  # maps in a row, at most
 DARK = 0.47  # numbers are dark from this share on: readable on cividis

@@ -12,7 +12,8 @@ from typing import Any
 from ctxext.errors import UsageError
 from ctxext.registry import format_length
 from ctxext.report.series import Figure, Line
-from ctxext.results import printable, write_atomically
+from ctxext.system.files import write_atomically
+from ctxext.system.names import printable
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart; black is kept for `rope`.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from ctxext.records import BENCH, MEASURES, Record, higher_is_better, interval, is_share
 from ctxext.registry import format_length
 from ctxext.report.cost import believable, time_ratio
 from ctxext.report.groups import (
@@ -25,15 +26,7 @@ from ctxext.report.groups import (
     newest,
 )
 from ctxext.report.tables import unit_of
-from ctxext.results import (
-    BENCH,
-    MEASURES,
-    Record,
-    higher_is_better,
-    interval,
-    is_share,
-    printable,
-)
+from ctxext.system.names import printable
 
 _SAME_LOSSES = ("ppl", "acc")  # tasks over the same tokens, which one plot is enough for
 _STARTS = ("loss-by-position", "cost", "depth")  # of file names; a metric of that name gives way

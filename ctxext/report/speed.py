@@ -12,12 +12,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ctxext.records import BENCH, MEASURES, RATIO, Record
 from ctxext.registry import format_length
 from ctxext.report import latex
 from ctxext.report.cost import bytes_text, short
 from ctxext.report.groups import current, describe, method_order, outdated, unlike
 from ctxext.report.tables import NO_VALUE, escape, versions_text
-from ctxext.results import BENCH, MEASURES, RATIO, Record, printable
+from ctxext.system.names import printable
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable

@@ -12,6 +12,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from ctxext.records import (
+    Difference,
+    Interval,
+    Record,
+    difference,
+    higher_is_better,
+    interval,
+    over_windows,
+)
 from ctxext.registry import format_length
 from ctxext.report import latex
 from ctxext.report.cost import NO_COST, Cost, bytes_text, cost_of, short
@@ -27,16 +36,7 @@ from ctxext.report.groups import (
     mixed,
     newest,
 )
-from ctxext.results import (
-    Difference,
-    Interval,
-    Record,
-    difference,
-    higher_is_better,
-    interval,
-    over_windows,
-    printable,
-)
+from ctxext.system.names import printable
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ctxext.tasks import register
-from ctxext.tasks.base import Score, TokenScores, TokenTask, Windows
+from ctxext.tasks.base import Score, TokenScores, TokenTask
+
+if TYPE_CHECKING:
+    from ctxext.tasks.windows import Windows
 
 
 @register("acc-repeat")

@@ -16,17 +16,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
-from ctxext.data import load_text
 from ctxext.errors import UsageError
 from ctxext.registry import format_entry
-from ctxext.scoring.base import Row as Row
-from ctxext.scoring.base import Score as Score
-from ctxext.scoring.base import mean_score as mean_score
+from ctxext.tasks.data import load_text
+from ctxext.tasks.scoring.base import Row as Row
+from ctxext.tasks.scoring.base import Score as Score
+from ctxext.tasks.scoring.base import mean_score as mean_score
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
     from torch import Tensor
+
+    from ctxext.tasks.windows import Windows
 
 BUCKETS = 16
 BLOCKS = 1024  # windows of which a record keeps the sums, one by one
@@ -135,69 +137,6 @@ def member(task: type[Task], value: str) -> str:
             f"unknown {task.name} task {value!r}: {did_you_mean(value, task.members())}"
         )
     return value
-
-
-@dataclass(frozen=True, eq=False)
-class Windows:
-    """What a token task reads of a text; the windows themselves are made when they are read.
-
-    Attributes:
-        text: token ids [tokens].
-        begins: where each window begins in the text [windows].
-        first: the first position of each window that is scored, 1 or more [windows]; all from
-            there on are.
-        length: tokens of a window.
-        start: what opens each window and counts, the tokenizer's own BOS, where it adds one.
-        passage: the tokens after which a window says its beginning again; None for never.
-    """
-
-    text: Tensor
-    begins: Tensor
-    first: Tensor
-    length: int
-    start: int | None = None
-    passage: int | None = None
-
-    def __len__(self) -> int:
-        return len(self.begins)
-
-    @property
-    def tokens(self) -> int:
-        """The tokens of all windows."""
-        return len(self) * self.length
-
-    def ids(self, some: slice = slice(None)) -> Tensor:
-        """The token ids [some windows, length]."""
-        import torch
-
-        places = torch.arange(self.length - (self.start is not None))
-        if self.passage is not None:
-            places %= self.passage
-        ids = self.text[self.begins[some, None] + places]
-        if self.start is None:
-            return ids
-        return torch.nn.functional.pad(ids, (1, 0), value=self.start)
-
-    def scored(self, some: slice = slice(None)) -> Tensor:
-        """Which positions from 1 on count [some windows, length − 1]."""
-        import torch
-
-        return torch.arange(1, self.length) >= self.first[some, None]
-
-    def share(self, rank: int, count: int) -> Windows:
-        """Those that one process of `count` reads."""
-        begins, first = self.begins[rank::count], self.first[rank::count]
-        return dataclasses.replace(self, begins=begins, first=first)
-
-    def same(self, other: Windows) -> bool:
-        """Whether these are the same tokens, scored at the same places."""
-        kinds = [(w.length, w.start, w.passage) for w in (self, other)]
-        return (
-            kinds[0] == kinds[1]
-            and self.text is other.text
-            and self.begins.equal(other.begins)
-            and self.first.equal(other.first)
-        )
 
 
 class TokenScores(NamedTuple):

@@ -7,8 +7,8 @@ from typing import Any
 
 from ctxext.errors import UsageError
 from ctxext.models.prompting import Prompter
-from ctxext.synthetic.fit import Maker, TooShort, fill, least_tokens
 from ctxext.tasks.base import Sample, SampleTask, Score, mean_score
+from ctxext.tasks.prompts.fit import Maker, TooShort, fill, least_tokens
 
 
 class Hiding(SampleTask):

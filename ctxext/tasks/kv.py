@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ctxext.data import Synthetic
 from ctxext.errors import UsageError
 from ctxext.registry import Count
-from ctxext.synthetic.fit import Prompt, stream
-from ctxext.synthetic.niah import random_uuid
 from ctxext.tasks import register
 from ctxext.tasks.base import Data, Row, Score, at_least_one
+from ctxext.tasks.data import Synthetic
 from ctxext.tasks.depths import Hiding, by_depth
+from ctxext.tasks.prompts.fit import Prompt, stream
+from ctxext.tasks.ruler.niah import random_uuid
 
 TEMPLATE = (
     "Extract the value corresponding to the specified key in the JSON object below.\n\n"

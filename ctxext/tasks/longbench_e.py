@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ctxext.scoring import longbench as official
 from ctxext.tasks import register
-from ctxext.tasks.longbench import LongBench
+from ctxext.tasks.longbench.task import LongBench
+from ctxext.tasks.scoring import longbench as official
 
 
 @register("longbench-e")

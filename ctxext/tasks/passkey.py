@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ctxext.data import Text, load_text
 from ctxext.registry import Count
-from ctxext.synthetic.fit import Prompt
 from ctxext.tasks import register
 from ctxext.tasks.base import Data, Row, Score, at_least_one
+from ctxext.tasks.data import Text, load_text
 from ctxext.tasks.depths import Hiding, by_depth
+from ctxext.tasks.prompts.fit import Prompt
 
 HEADER = (
     "There is an important info hidden inside a lot of irrelevant text. Find it and memorize "

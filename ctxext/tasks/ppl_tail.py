@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ctxext.errors import UsageError
 from ctxext.registry import format_length
 from ctxext.tasks import register
-from ctxext.tasks.base import Score, TokenScores, TokenTask, Windows
+from ctxext.tasks.base import Score, TokenScores, TokenTask
 from ctxext.tasks.ppl import perplexity
+
+if TYPE_CHECKING:
+    from ctxext.tasks.windows import Windows
 
 
 @register("ppl-tail")

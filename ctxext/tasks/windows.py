@@ -2,12 +2,73 @@
 
 from __future__ import annotations
 
+import dataclasses
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from ctxext.errors import UsageError
 from ctxext.registry import counted
-from ctxext.tasks.base import Windows
+
+
+@dataclass(frozen=True, eq=False)
+class Windows:
+    """What a token task reads of a text; the windows themselves are made when they are read.
+
+    Attributes:
+        text: token ids [tokens].
+        begins: where each window begins in the text [windows].
+        first: the first position of each window that is scored, 1 or more [windows]; all from
+            there on are.
+        length: tokens of a window.
+        start: what opens each window and counts, the tokenizer's own BOS, where it adds one.
+        passage: the tokens after which a window says its beginning again; None for never.
+    """
+
+    text: Tensor
+    begins: Tensor
+    first: Tensor
+    length: int
+    start: int | None = None
+    passage: int | None = None
+
+    def __len__(self) -> int:
+        return len(self.begins)
+
+    @property
+    def tokens(self) -> int:
+        """The tokens of all windows."""
+        return len(self) * self.length
+
+    def ids(self, some: slice = slice(None)) -> Tensor:
+        """The token ids [some windows, length]."""
+        places = torch.arange(self.length - (self.start is not None))
+        if self.passage is not None:
+            places %= self.passage
+        ids = self.text[self.begins[some, None] + places]
+        if self.start is None:
+            return ids
+        return torch.nn.functional.pad(ids, (1, 0), value=self.start)
+
+    def scored(self, some: slice = slice(None)) -> Tensor:
+        """Which positions from 1 on count [some windows, length − 1]."""
+        return torch.arange(1, self.length) >= self.first[some, None]
+
+    def share(self, rank: int, count: int) -> Windows:
+        """Those that one process of `count` reads."""
+        begins, first = self.begins[rank::count], self.first[rank::count]
+        return dataclasses.replace(self, begins=begins, first=first)
+
+    def same(self, other: Windows) -> bool:
+        """Whether these are the same tokens, scored at the same places."""
+        kinds = [(w.length, w.start, w.passage) for w in (self, other)]
+        return (
+            kinds[0] == kinds[1]
+            and self.text is other.text
+            and self.begins.equal(other.begins)
+            and self.first.equal(other.first)
+        )
 
 
 def cut(

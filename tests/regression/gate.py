@@ -18,11 +18,11 @@ from typing import Any, NamedTuple
 import torch
 
 import ctxext
-from ctxext.data import stdlib_documents
 from ctxext.measure import tokens as reading
 from ctxext.measure.answers import Limits, answers
 from ctxext.models.aliases import ASSETS
-from ctxext.tasks.base import Windows
+from ctxext.tasks.windows import Windows
+from ctxext.tasks.data import stdlib_documents
 from ctxext.tasks.passkey import PassKey
 
 HERE = Path(__file__).parent

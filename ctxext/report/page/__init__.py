@@ -13,11 +13,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ctxext.records import Record
 from ctxext.report import speed, tables
 from ctxext.report.heatmaps import heatmaps
 from ctxext.report.page import depth, plot, sheet
 from ctxext.report.series import figures
-from ctxext.results import Record
 
 _HERE = Path(__file__).parent
 

@@ -6,11 +6,12 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
+from ctxext.records import Record
 from ctxext.registry import format_length
 from ctxext.report.groups import method_order
 from ctxext.report.plots import look
 from ctxext.report.series import Figure, Line
-from ctxext.results import Record, printable
+from ctxext.system.names import printable
 
 MARKERS = {  # name → path around (0, 0), in pixels; in the order of plots.look
     "dot": "M-3 0a3 3 0 1 0 6 0a3 3 0 1 0-6 0z",

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from ctxext.report import speed, tables
-from ctxext.results import printable
+from ctxext.system.names import printable
 
 
 class Head(NamedTuple):

@@ -1,6 +1,0 @@
-"""LongBench's prompts: rows, templates, truncation; what it scores by is in scoring/.
-
-questions.py   rows, from files or the Hub
-prompts.py     templates and limits, the authors' (prompts.json, LICENSE)
-halves.py      the official truncation
-"""

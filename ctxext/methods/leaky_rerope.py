@@ -1,0 +1,71 @@
+"""Leaky ReRoPE."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+
+from ctxext.errors import UsageError
+from ctxext.methods import register
+from ctxext.methods.base import Distance, Part, Range, Span, identity, require, tokens_between
+
+
+@register("leaky-rerope")
+@dataclass(frozen=True)
+class LeakyReRoPE(Distance):
+    """Leaky ReRoPE: exact positions inside a window, steps of 1/leak beyond it.
+
+    Formula: relative position δ if δ < w, else w + (δ−w)/leak
+
+    Source: kexue.fm 9708 and 9728 (Transformer upgrade 12, 13)
+
+    Parameters: window (w, tokens, at least 1; default T/4), leak (at least 1; default
+    max(1, ⌈(L−1−w)/(T/2−w)⌉), which keeps every relative position within T/2)
+
+    Inside T: keys more than w back are seen nearer than they are, which costs little.
+
+    Beyond T: relative positions reach w + (L−1−w)/leak, with the default leak at most T/2.
+    """
+
+    window: int | None = None
+    leak: float | None = None
+
+    def __post_init__(self) -> None:
+        require(self.window is None or self.window >= 1, "window", self.window, "at least 1")
+        require(self.leak is None or self.leak >= 1, "leak", self.leak, "at least 1")
+
+    def resolve(self, span: Span) -> LeakyReRoPE:
+        """w = T/4, and the rule of thumb's leak, by default."""
+        w = self.window or max(1, span.trained // 4)
+        leak = self.leak if self.leak is not None else self._default_leak(w, span)
+        return dataclasses.replace(self, window=w, leak=leak)
+
+    @staticmethod
+    def _default_leak(w: int, span: Span) -> float:
+        room, far = span.trained / 2 - w, span.need_length("leak") - 1 - w
+        if far <= 0:
+            return 1.0
+        if room <= 0:
+            raise UsageError(f"window {w} leaves no default leak: give leak, or window < T/2")
+        return float(max(1, math.ceil(far / room)))
+
+    def search(self, span: Span) -> dict[str, Range] | None:
+        """w from T/16 to T; leaks up to four times as large as keep to T/2 with w = T/4."""
+        return {
+            "window": tokens_between(span.trained / 16, span.trained),
+            "leak": Range(1, 16 * span.stretch()),
+        }
+
+    def parts(self) -> tuple[Part, ...]:
+        """Far keys stand at k/leak, far queries at w + (q−w)/leak."""
+        require(None not in (self.window, self.leak), "window and leak", None, "resolved first")
+        return leaky_parts(self.window or 1, self.leak or 1.0)
+
+
+def leaky_parts(w: int, leak: float) -> tuple[Part, ...]:
+    """δ if δ < w, else w + (δ−w)/leak; leaks below 1 are for training (inv-leaky-rerope)."""
+    return (
+        Part(0, w, identity, identity),
+        Part(w, None, lambda q: w + (q - w) / leak, lambda k: k / leak),
+    )
