@@ -32,7 +32,7 @@ from ctxext.models import loading
 from ctxext.models.calls import cache_name
 from ctxext.records import MEASURES, Store, problem_with, sealed
 from ctxext.report import cost, speed
-from ctxext.request.request import parse_methods
+from ctxext.request.lists import parse_methods
 
 QUICK = {"--model": "tiny", "--len": "64", "--pairs": "6", "--decode-tokens": "2"}
 SMALL = {
@@ -589,7 +589,7 @@ def test_on_cuda_the_quicker_path_is_the_baseline(
 ) -> None:
     monkeypatch.setattr("transformers.utils.is_flash_attn_2_available", lambda: there)
     config = SimpleNamespace(_attn_implementation="sdpa")
-    work = bench.Bench(bench.Request(loading.Source("small"), parse_methods([]), (32,)))
+    work = bench.Bench(bench.BenchRequest(loading.Source("small"), parse_methods([]), (32,)))
     work.source = loading.Source("small", dtype=dtype, attn="sdpa")
     work.model = SimpleNamespace(
         device=SimpleNamespace(type="cuda"),

@@ -659,7 +659,7 @@ def study() -> explain.Study:
     specs = ("rope", "ntk", "leaky-rerope:window=64,leak=13.5+logn+yarn:factor=2")
     methods = tuple(patches.parse(spec) for spec in specs)
     source = Source("tiny")
-    return explain.explain(explain.Request(source, methods, 2048, None), Monitor())
+    return explain.explain(explain.ExplainRequest(source, methods, 2048, None), Monitor())
 
 
 @pytest.fixture(autouse=True)
@@ -690,7 +690,7 @@ def test_curves_have_whole_labels_and_a_legend_beside_them(study: explain.Study)
 
 def test_a_few_keys_far_away_are_drawn() -> None:
     methods = tuple(patches.parse(spec) for spec in ("rope", "streaming", "dca"))
-    study = explain.explain(explain.Request(Source("tiny"), methods, 4096, None), Monitor())
+    study = explain.explain(explain.ExplainRequest(Source("tiny"), methods, 4096, None), Monitor())
     lines = figures.curves(study, 0).axes[2].get_lines()[:3]
     x, y = lines[1].get_data()
     assert 4092 in x[lines[1].get_markevery()]  # sinks, at 4092 … 4095

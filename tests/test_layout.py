@@ -14,7 +14,7 @@ HEAVY = {"torch", "transformers", "accelerate", "datasets", "pandas", "matplotli
 
 # Each imports none that comes later.
 ORDER = (
-    *("errors", "text", "notation", "registry", "system", "records"),
+    *("errors", "text", "choices", "notation", "registry", "system", "records"),
     *("methods", "models", "engine", "tasks"),
     *("request", "measure", "report", "export", "advise", "cli"),
     *("patches", "results", "harness"),  # public names
@@ -25,6 +25,7 @@ ORDER = (
 WITHOUT = {
     "errors": {*HEAVY, "typer", "rich"},
     "text": {*HEAVY, "typer", "rich"},
+    "choices": {*HEAVY, "typer", "rich"},
     "notation": {*HEAVY, "typer", "rich"},
     "registry": {*HEAVY, "typer", "rich"},
     "system": {*HEAVY, "typer", "rich"},

@@ -26,7 +26,8 @@ from ctxext.measure.run import Evaluation
 from ctxext.methods.base import Distance, Frequency, QueryScale, Rotary, Span
 from ctxext.models.loading import Source
 from ctxext.request import cells as plan
-from ctxext.request.request import Request, parse_methods, parse_tasks
+from ctxext.request.evaluation import EvaluationRequest
+from ctxext.request.lists import parse_methods, parse_tasks
 from ctxext.tasks.base import Row, TokenScores
 from ctxext.tasks.scoring import longbench
 
@@ -115,7 +116,7 @@ def measured(spec: str, data: str | None, folder: Path, loaded: Loaded) -> Any:
         nll = 1 + np.sin(np.arange(len(window)))
         return TokenScores(windows.length, window, position + 1, nll, nll < 1)
 
-    request = Request(
+    request = EvaluationRequest(
         Source("tiny", device="cpu"),
         parse_methods([]),
         (LONG,),
@@ -163,7 +164,7 @@ def test_keys_of_first_versions_are_what_they_were() -> None:
     (path,) = (ROOT / "results" / "tiny").glob("tiny--ntk--passkey*--512--*.json")
     record = json.loads(path.read_text())
     assert "version_of" not in record
-    request = Request(
+    request = EvaluationRequest(
         Source("tiny", device="cpu", dtype=record["dtype"]),
         parse_methods([record["requested"]]),
         (record["length"],),

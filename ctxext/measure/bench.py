@@ -44,13 +44,13 @@ from ctxext.models.calls import cache_name
 from ctxext.models.hashes import keep
 from ctxext.notation import format_length
 from ctxext.records import BENCH, MEASURES, RATIO, Record, Store, sealed
-from ctxext.request.request import BASELINE
+from ctxext.request.lists import BASELINE
 
 UNTIMED = 2  # runs before the pairs: one for peak memory, one to warm up
 
 
 @dataclass(frozen=True)
-class Request:
+class BenchRequest:
     """A comparison: every method × attention path × length on one model.
 
     Attributes:
@@ -196,7 +196,7 @@ class Side:
 class Bench:
     """A comparison in progress; `records` grows as cells are done."""
 
-    request: Request
+    request: BenchRequest
     monitor: Monitor = field(default_factory=Monitor)
     records: list[Record] = field(default_factory=list)
 

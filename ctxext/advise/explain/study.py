@@ -29,7 +29,7 @@ EFFECTS = ("least", "middle", "most")  # of the pairs' effective relative positi
 
 
 @dataclass(frozen=True)
-class Request:
+class ExplainRequest:
     """Methods to explain on one model at one length.
 
     Attributes:
@@ -115,7 +115,7 @@ class Study:
         run: what entropy was measured on; None where it was not.
     """
 
-    request: Request
+    request: ExplainRequest
     trained: int
     why: str
     explained: list[Explained]
@@ -146,7 +146,7 @@ class Study:
         return list(zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True))
 
 
-def explain(request: Request, monitor: Monitor) -> Study:
+def explain(request: ExplainRequest, monitor: Monitor) -> Study:
     """Explain the methods; the model's weights are read only where entropy is asked for.
 
     Raises:
@@ -184,7 +184,9 @@ def explain(request: Request, monitor: Monitor) -> Study:
     return Study(request, trained.tokens, trained.why, explained, run)
 
 
-def _measure(request: Request, run: Run, explained: list[Explained], monitor: Monitor) -> None:
+def _measure(
+    request: ExplainRequest, run: Run, explained: list[Explained], monitor: Monitor
+) -> None:
     """The entropy under each method, on the same windows."""
     monitor.plan(len(explained), 0)
     tokens = run.windows.tokens
