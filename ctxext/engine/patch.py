@@ -275,7 +275,7 @@ def _apply_seams(
     by_source = {site.source: site for site in sites}
     state = PatchState(layers, by_source, trained, spec.query_scales, path, own)
     if distance:
-        state.cached, state.absolute = parts[distance.cached].key, distance.absolute
+        state.cached, state.absolute = parts[distance.cached], distance.absolute
     for site in sites:
         site.before = site.before if alone else None
     told = anatomy.axes if spec.query_scales else by_source  # of true positions

@@ -298,7 +298,7 @@ def _decode(
             raise _NotUnderstoodError(ODD)
         a.append(i if forwards <= backwards else j)
         b.append(j if forwards <= backwards else i)
-        at.append(columns[source][number])
+        at.append(number)
     whole = 2 * len(a) == len(codes)
     return source, Rotation(as_index(a), as_index(b), as_index(at), whole)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -64,5 +65,6 @@ def check_outputs(model: Any, state: PatchState, before: list[Tensor]) -> None:
 
 def _wide(state: PatchState) -> tuple[Part, ...]:
     """The same cached keys, with a near part that reaches over the whole probe."""
-    near = Part(0, TOKENS, identity, identity)
-    return (near, Part(TOKENS, None, state.cached, state.cached))
+    own = state.cached.key
+    far = replace(state.cached, start=TOKENS, stop=None, unit=1, first=None, query=own, factor=1.0)
+    return (Part(0, TOKENS, identity, identity), far)
