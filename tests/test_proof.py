@@ -25,7 +25,7 @@ from ctxext.export.carried import write_carried
 from ctxext.export.proof import Figure, Proof, prove
 from ctxext.export.write import Order, export
 from ctxext.methods.base import Span
-from ctxext.models.layout import find_sources, head_dim
+from ctxext.models.layout import find_frequency_sets, head_dim
 from ctxext.models.loading import Source
 from ctxext.models.small import merge, small_model
 
@@ -546,7 +546,7 @@ def test_frequencies_of_a_small_model_are_those_of_the_large_one() -> None:
             "partial_rotary_factor": 0.4,
         },
     )
-    (source,) = find_sources(small_model(config)[0])
+    (source,) = find_frequency_sets(small_model(config)[0])
     want = torch.tensor([1e4 ** (-2 * i / 32) for i in range(16)])
     torch.testing.assert_close(source.inv_freq, want, rtol=1e-6, atol=0)
 

@@ -96,9 +96,9 @@ def _distance_attention(
     query, key = query.to(value.dtype), key.to(value.dtype)
     parts: tuple[Part, ...] = CAUSAL
     turn: Turn = _unturned
-    if layer.source is not None:
-        site, now = state.sites[layer.source], state.forward()
-        parts, turn = state.left[layer.source], functools.partial(site.turn, layer, now)
+    if layer.freqs is not None:
+        site, now = state.sites[layer.freqs], state.forward()
+        parts, turn = state.left[layer.freqs], functools.partial(site.turn, layer, now)
     if layer.weights is not None:
         query, key, turn = _unweighted(layer.weights, query, key, turn)
     scaling = scaling if scaling is not None else query.shape[-1] ** -0.5
@@ -146,7 +146,7 @@ def _turned_keys(
     whole = (run.rows, run.queries, run.keys.start) == (slice(0, b), slice(0, n), 0)
     graded = torch.is_grad_enabled() and (key.requires_grad or query.requires_grad)
     uncounted = torch.is_inference_mode_enabled() or held.is_inference()  # what is written to it
-    alone = uncounted or layer.source is None or state.path == "dense"
+    alone = uncounted or layer.freqs is None or state.path == "dense"
     if n >= FEW or graded or not whole or alone:
         return {}
     kept = state.forward().turned_keys.pop(layer.module, None)

@@ -35,7 +35,7 @@ from ctxext.engine.runs import Run, find_runs
 from ctxext.engine.slots import counts_padding
 from ctxext.errors import UnsupportedModelError, UsageError
 from ctxext.methods.base import Part, QueryScale, Rotary, as_held, identity
-from ctxext.models.layout import Source
+from ctxext.models.layout import FrequencySet
 
 WHOLE = Part(0, None, identity, identity)
 STATE = "_ctxext_state"  # the attribute by which an attention module finds its model's state
@@ -50,7 +50,7 @@ class PatchState:
     """What the attention function of one patched model needs to know."""
 
     layers: dict[nn.Module, AttentionSite]
-    sites: dict[Source, RotarySite]  # of the layers that take the methods
+    sites: dict[FrequencySet, RotarySite]  # of the layers that take the methods
     trained: int
     query_scales: tuple[QueryScale, ...]
     path: str  # an attention path
@@ -59,7 +59,8 @@ class PatchState:
     parts: tuple[Part, ...] = ()  # empty: only query scales, or only frequencies
     name: str | None = None  # what the attention function is registered as
     cached: Part = WHOLE  # as whose keys a cache holds keys
-    left: dict[Source, tuple[Part, ...]] = field(default_factory=dict)  # … for what is turned so
+    # … for what is turned so
+    left: dict[FrequencySet, tuple[Part, ...]] = field(default_factory=dict)
     absolute: bool = False  # whether the parts go by more than distance
 
     def take(self, parts: tuple[Part, ...]) -> None:
@@ -109,11 +110,11 @@ class PatchState:
                 "(CUDA_VISIBLE_DEVICES=0)"
             )
         now = begin(self, position_ids)
-        known = (f for f in self.sites.values() if f.source.module is module)
-        site, given = next((f for f in known if f.source.layer_type == layer_type), None), own
+        known = (f for f in self.sites.values() if f.freqs.module is module)
+        site, given = next((f for f in known if f.freqs.layer_type == layer_type), None), own
         if site is not None:
             given = self._tables(site, x, position_ids) if self.parts else own
-            now.tables[site.source] = given
+            now.tables[site.freqs] = given
             first(given).__dict__[AS_BEFORE] = site.as_before(x, position_ids)
         first(given).__dict__[FORWARD] = now
         return given
@@ -144,7 +145,7 @@ class PatchState:
         on another device by their values.
         """
         found, now = [], running(self)
-        given = None if now is None else first(now.tables.get(site.source))
+        given = None if now is None else first(now.tables.get(site.freqs))
 
         def kept(x: Any) -> Any:
             table = first(x)

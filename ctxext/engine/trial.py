@@ -14,10 +14,12 @@ from ctxext.engine.probe import TOKENS, forward, kind_of
 from ctxext.engine.state import PatchState
 from ctxext.errors import UnsupportedModelError
 from ctxext.methods.base import Part, identity
-from ctxext.models.layout import Source
+from ctxext.models.layout import FrequencySet
 
 
-def outputs(model: Any, layers: Iterable[AttentionSite], sources: Iterable[Source]) -> list[Tensor]:
+def outputs(
+    model: Any, layers: Iterable[AttentionSite], freq_sets: Iterable[FrequencySet]
+) -> list[Tensor]:
     """What each attention layer gives on a few tokens, in evaluation mode: [tokens, ·] each."""
     seen: list[Tensor] = []
 
@@ -27,7 +29,7 @@ def outputs(model: Any, layers: Iterable[AttentionSite], sources: Iterable[Sourc
 
     hooks = [layer.module.register_forward_hook(keep) for layer in layers]
     try:
-        forward(model, TOKENS, sources)
+        forward(model, TOKENS, freq_sets)
     finally:
         for hook in hooks:
             hook.remove()
