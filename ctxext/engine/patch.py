@@ -33,7 +33,7 @@ from ctxext.methods.base import Span
 from ctxext.models.layout import FrequencySet, find_frequency_sets, head_dim
 from ctxext.models.mark import MARK, Mark, read_mark
 from ctxext.models.trained import check_own_scaling
-from ctxext.registry import is_length
+from ctxext.notation import is_length
 
 HANDLE = "_ctxext_handle"
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ctxext.errors import UsageError
-from ctxext.registry import format_entry
+from ctxext.notation import format_entry
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -39,8 +39,8 @@ from ctxext.models.mark import MARK, plain_line, take_mark
 from ctxext.models.packages import PACKAGED
 from ctxext.models.rope import check_config, check_raw, is_scaled, made_up
 from ctxext.models.trained import Trained, explain_trained
-from ctxext.registry import counted
 from ctxext.system import hub
+from ctxext.text import counted
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 QUANTIZATIONS = ("4bit", "8bit")

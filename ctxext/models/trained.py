@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from ctxext.errors import UnsupportedModelError, UsageError
-from ctxext.registry import is_length
+from ctxext.notation import is_length
 
 ORIGINAL = "original_max_position_embeddings"
 LONGEST = "max_position_embeddings"

@@ -12,8 +12,9 @@ from ctxext.errors import UsageError
 from ctxext.methods import Spec
 from ctxext.models.loading import Source
 from ctxext.models.trained import OWN_SCALING
-from ctxext.registry import did_you_mean, parse_length
+from ctxext.notation import parse_length
 from ctxext.tasks.base import Task, TokenTask
+from ctxext.text import did_you_mean
 
 BASELINE = "rope"
 

@@ -19,7 +19,7 @@ from ctxext.methods import Spec
 from ctxext.methods.base import Part, Span
 from ctxext.models import loading
 from ctxext.models.trained import explain_trained
-from ctxext.registry import format_length
+from ctxext.notation import format_length
 from ctxext.system.files import check_writable
 from ctxext.tasks.data import load_text
 from ctxext.tasks.windows import Windows, cut
