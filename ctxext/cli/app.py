@@ -84,7 +84,7 @@ def evaluate(
     data: Annotated[
         str | None,
         typer.Option(
-            help="stdlib, a .txt, .md, .jsonl, .json or .parquet file, a folder, or "
+            help="stdlib, manual, a .txt, .md, .jsonl, .json or .parquet file, a folder, or "
             "hf:name[:split[:column]][,config=NAME]; with ,join=\\n\\n all rows as one text; for "
             "LongBench a folder of its .jsonl files, one of them, or data.zip; for ruler:qa_1 and "
             "qa_2 a .json file. Default: each task's own, stdlib for most."

@@ -157,7 +157,7 @@ def check_device_map(device_map: str | None, device: str) -> str | None:
 def check_data(data: str | None) -> str | None:
     """What `--data` names; UsageError for an empty name."""
     if data is not None and not data.strip():
-        raise UsageError(f"bad value {data!r} for --data: give stdlib, a file or a folder")
+        raise UsageError(f"bad value {data!r} for --data: give stdlib, manual, a file or a folder")
     return data
 
 
