@@ -17,11 +17,12 @@ from typing import Any, NamedTuple
 from ctxext import tasks
 from ctxext.errors import CtxextError, UsageError
 from ctxext.models.loading import Source
+from ctxext.notation import format_length
 from ctxext.records import Record, difference, higher_is_better
 from ctxext.records.record import BENCH, over_windows
 from ctxext.records.store import Store
-from ctxext.registry import counted, format_length
 from ctxext.request.request import Request, parse_lengths, parse_methods, parse_tasks
+from ctxext.text import counted
 
 SAME, BETTER, WORSE = "same", "better", "worse"
 MISSING, MOVED, NEW = "missing", "other text", "new"
