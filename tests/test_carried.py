@@ -27,7 +27,7 @@ from ctxext.methods.base import Frequency, Rotary, Span
 
 LENGTH = 4 * TRAINED
 NEW = 20
-SPECS = ("self-extend", "leaky-rerope", "rerope+logn", "beta-radix+logn", "ntk+rerope")
+SPECS = ("self-extend", "jet-long-freq", "rerope+logn", "beta-radix+logn", "ntk+rerope")
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {},
     "qwen3": {},

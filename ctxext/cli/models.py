@@ -32,7 +32,7 @@ def models(
     from ctxext.models.aliases import ALIASES
 
     entries = [
-        {"name": name, **alias._asdict(), "package": name in packages.CARRIED}
+        {"name": name, **alias._asdict(), "package": name in packages.PACKAGED}
         for name, alias in ALIASES.items()
     ]
     if as_json:

@@ -9,8 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from ctxext.errors import UsageError
-from ctxext.models.trained import ORIGINAL
-from ctxext.models.trained import is_scaled as scales
+from ctxext.models.trained import ORIGINAL, scales
 from ctxext.notation import is_length
 from ctxext.text import did_you_mean
 

@@ -122,7 +122,7 @@ LISTS = {
     "seeds": Option("seed", "Of the samples that are drawn; 0,1,2 for several."),
     "data": Option(
         "data",
-        "stdlib, a .txt, .md, .jsonl, .json or .parquet file, a folder, or "
+        "stdlib, manual, a .txt, .md, .jsonl, .json or .parquet file, a folder, or "
         "hf:name[:split[:column]][,config=NAME]; with ,join=\\n\\n all rows as one text; for "
         "LongBench a folder of its .jsonl files, one of them, or data.zip; for ruler:qa_1 and "
         "qa_2 a .json file. Default: each task's own, stdlib for most.",
@@ -142,5 +142,5 @@ def check_device_map(device_map: str | None, device: str) -> str | None:
 def check_data(data: str | None) -> str | None:
     """What `--data` names; UsageError for an empty name."""
     if data is not None and not data.strip():
-        raise UsageError(f"bad value {data!r} for --data: give stdlib, a file or a folder")
+        raise UsageError(f"bad value {data!r} for --data: give stdlib, manual, a file or a folder")
     return data
