@@ -17,7 +17,8 @@ NEW := .venv-newest
 
 # What rests on transformers: the engine, its paths, answers and exports.
 SEAMS := tests/test_engine.py tests/test_paths.py tests/test_caches.py tests/test_own_scaling.py \
-  tests/test_answers.py tests/test_export.py tests/test_carried.py tests/test_programs.py
+  tests/test_answers.py tests/test_growing.py tests/test_export.py tests/test_carried.py \
+  tests/test_programs.py
 
 .PHONY: demo reproduce test quick test-families test-oldest test-families-oldest test-newest \
   test-gguf pins check format lock results bench test-gpu bench-gpu clean
