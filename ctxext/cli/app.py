@@ -217,6 +217,14 @@ def bench(
     attn: Annotated[
         list[str], typer.Option(help="Paths of distance methods: auto, flash, sdpa, …; repeatable.")
     ] = ["auto"],  # noqa: B006
+    case: Annotated[
+        str,
+        typer.Option(
+            help="model: whole prefills, and steps after them; packed: prefills of packed rows; "
+            "steps: after random keys, in a cache that grows in place; padded: such steps of rows "
+            "of many lengths; attention: it alone in such steps."
+        ),
+    ] = "model",
     batch_size: Annotated[int, typer.Option(help="Sequences read at once.")] = 1,
     pairs: Annotated[
         int, typer.Option(help="Pairs of runs, patched and not; an interval needs 6.")
@@ -239,12 +247,14 @@ def bench(
     from ctxext.measure import bench as room
     from ctxext.request import request as ask
 
+    lengths, batch = ask.parse_lengths(length), ask.in_range("--batch-size", batch_size) or 1
     request = room.Request(
         source=_source(model, revision, trust_remote_code, train_len, own_scaling, dtype, device),
         methods=ask.parse_methods(method),
-        lengths=ask.parse_lengths(length),
+        lengths=lengths,
         paths=room.parse_paths(attn),
-        batch_size=ask.in_range("--batch-size", batch_size) or 1,
+        case=room.parse_case(case, batch, lengths),
+        batch_size=batch,
         pairs=ask.in_range("--pairs", pairs, least=2) or 2,
         decode_tokens=ask.in_range("--decode-tokens", decode_tokens) or 1,
         random_weights=random_weights,
