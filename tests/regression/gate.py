@@ -21,9 +21,9 @@ import ctxext
 from ctxext.measure import tokens as reading
 from ctxext.measure.answers import Limits, answers
 from ctxext.models.aliases import ASSETS
-from ctxext.tasks.windows import Windows
 from ctxext.tasks.data import stdlib_documents
 from ctxext.tasks.passkey import PassKey
+from ctxext.tasks.windows import Windows
 
 HERE = Path(__file__).parent
 PINS = HERE / "pins.json"
