@@ -12,7 +12,6 @@ import gc
 import hashlib
 import inspect
 import itertools
-import json
 import math
 import statistics
 import time
@@ -45,6 +44,7 @@ from ctxext.models.hashes import keep
 from ctxext.records import BENCH, MEASURES, RATIO, Record, Store, sealed
 from ctxext.registry import format_length
 from ctxext.request.request import BASELINE
+from ctxext.system.digests import sha256_of_json
 
 UNTIMED = 2  # runs before the pairs: one for peak memory, one to warm up
 
@@ -431,7 +431,6 @@ class Bench:
 
     def _emit(self, record: Record, place: int | None = None) -> None:
         """Keep a cell's record."""
-        record = sealed(record)
         self.records.insert(len(self.records) if place is None else place, record)
         self.store.write(record)
         self.monitor.done(record)
@@ -480,9 +479,9 @@ class Bench:
                 timespec="microseconds"
             ),
         }
-        return {**record, "key": self._key(record)}
+        return sealed({**record, "key": self._key(record)})
 
-    def _key(self, record: Record) -> str:
+    def _key(self, record: dict[str, Any]) -> str:
         """The hash of everything that was asked for, and of the machine."""
         names = (
             *("model_sha256", "random_weights", "trained_length", "method", "task", "length"),
@@ -492,7 +491,7 @@ class Bench:
         parts |= {"own_scaling": record["own_scaling"]} if self.identity.scaled else {}
         raised = {what: n for what, n in record["version_of"].items() if n > 1}
         parts |= {"versions": raised} if raised else {}
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+        return sha256_of_json(parts)
 
 
 def _hash(ids: Any) -> str:
@@ -511,7 +510,7 @@ def _outcome(side: Side, base: Side, beside: list[Timing], tokens: int) -> dict[
     `pairs` are the seconds as measured, [unpatched, patched] each, the unpatched model first in
     the first pair, the third, and so on; its own record has its runs alone and the ratio 1.
     """
-    prefill, decode, memory = MEASURES
+    prefill, decode, memory = map(str, MEASURES)
     pairs = {
         prefill: [[a.prefill, b.prefill] for a, b in zip(beside, side.runs, strict=True)],
         decode: [[a.decode, b.decode] for a, b in zip(beside, side.runs, strict=True)],
