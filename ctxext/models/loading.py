@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import glob
-import hashlib
 import importlib.util
 import logging
 from collections.abc import Callable, Iterator
@@ -41,6 +40,7 @@ from ctxext.models.packages import PACKAGED
 from ctxext.models.rope import check_config, check_raw, is_scaled, made_up
 from ctxext.models.trained import Trained, explain_trained
 from ctxext.system import hub
+from ctxext.system.digests import sha256_of_text
 from ctxext.text import counted
 
 
@@ -361,11 +361,11 @@ def _model_sha256(source: Source, config: Any) -> str:
         found = folder_sha256(folder)
         if base is source:
             return found
-        return hashlib.sha256(f"{found} on {_model_sha256(base, config)}".encode()).hexdigest()
+        return sha256_of_text(f"{found} on {_model_sha256(base, config)}")
     if source.file is not None:
         return files_sha256(shards(source.file))
     commit = getattr(config, "_commit_hash", None) or source.revision or "main"
-    return hashlib.sha256(f"{folder}@{commit}".encode()).hexdigest()
+    return sha256_of_text(f"{folder}@{commit}")
 
 
 def local_folder(source: Source, *, weights: bool = True, allow_pickle: bool = False) -> Path:

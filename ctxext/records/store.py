@@ -12,12 +12,14 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from ctxext.errors import CtxextError, OutputError, UsageError
-from ctxext.records.record import Record, digest, problem_with, sealed
+from ctxext.records.record import Record
+from ctxext.records.seal import digest, sealed
+from ctxext.records.sound import problem_with
 from ctxext.system.files import State, check_writable, seen, write_atomically
 from ctxext.system.names import printable, safe_name
 
@@ -63,7 +65,7 @@ class Store:
                 f"cannot keep records in {self.folder}: {error}: give another --out"
             ) from error
 
-    def path(self, record: Record) -> Path:
+    def path(self, record: Mapping[str, Any]) -> Path:
         """Where the record lives: a name a person can read, and 12 hex digits of the key."""
         return self.folder / f"{_stem(record)}.json"
 
@@ -124,7 +126,7 @@ class Store:
         for key in list(self._claims):
             self.release(key)
 
-    def write(self, record: Record) -> Path:
+    def write(self, record: Mapping[str, Any]) -> Path:
         """Keep the record, sealed; the value of an `ok` one must be finite.
 
         A file in its place that is not sound is set aside; a failure never takes the place of a
@@ -168,7 +170,7 @@ class Store:
             done = [path for path, record in found if record and record["status"] == "ok"]
             return [self._set_aside(path, "done again, it failed") for path in done]
 
-    def log(self, record: Record, trace: str) -> str:
+    def log(self, record: Mapping[str, Any], trace: str) -> str:
         """Add a failed cell's traceback to its log; where that is, from the folder on."""
         path = self.folder / LOGS / f"{_stem(record)}.log"
         try:
@@ -227,7 +229,7 @@ class Store:
                 place.mkdir(exist_ok=True)
                 lock = FileLock(place / "store.lock")
                 lock.acquire()
-            except FileNotFoundError as error:  # another process has just tidied up
+            except (FileNotFoundError, FileExistsError) as error:  # another process tidies up
                 if not left or not self.folder.is_dir():
                     raise OutputError(f"cannot lock {self.folder}: {error}") from error
             except (OSError, NotImplementedError) as error:
@@ -272,16 +274,16 @@ def _ending(key: str) -> str:
     return f"--{key[:12]}.json"
 
 
-def _stem(record: Record) -> str:
+def _stem(record: Mapping[str, Any]) -> str:
     model, method = safe_name(record["model"], 48), safe_name(record["requested"])
     task, length = safe_name(record["task"], 24), record["length"]
     return f"{model}--{method}--{task}--{length}--{record['key'][:12]}"
 
 
-def _measured(record: Record) -> Record:
+def _measured(record: Record) -> dict[str, Any]:
     """The record without what the cell was called."""
-    names = {"digest": None, **dict.fromkeys(("model", "requested", "task"))}
-    return {**record, **names, "data": {**record["data"], "name": None}}
+    data = {**record["data"], "name": None}
+    return {**record, **dict.fromkeys(("model", "requested", "task", "digest")), "data": data}
 
 
 def _read(path: Path, state: State) -> tuple[Record | None, str | None]:
