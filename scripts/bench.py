@@ -94,7 +94,8 @@ def main(device: str) -> int:
         command += [word for method in methods for word in ("--method", method)]
         command += ["--attn", ",".join(paths)]
         failed += subprocess.run(command, cwd=ROOT, check=False).returncode != 0
-    report = [sys.executable, "-m", "ctxext", "report", "--write", "--out", "results/bench"]
+    report = [sys.executable, "-m", "ctxext", "report", "--write", "--pack"]
+    report += ["--out", "results/bench"]
     return failed + (subprocess.run(report, cwd=ROOT, check=False).returncode != 0)
 
 
