@@ -19,11 +19,13 @@ import pytest
 from ctxext import records as records_of
 from ctxext.errors import CtxextError, OutputError, UsageError
 from ctxext.records import BENCH, MEASURES, Record, Store, load, problem_with, sealed
+from ctxext.records.files import PACK, name_of, pack_of, parse, text_of
 from ctxext.records.intervals import wilson
 from ctxext.system import files as files_of
 from ctxext.system.names import printable, safe_name
 
 pytestmark = pytest.mark.quick
+ROOT = Path(__file__).parent.parent
 
 
 def make(**changed: Any) -> Record:
@@ -426,6 +428,20 @@ def test_what_later_versions_write_stays(tmp_path: Path) -> None:
     assert problem_with(record) is None
     Store(tmp_path).write(record)
     assert Store(tmp_path).get(record["key"]) == sealed(record)
+
+
+def test_committed_records_are_sound_and_would_be_written_so_again() -> None:
+    folders = [path for path in (ROOT / "results").iterdir() if path.is_dir()]
+    found = {folder.name: Store(folder).read_all() for folder in folders}
+    strange = [line for _, problems in found.values() for line in problems]
+    assert [line.split(":")[0] for line in strange] == ["longrope.json"]
+    assert sum(len(records) for records, _ in found.values()) >= 758
+    for folder in folders:
+        if (path := folder / PACK).exists():
+            records = {name_of(record): record for record in found[folder.name][0]}
+            assert path.read_bytes() == pack_of(records)
+        for file in folder.glob("*--*.json"):
+            assert text_of(parse(file.read_bytes()).record) == file.read_bytes()
 
 
 def test_the_schema_is_that_of_the_types() -> None:
