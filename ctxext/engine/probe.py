@@ -22,7 +22,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from ctxext.engine.layers import AttentionSite, handed
 from ctxext.engine.masks import sees, window_of
 from ctxext.engine.rotary import call_rotary, check_module, columns_of, deaf, kept, table_of
-from ctxext.engine.rotation import Rotation, as_index
+from ctxext.engine.rotation import Rotation
 from ctxext.engine.switch import registered, replaced, use_attention
 from ctxext.errors import CtxextError, UnsupportedModelError, short
 from ctxext.models.layout import FrequencySet
@@ -303,8 +303,7 @@ def _decode(
         a.append(i if forwards <= backwards else j)
         b.append(j if forwards <= backwards else i)
         at.append(number)
-    whole = 2 * len(a) == len(codes)
-    return freqs, Rotation(as_index(a), as_index(b), as_index(at), whole)
+    return freqs, Rotation.of(tuple(a), tuple(b), tuple(at), len(codes))
 
 
 def _freqs_of(code: int, widths: dict[FrequencySet, int]) -> tuple[FrequencySet, int]:
