@@ -399,14 +399,14 @@ RE, GROUPS, CHUNKS = "rerope:window=512+logn", "self-extend:window=512", "dca:ch
 FAULTS = {  # a spec, the file that is wrong, what stands in it and what in its place
     "window": (RE, "config.json", "window=512", "window=513"),
     "trained length": (RE, "config.json", '"trained": 2048', '"trained": 2049'),
-    "far turn": (RE, "patches_rerope", "q * 0 + w", "q * 0 + w + 1"),
-    "border": (RE, "patches_rerope", "Part(w, None", "Part(w + 1, None"),
-    "old keys": (RE, "patches_rerope", "Part(w, None", "Part(w, 15000"),
-    "long sequences": (RE, "patches_logn", "math.log(trained)", "math.log(trained + n // 9e3)"),
-    "group": (GROUPS, "patches_self_extend", "k // group", "(k + 1) // group"),
-    "old chunks": (CHUNKS, "patches_dca", "Part(2, None", "Part(2, 14"),
-    "step in a chunk": (CHUNKS, "patches_dca", "step < local", "step <= local"),
-    "sinks": ("streaming:sinks=4", "patches_streaming", "first=self.sinks", "first=5"),
+    "far turn": (RE, "methods_rerope", "q * 0 + w", "q * 0 + w + 1"),
+    "border": (RE, "methods_rerope", "Part(w, None", "Part(w + 1, None"),
+    "old keys": (RE, "methods_rerope", "Part(w, None", "Part(w, 15000"),
+    "long sequences": (RE, "methods_logn", "math.log(trained)", "math.log(trained + n // 9e3)"),
+    "group": (GROUPS, "methods_self_extend", "k // group", "(k + 1) // group"),
+    "old chunks": (CHUNKS, "methods_dca", "Part(2, None", "Part(2, 14"),
+    "step in a chunk": (CHUNKS, "methods_dca", "step < local", "step <= local"),
+    "sinks": ("streaming:sinks=4", "methods_streaming", "first=self.sinks", "first=5"),
     "turned keys": (RE, "engine_chunked", "turn(k, k_at)", "turn(k, k_at // 2)"),
 }
 

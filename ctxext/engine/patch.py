@@ -33,7 +33,7 @@ from ctxext.methods.base import Span
 from ctxext.models.layout import FrequencySet, find_frequency_sets, head_dim
 from ctxext.models.mark import MARK, Mark, read_mark
 from ctxext.models.trained import check_own_scaling
-from ctxext.registry import is_length
+from ctxext.notation import is_length
 
 HANDLE = "_ctxext_handle"
 
@@ -275,7 +275,7 @@ def _apply_seams(
     by_freqs = {site.freqs: site for site in sites}
     state = PatchState(layers, by_freqs, trained, spec.query_scales, path, own)
     if distance:
-        state.cached, state.absolute = parts[distance.cached].key, distance.absolute
+        state.cached, state.absolute = parts[distance.cached], distance.absolute
     for site in sites:
         site.before = site.before if alone else None
     told = anatomy.axes if spec.query_scales else by_freqs  # of true positions

@@ -270,9 +270,8 @@ def _decode(
     if (torch.minimum(forwards, backwards) > 0.03 * size).any():
         raise _NotUnderstoodError(ODD)
     a, b = torch.where(forwards <= backwards, torch.stack((i, j)), torch.stack((j, i))).tolist()
-    at = [columns[freqs][number] for number in numbers]
     whole = 2 * len(a) == len(codes)
-    return freqs, Rotation(as_index(a), as_index(b), as_index(at), whole)
+    return freqs, Rotation(as_index(a), as_index(b), as_index(numbers), whole)
 
 
 def _freqs_of(code: int, widths: dict[FrequencySet, int]) -> tuple[FrequencySet, int]:

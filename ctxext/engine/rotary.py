@@ -28,17 +28,27 @@ class RotarySite:
         factor: the attention factor, where the rotary module no longer applies it.
         before: the rotary module as it was, for layers that the methods leave alone; None where
             there are none such.
+        scales: what divides the frequencies of the keys that a cache holds [d/2], where something
+            does.
     """
 
     freqs: FrequencySet
     axes: tuple[int, ...]
     factor: float = 1.0
     before: nn.Module | None = None
+    scales: tuple[float, ...] | None = None
 
     def rotate(self, x: Tensor, positions: Tensor) -> Any:
-        """cos and sin [b or 1, n, columns] (or e^(i·angle)) by frequencies as they stand."""
-        module, positions = self.freqs.module, positions.to(x.device)
-        return call_rotary(module.forward, x, positions, self.freqs.layer_type)
+        """cos and sin [b or 1, n, columns] (or e^(i·angle)) as keys in a cache are turned."""
+        own = self.freqs.module.forward
+        if self.scales is not None:
+            copied, name = as_it_is(self.freqs.module), self.freqs.named("inv_freq")
+            slow = self.freqs.inv_freq.double() / self.freqs.inv_freq.new_tensor(
+                self.scales, dtype=torch.float64
+            )
+            copied._buffers[name] = slow.float()
+            own = functools.partial(type(copied).forward, copied)
+        return call_rotary(own, x, positions.to(x.device), self.freqs.layer_type)
 
     def as_before(self, x: Tensor, positions: Tensor) -> Any:
         """The tables that the unpatched model has."""
@@ -48,7 +58,8 @@ class RotarySite:
         return call_rotary(own, x, positions.to(x.device), self.freqs.layer_type)
 
     def turn(self, layer: AttentionSite, forward: Forward, x: Tensor, positions: Tensor) -> Tensor:
-        """x [b, *, l, d] rotated by positions [l] or [b, l] (on the CPU) as the layer rotates."""
+        """x [b, *, l, d] rotated as the layer rotates by positions [l] or [b, l] (on the CPU), or
+        each of its pairs by its own [b or 1, l, d/2]."""
         assert layer.rotation is not None
         key = (self.freqs, id(positions), x.device)
         if key not in forward.turned:  # all layers share a forward's few tables
@@ -57,13 +68,16 @@ class RotarySite:
         return x if tables is None else layer.rotation.turn(x, *tables)
 
     def _turns(self, positions: Tensor, device: torch.device) -> tuple[Tensor, Tensor] | None:
-        """cos and sin on a layer's device; None where nothing is turned."""
+        """cos and sin [b or 1, l, d/2] on a layer's device; None where nothing is turned.
+
+        The angles are rounded to float32, as rotary modules do.
+        """
         if not positions.any():
             return None
-        rows = positions if positions.ndim == 2 else positions[None]
-        like = torch.empty(0, dtype=torch.float32, device=self.freqs.inv_freq.device)
-        cos, sin = _cos_sin(self.rotate(like, rows.expand(*self.axes, *rows.shape)))
-        return cos.to(device), sin.to(device)
+        at = positions.to(device, torch.float32)
+        at = at if at.ndim == 3 else at[..., None] if at.ndim == 2 else at[None, :, None]
+        angles = at * self.freqs.inv_freq.to(device, torch.float32)
+        return angles.cos(), angles.sin()
 
 
 def as_it_is(module: nn.Module) -> nn.Module:
@@ -71,12 +85,6 @@ def as_it_is(module: nn.Module) -> nn.Module:
     copied = copy.copy(module)
     copied._buffers = dict(module._buffers)
     return copied
-
-
-def _cos_sin(tables: Any) -> tuple[Tensor, Tensor]:
-    if isinstance(tables, tuple):
-        return tables[0], tables[1]
-    return tables.real, tables.imag
 
 
 def call_rotary(function: Any, x: Tensor, positions: Tensor, layer_type: str | None) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import logging
+import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -84,6 +85,8 @@ def _ropes(freqs: FrequencySet, spec: Spec, length: int | None, wanted: Tensor) 
         yield {**plain, **stock[0]}
     elif not stock:
         yield plain
+    if not all(map(math.isfinite, scales)):  # JSON has no number for pairs that do not turn
+        return
     factor = freqs.start.factor * spec.attention_factor(own)
     sharp = next(
         ({k: r[k] for k in SHARP} for r in ([freqs.rope] if kept else stock) if _is_sharp(r)), {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -94,5 +95,6 @@ def check_outputs(model: Any, state: PatchState, before: Outputs) -> None:
 
 def _wide(state: PatchState) -> tuple[Part, ...]:
     """The same cached keys, with a near part that reaches over the whole probe."""
-    near = Part(0, TOKENS, identity, identity)
-    return (near, Part(TOKENS, None, state.cached, state.cached))
+    own = state.cached.key
+    far = replace(state.cached, start=TOKENS, stop=None, unit=1, first=None, query=own, factor=1.0)
+    return (Part(0, TOKENS, identity, identity), far)

@@ -31,7 +31,7 @@ from ctxext.models.layout import FrequencySet, find_frequency_sets
 from ctxext.models.loading import Source, load_config, load_saved
 from ctxext.models.small import Changes, flat, merge, quiet, small_model
 from ctxext.models.trained import ORIGINAL, explain_trained
-from ctxext.registry import counted
+from ctxext.text import counted
 
 Job = dict[str, Any]  # what `check.measure` is told
 

@@ -16,8 +16,8 @@ from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 from ctxext.errors import CtxextError, UsageError, short
-from ctxext.registry import did_you_mean
 from ctxext.system import caches
+from ctxext.text import did_you_mean
 
 _SECONDS = 3600  # that pip may take for a package
 _BLOCK = 2**20

@@ -10,7 +10,8 @@ from typing import Any
 
 from ctxext.errors import UsageError
 from ctxext.models.trained import ORIGINAL, scales
-from ctxext.registry import did_you_mean, is_length
+from ctxext.notation import is_length
+from ctxext.text import did_you_mean
 
 Settings = dict[str, Any]
 

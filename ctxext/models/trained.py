@@ -6,12 +6,12 @@ import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from ctxext.choices import OwnScaling, words
 from ctxext.errors import UnsupportedModelError, UsageError
-from ctxext.registry import is_length
+from ctxext.notation import is_length
 
 ORIGINAL = "original_max_position_embeddings"
 LONGEST = "max_position_embeddings"
-OWN_SCALING = ("keep", "replace")
 UNSCALED = ("default", "proportional")  # rope types that scale by no more than a factor
 
 
@@ -57,9 +57,9 @@ def explain_trained(
 
 
 def check_own_scaling(own_scaling: object) -> None:
-    """UsageError, unless it is one of OWN_SCALING."""
-    if own_scaling not in OWN_SCALING:
-        raise UsageError(f"bad own_scaling {own_scaling!r}: valid: {', '.join(OWN_SCALING)}")
+    """UsageError, unless it is a word of OwnScaling."""
+    if own_scaling not in words(OwnScaling):
+        raise UsageError(f"bad own_scaling {own_scaling!r}: valid: {', '.join(words(OwnScaling))}")
 
 
 def scales(rope: dict[str, Any]) -> bool:

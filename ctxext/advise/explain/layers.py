@@ -62,7 +62,7 @@ class Kind:
             if not np.isfinite(theta).all():
                 raise UsageError(f"{spec} gives frequencies that are not finite")
         if spec.distance and not self.alone:
-            parts = spec.distance.parts()
+            parts = tuple(part.on(self.freqs.facts) for part in spec.distance.parts())
         own, reach = self.trained_theta, self.window
         if reach and self.name == "chunked_attention":  # back to where the last query's chunk began
             reach = (length - 1) % reach + 1
