@@ -11,6 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ctxext.engine.anatomy import Anatomy, examine
+from ctxext.engine.few_tokens import WithoutProducts, forward
 from ctxext.engine.frequencies import apply_frequencies, apply_numbers, start
 from ctxext.engine.guards import (
     check_cache,
@@ -21,7 +22,6 @@ from ctxext.engine.guards import (
 )
 from ctxext.engine.layers import AttentionSite
 from ctxext.engine.paths import PathChoice, choose
-from ctxext.engine.probe import forward
 from ctxext.engine.rotary import RotarySite, as_it_is, check_module
 from ctxext.engine.seams import register_distance, register_scaled
 from ctxext.engine.state import STATE, UNPICKLED, PatchState
@@ -295,12 +295,12 @@ def _apply_seams(
     with contextlib.ExitStack() as whole:
         if own != _own(model):
             use_attention(model, own, whole)
-        before = outputs(model, anatomy.layers, anatomy.changed) if deep else []
+        before = outputs(model, layers, anatomy.changed) if deep else None
     state.take(parts)
     for site in sites if parts else []:
         site.factor = site.freqs.factor
         replace(undo, site.freqs.module, site.freqs.named("attention_scaling"), 1.0)
-    if deep:
+    if before is not None:
         name = register_distance(own) if parts else register_scaled(own)
         state.name = name
         use_attention(model, name, undo)
@@ -327,7 +327,8 @@ def _apply_seams(
             undo.callback(run.register_forward_hook(state.after_layer, always_call=True).remove)
         check_outputs(model, state, before)
     else:
-        forward(model, 1, state.sites)  # `keep_tables` refuses what it does not understand
+        # `keep_tables` refuses what it does not understand
+        forward(model, 1, state.sites, WithoutProducts())
 
 
 def _renew(module: nn.Module, state: PatchState, undo: contextlib.ExitStack) -> None:
