@@ -32,6 +32,13 @@ def apply_frequencies(
 
     They are as transformers computes them, where it can.
     """
+    inv_freq, factor, rope = frequencies_of(source, spec, length)
+    _set(source, inv_freq, factor, undo)
+    return rope
+
+
+def frequencies_of(source: Source, spec: Spec, length: int | None) -> tuple[Tensor, float, Rope]:
+    """What `apply_frequencies` puts on: frequencies [d/2], attention factor, rope parameters."""
     facts = source.facts
     if source.inv_freq.shape != (len(facts.theta),):
         raise UnsupportedModelError(f"{type(source.module).__name__}: inv_freq is no buffer [d/2]")
@@ -40,24 +47,27 @@ def apply_frequencies(
     if not torch.isfinite(theta).all():
         raise UsageError(f"{spec} gives frequencies that are not finite")
     for way in ways(source, spec, length):
-        _set(source, way.inv_freq, way.factor, undo)
-        return way.rope
-    _set(source, theta, source.start.factor * spec.attention_factor(facts), undo)
-    return source.plain_rope
+        return way.inv_freq, way.factor, way.rope
+    return theta, source.start.factor * spec.attention_factor(facts), source.plain_rope
 
 
 def _set(source: Source, inv_freq: Tensor, factor: float, undo: contextlib.ExitStack) -> None:
     """Give a rotary module frequencies and an attention factor that no length changes."""
     module, own, name = source.module, source.inv_freq, source.named("inv_freq")
     attribute = source.named("attention_scaling")
-    if not hasattr(module, attribute) and factor != 1:
-        raise UnsupportedModelError(f"{type(module).__name__} takes no attention factor")
+    check_factor(source, factor)
     undo.callback(_put_back, module, name, own)
     module._buffers[name] = inv_freq.to(own.device, torch.float32)
     replace(undo, module, attribute, factor)
     if source.by_length and (kinds := module.__dict__.get("rope_type")) is not None:
         plain = {**kinds, source.layer_type: "default"} if isinstance(kinds, dict) else "default"
         replace(undo, module, "rope_type", plain)
+
+
+def check_factor(source: Source, factor: float) -> None:
+    """UnsupportedModelError where a rotary module cannot apply an attention factor."""
+    if not hasattr(source.module, source.named("attention_scaling")) and factor != 1:
+        raise UnsupportedModelError(f"{type(source.module).__name__} takes no attention factor")
 
 
 def _put_back(module: nn.Module, name: str, own: Tensor) -> None:

@@ -194,7 +194,7 @@ def _measure(request: Request, run: Run, explained: list[Explained], monitor: Mo
         source = request.source
         with patched(
             run.model,
-            one.requested,
+            one.method,
             request.length,
             train_len=source.train_len,
             own_scaling=source.own_scaling,
