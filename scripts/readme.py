@@ -23,8 +23,8 @@ from ctxext.advise.tune.unseen import compare
 from ctxext.cli import app as cli
 from ctxext.models import families as rooms
 from ctxext.models.aliases import ALIASES, ASSETS, SHIPPED
+from ctxext.notation import format_length
 from ctxext.records import Record, Store
-from ctxext.registry import format_length
 from ctxext.report import tables
 from ctxext.tasks.ppl_tail import PerplexityOfTails
 

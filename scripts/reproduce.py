@@ -21,8 +21,8 @@ from ctxext.cli.progress import Progress
 from ctxext.errors import CtxextError
 from ctxext.measure.run import Evaluation
 from ctxext.models.loading import Source
+from ctxext.notation import format_length
 from ctxext.records import Store
-from ctxext.registry import format_length
 from ctxext.report import plots
 from ctxext.report.series import Figure, Line, Point, view
 from ctxext.request import request

@@ -20,8 +20,8 @@ from ctxext.errors import CtxextError, UsageError
 from ctxext.measure.launch import parse_launcher
 from ctxext.methods.base import Span
 from ctxext.models.loading import Source
+from ctxext.notation import format_length, parse_length
 from ctxext.records import Store
-from ctxext.registry import format_length, parse_length
 from ctxext.request.grid import read_grid
 from ctxext.request.request import Request, parse_lengths, parse_methods, parse_seeds, parse_tasks
 from ctxext.system.names import printable, safe_name

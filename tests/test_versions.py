@@ -32,6 +32,7 @@ from ctxext.tasks.scoring import longbench
 
 TRAINED, LENGTH = 32, 128  # of the tables of methods, in tokens
 LONG = 2048  # of the prompts
+ROTARY = Rotary(tuple(1e4 ** (-i / 8) for i in range(8)), 1e4, TRAINED)
 ROOT = Path(__file__).parent.parent
 PINNED = ROOT / "tests" / "numbers.json"
 RENEW = "run `python tests/test_versions.py`, and commit numbers.json"
@@ -54,13 +55,13 @@ def table(name: str, folder: Path) -> Any:
         text = f"longrope:factors=@{folder / 'longrope.json'}"
     (method,) = patches.parse(text).resolve(Span(TRAINED, LENGTH)).methods
     if isinstance(method, Frequency):
-        rotary = Rotary(tuple(1e4 ** (-i / 8) for i in range(8)), 1e4, TRAINED)
-        return method.scales(rotary), method.attention_factor_on(rotary)
+        return method.scales(ROTARY), method.attention_factor_on(ROTARY)
     if isinstance(method, Distance):
         at = torch.arange(LENGTH, dtype=torch.float64)
         return [
             (p.start, p.stop, p.unit, p.first, p.query(at).tolist(), p.key(at).tolist())
-            for p in method.parts()
+            + (p.factor,) * (p.factor != 1)
+            for p in (part.on(ROTARY) for part in method.parts())
         ]
     assert isinstance(method, QueryScale)
     return method.scale(torch.arange(1.0, LENGTH + 1), TRAINED).tolist()

@@ -84,7 +84,7 @@ def evaluate(
     data: Annotated[
         str | None,
         typer.Option(
-            help="stdlib, a .txt, .md, .jsonl, .json or .parquet file, a folder, or "
+            help="stdlib, manual, a .txt, .md, .jsonl, .json or .parquet file, a folder, or "
             "hf:name[:split[:column]][,config=NAME]; with ,join=\\n\\n all rows as one text; for "
             "LongBench a folder of its .jsonl files, one of them, or data.zip; for ruler:qa_1 and "
             "qa_2 a .json file. Default: each task's own, stdlib for most."
@@ -126,7 +126,7 @@ def evaluate(
 ) -> None:
     """Measure methods at lengths: every combination, beside the unpatched model."""
     from ctxext.errors import UsageError
-    from ctxext.registry import parse_length
+    from ctxext.notation import parse_length
     from ctxext.request import request as ask
 
     if grid is None and not length:
@@ -181,7 +181,7 @@ def _source(
 ) -> Source:
     """The model that the options of a command ask for; UsageError for a value that is none."""
     from ctxext.models.loading import Source
-    from ctxext.registry import parse_length
+    from ctxext.notation import parse_length
     from ctxext.request import request as ask
 
     return Source(
@@ -300,9 +300,10 @@ def patch(
     from ctxext import methods
     from ctxext.errors import UsageError
     from ctxext.models.loading import Source
-    from ctxext.registry import did_you_mean, parse_length
+    from ctxext.notation import parse_length
     from ctxext.request.request import check_own_scaling
     from ctxext.system.names import printable
+    from ctxext.text import did_you_mean
 
     for option, value, valid in (("format", style, FORMATS), ("verify", verify, VERIFICATIONS)):
         if value not in valid:
@@ -467,7 +468,7 @@ def tune(
 ) -> None:
     """Search for the method and the parameters that suit a model at a length best."""
     from ctxext.errors import UsageError
-    from ctxext.registry import parse_length
+    from ctxext.notation import parse_length
     from ctxext.request import request as ask
 
     lengths, objectives = ask.parse_lengths([length]), ask.parse_tasks([objective])
@@ -529,7 +530,7 @@ def report(
     from ctxext import report as room
     from ctxext.errors import UsageError
     from ctxext.records import Store
-    from ctxext.registry import did_you_mean
+    from ctxext.text import did_you_mean
 
     if style not in ("table", *room.FORMATS):
         valid = did_you_mean(style, ("table", *room.FORMATS))
@@ -591,7 +592,7 @@ def models(
     from ctxext.models.aliases import ALIASES
 
     entries = [
-        {"name": name, **alias._asdict(), "package": name in packages.CARRIED}
+        {"name": name, **alias._asdict(), "package": name in packages.PACKAGED}
         for name, alias in ALIASES.items()
     ]
     if as_json:

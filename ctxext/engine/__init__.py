@@ -40,7 +40,7 @@ watch.py        what each attention layer scores while a model runs, patched or 
 from __future__ import annotations
 
 from ctxext.errors import UsageError
-from ctxext.registry import did_you_mean
+from ctxext.text import did_you_mean
 
 VERSION = 1  # of how a model is changed, read and answers: where their numbers change it goes up
 PATHS = ("flash", "sdpa", "eager")  # attention paths: `auto` takes the first that can run

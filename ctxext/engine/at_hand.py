@@ -21,7 +21,7 @@ from ctxext.engine.rotary import as_it_is, call_rotary
 from ctxext.errors import UnsupportedModelError, UsageError
 from ctxext.methods import Spec
 from ctxext.methods.base import Span, Stretch
-from ctxext.models.layout import Source
+from ctxext.models.layout import FrequencySet
 
 BEGAN = "_ctxext_began"  # the attribute by which a cache knows what its sequences began with
 UNLIMITED = 20  # tokens that `generate` writes where nothing says how many
@@ -69,14 +69,14 @@ class AtHand:
     Args:
         spec: frequency methods and query scales, some of whose parameters are `auto`.
         trained: T in tokens.
-        sources: the frequencies that the spec changes, as they are without it.
+        freq_sets: those that the spec changes, as they are without it.
     """
 
-    def __init__(self, spec: Spec, trained: int, sources: list[Source]) -> None:
-        self.spec, self.trained, self.sources = spec, trained, sources
-        self._modules: dict[tuple[Spec, Source], nn.Module] = {}
-        for source in sources:  # what it cannot take is refused at once
-            self._module(spec.resolve(Span(trained, trained)), source)
+    def __init__(self, spec: Spec, trained: int, freq_sets: list[FrequencySet]) -> None:
+        self.spec, self.trained, self.freq_sets = spec, trained, freq_sets
+        self._modules: dict[tuple[Spec, FrequencySet], nn.Module] = {}
+        for freqs in freq_sets:  # what it cannot take is refused at once
+            self._module(spec.resolve(Span(trained, trained)), freqs)
 
     def needed(self, length: int) -> Spec:
         """The frequency methods for a sequence of so many tokens; none where they change nothing.
@@ -209,8 +209,8 @@ class AtHand:
         position_ids: Tensor,
         layer_type: str | None = None,
     ) -> Any:
-        found = (s for s in self.sources if s.module is module and s.layer_type == layer_type)
-        if (source := next(found, None)) is None:
+        found = (s for s in self.freq_sets if s.module is module and s.layer_type == layer_type)
+        if (freqs := next(found, None)) is None:
             return own
         chosen = _CHOSEN.get()
         if chosen is None or chosen.owner is not self:
@@ -218,7 +218,7 @@ class AtHand:
                 f"{type(module).__name__} runs outside of its model's forward, or in a replica of "
                 f"it, so that no length is at hand ({self._said}): give a factor"
             )
-        tables = [self._tables(spec, source, own, x, position_ids) for spec in chosen.specs]
+        tables = [self._tables(spec, freqs, own, x, position_ids) for spec in chosen.specs]
         if chosen.which is None:
             return tables[0]
         index = chosen.which.to(x.device)[..., None]
@@ -227,26 +227,28 @@ class AtHand:
             merged = _where(index == place, more, merged)
         return merged
 
-    def _tables(self, spec: Spec, source: Source, own: Any, x: Tensor, positions: Tensor) -> Any:
+    def _tables(
+        self, spec: Spec, freqs: FrequencySet, own: Any, x: Tensor, positions: Tensor
+    ) -> Any:
         """The tables of one set of frequencies under resolved methods."""
         if not spec.methods:
             return own
-        module = self._modules.get((spec, source))
+        module = self._modules.get((spec, freqs))
         if module is None:
-            module = self._modules.setdefault((spec, source), self._module(spec, source))
+            module = self._modules.setdefault((spec, freqs), self._module(spec, freqs))
         forward = type(module).forward.__get__(module)
-        return call_rotary(forward, x, positions, source.layer_type)
+        return call_rotary(forward, x, positions, freqs.layer_type)
 
-    def _module(self, spec: Spec, source: Source) -> nn.Module:
+    def _module(self, spec: Spec, freqs: FrequencySet) -> nn.Module:
         """A copy of a rotary module that has the frequencies and the factor of these methods."""
         with torch.inference_mode(False), torch.no_grad():
-            inv_freq, factor, _ = frequencies_of(source, spec, None)
-            check_factor(source, factor)
-            module = as_it_is(source.module)
-            module._buffers[source.named("inv_freq")] = inv_freq.to(
-                source.inv_freq.device, torch.float32
+            inv_freq, factor, _ = frequencies_of(freqs, spec, None)
+            check_factor(freqs, factor)
+            module = as_it_is(freqs.module)
+            module._buffers[freqs.named("inv_freq")] = inv_freq.to(
+                freqs.inv_freq.device, torch.float32
             )
-            module.__dict__[source.named("attention_scaling")] = factor
+            module.__dict__[freqs.named("attention_scaling")] = factor
         return module
 
 
@@ -318,7 +320,7 @@ def _where(here: Tensor, some: Any, others: Any) -> Any:
     return torch.where(here, some, others)
 
 
-def check_at_hand(spec: Spec, sources: list[Source]) -> None:
+def check_at_hand(spec: Spec, freq_sets: list[FrequencySet]) -> None:
     """UsageError where a patched model cannot go by the length of each sequence."""
     said = ", ".join(spec.at_hand)
     if spec.distance is not None:
@@ -326,9 +328,9 @@ def check_at_hand(spec: Spec, sources: list[Source]) -> None:
             f"{said} goes with frequency methods and query scales on a patched model, and not in "
             f"{str(spec)!r}: give a number in its place (ctxext eval takes auto at each --len)"
         )
-    for source in sources:
-        if source.by_length and not source.replaced:
+    for freqs in freq_sets:
+        if freqs.by_length and not freqs.replaced:
             raise UsageError(
-                f"the model's own {source.scaling} rope scaling goes by the length too: give a "
+                f"the model's own {freqs.scaling} rope scaling goes by the length too: give a "
                 f"number in place of {said}, or own_scaling='replace'"
             )

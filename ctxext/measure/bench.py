@@ -42,8 +42,8 @@ from ctxext.methods.base import Span
 from ctxext.models import loading
 from ctxext.models.calls import cache_name
 from ctxext.models.hashes import keep
+from ctxext.notation import format_length
 from ctxext.records import BENCH, MEASURES, RATIO, Record, Store, sealed
-from ctxext.registry import format_length
 from ctxext.request.request import BASELINE
 
 UNTIMED = 2  # runs before the pairs: one for peak memory, one to warm up

@@ -20,12 +20,13 @@ from ctxext.measure.monitor import Monitor, Step
 from ctxext.measure.outcome import Failure, Measured
 from ctxext.measure.workers import Workers
 from ctxext.models.hashes import keep
+from ctxext.notation import format_length
 from ctxext.records import Record, Store, sealed
-from ctxext.registry import format_length, format_seconds
 from ctxext.request import cells as plans
 from ctxext.request.cells import Cell, Plan
 from ctxext.request.request import Request
 from ctxext.tasks.base import SampleTask, TokenTask
+from ctxext.text import format_seconds
 
 if TYPE_CHECKING:
     from ctxext.measure.costs import Estimate

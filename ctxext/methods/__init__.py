@@ -16,7 +16,8 @@ from dataclasses import dataclass
 
 from ctxext.errors import UsageError
 from ctxext.methods.base import Distance, Frequency, Method, QueryScale, Rotary, Span
-from ctxext.registry import AUTO, Registry
+from ctxext.notation import AUTO
+from ctxext.registry import Registry
 
 __all__ = ["NOTATION", "REGISTRY", "Spec", "given", "names", "parse", "register"]
 

@@ -19,7 +19,7 @@ from ctxext.methods.base import (
     rung,
     tokens_between,
 )
-from ctxext.registry import AUTO, Auto
+from ctxext.notation import AUTO, Auto
 
 
 @register("self-extend")

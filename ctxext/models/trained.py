@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from ctxext.errors import UnsupportedModelError, UsageError
-from ctxext.registry import is_length
+from ctxext.notation import is_length
 
 ORIGINAL = "original_max_position_embeddings"
 LONGEST = "max_position_embeddings"
@@ -62,7 +62,7 @@ def check_own_scaling(own_scaling: object) -> None:
         raise UsageError(f"bad own_scaling {own_scaling!r}: valid: {', '.join(OWN_SCALING)}")
 
 
-def is_scaled(rope: dict[str, Any]) -> bool:
+def scales(rope: dict[str, Any]) -> bool:
     """Whether rope parameters, of one layer type, scale the frequencies."""
     kind = rope.get("rope_type", "default")
     return kind not in UNSCALED or (kind == "proportional" and rope.get("factor", 1.0) != 1)
@@ -72,7 +72,7 @@ def _declared(config: Any, own_scaling: str) -> Iterator[Trained]:
     """The lengths that a config declares, of which the largest is meant; the first, if it ties."""
     rope = getattr(config, "rope_parameters", None) or {}
     of_types = [part for part in rope.values() if isinstance(part, dict)]  # one for a layer type
-    scaled = [part for part in of_types or [rope] if is_scaled(part)]
+    scaled = [part for part in of_types or [rope] if scales(part)]
     longest, own = getattr(config, LONGEST, None), getattr(config, ORIGINAL, None)
     originals = [part[ORIGINAL] for part in scaled if part.get(ORIGINAL) is not None]
     before = originals[0] if originals else own

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from ctxext.notation import format_length
 from ctxext.records import BENCH, MEASURES, Record, higher_is_better, interval, is_share
-from ctxext.registry import format_length
 from ctxext.report.cost import believable, time_ratio
 from ctxext.report.groups import (
     Cells,

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ctxext.notation import format_length
 from ctxext.records import BENCH, MEASURES, RATIO, Record
-from ctxext.registry import format_length
 from ctxext.report import latex
 from ctxext.report.cost import bytes_text, short
 from ctxext.report.groups import current, describe, method_order, outdated, unlike

@@ -12,9 +12,10 @@ from typing import Any
 from ctxext.engine import check_path
 from ctxext.errors import UsageError, short
 from ctxext.models.loading import Source
-from ctxext.registry import did_you_mean, parse_length
+from ctxext.notation import parse_length
 from ctxext.request import request as ask
 from ctxext.request.request import Request
+from ctxext.text import did_you_mean
 
 #: How an option of `ctxext eval` that says how a model is loaded and run is read from a text.
 SOURCE: dict[str, Callable[[str], Any]] = {

@@ -12,8 +12,9 @@ from ctxext.errors import UsageError
 from ctxext.methods import Spec
 from ctxext.models.loading import Source
 from ctxext.models.trained import OWN_SCALING
-from ctxext.registry import did_you_mean, parse_length
+from ctxext.notation import parse_length
 from ctxext.tasks.base import Task, TokenTask
+from ctxext.text import did_you_mean
 
 BASELINE = "rope"
 
@@ -156,7 +157,7 @@ def check_device_map(device_map: str | None, device: str) -> str | None:
 def check_data(data: str | None) -> str | None:
     """What `--data` names; UsageError for an empty name."""
     if data is not None and not data.strip():
-        raise UsageError(f"bad value {data!r} for --data: give stdlib, a file or a folder")
+        raise UsageError(f"bad value {data!r} for --data: give stdlib, manual, a file or a folder")
     return data
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ctxext.advise.explain import figures, tables
 from ctxext.advise.explain.study import Request, Study, explain, records
-from ctxext.registry import format_length
+from ctxext.notation import format_length
 from ctxext.report.plots import save
 from ctxext.system.files import write_atomically
 from ctxext.system.names import safe_name

@@ -19,7 +19,7 @@ from ctxext.methods import Spec
 from ctxext.methods.base import Part, Span
 from ctxext.models import loading
 from ctxext.models.trained import explain_trained
-from ctxext.registry import format_length
+from ctxext.notation import format_length
 from ctxext.system.files import check_writable
 from ctxext.tasks.data import load_text
 from ctxext.tasks.windows import Windows, cut
@@ -62,11 +62,15 @@ class Block:
         e(δ)·θ'_i/θ_i. NaN where the key is not seen.
         """
         moving = self.kind.trained_theta > 0
-        ratio = np.sort(self.angles.theta[moving] / self.kind.trained_theta[moving])
+        ratio = self.angles.theta[moving] / self.kind.trained_theta[moving]
         ratio = ratio if len(ratio) else np.ones(1)
         at = effective(self.parts, self.angles.length - 1, distances)
+        if at.ndim == 1:
+            at = np.outer(np.sort(ratio), at)
+        else:
+            at = np.sort(at.T[moving] * ratio[:, None], 0)
         at = np.where(distances < self.angles.edges[-1], at, np.nan)  # the layers' own window
-        return np.outer(ratio[[0, len(ratio) // 2, -1]], at)
+        return at[[0, len(at) // 2, -1]]
 
     @property
     def bounds(self) -> set[int]:

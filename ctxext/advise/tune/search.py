@@ -24,8 +24,8 @@ from ctxext.methods.base import Span
 from ctxext.models import loading
 from ctxext.models.loading import Source
 from ctxext.models.trained import explain_trained
+from ctxext.notation import format_length
 from ctxext.records import Record
-from ctxext.registry import format_length
 from ctxext.request.request import BASELINE
 from ctxext.request.request import Request as Cells
 from ctxext.tasks.base import SampleTask, Task
