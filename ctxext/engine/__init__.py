@@ -7,6 +7,7 @@ frequencies.py  frequencies on its rotary modules, as stock.py has transformers 
 guards.py       hooks around each forward, which refuse what is not as the patch left it
 saved.py        a model as it was saved: patched, where it was patched then
 carried.py      model classes that are patched whenever they run
+at_hand.py      parameters by the length of each sequence that a patched model reads
 pinned.py       one length for each sequence that the unpatched model reads
 switch.py       changes that can be undone
 

@@ -110,7 +110,7 @@ class Bench:
 
         source = self.request.source
         options = {"train_len": source.train_len, "own_scaling": source.own_scaling}
-        return patched(self.model, spec, length, attn=path, **options)
+        return patched(self.model, self._resolve(spec, length), length, attn=path, **options)
 
     def _cells(self, length: int) -> list[Cell]:
         """The methods beside `rope` on each path; paths that come to the same are one cell."""
