@@ -90,7 +90,8 @@ def _problem_with_buckets(buckets: list[Any], length: int) -> str | None:
         ends = ("start", "stop", "n")
         if not isinstance(bucket, dict) or not all(_whole(bucket.get(field)) for field in ends):
             return f"bucket {number} lacks a whole start, stop or n"
-        if not end <= bucket["start"] <= bucket["stop"] - bool(bucket["n"]) <= length - 1:
+        ordered = end <= bucket["start"] <= bucket["stop"] - bool(bucket["n"])
+        if not (ordered and bucket["stop"] <= length):
             return f"bucket {number} is out of order or reaches beyond the length"
         end, means = bucket["stop"], ((bucket.get("nll", ""), 1e9), (bucket.get("acc", ""), 1))
         if not all(_size(x) and x <= high if bucket["n"] else x is None for x, high in means):
