@@ -52,7 +52,7 @@ from ctxext.methods.base import (
     as_held,
     identity,
 )
-from ctxext.models.layout import find_sources
+from ctxext.models.layout import find_frequency_sets
 
 pytestmark = pytest.mark.quick
 
@@ -420,7 +420,7 @@ def test_pairs_that_do_not_turn() -> None:
     """A λ of infinity: as with a θ of 0, without NaN or a warning, in an explanation too; no rope
     parameters say it, for JSON has no such number."""
     model, spec, ids = random_model(), Spec((Still(),)), tokens(L)
-    other, (source,) = random_model(), find_sources(model, None, "keep", L)
+    other, (source,) = random_model(), find_frequency_sets(model, None, "keep", L)
     other.model.rotary_emb.inv_freq[1::2] = 0
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -1162,6 +1162,18 @@ def small(family: str, config: str = "", without: tuple[str, ...] = (), **change
     return getattr(transformers, f"{family}ForCausalLM")(made).eval()
 
 
+@pytest.mark.parametrize("spec", FEW)
+@pytest.mark.parametrize("family", ["Llama", "Mixtral"])
+def test_patching_takes_no_products_but_those_of_attention(family: str, spec: str) -> None:
+    """Weights of all else may be anything."""
+    model = small(family)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.ndim > 1 and "self_attn" not in name and "embed_tokens" not in name:
+                weight.fill_(math.nan)
+    ctxext.patch(model, spec, 4 * L).remove()
+
+
 FULL = ["full_attention", "full_attention"]
 REFUSED: dict[str, tuple[Callable[[], Any], list[str], str]] = {
     "gpt2": (
@@ -1287,7 +1299,13 @@ def stretched(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, T
     return q, k
 
 
-@pytest.mark.parametrize("apply", [reversed_sign, shuffled])
+def multiplied(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """A product behind the rotation, which changes nothing."""
+    q, k = (torch.nn.functional.linear(x, torch.eye(x.shape[-1])) for x in OWN(q, k, cos, sin))
+    return q, k
+
+
+@pytest.mark.parametrize("apply", [reversed_sign, shuffled, multiplied])
 def test_any_pairs_are_found(apply: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(LLAMA, "apply_rotary_pos_emb", apply)
     model, ids = random_model(), tokens(L)

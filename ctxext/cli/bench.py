@@ -42,6 +42,14 @@ def bench(
             autocompletion=one_of(PATHS.words),
         ),
     ] = ["auto"],  # noqa: B006
+    case: Annotated[
+        str,
+        typer.Option(
+            help="model: whole prefills, and steps after them; packed: prefills of packed rows; "
+            "steps: after random keys, in a cache that grows in place; padded: such steps of rows "
+            "of many lengths; attention: it alone in such steps."
+        ),
+    ] = "model",
     batch_size: Annotated[int, count("batch-size", "Sequences read at once.")] = 1,
     pairs: Annotated[
         int, count("pairs", "Pairs of runs, patched and not; an interval needs 6.", least=2)
@@ -65,6 +73,7 @@ def bench(
     from ctxext.models.loading import Source
     from ctxext.request import lists
 
+    lengths = lists.parse_lengths(length)
     request = measured.BenchRequest(
         source=Source(
             model,
@@ -76,8 +85,9 @@ def bench(
             own_scaling=own_scaling,
         ),
         methods=lists.parse_methods(method),
-        lengths=lists.parse_lengths(length),
+        lengths=lengths,
         paths=measured.parse_paths(attn),
+        case=measured.parse_case(case, batch_size, lengths),
         batch_size=batch_size,
         pairs=pairs,
         decode_tokens=decode_tokens,

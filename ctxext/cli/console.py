@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from ctxext.records import Record
 from ctxext.system.names import printable
 
 if TYPE_CHECKING:
@@ -134,7 +135,7 @@ def print_estimates(work: Any, as_json: bool) -> None:
         typer.echo(room.totals(found))
 
 
-def print_tables(records: list[dict[str, Any]], order: list[str]) -> None:
+def print_tables(records: list[Record], order: list[str]) -> None:
     """Records as tables, methods in an order."""
     from ctxext import report as room
 

@@ -11,6 +11,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ctxext.engine.anatomy import Anatomy, examine
+from ctxext.engine.at_hand import AtHand, check_at_hand
+from ctxext.engine.few_tokens import WithoutProducts, forward
 from ctxext.engine.frequencies import apply_frequencies, apply_numbers, start
 from ctxext.engine.guards import (
     check_cache,
@@ -21,7 +23,6 @@ from ctxext.engine.guards import (
 )
 from ctxext.engine.layers import AttentionSite
 from ctxext.engine.paths import PathChoice, choose
-from ctxext.engine.probe import forward
 from ctxext.engine.rotary import RotarySite, as_it_is, check_module
 from ctxext.engine.seams import register_distance, register_scaled
 from ctxext.engine.state import STATE, UNPICKLED, PatchState
@@ -42,7 +43,7 @@ class Handle:
     """A patch that is on a model; `remove` takes it off.
 
     Attributes:
-        spec: the resolved spec, every parameter a value.
+        spec: the resolved spec, every parameter a value, or `auto`.
         notes: what a user should know about this model with this method, a line each.
         choice: the attention path that a distance method runs on, or for other methods the
             model's own implementation; and why faster ones were not taken, a phrase each.
@@ -92,7 +93,9 @@ def patch(
 
     Args:
         model: a loaded model with rotary position embeddings.
-        spec: such as `"rerope:window=256+logn"`, or a parsed one.
+        spec: such as `"rerope:window=256+logn"`, or a parsed one. With `factor=auto` each sequence
+            that is begun has the smallest factor of the ladder for its own length, with what
+            `generate` may add; what a cache goes on from keeps the one it began with.
         length: L, the longest sequence in tokens that will be read, prompt and continuation;
             defaults that depend on it (a `factor`, a `leak`) need it, and so does a method on a
             model whose own rope scaling goes by the length (dynamic, longrope). Such a model has
@@ -129,7 +132,9 @@ def patch(
         on = holder.__dict__[HANDLE].spec
         raise UsageError(f"the model is patched already, with {on}: remove that patch first")
     trained = freq_sets[0].trained
-    resolved = parsed.resolve(Span(trained, length))
+    resolved = parsed.settle(Span(trained, length))
+    if resolved.at_hand:
+        check_at_hand(resolved, freq_sets)
     _check_length(freq_sets, resolved)
     anatomy = examine(model, freq_sets, resolved)
     attention = _choose(model, anatomy, resolved, attn)
@@ -137,7 +142,7 @@ def patch(
     with contextlib.ExitStack() as undo:
         ropes = start(freq_sets, undo)
         sites = [_site(freqs, anatomy) for freqs in anatomy.changed]
-        for freqs in anatomy.changed if resolved.frequencies else []:
+        for freqs in anatomy.changed if resolved.frequencies and not resolved.at_hand else []:
             ropes[freqs] = apply_frequencies(freqs, resolved, length, undo)
         apply_numbers(model, {s: ropes[s] for s in freq_sets if s.replaced}, undo)
         if not resolved.unpatched:
@@ -145,6 +150,8 @@ def patch(
         for freqs in anatomy.changed:
             check_module(freqs, anatomy.axes[freqs])
         _apply_seams(model, anatomy, sites, trained, resolved, attention.name, undo)
+        if resolved.at_hand:
+            _apply_at_hand(model, AtHand(resolved, trained, anatomy.changed), undo)
         handle = Handle(resolved, attention, notes, undo)
         replace(undo, holder, HANDLE, handle)
         replace(undo, model, "ctxext", handle)
@@ -295,12 +302,12 @@ def _apply_seams(
     with contextlib.ExitStack() as whole:
         if own != _own(model):
             use_attention(model, own, whole)
-        before = outputs(model, anatomy.layers, anatomy.changed) if deep else []
+        before = outputs(model, layers, anatomy.changed) if deep else None
     state.take(parts)
     for site in sites if parts else []:
         site.factor = site.freqs.factor
         replace(undo, site.freqs.module, site.freqs.named("attention_scaling"), 1.0)
-    if deep:
+    if before is not None:
         name = register_distance(own) if parts else register_scaled(own)
         state.name = name
         use_attention(model, name, undo)
@@ -327,10 +334,25 @@ def _apply_seams(
             undo.callback(run.register_forward_hook(state.after_layer, always_call=True).remove)
         check_outputs(model, state, before)
     else:
-        forward(model, 1, state.sites)  # `keep_tables` refuses what it does not understand
+        # `keep_tables` refuses what it does not understand
+        forward(model, 1, state.sites, WithoutProducts())
 
 
-def _renew(module: nn.Module, state: PatchState, undo: contextlib.ExitStack) -> None:
+def _apply_at_hand(model: Any, at_hand: AtHand, undo: contextlib.ExitStack) -> None:
+    """Let rotary modules go by the length of each sequence: before what sees their tables."""
+    rotary = {freqs.module for freqs in at_hand.freq_sets}
+    for module in rotary:
+        hook = module.register_forward_hook(at_hand.rotated, prepend=True, with_kwargs=True)
+        undo.callback(hook.remove)
+        _renew(module, at_hand, undo)
+    core = _core(model, rotary)
+    undo.callback(core.register_forward_pre_hook(at_hand.before, with_kwargs=True).remove)
+    undo.callback(core.register_forward_hook(at_hand.after, always_call=True).remove)
+    if callable(own := getattr(model, "generate", None)):
+        replace(undo, model, "generate", functools.partial(at_hand.generate, own, model))
+
+
+def _renew(module: nn.Module, state: PatchState | AtHand, undo: contextlib.ExitStack) -> None:
     """Give a module a forward of its own that is its forward: compiled code, which does not look
     for new hooks, is compiled anew. Others may wrap it, and leave it when the patch is gone."""
     renewed = functools.partial(state.as_is, module.forward)

@@ -44,11 +44,16 @@ def write_native(
         trust_remote_code: whether code that comes with the model may run.
 
     Raises:
-        UnsupportedModelError: no stock config does, or the spec changes attention itself.
+        UnsupportedModelError: no stock config does, the spec changes attention itself, or it
+            goes by the length of each sequence.
     """
     kind = config.model_type
     if spec.distance or spec.query_scales:
         raise UnsupportedModelError(f"{spec} changes attention itself, which no config can say")
+    if at_hand := ", ".join(spec.at_hand):
+        raise UnsupportedModelError(
+            f"{at_hand} goes by the length of each sequence, which no config can say"
+        )
     if anatomy.alone:
         raise UnsupportedModelError(
             f"{kind} has layers that see no further back than the trained length and are rotated "

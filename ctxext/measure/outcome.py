@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import math
 import statistics
 import traceback
@@ -15,6 +14,7 @@ from ctxext.errors import ENDS_RUN, CtxextError, UsageError
 from ctxext.measure.machine import failure
 from ctxext.measure.workers import Workers
 from ctxext.request.cells import Cell
+from ctxext.system.digests import sha256_of_text
 from ctxext.tasks.base import HarnessTask, Row, SampleTask, Score, Task, TokenScores, TokenTask
 
 if TYPE_CHECKING:
@@ -179,7 +179,7 @@ def _by_sample(
     is not the mean of these."""
     if not scores or not math.isclose(statistics.fmean(scores), value, rel_tol=1e-9, abs_tol=1e-9):
         return None
-    digest = hashlib.sha256(" ".join(prompts).encode()).hexdigest()[:16]
+    digest = sha256_of_text(" ".join(prompts))[:16]
     return {"prompts": digest, "scores": [int(x) if float(x).is_integer() else x for x in scores]}
 
 

@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from ctxext.errors import ENDS_RUN, UsageError
 from ctxext.measure.inputs import place
@@ -22,6 +22,7 @@ from ctxext.measure.workers import Workers
 from ctxext.models.hashes import keep
 from ctxext.notation import format_length
 from ctxext.records import Record, Store, sealed
+from ctxext.records.record import Data
 from ctxext.request import cells as plans
 from ctxext.request.cells import Cell, Plan
 from ctxext.request.evaluation import EvaluationRequest
@@ -185,8 +186,8 @@ class _Name(NamedTuple):
 
 
 def _name(record: Record) -> _Name:
-    whole = {**record, "data": record["data"]["name"]}
-    return _Name(*(whole[field] for field in _Name._fields))
+    key, model, requested = record["key"], record["model"], record["requested"]
+    return _Name(key, model, requested, record["task"], record["data"]["name"])
 
 
 class Held(NamedTuple):
@@ -464,9 +465,9 @@ class Run:
     def _emit(self, cell: Cell, record: Record) -> None:
         """Report a cell's record, and keep it under the names of this request."""
         name = self._name(cell)
-        data = {**record["data"], "name": name.data}
-        names = {"model": name.model, "requested": name.requested, "task": name.task}
-        named, new = {**record, **names, "data": data}, name.key not in self._old
+        data: Data = {**record["data"], "name": name.data}
+        named: Record = {**record, "model": name.model, "requested": name.requested}
+        named, new = {**named, "task": name.task, "data": data}, name.key not in self._old
         if name.key in self._refused:
             self.held.append(Held(named, self._refused[name.key], new))
             if self.records:
@@ -502,7 +503,7 @@ class Run:
         cell, handle, plan, session = done.cell, done.handle, self.plan, self._session
         name = self._name(cell)
         dtype = str(session.model.dtype).removeprefix("torch.") if session else plan.source.dtype
-        record = {
+        record: dict[str, Any] = {
             "model": name.model,
             "requested": name.requested,
             "method": cell.method.full(),
@@ -542,7 +543,7 @@ class Run:
             self._refused[name.key] = done.trace or ""
         elif done.trace and self.workers.first:
             log = self.store.log(record, done.trace)
-        return {**record, "log": log}
+        return sealed({**record, "log": log})
 
 
 def _quantizers(load_in: str | None) -> Sequence[str]:

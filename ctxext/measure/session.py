@@ -103,13 +103,13 @@ class Session:
         for cell in new:
             states.setdefault(_state(cell), cell)
         for cell in states.values():
-            spec, length = cell.requested, cell.length
+            spec, length = cell.method, cell.length
             with (
                 self._refusals.guard(_state(cell)),
                 patched(self.model, spec, length, **self._patch_options()) as handle,
             ):
                 for line in handle.notes:
-                    self.monitor.note(f"{spec} at {length}: {line}")
+                    self.monitor.note(f"{cell.requested} at {length}: {line}")
                 if spec.distance:
                     paths[str(handle.choice)] = None
         for path in paths:

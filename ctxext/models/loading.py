@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import glob
-import hashlib
 import importlib.util
 import logging
 from collections.abc import Callable, Iterator
@@ -24,16 +23,16 @@ from ctxext.models.contents import (
     shard_names,
     support_patterns,
 )
-from ctxext.models.gguf import (
+from ctxext.models.gguf_config import check_header, complete
+from ctxext.models.gguf_header import is_gguf, read_header, shards
+from ctxext.models.gguf_loading import (
     architectures,
-    check_header,
     check_whole,
-    complete,
     forget_file,
-    is_gguf,
+    forget_readers,
     one_file,
-    read_header,
-    shards,
+    one_reader,
+    settings_once,
 )
 from ctxext.models.hashes import files_sha256, folder_sha256
 from ctxext.models.mark import MARK, plain_line, take_mark
@@ -41,6 +40,7 @@ from ctxext.models.packages import PACKAGED
 from ctxext.models.rope import check_config, check_raw, is_scaled, made_up
 from ctxext.models.trained import Trained, explain_trained
 from ctxext.system import hub
+from ctxext.system.digests import sha256_of_text
 from ctxext.text import counted
 
 
@@ -136,10 +136,18 @@ def load_config(source: Source) -> Any:
     if source.file is not None:
         with _named(source):
             check_header(header := read_header(source.file))
-    raw, _ = _explained(given, PreTrainedConfig.get_config_dict)
+
+    def read() -> Any:
+        return _explained(given, PreTrainedConfig.get_config_dict)[0]
+
+    raw = read() if given.file is None else settings_once(given.file, read)
     with _named(source):
         check_raw(raw if isinstance(raw, dict) else {})  # of a list, transformers has more to say
-    config = _explained(given, AutoConfig.from_pretrained)
+    if given.file is None:
+        config = _explained(given, AutoConfig.from_pretrained)
+    else:
+        name = str(given.file.absolute().parent)
+        config = _explained(given, lambda **_: AutoConfig.for_model(**raw, name_or_path=name))
     with _named(source):
         if header is not None:
             raw |= complete(config, header)
@@ -246,6 +254,7 @@ def load_saved(source: Source, note: Callable[[str], None] = logging.warning) ->
         )
     if file is not None:
         forget_file(model)
+        forget_readers()
     return model.eval(), take_mark(model)
 
 
@@ -290,7 +299,11 @@ def _explained(source: Source, call: Any, progress: bool = False, **options: Any
     here = Path(where).is_dir()
     offline = None if here else hub.why_offline()
     try:
-        with contextlib.nullcontext() if here else hub.hub_client(progress):
+        with contextlib.ExitStack() as stack:
+            if not here:
+                stack.enter_context(hub.hub_client(progress))
+            if source.file is not None:
+                stack.enter_context(one_reader())
             return call(**{**arguments, **options})
     except Exception as error:
         text = short(error)
@@ -361,11 +374,11 @@ def _model_sha256(source: Source, config: Any) -> str:
         found = folder_sha256(folder)
         if base is source:
             return found
-        return hashlib.sha256(f"{found} on {_model_sha256(base, config)}".encode()).hexdigest()
+        return sha256_of_text(f"{found} on {_model_sha256(base, config)}")
     if source.file is not None:
         return files_sha256(shards(source.file))
     commit = getattr(config, "_commit_hash", None) or source.revision or "main"
-    return hashlib.sha256(f"{folder}@{commit}".encode()).hexdigest()
+    return sha256_of_text(f"{folder}@{commit}")
 
 
 def local_folder(source: Source, *, weights: bool = True, allow_pickle: bool = False) -> Path:

@@ -200,7 +200,7 @@ def _measure(
         source = request.source
         with patched(
             run.model,
-            one.requested,
+            one.method,
             request.length,
             train_len=source.train_len,
             own_scaling=source.own_scaling,

@@ -227,13 +227,14 @@ class _Costs:
             for record in self._records
             if self._reads_alike(record, cell)
         ]
-        far, record = min(near, key=lambda pair: pair[0], default=(math.inf, {}))
-        if far > math.log(NEAR):
+        far, record = min(near, key=lambda pair: pair[0], default=(math.inf, None))
+        rate = record["tokens_per_second"] if record else None
+        if record is None or rate is None or far > math.log(NEAR):
             return None
         trained, measured = self._plan.identity.trained, methods.parse(record["method"])
         both = ((cell.method, cell.length), (measured, record["length"]))
         each, known = (self._shape.under(spec, trained).read(n) / n for spec, n in both)
-        return float(work.tokens / record["tokens_per_second"] * each / known)
+        return float(work.tokens / rate * each / known)
 
     def _reads_alike(self, record: Record, cell: Cell) -> bool:
         try:
