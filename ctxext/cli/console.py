@@ -222,8 +222,14 @@ def print_families(as_json: bool) -> None:
     )
 
 
+def print_registry(registry: Any, as_json: bool) -> None:
+    """What a registry has; what another package brings and cannot be had is told on stderr."""
+    found = registry.classes(lambda line: typer.echo(printable(line), err=True))
+    print_entries([one.describe() for one in found], as_json)
+
+
 def print_entries(entries: list[dict[str, Any]], as_json: bool) -> None:
-    """What a registry says of itself: `name`, `summary`, and facts."""
+    """Entries by their `name`, `summary`, and facts."""
     for entry in entries:
         if as_json:
             typer.echo(json.dumps(entry, ensure_ascii=False))

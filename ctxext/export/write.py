@@ -204,7 +204,7 @@ def check(order: Order) -> None:
     others = [method.name for method in order.spec.methods if method.kind != "frequency"]
     for option, on in (("--native-only", order.native_only), ("--format gguf", order.gguf)):
         if on and others:
-            can = [n for n in methods.names() if methods.REGISTRY.get(n).kind == "frequency"]
+            can = [c.name for c in methods.REGISTRY.classes() if c.kind == "frequency"]
             raise UsageError(
                 f"{str(order.spec)!r} cannot be expressed in a config, since "
                 f"{' and '.join(others)} changes attention itself: leave out {option}, or take "
