@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from ctxext.records import Record
 from ctxext.system.names import printable
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from rich.console import Console
+
+    from ctxext.records import Record
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 _verbose = False
