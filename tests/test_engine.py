@@ -420,11 +420,7 @@ def test_pairs_that_do_not_turn() -> None:
     """A λ of infinity: as with a θ of 0, without NaN or a warning, in an explanation too; no rope
     parameters say it, for JSON has no such number."""
     model, spec, ids = random_model(), Spec((Still(),)), tokens(L)
-<<<<<<< ours
-    other, (source,) = random_model(), find_frequency_sets(model, None, "keep", L)
-=======
     other, (freqs,) = random_model(), find_frequency_sets(model, None, "keep", L)
->>>>>>> theirs
     other.model.rotary_emb.inv_freq[1::2] = 0
     with warnings.catch_warnings():
         warnings.simplefilter("error")
