@@ -39,7 +39,7 @@ from ctxext.engine import chunked
 from ctxext.engine.chunked import chunked_attention
 from ctxext.engine.forward import Forward
 from ctxext.engine.reference import dense_attention
-from ctxext.engine.stock import ways
+from ctxext.engine.stock import stock_ropes
 from ctxext.errors import UnsupportedModelError, UsageError
 from ctxext.methods import REGISTRY, Spec, names, parse
 from ctxext.methods.base import (
@@ -430,7 +430,7 @@ def test_pairs_that_do_not_turn() -> None:
             ours = logits(model, ids)
         with ctxext.patched(other, NARROW["rerope"], L):
             close(ours, logits(other, ids))
-        assert not list(ways(source, spec, L))
+        assert not list(stock_ropes(source, spec, L))
         (kind,) = find_kinds(model.config, L, None, False)
         block = Block(kind, *kind.under(spec, L))
         assert block.effective(np.arange(L))[:, -1].tolist() == [0, L - 1, L - 1]
