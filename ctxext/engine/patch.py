@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import time
 from collections.abc import Iterator
 from typing import Any, cast
 
@@ -25,12 +26,13 @@ from ctxext.engine.paths import PathChoice, choose
 from ctxext.engine.rotary import RotarySite, as_it_is, check_module
 from ctxext.engine.seams import register_distance, register_scaled
 from ctxext.engine.state import STATE, UNPICKLED, PatchState
-from ctxext.engine.switch import own_configs, replace, use_attention
+from ctxext.engine.switch import own_configs, renew, replace, use_attention
 from ctxext.engine.trial import check_outputs, outputs
 from ctxext.errors import UnsupportedModelError, UsageError
 from ctxext.methods import Spec, parse
 from ctxext.methods.base import Span
-from ctxext.models.layout import FrequencySet, find_frequency_sets, head_dim
+from ctxext.models.frequency_sets import FrequencySet, find_frequency_sets
+from ctxext.models.layout import head_dim
 from ctxext.models.mark import MARK, Mark, read_mark
 from ctxext.models.trained import check_own_scaling
 from ctxext.notation import is_length
@@ -46,6 +48,7 @@ class Handle:
         notes: what a user should know about this model with this method, a line each.
         choice: the attention path that a distance method runs on, or for other methods the
             model's own implementation; and why faster ones were not taken, a phrase each.
+        seconds: what putting it on took.
     """
 
     def __init__(
@@ -54,6 +57,7 @@ class Handle:
         self.spec = spec
         self.choice = attention
         self.notes = notes
+        self.seconds = 0.0
         self._undo = undo
 
     @property
@@ -114,6 +118,7 @@ def patch(
             attention path that cannot run here.
         UnsupportedModelError: the model cannot take the method; the model is left as it was.
     """
+    begun = time.perf_counter()
     parsed = parse(spec) if isinstance(spec, str) else spec
     for name, value in (("length", length), ("train_len", train_len)):
         if value is not None and not is_length(value):
@@ -149,6 +154,7 @@ def patch(
         replace(undo, holder, HANDLE, handle)
         replace(undo, model, "ctxext", handle)
         handle._undo = undo.pop_all()
+    handle.seconds = time.perf_counter() - begun
     return handle
 
 
@@ -283,11 +289,11 @@ def _apply_seams(
     for module in state.rotary:  # before others' hooks, which see what the module gives now
         hook = module.register_forward_hook(state.rotated, prepend=True, with_kwargs=True)
         undo.callback(hook.remove)
-        _renew(module, state, undo)
+        renew(module, state.as_is, undo)
     for module, freqs in alone.items():
         keep = functools.partial(state.keep_tables, by_freqs[freqs])
         undo.callback(module.register_forward_pre_hook(keep, with_kwargs=True).remove)
-        _renew(module, state, undo)
+        renew(module, state.as_is, undo)
     core = _core(model, {*layers, *state.rotary})
     cores = dict.fromkeys((model.base_model, core))
     for module in cores:
@@ -329,21 +335,3 @@ def _apply_seams(
     else:
         # `keep_tables` refuses what it does not understand
         forward(model, 1, state.sites, WithoutProducts())
-
-
-def _renew(module: nn.Module, state: PatchState, undo: contextlib.ExitStack) -> None:
-    """Give a module a forward of its own that is its forward: compiled code, which does not look
-    for new hooks, is compiled anew. Others may wrap it, and leave it when the patch is gone."""
-    renewed = functools.partial(state.as_is, module.forward)
-    own = module.__dict__.get("forward")
-    module.__dict__["forward"] = renewed
-
-    def back() -> None:
-        if module.__dict__.get("forward") is not renewed:
-            return
-        if own is None:
-            del module.__dict__["forward"]
-        else:
-            module.__dict__["forward"] = own
-
-    undo.callback(back)

@@ -14,6 +14,7 @@ from ctxext.errors import UsageError
 from ctxext.methods import Spec
 from ctxext.methods.base import Span
 from ctxext.models import loading
+from ctxext.models.identity import Identity, identify, tell_trained
 from ctxext.request.evaluation import EvaluationRequest
 from ctxext.tasks.base import Data, HarnessTask, Task, TokenTask
 
@@ -46,7 +47,7 @@ class Plan:
 
     request: EvaluationRequest
     source: loading.Source
-    identity: loading.Identity
+    identity: Identity
     choice: PathChoice
     cells: list[Cell]
     trained_line: str
@@ -160,12 +161,12 @@ def make(request: EvaluationRequest, processes: int = 1) -> Plan:
     check_split(request, processes)
     config = loading.load_config(request.source)
     source = loading.settle(request.source, config)
-    identity = loading.identify(source, config)
+    identity = identify(source, config)
     cells = list(_cells(request, identity.trained, _read(request, processes)))
     choice = choose(
         request.source.attn, source.device, getattr(torch, source.dtype), head_dim(config)
     )
-    line = loading.tell_trained(request.source, config)
+    line = tell_trained(request.source, config)
     return Plan(request, source, identity, choice, cells, line)
 
 
