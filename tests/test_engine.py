@@ -52,7 +52,7 @@ from ctxext.methods.base import (
     as_held,
     identity,
 )
-from ctxext.models.layout import find_frequency_sets
+from ctxext.models.frequency_sets import find_frequency_sets
 
 pytestmark = pytest.mark.quick
 
@@ -1171,7 +1171,9 @@ def test_patching_takes_no_products_but_those_of_attention(family: str, spec: st
         for name, weight in model.named_parameters():
             if weight.ndim > 1 and "self_attn" not in name and "embed_tokens" not in name:
                 weight.fill_(math.nan)
-    ctxext.patch(model, spec, 4 * L).remove()
+    handle = ctxext.patch(model, spec, 4 * L)
+    assert handle.seconds > 0
+    handle.remove()
 
 
 FULL = ["full_attention", "full_attention"]

@@ -21,7 +21,7 @@ from ctxext.engine.rotary import as_it_is, call_rotary
 from ctxext.errors import UnsupportedModelError, UsageError
 from ctxext.methods import Spec
 from ctxext.methods.base import Span, Stretch
-from ctxext.models.layout import FrequencySet
+from ctxext.models.frequency_sets import FrequencySet
 
 BEGAN = "_ctxext_began"  # the attribute by which a cache knows what its sequences began with
 UNLIMITED = 20  # tokens that `generate` writes where nothing says how many

@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from ctxext.engine.rotary import kept
 from ctxext.errors import CtxextError, UnsupportedModelError, short
-from ctxext.models.layout import FrequencySet
+from ctxext.models.frequency_sets import FrequencySet
 
 TOKENS = 8  # at least
 ROWS = 4  # of different tokens: in one head of one, a quarter turn may change next to nothing

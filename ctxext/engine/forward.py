@@ -17,7 +17,7 @@ from ctxext.engine.compiled import uncompiled
 from ctxext.engine.rotation import Tables
 from ctxext.engine.turned import Turned
 from ctxext.errors import UnsupportedModelError
-from ctxext.models.layout import FrequencySet
+from ctxext.models.frequency_sets import FrequencySet
 
 FORWARD = "_ctxext_forward"  # the attribute of a table that has the forward it was made in
 AS_BEFORE = "_ctxext_as_before"  # … and the tables of before the patch

@@ -14,7 +14,7 @@ from ctxext.engine.stock import numbers, stock_model, stock_ropes
 from ctxext.engine.switch import replace
 from ctxext.errors import UnsupportedModelError, UsageError
 from ctxext.methods import Spec
-from ctxext.models.layout import FrequencySet, Rope
+from ctxext.models.frequency_sets import FrequencySet, Rope
 
 
 def start(freq_sets: list[FrequencySet], undo: contextlib.ExitStack) -> dict[FrequencySet, Rope]:

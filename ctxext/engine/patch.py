@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import time
 from collections.abc import Iterator
 from typing import Any, cast
 
@@ -26,12 +27,13 @@ from ctxext.engine.paths import PathChoice, choose
 from ctxext.engine.rotary import RotarySite, as_it_is, check_module
 from ctxext.engine.seams import register_distance, register_scaled
 from ctxext.engine.state import STATE, UNPICKLED, PatchState
-from ctxext.engine.switch import own_configs, replace, use_attention
+from ctxext.engine.switch import own_configs, renew, replace, use_attention
 from ctxext.engine.trial import check_outputs, outputs
 from ctxext.errors import UnsupportedModelError, UsageError
 from ctxext.methods import Spec, parse
 from ctxext.methods.base import Span
-from ctxext.models.layout import FrequencySet, find_frequency_sets, head_dim
+from ctxext.models.frequency_sets import FrequencySet, find_frequency_sets
+from ctxext.models.layout import head_dim
 from ctxext.models.mark import MARK, Mark, read_mark
 from ctxext.models.trained import check_own_scaling
 from ctxext.notation import is_length
@@ -47,6 +49,7 @@ class Handle:
         notes: what a user should know about this model with this method, a line each.
         choice: the attention path that a distance method runs on, or for other methods the
             model's own implementation; and why faster ones were not taken, a phrase each.
+        seconds: what putting it on took.
     """
 
     def __init__(
@@ -55,6 +58,7 @@ class Handle:
         self.spec = spec
         self.choice = attention
         self.notes = notes
+        self.seconds = 0.0
         self._undo = undo
 
     @property
@@ -117,6 +121,7 @@ def patch(
             attention path that cannot run here.
         UnsupportedModelError: the model cannot take the method; the model is left as it was.
     """
+    begun = time.perf_counter()
     parsed = parse(spec) if isinstance(spec, str) else spec
     for name, value in (("length", length), ("train_len", train_len)):
         if value is not None and not is_length(value):
@@ -156,6 +161,7 @@ def patch(
         replace(undo, holder, HANDLE, handle)
         replace(undo, model, "ctxext", handle)
         handle._undo = undo.pop_all()
+    handle.seconds = time.perf_counter() - begun
     return handle
 
 
@@ -290,11 +296,11 @@ def _apply_seams(
     for module in state.rotary:  # before others' hooks, which see what the module gives now
         hook = module.register_forward_hook(state.rotated, prepend=True, with_kwargs=True)
         undo.callback(hook.remove)
-        _renew(module, state, undo)
+        renew(module, state.as_is, undo)
     for module, freqs in alone.items():
         keep = functools.partial(state.keep_tables, by_freqs[freqs])
         undo.callback(module.register_forward_pre_hook(keep, with_kwargs=True).remove)
-        _renew(module, state, undo)
+        renew(module, state.as_is, undo)
     core = _core(model, {*layers, *state.rotary})
     cores = dict.fromkeys((model.base_model, core))
     for module in cores:
@@ -344,27 +350,9 @@ def _apply_at_hand(model: Any, at_hand: AtHand, undo: contextlib.ExitStack) -> N
     for module in rotary:
         hook = module.register_forward_hook(at_hand.rotated, prepend=True, with_kwargs=True)
         undo.callback(hook.remove)
-        _renew(module, at_hand, undo)
+        renew(module, at_hand.as_is, undo)
     core = _core(model, rotary)
     undo.callback(core.register_forward_pre_hook(at_hand.before, with_kwargs=True).remove)
     undo.callback(core.register_forward_hook(at_hand.after, always_call=True).remove)
     if callable(own := getattr(model, "generate", None)):
         replace(undo, model, "generate", functools.partial(at_hand.generate, own, model))
-
-
-def _renew(module: nn.Module, state: PatchState | AtHand, undo: contextlib.ExitStack) -> None:
-    """Give a module a forward of its own that is its forward: compiled code, which does not look
-    for new hooks, is compiled anew. Others may wrap it, and leave it when the patch is gone."""
-    renewed = functools.partial(state.as_is, module.forward)
-    own = module.__dict__.get("forward")
-    module.__dict__["forward"] = renewed
-
-    def back() -> None:
-        if module.__dict__.get("forward") is not renewed:
-            return
-        if own is None:
-            del module.__dict__["forward"]
-        else:
-            module.__dict__["forward"] = own
-
-    undo.callback(back)

@@ -25,7 +25,7 @@ from ctxext.engine.rotary import call_rotary, check_module, columns_of, deaf, ke
 from ctxext.engine.rotation import Rotation
 from ctxext.engine.switch import registered, replaced, use_attention
 from ctxext.errors import UnsupportedModelError
-from ctxext.models.layout import FrequencySet
+from ctxext.models.frequency_sets import FrequencySet
 
 PROBE = registered("probe")
 QUERIES = 2**20  # asked whether they see T back: more are too much memory for a hostile T

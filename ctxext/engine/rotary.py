@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ctxext.engine.forward import Forward
 from ctxext.engine.layers import AttentionSite
 from ctxext.errors import UnsupportedModelError, short
-from ctxext.models.layout import FrequencySet
+from ctxext.models.frequency_sets import FrequencySet
 
 
 @dataclass(eq=False)

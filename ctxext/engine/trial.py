@@ -13,7 +13,7 @@ from ctxext.engine.few_tokens import TOKENS, WithoutProducts, forward, kind_of
 from ctxext.engine.state import PatchState
 from ctxext.errors import UnsupportedModelError
 from ctxext.methods.base import Part, identity
-from ctxext.models.layout import FrequencySet
+from ctxext.models.frequency_sets import FrequencySet
 
 
 class Outputs(NamedTuple):

@@ -16,7 +16,8 @@ from ctxext.errors import UnsupportedModelError
 from ctxext.export.check import one_line
 from ctxext.methods import Spec
 from ctxext.models.contents import to_config
-from ctxext.models.layout import FrequencySet, Rope, find_frequency_sets, head_dim, layer_configs
+from ctxext.models.frequency_sets import FrequencySet, Rope, find_frequency_sets
+from ctxext.models.layout import head_dim, layer_configs
 from ctxext.models.small import outline
 from ctxext.models.trained import ORIGINAL
 

@@ -24,7 +24,7 @@ from ctxext.methods import Spec
 from ctxext.methods.base import Span
 from ctxext.models.adapter import MERGE
 from ctxext.models.contents import ADAPTER, CONFIG, WEIGHTS, index_name
-from ctxext.models.layout import find_frequency_sets
+from ctxext.models.frequency_sets import find_frequency_sets
 from ctxext.models.loading import Source, load_config
 from ctxext.models.mark import MARK, plain_line
 from ctxext.models.rope import is_scaled

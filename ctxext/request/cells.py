@@ -13,6 +13,7 @@ from ctxext.errors import UsageError
 from ctxext.methods import Spec
 from ctxext.methods.base import Span
 from ctxext.models import loading
+from ctxext.models.identity import Identity, identify, tell_trained
 from ctxext.request.evaluation import EvaluationRequest
 from ctxext.system.digests import sha256_of_json, sha256_of_text
 from ctxext.tasks.base import Data, HarnessTask, Task, TokenTask
@@ -46,7 +47,7 @@ class Plan:
 
     request: EvaluationRequest
     source: loading.Source
-    identity: loading.Identity
+    identity: Identity
     choice: PathChoice
     cells: list[Cell]
     trained_line: str
@@ -144,7 +145,7 @@ def _evaluator(task: Task, source: loading.Source) -> _Beside | None:
 @functools.cache
 def _sha256(name: str, device: str) -> str:
     source = loading.Source(name, device=device)
-    return loading.identify(source, loading.load_config(source)).sha256
+    return identify(source, loading.load_config(source)).sha256
 
 
 class _Unread(NamedTuple):
@@ -182,13 +183,13 @@ def make(request: EvaluationRequest, processes: int = 1) -> Plan:
     check_split(request, processes)
     config = loading.load_config(request.source)
     source = loading.settle(request.source, config)
-    identity = loading.identify(source, config)
+    identity = identify(source, config)
     asked = [_with_evaluator(one, source) for one in _read(request, processes)]
     cells = list(_cells(request, identity.trained, asked))
     choice = choose(
         request.source.attn, source.device, getattr(torch, source.dtype), head_dim(config)
     )
-    line = loading.tell_trained(request.source, config)
+    line = tell_trained(request.source, config)
     return Plan(request, source, identity, choice, cells, line)
 
 

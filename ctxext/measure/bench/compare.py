@@ -32,6 +32,7 @@ from ctxext.methods import Spec
 from ctxext.methods.base import Span
 from ctxext.models import loading
 from ctxext.models.hashes import keep
+from ctxext.models.identity import identify, tell_trained
 from ctxext.notation import format_length
 from ctxext.records import Record, Store
 from ctxext.request.lists import BASELINE
@@ -75,7 +76,7 @@ class Bench:
             self.monitor.note(line)
         config = loading.load_config(request.source)
         self.source = loading.settle(request.source, config)
-        self.identity = loading.identify(self.source, config)
+        self.identity = identify(self.source, config)
         keep()
         for path in request.paths:
             choose(path, self.source.device, getattr(torch, self.source.dtype), head_dim(config))
@@ -90,7 +91,7 @@ class Bench:
         if self._unfit and all(cell in self._unfit for some in cells.values() for cell in some):
             raise UsageError("; ".join(dict.fromkeys(self._unfit.values())))
         self._plan(cells)
-        self.monitor.note(loading.tell_trained(self.source, config))
+        self.monitor.note(tell_trained(self.source, config))
         gc.freeze()  # what is there by now stays, so that looking for garbage is quick
         try:
             for length in request.lengths:

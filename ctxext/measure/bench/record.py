@@ -17,6 +17,7 @@ from ctxext.measure.bench.timed import CASES, Case, Timing
 from ctxext.measure.machine import device_name, versions
 from ctxext.methods import Spec
 from ctxext.models import loading
+from ctxext.models.identity import Identity
 from ctxext.records import BENCH, MEASURES, RATIO, Record, sealed
 from ctxext.system.digests import sha256_of_json
 
@@ -71,7 +72,7 @@ class Recorder:
 
     request: BenchRequest
     source: loading.Source
-    identity: loading.Identity
+    identity: Identity
     model: Any
 
     @property

@@ -17,7 +17,7 @@ from ctxext.measure.costs.work import Shape
 from ctxext.measure.machine import allocated_peak, clock, release
 from ctxext.methods import Spec
 from ctxext.models.calls import cache_name
-from ctxext.models.layout import find_frequency_sets
+from ctxext.models.frequency_sets import find_frequency_sets
 from ctxext.models.loading import Source
 from ctxext.models.small import fewer_layers, outline
 
