@@ -25,16 +25,10 @@ from ctxext import engine
 from ctxext.engine import check_path
 from ctxext.errors import CtxextError, UsageError, short
 from ctxext.measure.costs import Shape
-from ctxext.measure.machine import (
-    allocated_peak,
-    clock,
-    device_name,
-    failure,
-    release,
-    reset_resident_peak,
-    resident_peak,
-    versions,
-)
+from ctxext.measure.failure import failure
+from ctxext.measure.machine import device_name, versions
+from ctxext.measure.memory import allocated_peak, release, reset_resident_peak, resident_peak
+from ctxext.measure.meter import clock
 from ctxext.measure.monitor import Monitor, Step
 from ctxext.methods import Spec
 from ctxext.methods.base import Span
