@@ -20,6 +20,8 @@ import typer
 from ctxext.system.names import printable
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from rich.console import Console
 
     from ctxext.records import Record
@@ -145,6 +147,34 @@ def print_tables(records: list[Record], order: list[str]) -> None:
         terminal.print(table, crop=False)
 
 
+def print_headlines(
+    records: list[Record],
+    order: list[str],
+    benchmark: str,
+    seeds: str,
+    style: str,
+    out: Path,
+    write: bool,
+    plots: bool,
+) -> None:
+    """The means over a benchmark's tasks, printed in a format, and written where that is asked."""
+    from ctxext import report as room
+    from ctxext.report import aggregate, sheets
+
+    found = aggregate.headlines(records, benchmark, seeds, order)
+    form = "md" if style == "table" else style
+    text = room.render_headlines(found, form)
+    if style == "table":
+        terminal = screen()
+        for sheet in (sheet for headline in found for sheet in aggregate.sheets(headline)):
+            terminal.print(sheets.to_rich(sheet), crop=False)
+    else:
+        typer.echo(text, nl=False)
+    sys.stdout.flush()
+    for path in room.write_headlines(out, found, form, plots) if write else ():
+        typer.echo(f"wrote {path}", err=True)
+
+
 def print_sheets(study: Any) -> None:
     """What `ctxext explain` has found."""
     from ctxext.advise.explain import tables
@@ -193,8 +223,14 @@ def print_families(as_json: bool) -> None:
     )
 
 
+def print_registry(registry: Any, as_json: bool) -> None:
+    """What a registry has; what another package brings and cannot be had is told on stderr."""
+    found = registry.classes(lambda line: typer.echo(printable(line), err=True))
+    print_entries([one.describe() for one in found], as_json)
+
+
 def print_entries(entries: list[dict[str, Any]], as_json: bool) -> None:
-    """What a registry says of itself: `name`, `summary`, and facts."""
+    """Entries by their `name`, `summary`, and facts."""
     for entry in entries:
         if as_json:
             typer.echo(json.dumps(entry, ensure_ascii=False))

@@ -11,6 +11,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ctxext.engine.anatomy import Anatomy, examine
+from ctxext.engine.at_hand import AtHand, check_at_hand
+from ctxext.engine.few_tokens import WithoutProducts, forward
 from ctxext.engine.frequencies import apply_frequencies, apply_numbers, start
 from ctxext.engine.guards import (
     check_cache,
@@ -21,7 +23,6 @@ from ctxext.engine.guards import (
 )
 from ctxext.engine.layers import AttentionSite
 from ctxext.engine.paths import PathChoice, choose
-from ctxext.engine.probe import forward
 from ctxext.engine.rotary import RotarySite, as_it_is, check_module
 from ctxext.engine.seams import register_distance, register_scaled
 from ctxext.engine.state import STATE, UNPICKLED, PatchState
@@ -30,10 +31,10 @@ from ctxext.engine.trial import check_outputs, outputs
 from ctxext.errors import UnsupportedModelError, UsageError
 from ctxext.methods import Spec, parse
 from ctxext.methods.base import Span
-from ctxext.models.layout import Source, find_sources, head_dim
+from ctxext.models.layout import FrequencySet, find_frequency_sets, head_dim
 from ctxext.models.mark import MARK, Mark, read_mark
 from ctxext.models.trained import check_own_scaling
-from ctxext.registry import is_length
+from ctxext.notation import is_length
 
 HANDLE = "_ctxext_handle"
 
@@ -42,7 +43,7 @@ class Handle:
     """A patch that is on a model; `remove` takes it off.
 
     Attributes:
-        spec: the resolved spec, every parameter a value.
+        spec: the resolved spec, every parameter a value, or `auto`.
         notes: what a user should know about this model with this method, a line each.
         choice: the attention path that a distance method runs on, or for other methods the
             model's own implementation; and why faster ones were not taken, a phrase each.
@@ -92,7 +93,9 @@ def patch(
 
     Args:
         model: a loaded model with rotary position embeddings.
-        spec: such as `"rerope:window=256+logn"`, or a parsed one.
+        spec: such as `"rerope:window=256+logn"`, or a parsed one. With `factor=auto` each sequence
+            that is begun has the smallest factor of the ladder for its own length, with what
+            `generate` may add; what a cache goes on from keeps the one it began with.
         length: L, the longest sequence in tokens that will be read, prompt and continuation;
             defaults that depend on it (a `factor`, a `leak`) need it, and so does a method on a
             model whose own rope scaling goes by the length (dynamic, longrope). Such a model has
@@ -123,28 +126,32 @@ def patch(
     check_own_scaling(own_scaling)
     own = "keep" if parsed.unpatched else own_scaling
     model = _unwrapped(model)
-    sources = find_sources(model, train_len, own, length)
-    holder = sources[0].module
+    freq_sets = find_frequency_sets(model, train_len, own, length)
+    holder = freq_sets[0].module
     if HANDLE in holder.__dict__:
         on = holder.__dict__[HANDLE].spec
         raise UsageError(f"the model is patched already, with {on}: remove that patch first")
-    trained = sources[0].trained
-    resolved = parsed.resolve(Span(trained, length))
-    _check_length(sources, resolved)
-    anatomy = examine(model, sources, resolved)
+    trained = freq_sets[0].trained
+    resolved = parsed.settle(Span(trained, length))
+    if resolved.at_hand:
+        check_at_hand(resolved, freq_sets)
+    _check_length(freq_sets, resolved)
+    anatomy = examine(model, freq_sets, resolved)
     attention = _choose(model, anatomy, resolved, attn)
     notes = [*anatomy.notes(resolved), *_saved_otherwise(model, resolved)]
     with contextlib.ExitStack() as undo:
-        ropes = start(sources, undo)
-        sites = [_site(source, anatomy) for source in anatomy.sources]
-        for source in anatomy.sources if resolved.frequencies else []:
-            ropes[source] = apply_frequencies(source, resolved, length, undo)
-        apply_numbers(model, {s: ropes[s] for s in sources if s.replaced}, undo)
+        ropes = start(freq_sets, undo)
+        sites = [_site(freqs, anatomy) for freqs in anatomy.changed]
+        for freqs in anatomy.changed if resolved.frequencies and not resolved.at_hand else []:
+            ropes[freqs] = apply_frequencies(freqs, resolved, length, undo)
+        apply_numbers(model, {s: ropes[s] for s in freq_sets if s.replaced}, undo)
         if not resolved.unpatched:
             _mark(model, Mark(resolved, length, trained, own), undo)
-        for source in anatomy.sources:
-            check_module(source, anatomy.axes[source])
+        for freqs in anatomy.changed:
+            check_module(freqs, anatomy.axes[freqs])
         _apply_seams(model, anatomy, sites, trained, resolved, attention.name, undo)
+        if resolved.at_hand:
+            _apply_at_hand(model, AtHand(resolved, trained, anatomy.changed), undo)
         handle = Handle(resolved, attention, notes, undo)
         replace(undo, holder, HANDLE, handle)
         replace(undo, model, "ctxext", handle)
@@ -218,7 +225,7 @@ def _saved_otherwise(model: Any, spec: Spec) -> list[str]:
 def _choose(model: Any, anatomy: Anatomy, spec: Spec, attn: str) -> PathChoice:
     """The attention path; errors as for `paths.choose`, whatever the spec."""
     choice = _fitting(model, anatomy.taking, attn)
-    return choice if spec.distance and anatomy.sources else PathChoice(_own(model), ())
+    return choice if spec.distance and anatomy.changed else PathChoice(_own(model), ())
 
 
 def _fitting(model: Any, layers: list[AttentionSite], attn: str) -> PathChoice:
@@ -233,19 +240,19 @@ def _own(model: Any) -> str:
     return str(model.config.get_text_config()._attn_implementation)
 
 
-def _site(source: Source, anatomy: Anatomy) -> RotarySite:
+def _site(freqs: FrequencySet, anatomy: Anatomy) -> RotarySite:
     """A set of frequencies as it is before the patch."""
-    shared = source in anatomy.alone.values()
-    before = as_it_is(source.module) if shared else None
-    return RotarySite(source, anatomy.axes[source], before=before)
+    shared = freqs in anatomy.alone.values()
+    before = as_it_is(freqs.module) if shared else None
+    return RotarySite(freqs, anatomy.axes[freqs], before=before)
 
 
-def _check_length(sources: list[Source], spec: Spec) -> None:
+def _check_length(freq_sets: list[FrequencySet], spec: Spec) -> None:
     """UsageError where a method needs L to know a model's own frequencies, and has none."""
-    for source in sources:
-        if source.by_length and not (source.length or source.replaced or spec.unpatched):
+    for freqs in freq_sets:
+        if freqs.by_length and not (freqs.length or freqs.replaced or spec.unpatched):
             raise UsageError(
-                f"the model's own {source.scaling} rope scaling goes by the length: give length= "
+                f"the model's own {freqs.scaling} rope scaling goes by the length: give length= "
                 f"for {spec}, or own_scaling='replace'"
             )
 
@@ -272,20 +279,20 @@ def _apply_seams(
     elif parts and own not in ("eager", "sdpa"):
         own = "sdpa"
     layers = {layer.module: layer for layer in anatomy.layers}
-    by_source = {site.source: site for site in sites}
-    state = PatchState(layers, by_source, trained, spec.query_scales, path, own)
+    by_freqs = {site.freqs: site for site in sites}
+    state = PatchState(layers, by_freqs, trained, spec.query_scales, path, own)
     if distance:
-        state.cached, state.absolute = parts[distance.cached].key, distance.absolute
+        state.cached, state.absolute = parts[distance.cached], distance.absolute
     for site in sites:
         site.before = site.before if alone else None
-    told = anatomy.axes if spec.query_scales else by_source  # of true positions
-    state.rotary = frozenset(source.module for source in told)
+    told = anatomy.axes if spec.query_scales else by_freqs  # of true positions
+    state.rotary = frozenset(freqs.module for freqs in told)
     for module in state.rotary:  # before others' hooks, which see what the module gives now
         hook = module.register_forward_hook(state.rotated, prepend=True, with_kwargs=True)
         undo.callback(hook.remove)
         _renew(module, state, undo)
-    for module, source in alone.items():
-        keep = functools.partial(state.keep_tables, by_source[source])
+    for module, freqs in alone.items():
+        keep = functools.partial(state.keep_tables, by_freqs[freqs])
         undo.callback(module.register_forward_pre_hook(keep, with_kwargs=True).remove)
         _renew(module, state, undo)
     core = _core(model, {*layers, *state.rotary})
@@ -295,12 +302,12 @@ def _apply_seams(
     with contextlib.ExitStack() as whole:
         if own != _own(model):
             use_attention(model, own, whole)
-        before = outputs(model, anatomy.layers, anatomy.sources) if deep else []
+        before = outputs(model, layers, anatomy.changed) if deep else None
     state.take(parts)
     for site in sites if parts else []:
-        site.factor = site.source.factor
-        replace(undo, site.source.module, site.source.named("attention_scaling"), 1.0)
-    if deep:
+        site.factor = site.freqs.factor
+        replace(undo, site.freqs.module, site.freqs.named("attention_scaling"), 1.0)
+    if before is not None:
         name = register_distance(own) if parts else register_scaled(own)
         state.name = name
         use_attention(model, name, undo)
@@ -327,10 +334,25 @@ def _apply_seams(
             undo.callback(run.register_forward_hook(state.after_layer, always_call=True).remove)
         check_outputs(model, state, before)
     else:
-        forward(model, 1, state.sites)  # `keep_tables` refuses what it does not understand
+        # `keep_tables` refuses what it does not understand
+        forward(model, 1, state.sites, WithoutProducts())
 
 
-def _renew(module: nn.Module, state: PatchState, undo: contextlib.ExitStack) -> None:
+def _apply_at_hand(model: Any, at_hand: AtHand, undo: contextlib.ExitStack) -> None:
+    """Let rotary modules go by the length of each sequence: before what sees their tables."""
+    rotary = {freqs.module for freqs in at_hand.freq_sets}
+    for module in rotary:
+        hook = module.register_forward_hook(at_hand.rotated, prepend=True, with_kwargs=True)
+        undo.callback(hook.remove)
+        _renew(module, at_hand, undo)
+    core = _core(model, rotary)
+    undo.callback(core.register_forward_pre_hook(at_hand.before, with_kwargs=True).remove)
+    undo.callback(core.register_forward_hook(at_hand.after, always_call=True).remove)
+    if callable(own := getattr(model, "generate", None)):
+        replace(undo, model, "generate", functools.partial(at_hand.generate, own, model))
+
+
+def _renew(module: nn.Module, state: PatchState | AtHand, undo: contextlib.ExitStack) -> None:
     """Give a module a forward of its own that is its forward: compiled code, which does not look
     for new hooks, is compiled anew. Others may wrap it, and leave it when the patch is gone."""
     renewed = functools.partial(state.as_is, module.forward)

@@ -5,12 +5,15 @@ Dimensions: b batch, n queries, m keys; in tokens.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor
 
 from ctxext.methods.base import Part, as_held
+
+Made = TypeVar("Made")
 
 
 class Band(NamedTuple):
@@ -18,7 +21,8 @@ class Band(NamedTuple):
 
     Attributes:
         low, high: the keys low … high−1 that any of the queries may see in it; none if high ≤ low.
-        query: effective positions of the queries [n], or [b, n] where rows differ; float64.
+        query: effective positions of the queries [n], or [b, n] where rows differ; float64. Where
+            each pair has its own [b or 1, n, d/2].
         key: of those keys; None where they are taken as they are held.
     """
 
@@ -40,8 +44,7 @@ class Positions:
 
     def __init__(self, query: Tensor, key: Tensor, first: list[int] | None = None) -> None:
         self.query, self.key, self.first = query, key, first
-        self._tails: dict[tuple[int, int], Tensor] = {}
-        self._bands: list[tuple[tuple[Part, ...], tuple[Band, ...]]] = []
+        self._made: dict[tuple[Any, ...], tuple[Any, Any]] = {}
 
     @classmethod
     def consecutive(cls, n: int, m: int, first: int = 0) -> Positions:
@@ -54,6 +57,13 @@ class Positions:
         """As `consecutive`, of rows whose first keys are at `firsts` [b]."""
         key = torch.arange(m) + firsts[:, None]
         return cls(key[:, m - n :], key, firsts.tolist())
+
+    def once(self, of: tuple[Any, ...], what: object, make: Callable[[], Made]) -> Made:
+        """What `make` makes of some objects, made once for all layers of a forward."""
+        key = (*map(id, of), what)
+        if key not in self._made:
+            self._made[key] = of, make()  # which keeps them, and so their ids
+        return cast("Made", self._made[key][1])
 
     @property
     def offset(self) -> int | None:
@@ -73,33 +83,26 @@ class Positions:
 
     def bands(self, parts: tuple[Part, ...]) -> tuple[Band, ...]:
         """Each part as these queries and keys have it; made once for the same tuple of parts."""
-        for its, bands in self._bands:
-            if its is parts:
-                return bands
-        bands = tuple(self._band(part) for part in parts)
-        self._bands = [*self._bands[-1:], (parts, bands)]
-        return bands
+        return self.once((parts,), "bands", lambda: tuple(map(self._band, parts)))
 
     def _band(self, part: Part) -> Band:
         low, high = self.span(part, 0, self.query.shape[1])
-        query = part.query(self.query.double())
-        key = None
-        if part.key is not as_held:
-            key = _row(part.key(self.key[:, low : max(low, high)].double()))
-        return Band(part, low, high, _row(query), key)
+        query = row(part.query(self.query.double()))
+        key = None if part.key is as_held else self.key[:, low : max(low, high)].double()
+        key = None if key is None else row(part.key(key))
+        return Band(part, low, high, query, key if key is not None and key.any() else None)
 
     def tail(self, band: Band, low: int) -> Tensor:
         """Effective positions of a part's keys from `low` on; one tensor whenever it is asked."""
-        found = self._tails.get((id(band), low))
-        if found is None:
-            assert band.key is not None
-            found = self._tails[id(band), low] = band.key[..., low - band.low :]
-        return found
+        key, tail = band.key, slice(low - band.low, None)
+        assert key is not None
+        return self.once((key,), low, lambda: key[:, tail] if key.ndim == 3 else key[..., tail])
 
     def held(self, part: Part, start: int, stop: int, low: int, high: int) -> Tensor:
         """Which keys low … high−1 queries start … stop−1 have in a part [b or 1, n', m']."""
         return part.holds(self.query[:, start:stop, None], self.key[:, None, low:high])
 
 
-def _row(x: Tensor) -> Tensor:
-    return x[0] if len(x) == 1 else x
+def row(x: Tensor) -> Tensor:
+    """Effective positions without the rows' dimension, where one is all rows' and all pairs'."""
+    return x[0] if x.ndim == 2 and len(x) == 1 else x

@@ -15,8 +15,9 @@ from ctxext.measure.loaded import Loaded
 from ctxext.measure.monitor import Monitor, Step
 from ctxext.measure.outcome import Measured
 from ctxext.measure.workers import Workers
-from ctxext.registry import format_length, format_seconds
+from ctxext.notation import format_length
 from ctxext.request.cells import Cell, Plan
+from ctxext.text import format_seconds
 
 if TYPE_CHECKING:
     from ctxext.measure.inputs import Inputs

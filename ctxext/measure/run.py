@@ -22,7 +22,7 @@ from ctxext.models.hashes import keep
 from ctxext.records import Record, Store
 from ctxext.request import cells as plans
 from ctxext.request.cells import Cell, Plan
-from ctxext.request.request import Request
+from ctxext.request.evaluation import EvaluationRequest
 from ctxext.tasks.base import SampleTask, TokenTask
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class Evaluation:
     among them, and the first alone has records. `loaded` is what evaluations before it have loaded.
     """
 
-    requests: Sequence[Request]
+    requests: Sequence[EvaluationRequest]
     monitor: Monitor = field(default_factory=Monitor)
     records: list[Record] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
@@ -142,7 +142,7 @@ def _refuse(reasons: Sequence[str | None]) -> NoReturn:
     raise UsageError("; ".join(dict.fromkeys(filter(None, reasons))))
 
 
-def _unused(request: Request) -> Iterator[str]:
+def _unused(request: EvaluationRequest) -> Iterator[str]:
     """What is asked for and makes no difference to a task, in lines."""
     for task in request.tasks:
         if request.data is not None and not task.uses_data:

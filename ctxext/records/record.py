@@ -167,6 +167,8 @@ class Record(_Record, total=False):
         batch_size: windows or prompts read at once, each in pieces of `prefill_chunk` tokens.
         predictions: where the answers are, as `log` is of a traceback, from the folder on.
         close_calls: answers whose two best logits might change places on another machine.
+        case: what a bench times, if it is not whole prefills and the steps after them.
+        patch_seconds: that the method takes to be put on.
         digest: the SHA-256 of all else.
     """
 
@@ -195,6 +197,8 @@ class Record(_Record, total=False):
     ratio: Ratio | Failed
     pairs: Pairs | Failed
     baseline_attention: Text
+    case: Text
+    patch_seconds: Size | None
     random_weights: bool
     threads: Count
     peak_resident_bytes: Size | None
@@ -220,7 +224,7 @@ class Finished(TypedDict):
 class Bench(TypedDict):
     """What every record of the task `bench` has."""
 
-    metric: Literal["prefill_seconds"]
+    metric: Timed
     baseline_attention: Text
     random_weights: bool
     batch_size: Count
@@ -238,8 +242,8 @@ class FinishedBench(TypedDict):
     """What is not None where a cell of the task `bench` is done."""
 
     value: Positive
-    prefill_seconds: Positive
-    decode_seconds_per_token: Positive
+    prefill_seconds: Positive | None
+    decode_seconds_per_token: Positive | None
     ratio: Ratio
     pairs: Pairs
 

@@ -92,6 +92,12 @@ def _disagreements(record: Record) -> Iterator[str]:
     """Where fields of the right types do not go together, in a few words each."""
     if record["status"] == "ok" and not _in_range(record):
         yield f"the value of {record['metric']} cannot be {record['value']}"
+    if (
+        record["status"] == "ok"
+        and record["task"] == BENCH
+        and record.get(record["metric"]) is None
+    ):
+        yield f"the field {record['metric']!r} cannot be None"
     if (kept := record.get("by_window")) is not None:
         each = list(zip(kept["n"], kept["hits"], strict=False))
         sizes = {len(kept["n"]), len(kept["nll"]), len(kept["hits"])}
@@ -129,7 +135,8 @@ def _misplaced(buckets: list[Bucket], length: int) -> Iterator[str]:
     """Buckets are in order, within the length, and have means exactly where they have tokens."""
     end = 0
     for number, bucket in enumerate(buckets):
-        if not end <= bucket["start"] <= bucket["stop"] - bool(bucket["n"]) <= length - 1:
+        ordered = end <= bucket["start"] <= bucket["stop"] - bool(bucket["n"])
+        if not (ordered and bucket["stop"] <= length):
             yield f"bucket {number} is out of order or reaches beyond the length"
         end = bucket["stop"]
         if any((mean is None) != (bucket["n"] == 0) for mean in (bucket["nll"], bucket["acc"])):

@@ -1,7 +1,8 @@
-"""Request → cells, and the hash of everything that a cell's numbers depend on."""
+"""EvaluationRequest → cells, and the hash of everything that a cell's numbers depend on."""
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from ctxext.errors import UsageError
 from ctxext.methods import Spec
 from ctxext.methods.base import Span
 from ctxext.models import loading
-from ctxext.request.request import Request
+from ctxext.request.evaluation import EvaluationRequest
 from ctxext.system.digests import sha256_of_json, sha256_of_text
 from ctxext.tasks.base import Data, HarnessTask, Task, TokenTask
 
@@ -43,7 +44,7 @@ class Cell:
 class Plan:
     """The cells, what makes each cell's key, and a line that tells T."""
 
-    request: Request
+    request: EvaluationRequest
     source: loading.Source
     identity: loading.Identity
     choice: PathChoice
@@ -91,10 +92,12 @@ class Plan:
         """What the key is made of, with the versions that it is `of`; None for today's."""
         request, of = self.request, versions(cell) if of is None else of
         raised = {what: n for what, n in of.items() if n > 1 and what != _task(cell)}
+        other = _evaluator(cell.task, self.source)
         own = {"own_scaling": self.source.own_scaling} if self.identity.scaled else {}
         return {
             "model": self.identity.sha256,
             "trained": self.identity.trained,
+            **({"evaluator": other.sha256} if other else {}),
             **own,  # so that the keys of models without any are what they were
             **({"versions": raised} if raised else {}),  # and those of first versions
             "method": cell.method.full(),
@@ -120,6 +123,30 @@ def _task(cell: Cell) -> str:
     return f"task {cell.task.name}"
 
 
+class _Beside(NamedTuple):
+    """Another model that a task needs: what it is, or why it cannot be had."""
+
+    sha256: str | None
+    refusal: str | None = None
+
+
+def _evaluator(task: Task, source: loading.Source) -> _Beside | None:
+    """The model that chooses a task's tokens, where that is another than the one measured."""
+    name = getattr(task, "evaluator", None)
+    if not name:
+        return None
+    try:
+        return _Beside(_sha256(name, source.device))
+    except UsageError as error:
+        return _Beside(None, str(error))
+
+
+@functools.cache
+def _sha256(name: str, device: str) -> str:
+    source = loading.Source(name, device=device)
+    return loading.identify(source, loading.load_config(source)).sha256
+
+
 class _Unread(NamedTuple):
     """What stands for data that cannot be read."""
 
@@ -135,7 +162,7 @@ class _Asked(NamedTuple):
     refusal: str | None = None
 
 
-def make(request: Request, processes: int = 1) -> Plan:
+def make(request: EvaluationRequest, processes: int = 1) -> Plan:
     """The cells, and every `auto` decided.
 
     A method or a task that cannot be had at a length, and a task whose data cannot be read, is a
@@ -156,7 +183,8 @@ def make(request: Request, processes: int = 1) -> Plan:
     config = loading.load_config(request.source)
     source = loading.settle(request.source, config)
     identity = loading.identify(source, config)
-    cells = list(_cells(request, identity.trained, _read(request, processes)))
+    asked = [_with_evaluator(one, source) for one in _read(request, processes)]
+    cells = list(_cells(request, identity.trained, asked))
     choice = choose(
         request.source.attn, source.device, getattr(torch, source.dtype), head_dim(config)
     )
@@ -164,7 +192,7 @@ def make(request: Request, processes: int = 1) -> Plan:
     return Plan(request, source, identity, choice, cells, line)
 
 
-def _cells(request: Request, trained: int, tasks: Sequence[_Asked]) -> Iterator[Cell]:
+def _cells(request: EvaluationRequest, trained: int, tasks: Sequence[_Asked]) -> Iterator[Cell]:
     resolved = [_resolved(one.task, trained, request.lengths) for one in tasks]
     for spec in request.methods:
         for length in request.lengths:
@@ -201,7 +229,7 @@ def _resolved(
     return found
 
 
-def _read(request: Request, processes: int) -> list[_Asked]:
+def _read(request: EvaluationRequest, processes: int) -> list[_Asked]:
     """Each task with its data; tasks over tokens share one text."""
     text: _Asked | None = None
     found: list[_Asked] = []
@@ -220,6 +248,12 @@ def _read(request: Request, processes: int) -> list[_Asked]:
     return found
 
 
+def _with_evaluator(asked: _Asked, source: loading.Source) -> _Asked:
+    """The same; refused where its evaluator cannot be had."""
+    other = _evaluator(asked.task, source)
+    return asked._replace(refusal=asked.refusal or (other and other.refusal))
+
+
 def _asked(task: Task, data: str | None, *most: int | None) -> _Asked:
     try:
         return _Asked(task, task.read(data, *most))
@@ -227,7 +261,7 @@ def _asked(task: Task, data: str | None, *most: int | None) -> _Asked:
         return _Asked(task, _Unread(data or task.name), str(error))
 
 
-def check_split(request: Request, processes: int) -> None:
+def check_split(request: EvaluationRequest, processes: int) -> None:
     """UsageError where the model cannot be split over so many processes."""
     if processes > 1 and request.source.device_map:
         raise UsageError(

@@ -94,6 +94,7 @@ BEYOND = (
     Comparison("llama3", "yarn"),
     Comparison("longrope:factors=@longrope.json", "rope"),
     Comparison("leaky-rerope", "rerope"),
+    Comparison("jet-long-freq", "yarn"),
     Comparison("self-extend", "leaky-rerope"),
     Comparison("dca", "rerope"),
     Comparison("window", "rope"),
@@ -113,6 +114,7 @@ INSIDE = tuple(
         "leaky-rerope:leak=31",
         "self-extend:group=11",
         "logn:clip=false",
+        "jet-long-freq:factor=8",
         *("logn", "dynamic-ntk", "dca", "window", "streaming", "lm-infinite"),
     )
 )
