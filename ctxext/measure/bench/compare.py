@@ -20,13 +20,8 @@ from ctxext.measure.bench.record import Cell, Recorder, Side
 from ctxext.measure.bench.request import BenchRequest
 from ctxext.measure.bench.timed import CASES, Case, Timing, random_model
 from ctxext.measure.costs import Shape
-from ctxext.measure.machine import (
-    allocated_peak,
-    failure,
-    release,
-    reset_resident_peak,
-    resident_peak,
-)
+from ctxext.measure.failure import failure
+from ctxext.measure.memory import allocated_peak, release, reset_resident_peak, resident_peak
 from ctxext.measure.monitor import Monitor, Step
 from ctxext.methods import Spec
 from ctxext.methods.base import Span

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,7 +17,8 @@ from ctxext.measure.costs.probe import Held, Probe, Speed
 from ctxext.measure.costs.work import Shape, Work, works
 from ctxext.measure.inputs import Inputs, place
 from ctxext.measure.loaded import Loaded
-from ctxext.measure.machine import device_name, resident
+from ctxext.measure.machine import device_name
+from ctxext.measure.memory import resident
 from ctxext.measure.tokens import LOGITS_AT_ONCE
 from ctxext.methods import Spec
 from ctxext.models import loading
@@ -86,15 +87,18 @@ class Estimate:
 Note = Callable[[str], None]
 
 
-def estimates(plan: Plan, store: Store, note: Note, loaded: Loaded) -> list[Estimate]:
+def estimates(
+    plan: Plan, records: Mapping[str, Record | None], store: Store, note: Note, loaded: Loaded
+) -> list[Estimate]:
     """All cells of a plan, in order; nothing is written. Where the model cannot be had, those that
     are not found are refused.
 
     Args:
+        records: what there is under each cell's key.
+        store: of earlier records, by which time is told.
         note: told, in a line, what could not be measured.
         loaded: what was loaded for plans before this one.
     """
-    records = store.get_all(plan.keys)
     states = [_state(records[plan.key(cell)], plan.request.force) for cell in plan.cells]
     name = plan.request.source.name
     found = [
