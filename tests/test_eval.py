@@ -7,6 +7,7 @@ Tolerances: 1e-5 relative for perplexities against a float64 log-softmax over fu
 from __future__ import annotations
 
 import errno
+import gc
 import itertools
 import json
 import math
@@ -500,6 +501,22 @@ def test_a_rerun_computes_nothing_and_prints_the_same(
     assert len(again.records) == 8
     assert run(*("eval", "--model", "plain", "--data", "t.txt", "--limit", "2"), *asked) == table
     assert kept() == files
+
+
+def test_what_was_there_is_frozen_while_cells_are_found_and_not_while_any_is_measured(
+    run: Run, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frozen, write = list[bool](), Store.write
+
+    def noted(self: Store, record: Any) -> Path:
+        frozen.append(gc.get_freeze_count() > 0)
+        return write(self, record)
+
+    monkeypatch.setattr(Store, "write", noted)
+    evaluate(run)
+    evaluate(run)
+    assert frozen == [False, True]
+    assert gc.get_freeze_count() == 0
 
 
 def test_a_rerun_takes_what_is_packed_and_force_supersedes_it(

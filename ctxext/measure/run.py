@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,6 +24,7 @@ from ctxext.records import Record, Store
 from ctxext.request import cells as plans
 from ctxext.request.cells import Cell, Plan
 from ctxext.request.evaluation import EvaluationRequest
+from ctxext.system.garbage import frozen
 from ctxext.tasks.base import SampleTask, TokenTask
 
 if TYPE_CHECKING:
@@ -102,14 +104,17 @@ class Evaluation:
             UsageError: nothing that is asked for can be done; nothing is written then.
         """
         workers = Workers(self.requests[0].source.device)
-        runs, results = self._begin(workers)
-        if self.launcher is not None:
-            self.launcher(runs)
-        else:
-            for n, run in enumerate(runs):
-                run.after = runs[n + 1 :]
-                run.finish(run.portions())
-                run.measurer.close()
+        with frozen():
+            runs, results = self._begin(workers)
+        missing = any(run.found.missing(run.plan.cells) for run in runs)
+        with contextlib.nullcontext() if missing else frozen():
+            if self.launcher is not None:
+                self.launcher(runs)
+            else:
+                for n, run in enumerate(runs):
+                    run.after = runs[n + 1 :]
+                    run.finish(run.portions())
+                    run.measurer.close()
         if reasons := workers.gather([one.record["reason"] for one in results.held])[0]:
             _refuse([*self.refused, *reasons])
         order = {name: n for n, name in enumerate(itertools.chain(*(r.names() for r in runs)))}
