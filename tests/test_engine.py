@@ -39,7 +39,7 @@ from ctxext.engine import chunked
 from ctxext.engine.chunked import chunked_attention
 from ctxext.engine.forward import Forward
 from ctxext.engine.reference import dense_attention
-from ctxext.engine.stock import ways
+from ctxext.engine.stock import stock_ropes
 from ctxext.errors import UnsupportedModelError, UsageError
 from ctxext.methods import REGISTRY, Spec, names, parse
 from ctxext.methods.base import (
@@ -420,7 +420,7 @@ def test_pairs_that_do_not_turn() -> None:
     """A λ of infinity: as with a θ of 0, without NaN or a warning, in an explanation too; no rope
     parameters say it, for JSON has no such number."""
     model, spec, ids = random_model(), Spec((Still(),)), tokens(L)
-    other, (source,) = random_model(), find_frequency_sets(model, None, "keep", L)
+    other, (freqs,) = random_model(), find_frequency_sets(model, None, "keep", L)
     other.model.rotary_emb.inv_freq[1::2] = 0
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -430,7 +430,7 @@ def test_pairs_that_do_not_turn() -> None:
             ours = logits(model, ids)
         with ctxext.patched(other, NARROW["rerope"], L):
             close(ours, logits(other, ids))
-        assert not list(ways(source, spec, L))
+        assert not list(stock_ropes(freqs, spec, L))
         (kind,) = find_kinds(model.config, L, None, False)
         block = Block(kind, *kind.under(spec, L))
         assert block.effective(np.arange(L))[:, -1].tolist() == [0, L - 1, L - 1]

@@ -244,3 +244,49 @@ def test_a_cell_that_fails_leaves_the_others(
     again = run(*asked, "--out", str(tmp_path))
     assert [record["status"] for record in again.records] == ["ok", "ok"]
     assert len(asking) == 2
+
+
+BOX = re.compile(
+    r"The pass key of the (\w+) box is (\d{5})\. Remember it\. (\d{5}) opens the (\w+) box\."
+)
+BOX_LINE = "The pass key of the {c} box is {k}. Remember it. {k} opens the {c} box."
+POINTER = re.compile(r"The box that you will be asked for is the (\w+) box\. Remember it\.")
+OF_BOX = re.compile(
+    r"What is the pass key of the (\w+) box\? The pass key of the (\w+) box is"
+)  # fmt: skip
+OF_POINTED = "What is the pass key of the box that you are asked for? The pass key is"
+
+
+@pytest.mark.parametrize(
+    ("spec", "needles", "hops"),
+    [("needles=4", 4, 1), ("hops=2", 4, 2), ("hops=2,needles=8", 8, 2)],
+)
+def test_of_several_keys_one_is_asked_for(
+    spec: str, needles: int, hops: int, tokenizer: Any
+) -> None:
+    """By its colour, or by that which a line names."""
+    asked = set()
+    for sample in drawn(tokenizer, 512, f"passkey:samples=3,depths=3,{spec}"):
+        first, *lines, last = tokenizer.decode(sample.ids).split("\n")
+        assert first == OPENS
+        keys = {m[1]: m[2] for line in lines if (m := BOX.fullmatch(line))}
+        assert len(keys) == len(set(keys.values())) == needles
+        pointers = [m[1] for line in lines if (m := POINTER.fullmatch(line))]
+        named = OF_BOX.fullmatch(last)
+        assert len(pointers) == hops - 1
+        assert last == OF_POINTED if hops == 2 else named is not None
+        colour = pointers[0] if hops == 2 else named and named[1]
+        assert tuple(sample.answers) == (keys[colour],)
+        place = lines.index(BOX_LINE.format(c=colour, k=keys[colour]))
+        filler = [0 if BOX.match(line) or POINTER.match(line) else len(line) for line in lines]
+        depth = sample.facts["depth"]
+        assert sum(filler[:place]) == pytest.approx(depth * sum(filler), abs=1)
+        assert 500 <= len(sample.ids) + ANSWER <= 512
+        asked.add(colour)
+    assert len(asked) > 1
+
+
+@pytest.mark.parametrize("spec", ["hops=3", "hops=2,needles=1", "needles=9", "needles=0"])
+def test_refuses_hops_and_needles_that_it_has_not(spec: str) -> None:
+    with pytest.raises(UsageError, match=r"give (1 or 2|[12] to 8) \(in "):
+        tasks.parse(f"passkey:{spec}")

@@ -17,11 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from ctxext.records import Record
 from ctxext.system.names import printable
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from rich.console import Console
+
+    from ctxext.records import Record
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 _verbose = False
@@ -142,6 +145,34 @@ def print_tables(records: list[Record], order: list[str]) -> None:
     terminal = screen()
     for table in room.to_rich(records, order, terminal.width):
         terminal.print(table, crop=False)
+
+
+def print_headlines(
+    records: list[Record],
+    order: list[str],
+    benchmark: str,
+    seeds: str,
+    style: str,
+    out: Path,
+    write: bool,
+    plots: bool,
+) -> None:
+    """The means over a benchmark's tasks, printed in a format, and written where that is asked."""
+    from ctxext import report as room
+    from ctxext.report import aggregate, sheets
+
+    found = aggregate.headlines(records, benchmark, seeds, order)
+    form = "md" if style == "table" else style
+    text = room.render_headlines(found, form)
+    if style == "table":
+        terminal = screen()
+        for sheet in (sheet for headline in found for sheet in aggregate.sheets(headline)):
+            terminal.print(sheets.to_rich(sheet), crop=False)
+    else:
+        typer.echo(text, nl=False)
+    sys.stdout.flush()
+    for path in room.write_headlines(out, found, form, plots) if write else ():
+        typer.echo(f"wrote {path}", err=True)
 
 
 def print_sheets(study: Any) -> None:

@@ -50,6 +50,18 @@ def report(
             "commands read as they do the files.",
         ),
     ] = False,
+    aggregate: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ruler|longbench|longbench-e",
+            help="The mean over a benchmark's tasks by length in place of all tables; with --write "
+            "also as one picture.",
+        ),
+    ] = None,
+    seeds: Annotated[
+        str,
+        typer.Option(help="With --aggregate: each seed apart, or their mean with its spread."),
+    ] = "each",
 ) -> None:
     """Tables from record files alone, printed; --write puts them and plots beside the records."""
     from ctxext import methods
@@ -71,6 +83,10 @@ def report(
     known = {record["requested"] for record in records}
     order = [name if name in known else str(methods.parse(name)) for name in method]
     records = reports.chosen(records, order)
+    if aggregate is not None:
+        return console.print_headlines(records, order, aggregate, seeds, style, out, write, plots)
+    if seeds != "each":
+        raise UsageError("--seeds is for a benchmark's means: add --aggregate, or leave it out")
     if style == "table":
         console.print_tables(records, order)
     elif style != "html":
@@ -80,3 +96,4 @@ def report(
         form = "md" if style == "table" else style
         for path in reports.write_files(out, records, order, plots, form, order):
             typer.echo(f"wrote {path}", err=True)
+    return None

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ctxext.engine.patch import Handle, patched
-from ctxext.errors import ENDS_RUN, OutputError
+from ctxext.errors import ENDS_RUN, CtxextError, OutputError
+from ctxext.measure import helped
 from ctxext.measure import tokens as reading
 from ctxext.measure.answers import Limits, answers, row_of, share
 from ctxext.measure.attempts import Attempt, attempts, halves, reads_in_parts
@@ -26,6 +28,7 @@ from ctxext.request.cells import Cell, Plan
 from ctxext.system.names import safe_name, told_apart
 from ctxext.tasks.base import (
     HarnessTask,
+    Helped,
     Row,
     Sample,
     SampleTask,
@@ -54,6 +57,7 @@ class Session:
         self._plan, self._inputs, self._workers, self.monitor = plan, inputs, workers, monitor
         self._request, self._tokenizer = plan.request, inputs.tokenizer
         self._refusals = inputs.refusals
+        self._helped = dict[tuple[Windows, Helped], NDArray[np.bool_] | Failure]()
         for cell in inputs.cells:
             if isinstance(cell.task, HarnessTask):
                 with self._refusals.guard(place(cell)):
@@ -87,6 +91,8 @@ class Session:
                 if id(windows) not in scored:
                     scored[id(windows)] = self._score(cell, windows)
                 found, cost, handle = scored[id(windows)]
+                if (rule := cell.task.helped) and not isinstance(found, Failure):
+                    found = self._of_helped(windows, rule, found)
                 yield self._settle(cell, found, cost, handle, of_tokens)
             elif isinstance(cell.task, SampleTask):
                 yield self._answer(cell, cell.task)
@@ -217,6 +223,53 @@ class Session:
             return shares, cost, handle
         cost["tokens_per_second"] = windows.tokens / cost["seconds"]
         return _woven(shares), cost, handle
+
+    def _of_helped(
+        self, windows: Windows, rule: Helped, scores: TokenScores
+    ) -> TokenScores | Failure:
+        """The scores of the tokens that a long context helps, by what the evaluator says once for
+        all methods."""
+        if (windows, rule) not in self._helped:
+            self._helped[windows, rule] = self._find_helped(windows, rule)
+        mask = self._helped[windows, rule]
+        if isinstance(mask, Failure):
+            return mask
+        found = scores.of(mask[scores.window, scores.position])
+        if not found.n:
+            return Failure.of(
+                CtxextError(
+                    f"a context longer than {rule.short} tokens helps none of the {scores.n} "
+                    f"tokens: give more data, or a smaller short or alpha, or a larger beta"
+                )
+            )
+        return found
+
+    def _find_helped(self, windows: Windows, rule: Helped) -> NDArray[np.bool_] | Failure:
+        """Which tokens count [windows, length], each process reading its share."""
+        workers, model, trained = self._workers, self.model, self._plan.identity.trained
+        mine = windows.share(workers.rank, workers.count)
+        who = rule.evaluator or "the model itself"
+        self.monitor.note(f"{who} reads the windows, to find the tokens that a long context helps")
+        found: NDArray[np.bool_] | Failure
+        try:
+            if rule.evaluator is None:
+                own = helped.Evaluator(model, self._tokenizer, trained)
+                found = helped.own(own, mine, rule, self._request.batch)
+            else:
+                with self.monitor.outside():
+                    other = helped.load(rule.evaluator, self._plan.source)
+                found = helped.others(other, self._tokenizer, mine, rule, self._request.batch)
+        except ENDS_RUN:
+            raise
+        except BaseException as error:  # a tokenizer's core may panic
+            found = Failure.of(error)
+        everyone = workers.gather(found)
+        if failure := next((one for one in everyone if isinstance(one, Failure)), None):
+            return failure
+        mask = np.zeros((len(windows), windows.length), dtype=bool)
+        for rank, some in enumerate(everyone):
+            mask[rank :: workers.count] = some
+        return mask
 
     def _most(self, some: Sequence[Any] | Windows) -> int:
         """The most windows or samples that one process has."""

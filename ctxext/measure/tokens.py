@@ -99,8 +99,8 @@ def score(
             window, before = scored.nonzero(as_tuple=True)
             columns.append((window + begin, before + 1, nll[scored], hit[scored]))
             advance(ids.numel())
-    arrays = (np.asarray(torch.cat(column)) for column in zip(*columns, strict=True))
-    return TokenScores(windows.length, *arrays)
+    arrays = [np.asarray(torch.cat(column)) for column in zip(*columns, strict=True)]
+    return TokenScores(windows.length, arrays[0], arrays[1], arrays[2], arrays[3])
 
 
 def _hidden(model: Any, head: Head, ids: Tensor, chunk: int | None) -> Iterator[tuple[int, Tensor]]:

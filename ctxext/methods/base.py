@@ -282,6 +282,7 @@ class Part:
     Attributes:
         scales: λ_i for each pair [d/2] of a model's own rotation.
         offset: where queries stand before what λ divides, in tokens.
+        extension: the λ of the slowest pairs, by which the part reaches further.
         factor: what scores are multiplied by.
     """
 
@@ -293,6 +294,7 @@ class Part:
     first: int | None = None
     scales: Callable[[Rotary], Sequence[float]] | None = None
     offset: float = 0.0
+    extension: float = 1.0
     factor: float = 1.0
 
     def __post_init__(self) -> None:

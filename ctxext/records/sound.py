@@ -135,7 +135,8 @@ def _misplaced(buckets: list[Bucket], length: int) -> Iterator[str]:
     """Buckets are in order, within the length, and have means exactly where they have tokens."""
     end = 0
     for number, bucket in enumerate(buckets):
-        if not end <= bucket["start"] <= bucket["stop"] - bool(bucket["n"]) <= length - 1:
+        ordered = end <= bucket["start"] <= bucket["stop"] - bool(bucket["n"])
+        if not (ordered and bucket["stop"] <= length):
             yield f"bucket {number} is out of order or reaches beyond the length"
         end = bucket["stop"]
         if any((mean is None) != (bucket["n"] == 0) for mean in (bucket["nll"], bucket["acc"])):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from ctxext.errors import UsageError
 from ctxext.records import Record
-from ctxext.report import speed, tables
+from ctxext.report import aggregate, effective, sheets, speed, tables
 from ctxext.report.groups import chosen as chosen
 from ctxext.system.digests import sha256_of_text
 from ctxext.system.files import write_atomically
@@ -53,7 +53,9 @@ def render(records: Iterable[Record], format: str = "md", order: Sequence[str] =
     if format == "latex":
         texts = [*map(tables.to_latex, scores), *map(speed.to_latex, speeds)]
         return "\n".join(["% \\usepackage{booktabs}", *texts])
-    texts = [*map(tables.to_markdown, scores), *map(speed.to_markdown, speeds)]
+    texts = [*map(tables.to_markdown, scores)]
+    texts += map(sheets.to_markdown, effective.sheets(records, order))
+    texts += map(speed.to_markdown, speeds)
     return "\n".join(texts) or "No records.\n"
 
 
@@ -65,6 +67,7 @@ def to_rich(
     scores, speeds = tables.build(records, order), speed.build(records, order)
     return [
         *(tables.to_rich(table, width) for table in scores),
+        *map(sheets.to_rich, effective.sheets(records, order)),
         *(speed.to_rich(table, width) for table in speeds),
     ]
 
@@ -95,6 +98,42 @@ def write_files(
         written.append(folder / f"{stem}{ending}{suffix}")
         write_atomically(written[-1], render(records, form, order).encode("utf-8", "replace"))
     return [*written, *(_draw(folder, records, order, ending) if plots else ())]
+
+
+def write_headlines(
+    folder: str | Path, found: Sequence[aggregate.Headline], format: str = "md", plots: bool = True
+) -> list[Path]:
+    """Write the tables of a benchmark's means as `BENCHMARK.md`, and as CSV where that is the
+    format, and with `plots` each picture of small plots as PNG and SVG; the paths."""
+    folder, name = Path(folder), found[0].benchmark
+    texts = {".md": render_headlines(found, "md")}
+    texts |= {".csv": render_headlines(found, "csv")} if format == "csv" else {}
+    written = []
+    for suffix, text in texts.items():
+        written.append(folder / f"{name}{suffix}")
+        write_atomically(written[-1], text.encode("utf-8", "replace"))
+    if plots:
+        from ctxext.report import multiples
+        from ctxext.report.plots import SUFFIXES, save
+
+        for number, headline in enumerate(found, 1):
+            stem = name if len(found) == 1 else f"{name}--{number}"
+            for suffix in SUFFIXES:
+                written.append(folder / f"{stem}{suffix}")
+                save(written[-1], partial(multiples.draw, headline))
+    return written
+
+
+def render_headlines(found: Sequence[aggregate.Headline], format: str = "md") -> str:
+    """The tables of benchmarks' means as Markdown ("md") or one CSV ("csv").
+
+    Raises:
+        UsageError: another format.
+    """
+    if format not in ("md", "csv"):
+        raise UsageError(f"--aggregate has no format {format!r}: give table, md or csv")
+    some = [sheet for headline in found for sheet in aggregate.sheets(headline)]
+    return sheets.to_csv(some) if format == "csv" else "\n".join(map(sheets.to_markdown, some))
 
 
 def _ending(methods: Sequence[str]) -> str:

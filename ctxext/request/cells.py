@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -91,10 +92,12 @@ class Plan:
         """What the key is made of, with the versions that it is `of`; None for today's."""
         request, of = self.request, versions(cell) if of is None else of
         raised = {what: n for what, n in of.items() if n > 1 and what != _task(cell)}
+        other = _evaluator(cell.task, self.source)
         own = {"own_scaling": self.source.own_scaling} if self.identity.scaled else {}
         return {
             "model": self.identity.sha256,
             "trained": self.identity.trained,
+            **({"evaluator": other.sha256} if other else {}),
             **own,  # so that the keys of models without any are what they were
             **({"versions": raised} if raised else {}),  # and those of first versions
             "method": cell.method.full(),
@@ -118,6 +121,30 @@ def versions(cell: Cell) -> dict[str, int]:
 
 def _task(cell: Cell) -> str:
     return f"task {cell.task.name}"
+
+
+class _Beside(NamedTuple):
+    """Another model that a task needs: what it is, or why it cannot be had."""
+
+    sha256: str | None
+    refusal: str | None = None
+
+
+def _evaluator(task: Task, source: loading.Source) -> _Beside | None:
+    """The model that chooses a task's tokens, where that is another than the one measured."""
+    name = getattr(task, "evaluator", None)
+    if not name:
+        return None
+    try:
+        return _Beside(_sha256(name, source.device))
+    except UsageError as error:
+        return _Beside(None, str(error))
+
+
+@functools.cache
+def _sha256(name: str, device: str) -> str:
+    source = loading.Source(name, device=device)
+    return loading.identify(source, loading.load_config(source)).sha256
 
 
 class _Unread(NamedTuple):
@@ -156,7 +183,8 @@ def make(request: EvaluationRequest, processes: int = 1) -> Plan:
     config = loading.load_config(request.source)
     source = loading.settle(request.source, config)
     identity = loading.identify(source, config)
-    cells = list(_cells(request, identity.trained, _read(request, processes)))
+    asked = [_with_evaluator(one, source) for one in _read(request, processes)]
+    cells = list(_cells(request, identity.trained, asked))
     choice = choose(
         request.source.attn, source.device, getattr(torch, source.dtype), head_dim(config)
     )
@@ -218,6 +246,12 @@ def _read(request: EvaluationRequest, processes: int) -> list[_Asked]:
         else:
             found.append(_asked(task, request.data))
     return found
+
+
+def _with_evaluator(asked: _Asked, source: loading.Source) -> _Asked:
+    """The same; refused where its evaluator cannot be had."""
+    other = _evaluator(asked.task, source)
+    return asked._replace(refusal=asked.refusal or (other and other.refusal))
 
 
 def _asked(task: Task, data: str | None, *most: int | None) -> _Asked:

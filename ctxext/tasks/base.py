@@ -148,6 +148,7 @@ class TokenScores(NamedTuple):
         position: its position there, from 1 [n].
         nll: −ln p of it, in nats, float64 [n].
         hit: whether it was the model's first choice [n].
+        cut: the windows that were cut, where the last of them may have no scored token.
     """
 
     length: int
@@ -155,6 +156,7 @@ class TokenScores(NamedTuple):
     position: NDArray[np.int64]
     nll: NDArray[np.float64]
     hit: NDArray[np.bool_]
+    cut: int | None = None
 
     @property
     def n(self) -> int:
@@ -164,7 +166,13 @@ class TokenScores(NamedTuple):
     @property
     def windows(self) -> int:
         """The windows that they are in."""
-        return int(self.window.max()) + 1
+        return int(self.window.max()) + 1 if self.cut is None else self.cut
+
+    def of(self, some: NDArray[np.bool_]) -> TokenScores:
+        """The scores of some of the tokens [n], in as many windows."""
+        window, position = self.window[some], self.position[some]
+        nll, hit, windows = self.nll[some], self.hit[some], self.windows
+        return TokenScores(self.length, window, position, nll, hit, windows)
 
     def mean_nll(self) -> tuple[float, float | None]:
         """Mean loss over tokens, in nats, and its standard error over windows."""
@@ -182,7 +190,9 @@ class TokenScores(NamedTuple):
         """
         import numpy as np
 
-        weights, sums = np.bincount(self.window), np.bincount(self.window, values)
+        windows = self.windows
+        weights = np.bincount(self.window, minlength=windows)
+        sums = np.bincount(self.window, values, windows)
         mean, count = float(sums.sum() / weights.sum()), len(weights)
         if count < 2:
             return mean, None
@@ -197,11 +207,12 @@ class TokenScores(NamedTuple):
         """
         import numpy as np
 
-        block = self.window * min(self.windows, BLOCKS) // self.windows
+        count = min(self.windows, BLOCKS)
+        block = self.window * count // self.windows
         sums = {"nll": self.nll, "hits": self.hit}
-        found = {name: np.bincount(block, values) for name, values in sums.items()}
-        hits = found["hits"].astype(int).tolist()
-        return {"n": np.bincount(block).tolist(), "nll": found["nll"].tolist(), "hits": hits}
+        found = {name: np.bincount(block, values, count) for name, values in sums.items()}
+        hits, n = found["hits"].astype(int).tolist(), np.bincount(block, minlength=count).tolist()
+        return {"n": n, "nll": found["nll"].tolist(), "hits": hits}
 
     def buckets(self) -> list[dict[str, float | int | None]]:
         """Means over 16 equal parts of the length, by the scored token's position."""
@@ -213,6 +224,24 @@ class TokenScores(NamedTuple):
         nll, hit = self.nll[here], self.hit[here]
         means = (float(nll.mean()), float(hit.mean())) if nll.size else (None, None)
         return {"start": start, "stop": stop, "nll": means[0], "acc": means[1], "n": int(nll.size)}
+
+
+class Helped(NamedTuple):
+    """Which tokens count: those that a long context helps, by what an evaluator says of them.
+
+    Attributes:
+        evaluator: the name of a model; None for the one that is measured, without a method.
+        short: tokens of a short context.
+        stride: how many tokens in a row share one, so that a token sees up to stride − 1 more.
+        alpha: nats that the long context gains at least, over the short one.
+        beta: nats that are lost at most with the long context.
+    """
+
+    evaluator: str | None
+    short: int
+    stride: int
+    alpha: float
+    beta: float
 
 
 @dataclass(frozen=True)
@@ -247,6 +276,11 @@ class TokenTask(Task):
         from ctxext.tasks.windows import cut
 
         return cut(ids, length, start, limit)
+
+    @property
+    def helped(self) -> Helped | None:
+        """Which of the windows' scored tokens count; None for all."""
+        return None
 
     def summarise(self, scores: TokenScores) -> Score:
         """The number, from the scores of all windows."""

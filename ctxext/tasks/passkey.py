@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ctxext.errors import UsageError
 from ctxext.notation import Count
 from ctxext.tasks import register
 from ctxext.tasks.base import Data, Row, Score, at_least_one
@@ -22,6 +23,11 @@ HEADER = (
 FILLER = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
 NEEDLE = "The pass key is {key}. Remember it. {key} is the pass key."
 QUESTION, OPENING = "What is the pass key?", " The pass key is"
+COLOURS = ("red", "blue", "green", "yellow", "black", "white", "brown", "purple")
+BOX = "The pass key of the {colour} box is {key}. Remember it. {key} opens the {colour} box."
+POINTER = "The box that you will be asked for is the {colour} box. Remember it."
+OF_BOX = ("What is the pass key of the {colour} box?", " The pass key of the {colour} box is")
+OF_POINTED = ("What is the pass key of the box that you are asked for?", OPENING)
 _PUBLISHED = Text("filler", (FILLER,))
 
 
@@ -32,7 +38,9 @@ class PassKey(Hiding):
     (Landmark Attention, arXiv 2305.16300), or with --data in that text: `samples` prompts that fill
     the length for each of `depths` places from 0 (the beginning) to 1, answered greedily, right
     where its first digits are the key; what follows them does not count, as in the published
-    script, which stops there.
+    script, which stops there. With `needles` above 1 so many keys of boxes of different colours are
+    hidden, the others anywhere, and the question names the colour of one; with `hops=2` it does
+    not: a line that is hidden anywhere does.
     """
 
     metric = "passkey"
@@ -48,9 +56,26 @@ class PassKey(Hiding):
         },
     )
 
+    hops: Count = field(
+        default=1,
+        metadata={"help": "hops (1, or 2: what is asked for stands elsewhere; default 1)"},
+    )
+    needles: Count | None = field(
+        default=None,
+        metadata={"help": f"needles (1 to {len(COLOURS)} keys; default 1, or 4 for hops=2)"},
+    )
+
     def __post_init__(self) -> None:
         """Check the numbers."""
         at_least_one(self, "samples", "depths")
+        if self.hops not in (1, 2):
+            raise UsageError(f"bad value {self.hops} for 'hops' of {self.name}: give 1 or 2")
+        least = self.hops  # of one key alone, no line would have to say which
+        if self.needles is not None and not least <= self.needles <= len(COLOURS):
+            raise UsageError(
+                f"bad value {self.needles} for 'needles' of {self.name}: "
+                f"give {least} to {len(COLOURS)}"
+            )
 
     def read(self, data: str | None) -> Data:
         """The published filler, unless a text is named."""
@@ -67,7 +92,9 @@ class PassKey(Hiding):
 
     def maker(self, data: Any, seed: int) -> KeyMaker:
         """What makes the prompts."""
-        return KeyMaker(" ".join(data.documents), data != _PUBLISHED, seed, self.depths)
+        filler = " ".join(data.documents)
+        needles = self.needles or (4 if self.hops == 2 else 1)
+        return KeyMaker(filler, data != _PUBLISHED, seed, self.depths, self.hops, needles)
 
 
 def right(answer: str, key: str) -> bool:
@@ -88,6 +115,8 @@ class KeyMaker:
     anywhere: bool
     seed: int
     depths: int
+    hops: int = 1
+    needles: int = 1
 
     def least(self, index: int) -> int:
         """No filler at all."""
@@ -100,9 +129,33 @@ class KeyMaker:
         rng = random.Random(f"passkey {self.seed} {number} {step}")
         key = f"{rng.randrange(10**5):05d}"
         begin = rng.randrange(len(self.filler)) if self.anywhere else 0
-        text, split = self._from(begin, units), int(units * depth)
-        pieces = (HEADER, text[:split], NEEDLE.format(key=key), text[split:], QUESTION)
-        return Prompt("\n".join(pieces), (key,), depth, OPENING)
+        text = self._from(begin, units)
+        hidden, question, opening = self._hidden(rng, key, depth)
+        pieces, done = [HEADER], 0
+        for at, line in hidden:
+            place = int(units * at)
+            pieces += [text[done:place], line]
+            done = place
+        pieces += [text[done:], question]
+        return Prompt("\n".join(pieces), (key,), depth, opening)
+
+    def _hidden(
+        self, rng: random.Random, key: str, depth: float
+    ) -> tuple[list[tuple[float, str]], str, str]:
+        """The lines that are hidden, with their depths, in their order; the question, and how its
+        answer begins."""
+        if self.needles == 1:
+            return [(depth, NEEDLE.format(key=key))], QUESTION, OPENING
+        asked, *others = rng.sample(COLOURS, self.needles)
+        found = [(depth, BOX.format(colour=asked, key=key))]
+        wrong = [f"{n:05d}" for n in rng.sample(range(10**5), self.needles)]
+        for colour, other in zip(others, (one for one in wrong if one != key), strict=False):
+            found.append((rng.random(), BOX.format(colour=colour, key=other)))
+        question, opening = OF_BOX
+        if self.hops == 2:
+            found.append((rng.random(), POINTER.format(colour=asked)))
+            question, opening = OF_POINTED
+        return sorted(found), question.format(colour=asked), opening.format(colour=asked)
 
     def _from(self, begin: int, units: int) -> str:
         """So many characters from there on, the text said again where it ends."""

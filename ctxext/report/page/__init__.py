@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ctxext.records import Record
-from ctxext.report import speed, tables
+from ctxext.report import effective, speed, tables
 from ctxext.report.heatmaps import heatmaps
 from ctxext.report.page import depth, plot, sheet
 from ctxext.report.series import figures
@@ -56,6 +56,7 @@ def _parts(records: list[Record], order: Sequence[str]) -> list[dict[str, Any]]:
         *map(sheet.of_scores, tables.build(records, order)),
         *(plot.of_lines(figure, looks) for figure in figures(records, order)),
         *map(depth.of_maps, heatmaps(records, order)),
+        *map(sheet.of_words, effective.sheets(records, order)),
         *map(sheet.of_speed, speed.build(records, order)),
     ]
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from ctxext.report import speed, tables
+from ctxext.report.sheets import Sheet
 from ctxext.system.names import printable
 
 
@@ -50,6 +51,18 @@ def _numbers(table: tables.Table, row: tables.Row) -> Iterator[Shown]:
     for name, (text, ratio) in zip(table.costs(), table.cost_texts(row), strict=True):
         value = getattr(row.cells[table.costed].cost, name)
         yield Shown(f"{text} ({ratio})" if ratio else text, value, _blank(value))
+
+
+def of_words(found: Sheet) -> dict[str, Any]:
+    first, *header = found.header
+    return {
+        "kind": "sheet",
+        "title": printable(found.title),
+        "caption": printable(found.caption),
+        "header": [Head(first, words=True), *map(Head, header)],
+        "rows": [[Shown(printable(item.text), item.value) for item in row] for row in found.rows],
+        "named": 0,
+    }
 
 
 def of_speed(table: speed.Table) -> dict[str, Any]:

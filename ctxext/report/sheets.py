@@ -1,0 +1,69 @@
+"""Small tables of words, such as effective lengths and means over a benchmark's tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from ctxext.report.tables import escape, write_csv
+from ctxext.system.names import printable
+
+if TYPE_CHECKING:
+    from rich.table import Table as RichTable
+
+
+class Item(NamedTuple):
+    """What a cell says, and the number that it is sorted by."""
+
+    text: str
+    value: float | None = None
+
+
+class Sheet(NamedTuple):
+    """A table; the first column of each row names a method."""
+
+    title: str
+    caption: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[Item, ...], ...]
+
+
+def to_markdown(sheet: Sheet) -> str:
+    """A GitHub table under a heading."""
+    lines: list[Sequence[str]] = [sheet.header, ["---", *["---:"] * (len(sheet.header) - 1)]]
+    lines += [[escape(item.text) for item in row] for row in sheet.rows]
+    body = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return f"### {escape(sheet.title)}\n\n{body}\n\n{escape(sheet.caption)}\n"
+
+
+CSV = ("table", "method", "column", "text", "value")
+
+
+def to_csv(found: Iterable[Sheet]) -> str:
+    """A line for each cell: its table, method and column, its words, and its number."""
+    rows = (
+        {
+            "table": sheet.title,
+            "method": row[0].text,
+            "column": name,
+            "text": item.text,
+            "value": item.value,
+        }
+        for sheet in found
+        for row in sheet.rows
+        for name, item in zip(sheet.header[1:], row[1:], strict=True)
+    )
+    return write_csv(CSV, rows)
+
+
+def to_rich(sheet: Sheet) -> RichTable:
+    """For the terminal."""
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    rich = RichTable(title=Text(printable(sheet.title)), caption=Text(printable(sheet.caption)))
+    for number, label in enumerate(sheet.header):
+        rich.add_column(Text(label), justify="right" if number else "left", no_wrap=number == 0)
+    for row in sheet.rows:
+        rich.add_row(*(Text(printable(item.text)) for item in row))
+    return rich

@@ -1,0 +1,169 @@
+"""README's part on SmolLM2-135M, from the records of results/real alone.
+
+Differences are paired: window by window, of mean losses in nats per token. A claim holds or does
+not where Student's 95% interval of its difference leaves zero out; else the windows do not tell.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from ctxext.notation import format_length
+from ctxext.records import Record, interval
+from ctxext.report import tables
+
+MODEL, LENGTH, TRAINED, TEXT = "smollm2-135m", 16384, 8192, "stdlib"
+LONGER = 32768
+PLAIN = "rope"
+# Student's quantiles of a 95% interval, by the number of windows.
+_QUANTILES = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365}
+
+
+class Apart(NamedTuple):
+    """A mean difference in nats per token, its standard error, and how many windows it is over."""
+
+    value: float
+    error: float
+    count: int
+
+    def __str__(self) -> str:
+        return f"{self.value:+.3f} ± {self.error:.3f}"
+
+    @property
+    def sure(self) -> bool:
+        """Whether its interval leaves out zero."""
+        return abs(self.value) > _QUANTILES.get(self.count, 2.3) * self.error
+
+
+def losses(record: Record) -> list[float]:
+    """Mean losses of the windows."""
+    kept = record["by_window"]
+    return [total / count for total, count in zip(kept["nll"], kept["n"], strict=True)]
+
+
+def apart(record: Record | None, other: Record | None) -> Apart | None:
+    """The first one's loss less the other's; None where they did not read the same windows."""
+    if record is None or other is None:
+        return None
+    if record["by_window"]["n"] != other["by_window"]["n"] or len(losses(record)) < 2:
+        return None
+    steps = [a - b for a, b in zip(losses(record), losses(other), strict=True)]
+    error = statistics.stdev(steps) / math.sqrt(len(steps))
+    return Apart(statistics.fmean(steps), error, len(steps))
+
+
+class Found:
+    """The records, by what they are of."""
+
+    def __init__(self, records: Sequence[Record]) -> None:
+        ok = [r for r in records if r["status"] == "ok" and r["model"] == MODEL]
+        self.records = sorted(ok, key=lambda r: (r["created"], r["key"]))
+
+    def of(self, task: str, length: int, method: str, data: str = TEXT) -> Record | None:
+        """The newest; the task by the beginning of its spec."""
+        some = [
+            r
+            for r in self.records
+            if r["task"].partition(":")[0] == task
+            and (r["length"], r["requested"], r["data"]["name"]) == (length, method, data)
+        ]
+        return some[-1] if some else None
+
+    def methods(self) -> list[str]:
+        """Those with a perplexity at LENGTH, the best first, but for rope, which leads."""
+        names = {
+            r["requested"] for r in self.records if (r["task"], r["length"]) == ("ppl", LENGTH)
+        }
+        some = {name: record for name in names if (record := self.of("ppl", LENGTH, name))}
+        return sorted(some, key=lambda name: (name != PLAIN, some[name]["value"]))
+
+
+def table(found: Found) -> str:
+    """A row for each method."""
+    at, beyond = format_length(LENGTH), format_length(LONGER)
+    longer = any(found.of("ppl", LONGER, method) for method in found.methods())
+    keys = any(found.of("passkey", LENGTH, method, "filler") for method in found.methods())
+    header = ["method", f"perplexity at {at}", "to `window` (nats)", "tax (nats)"]
+    header += [f"accuracy at {at} (%)", *([f"pass keys at {at}"] if keys else [])]
+    header += [f"perplexity at {beyond}"] if longer else []
+    made = {t.group.metric: t for t in tables.build(_of_text(found)) if t.group.task != "ppl-tail"}
+    taxes = {row.method: made["perplexity"].tax_texts(row)[0] for row in made["perplexity"].rows}
+    lines = [f"| {' | '.join(header)} |", "|---" + "|---:" * (len(header) - 1) + "|"]
+    for method in found.methods():
+        record, right = found.of("ppl", LENGTH, method), found.of("acc", LENGTH, method)
+        assert record is not None
+        to_window = apart(record, found.of("ppl", LENGTH, "window"))
+        cells = [f"`{method}`", f"{record['value']:.2f} ± {record['stderr']:.2f}"]
+        cells.append(str(to_window) if to_window and method != "window" else "–")
+        cells.append(taxes.get(method, "–"))
+        cells.append(f"{100 * right['value']:.2f}" if right else "–")
+        if keys:
+            cells.append(_share(found.of("passkey", LENGTH, method, "filler")))
+        if longer:
+            beyond_it = found.of("ppl", LONGER, method)
+            cells.append(f"{beyond_it['value']:.2f}" if beyond_it else "–")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _of_text(found: Found) -> list[Record]:
+    return [
+        r
+        for r in found.records
+        if r["task"] in ("ppl", "acc") and (r["length"], r["data"]["name"]) == (LENGTH, TEXT)
+    ]
+
+
+def _share(record: Record | None) -> str:
+    if record is None:
+        return "–"
+    right = round(record["value"] * record["n"])
+    ends = interval(record)
+    assert ends is not None
+    return f"{right} of {record['n']}"
+
+
+def claims(found: Found) -> Iterator[str]:
+    """What the seed says, and whether it holds here."""
+    at, trained = format_length(LENGTH), format_length(TRAINED)
+    kept = apart(found.of("ppl-tail", LENGTH, "rerope"), found.of("ppl-tail", TRAINED, PLAIN))
+    own = apart(found.of("ppl-tail", LENGTH, "rerope"), found.of("ppl-tail", TRAINED, "rerope"))
+    if kept is not None:
+        said = "held" if kept.value <= 0 or not kept.sure else "not held"
+        yield (
+            f"**ReRoPE keeps what the model has: {said}.** The same last tokens of {kept.count} "
+            f"spans, read by `rerope` with {at} of context and by the plain model with {trained}, "
+            f"differ by {kept} nats per token."
+        )
+    if own is not None:
+        yield (
+            f"**Longer context, lower loss: {_verdict(own)}.** By `rerope` itself they are read "
+            f"with {at} at {own} nats of what they are read with {trained}."
+        )
+    for method in ("rerope", "ntk"):
+        helped = apart(found.of("ppl", LENGTH, f"{method}+logn"), found.of("ppl", LENGTH, method))
+        if helped is not None:
+            yield (
+                f"**log n helps `{method}`: {_verdict(helped)}.** Over {helped.count} windows of "
+                f"{at}, `{method}+logn` less `{method}` is {helped} nats."
+            )
+
+
+def _verdict(lower: Apart) -> str:
+    """Of a claim that a loss is lower."""
+    if not lower.sure:
+        return f"not told by {lower.count} windows"
+    return "held" if lower.value < 0 else "not held"
+
+
+def part(records: Sequence[Record]) -> str:
+    """All of it."""
+    found = Found(records)
+    plain = found.of("ppl", LENGTH, PLAIN)
+    if plain is None:
+        raise SystemExit(f"results/real has no perplexity of {PLAIN} at {LENGTH}")
+    lines = [table(found), "", *(f"- {line}" for line in claims(found))]
+    return "\n".join(lines).rstrip()

@@ -1,0 +1,96 @@
+"""What `make real-check` compares, with what is measured put in its place."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ctxext.records import Store, sealed
+
+pytestmark = pytest.mark.quick
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "scripts"))
+
+import real  # noqa: E402 - a script
+import real_table  # noqa: E402 - a script
+
+FILES = ROOT / "results" / "real"
+
+
+def first_window(record: dict[str, Any], more: float) -> dict[str, Any]:
+    """The record of the first window alone, its loss higher by so many nats per token."""
+    kept = {name: values[:1] for name, values in record["by_window"].items()}
+    kept["nll"] = [kept["nll"][0] + more * kept["n"][0]]
+    return sealed({**record, "by_window": kept, "n": kept["n"][0], "windows": 1})
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
+    """By method what is added to the loss that an evaluation finds."""
+    off = dict.fromkeys(real.METHODS, 0.0)
+    committed = real.find(Store(FILES).read_all()[0])
+
+    def evaluate(*options: object, out: Path) -> int:
+        for method, more in off.items():
+            Store(out).write(first_window(committed[method], more))
+        return 0
+
+    monkeypatch.setattr(real, "FOLDER", FILES)
+    monkeypatch.setattr(real, "evaluate", evaluate)
+    return off
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_a_cell_measured_again_agrees_or_does_not(
+    same: bool,
+    measured: dict[str, float],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """On the records' own text within rounding, on another by what windows differ by."""
+    committed = real.find(Store(FILES).read_all()[0])["rope"]["data"]["sha256"]
+    text = type("Text", (), {"sha256": committed if same else "other"})
+    monkeypatch.setattr(real, "load_text", lambda name: text)
+    assert real.check() == 0
+    measured["rerope"] = 0.01
+    assert real.check() == (1 if same else 0)
+    measured["rerope"] = 1.0  # as plain rope
+    assert real.check() == 1
+    said = capsys.readouterr().out
+    assert "rerope: " in said
+    assert "DO NOT AGREE" in said
+    assert ("not that of the records" in said) == (not same)
+
+
+def test_says_how_to_have_the_model(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(real, "kept", lambda name: None)
+    assert real.main() == 2
+    assert "ctxext models --fetch smollm2-135m" in capsys.readouterr().err
+
+
+def test_differences_are_paired_by_window() -> None:
+    """Against the sums in the files, and the report's own difference of perplexities."""
+    found = real_table.Found(Store(FILES).read_all()[0])
+    ours, theirs = (found.of("ppl", real_table.LENGTH, name) for name in ("rerope", "rope"))
+    assert ours is not None
+    assert theirs is not None
+    files = [json.loads(Store(FILES).path(one).read_text()) for one in (ours, theirs)]
+    steps = [
+        (a - b) / n
+        for a, b, n in zip(
+            *(f["by_window"]["nll"] for f in files), ours["by_window"]["n"], strict=True
+        )
+    ]
+    apart = real_table.apart(ours, theirs)
+    assert apart is not None
+    mean = sum(steps) / len(steps)
+    error = (sum((x - mean) ** 2 for x in steps) / (len(steps) - 1) / len(steps)) ** 0.5
+    assert (apart.value, apart.error) == pytest.approx((mean, error))
+    assert apart.sure
