@@ -1,5 +1,5 @@
-"""Write the generated parts of README.md from the registry, the command line and the records, and
-the JSON schema of a record.
+"""Write the generated parts of README.md and docs/ from the registry, the command line, the package
+and the records, and the JSON schema of a record.
 
 python scripts/readme.py            rewrite them
 python scripts/readme.py --check    exit 1 where they are out of date
@@ -7,10 +7,12 @@ python scripts/readme.py --check    exit 1 where they are out of date
 
 from __future__ import annotations
 
+import ast
 import inspect
 import json
 import re
 import sys
+import textwrap
 import typing
 from pathlib import Path
 from typing import Any
@@ -35,7 +37,11 @@ from ctxext.tasks.ppl_tail import PerplexityOfTails
 ROOT = Path(__file__).parent.parent
 SCHEMA = ROOT / "ctxext/records/schema.json"
 MARK = re.compile(r"(<!-- begin (\w+) -->\n).*?(<!-- end \2 -->)", re.DOTALL)
-LINK = re.compile(r"\]\(((?!http)[^)#]+)\)")
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+PACKAGE = ROOT / "ctxext"
+#: In the order that data takes.
+FOLDERS = ("cli", "request", "methods", "tasks", "models", "engine", "measure", "records",
+           "report", "advise", "export", "system")  # fmt: skip
 ORDER = ["rope", "pi", "ntk-old", "ntk", "ntk-fixed", "beta-radix", "yarn"]
 
 
@@ -202,6 +208,39 @@ def speed() -> str:
     return report.render(_records("bench"), "md", ORDER)
 
 
+def folders() -> str:
+    """What there is in the package, and each folder's sentence and imports."""
+    found = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    if found != {*FOLDERS}:
+        raise SystemExit(f"scripts/readme.py does not know of {', '.join(found ^ {*FOLDERS})}")
+    names = sorted([*FOLDERS, "py.typed", *(path.name for path in PACKAGE.glob("*.py"))])
+    lines = ["    $ ls ctxext", *textwrap.wrap("  ".join(names), 90), ""]
+    lines = [f"    {line}" if place and line else line for place, line in enumerate(lines)]
+    lines += ["| folder | what it is | imports |", "|---|---|---|"]
+    for name in FOLDERS:
+        others = [other for other in FOLDERS if other in _imported(name) and other != name]
+        said = ", ".join(f"`{other}`" for other in others) or "–"
+        lines.append(f"| `{name}/` | {_sentence(PACKAGE / name / '__init__.py')} | {said} |")
+    lines += ["", "Files beside them:", ""]
+    files = [path for path in sorted(PACKAGE.glob("*.py")) if path.name != "__init__.py"]
+    return "\n".join([*lines, *(f"- `{path.name}`: {_sentence(path)}" for path in files)])
+
+
+def _sentence(file: Path) -> str:
+    """The first line of what a file says of itself."""
+    return (ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or "").split("\n")[0]
+
+
+def _imported(folder: str) -> set[str]:
+    """What of the package the files of a folder import."""
+    texts = (file.read_text(encoding="utf-8") for file in (PACKAGE / folder).rglob("*.py"))
+    return {
+        name
+        for text in texts
+        for name in re.findall(r"^\s*from ctxext(?:\.| import )(\w+)", text, re.M)
+    }
+
+
 def _records(folder: str) -> list[Record]:
     records, problems = Store(ROOT / "results" / folder).read_all()
     if problems := seed_table.strange(problems):
@@ -213,9 +252,8 @@ def _records(folder: str) -> list[Record]:
 
 def main() -> None:
     """Rewrite, or check."""
-    path = ROOT / "README.md"
-    old = path.read_text(encoding="utf-8")
     parts = {
+        "folders": folders,
         "methods": methods,
         "tasks": tasks,
         "options": lambda: options(evaluate),
@@ -230,12 +268,15 @@ def main() -> None:
         "seed": seed,
         "speed": speed,
     }
-    new = MARK.sub(lambda m: f"{m[1]}{parts[m[2]]()}\n{m[3]}", old)
+    texts = {page: page.read_text(encoding="utf-8") for page in PAGES}
+    texts = {
+        page: MARK.sub(lambda m: f"{m[1]}{parts.pop(m[2])()}\n{m[3]}", text)
+        for page, text in texts.items()
+    }
+    if parts:
+        raise SystemExit(f"no page shows {', '.join(parts)}")
     fields = json.dumps(schema(), indent=1, ensure_ascii=False) + "\n"
-    lost = [link for link in LINK.findall(new) if not (ROOT / link).exists()]
-    if lost and "--check" in sys.argv:
-        raise SystemExit(f"README.md shows what is not there: {', '.join(lost)}")
-    for file, text in ((path, new), (SCHEMA, fields)):
+    for file, text in {**texts, SCHEMA: fields}.items():
         if not file.exists() or file.read_text(encoding="utf-8") != text:
             if "--check" in sys.argv:
                 raise SystemExit(f"{file.name} is out of date: run `make format`")

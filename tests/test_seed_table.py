@@ -287,7 +287,7 @@ def test_what_readme_shows_is_of_the_same_records(
     shutil.copytree(ROOT / "results" / "seed-table", tmp_path / "results" / "seed-table")
     monkeypatch.setattr(readme, "ROOT", tmp_path)
     text = readme.seed()
-    assert text in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert text in (ROOT / "docs" / "seed-table.md").read_text(encoding="utf-8")
     assert all(f"| {row.label} |" in text for row in table.ROWS)
     (tmp_path / "results" / "seed-table" / "broken.json").write_text("{")
     with pytest.raises(SystemExit, match="broken"):
@@ -304,7 +304,7 @@ def test_readme_says_of_a_search_that_is_not_whole_that_it_is_not(
     out = tmp_path / "results" / "tune-tiny"
     shutil.copytree(ROOT / "results" / "tune-tiny", out)
     monkeypatch.setattr(readme, "ROOT", tmp_path)
-    assert readme.tuned() in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert readme.tuned() in (ROOT / "docs" / "tune.md").read_text(encoding="utf-8")
     paths = [
         path
         for path in sorted(out.glob(f"*{'window=34-group=8+logn' * alone}--ppl-tail--*.json"))

@@ -28,7 +28,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-KEPT = "What can be made again is kept in $CTXEXT_CACHE (see README)."
+KEPT = "What can be made again is kept in $CTXEXT_CACHE (see docs/tasks.md)."
 app.command("eval", epilog=KEPT)(evaluate)
 app.command()(bench)
 app.command()(patch)
