@@ -21,13 +21,13 @@ import seed_table
 
 from ctxext import methods as registry
 from ctxext import report
-from ctxext import tasks as rooms_of_tasks
+from ctxext import tasks as all_tasks
 from ctxext.advise.tune.unseen import compare
 from ctxext.cli.bench import bench
 from ctxext.cli.eval import evaluate
 from ctxext.cli.patch import patch
 from ctxext.cli.tune import tune
-from ctxext.models import families as rooms
+from ctxext.models import families as model_families
 from ctxext.models.aliases import ALIASES, ASSETS, SHIPPED
 from ctxext.notation import format_length
 from ctxext.records import Record, Store, schema
@@ -63,8 +63,8 @@ def methods() -> str:
 def tasks() -> str:
     """One row for each task, from its docstring."""
     lines = ["| task | what | metric |", "|---|---|---|"]
-    for name in rooms_of_tasks.names():
-        task = rooms_of_tasks.REGISTRY.get(name)
+    for name in all_tasks.names():
+        task = all_tasks.REGISTRY.get(name)
         entry, label = task.describe(), task.positional or ""
         more = f" Parameters: {entry['parameters']}." if "parameters" in entry else ""
         start = f"`{name}:{label.upper()}`" if label else f"`{name}`"
@@ -128,11 +128,11 @@ def families() -> str:
         "| frequency methods | distance methods | decoding | export | model types |",
         "|---|---|---|---|---|",
     ]
-    for facts, types in rooms.grouped().items():
+    for facts, types in model_families.grouped().items():
         names = f"{len(types)}: " + ", ".join(f"`{name}`" for name in types)
         said = facts if len(set(facts)) > 1 else (facts[0], *"–" * (len(facts) - 1))
         lines.append(f"| {' | '.join(said)} | {names} |")
-    return "\n".join([*lines, "", f"Found with transformers {rooms.tried()}."])
+    return "\n".join([*lines, "", f"Found with transformers {model_families.tried()}."])
 
 
 def results() -> str:

@@ -190,8 +190,10 @@ def test_only_what_is_needed_is_carried(llama: Path, tmp_path: Path) -> None:
     assert all((tmp_path / "out" / name).is_file() for name in names)
     methods = {name for name in names if name.startswith("ctxext_methods_")}
     assert methods == {"ctxext_methods_base.py", "ctxext_methods_rerope.py"}
-    rooms = {name.split("_")[1].removesuffix(".py") for name in names if name.startswith("ctxext_")}
-    assert rooms == {"choices", "engine", "errors", "methods", "models"} | {
+    folders = {
+        name.split("_")[1].removesuffix(".py") for name in names if name.startswith("ctxext_")
+    }
+    assert folders == {"choices", "engine", "errors", "methods", "models"} | {
         *("notation", "registry", "text")
     }
 

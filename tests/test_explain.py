@@ -25,7 +25,7 @@ from test_methods import COMPOSED, ROWS
 import ctxext
 from ctxext import patches
 from ctxext.advise import explain
-from ctxext.advise.explain import angles as room
+from ctxext.advise.explain import angles as angle_table
 from ctxext.advise.explain import figures, tables
 from ctxext.advise.explain.entropy import measure
 from ctxext.advise.explain.layers import find_kinds, turned
@@ -43,12 +43,12 @@ from ctxext.report.plots import save
 TINY = Rotary(tuple(1e4 ** (-i / 32) for i in range(32)), 1e4, 512)
 
 
-def under(spec: str, length: int, rotary: Rotary = TINY) -> room.Angles:
+def under(spec: str, length: int, rotary: Rotary = TINY) -> angle_table.Angles:
     method = patches.parse(spec).resolve(Span(rotary.trained, length))
     theta = np.array(rotary.theta)
-    parts = method.distance.parts() if method.distance else room.PLAIN
+    parts = method.distance.parts() if method.distance else angle_table.PLAIN
     scaled = theta / np.array(method.scales(rotary))
-    return room.angles(theta, rotary.trained, scaled, parts, length)
+    return angle_table.angles(theta, rotary.trained, scaled, parts, length)
 
 
 # Angles, in whole parts of a circle.
@@ -79,7 +79,7 @@ def test_outside_is_what_exact_arithmetic_says(
     method = patches.parse(f"leaky-rerope:window={window},leak={leak}")
     theta = np.array([2 * math.pi * turn.numerator / turn.denominator])
     assert method.distance is not None
-    found = room.angles(theta, trained, theta / scale, method.distance.parts(), length)
+    found = angle_table.angles(theta, trained, theta / scale, method.distance.parts(), length)
     assert found.outside.tolist() == [expected]
     assert found.seen == length
     assert found.share == expected / length
@@ -106,7 +106,7 @@ def test_what_the_methods_promise() -> None:
 def test_wavelengths() -> None:
     found = under("pi:factor=4", 2048)
     np.testing.assert_allclose(found.wavelength, [4 * 2 * math.pi / t for t in TINY.theta])
-    still = room.angles(np.array([1.0, 0.0]), 8, np.array([1.0, 0.0]), room.PLAIN, 64)
+    still = angle_table.angles(np.array([1.0, 0.0]), 8, np.array([1.0, 0.0]), angle_table.PLAIN, 64)
     assert still.wavelength[1] == math.inf
     assert still.outside.tolist() == [0, 0]
 
@@ -115,7 +115,7 @@ def test_wavelengths() -> None:
 def test_maps_are_the_means_of_their_columns(spec: str, monkeypatch: pytest.MonkeyPatch) -> None:
     length, rotary = 1111, Rotary(TINY.theta, 1e4, 64)
     found = under(spec, length, rotary)
-    monkeypatch.setattr(room, "AT_ONCE", 97)
+    monkeypatch.setattr(angle_table, "AT_ONCE", 97)
     pieces = under(spec, length, rotary)
     assert pieces.outside.tolist() == found.outside.tolist()
     np.testing.assert_allclose(pieces.off, found.off, atol=1e-12)
@@ -148,10 +148,10 @@ def test_effective_positions_are_those_of_the_formulas() -> None:
     assert rerope is not None
     assert leaky is not None
     np.testing.assert_allclose(
-        room.effective(rerope.parts(), 299, delta), np.minimum(delta, 64), atol=1e-9
+        angle_table.effective(rerope.parts(), 299, delta), np.minimum(delta, 64), atol=1e-9
     )
     np.testing.assert_allclose(
-        room.effective(leaky.parts(), 299, delta),
+        angle_table.effective(leaky.parts(), 299, delta),
         np.where(delta < 32, delta, 32 + (delta - 32) / 8),
         atol=1e-9,
     )
@@ -159,7 +159,7 @@ def test_effective_positions_are_those_of_the_formulas() -> None:
 
 def shown(parts: tuple[Part, ...], query: int) -> Any:
     """Effective positions of the keys at 0 … query."""
-    return room.effective(parts, query, query - np.arange(query + 1))
+    return angle_table.effective(parts, query, query - np.arange(query + 1))
 
 
 def truth(length: int, method: oracle.Method) -> Any:
@@ -217,11 +217,11 @@ def test_parts_that_go_by_the_query_are_taken_at_the_last_one() -> None:
         Part(0, 4, lambda q: q % 10, lambda k: k % 10 - 10 * (k % 10 > 7)),
         Part(20, None, lambda q: (q / 4).floor() + 3, lambda k: (k / 4).floor()),
     )
-    at = room.effective(parts, 37, np.arange(38))
+    at = angle_table.effective(parts, 37, np.arange(38))
     assert at[:4].tolist() == [7 - 7, 7 - 6, 7 - 5, 7 - 4]
     assert np.isnan(at[4:20]).all()
     assert at[20:].tolist() == [9 + 3 - (37 - d) // 4 for d in range(20, 38)]
-    found = room.angles(np.array([0.1]), 8, np.array([0.1]), parts, 38)
+    found = angle_table.angles(np.array([0.1]), 8, np.array([0.1]), parts, 38)
     assert found.seen == 22
     assert np.isnan(found.off[0, 4:20]).all()
     assert not np.isnan(found.off[0, 20:]).any()
@@ -263,7 +263,7 @@ def test_kinds_of_layers(name: str) -> None:
         plain, _ = kind.under(patches.parse("rope"), 128)
         assert found.seen == min(128, kind.window or 128)
         same = found.theta.tolist() == plain.theta.tolist()
-        assert (parts == room.PLAIN, same) == (kind.alone, kind.alone)
+        assert (parts == angle_table.PLAIN, same) == (kind.alone, kind.alone)
         assert plain.share > 0 or kind.alone
 
 

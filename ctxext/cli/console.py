@@ -91,13 +91,13 @@ def announce(names: Iterable[str]) -> None:
 
 def tune(request: Any, as_json: bool) -> int:
     """Run a search and print what it has found; the exit code."""
-    from ctxext.advise import tune as room
+    from ctxext.advise import tune
     from ctxext.cli.progress import Progress
 
     quieten()
     interrupted = False
     with Progress(unit="step") as progress:
-        search = room.Search(request, progress.monitor())
+        search = tune.Search(request, progress.monitor())
         try:
             with terminable():
                 search.run()
@@ -105,7 +105,7 @@ def tune(request: Any, as_json: bool) -> int:
             interrupted = True
     outcome = search.outcome
     if as_json:
-        for record in room.records(outcome):
+        for record in tune.records(outcome):
             typer.echo(json.dumps(record, ensure_ascii=False, allow_nan=False))
     elif outcome.trials:
         _print_outcome(outcome)
@@ -122,7 +122,7 @@ def tune(request: Any, as_json: bool) -> int:
 
 def print_estimates(work: Any, as_json: bool) -> None:
     """What the cells of an evaluation will take."""
-    from ctxext.advise import estimate as room
+    from ctxext.advise import estimate
     from ctxext.measure.workers import speaks
 
     quieten()
@@ -133,17 +133,17 @@ def print_estimates(work: Any, as_json: bool) -> None:
             typer.echo(json.dumps(one.to_record(), ensure_ascii=False, allow_nan=False))
     elif speaks():
         terminal = screen(highlight=False)
-        for table in room.to_rich(found):
+        for table in estimate.to_rich(found):
             terminal.print(table, crop=False)
-        typer.echo(room.totals(found))
+        typer.echo(estimate.totals(found))
 
 
 def print_tables(records: list[Record], order: list[str]) -> None:
     """Records as tables, methods in an order."""
-    from ctxext import report as room
+    from ctxext import report
 
     terminal = screen()
-    for table in room.to_rich(records, order, terminal.width):
+    for table in report.to_rich(records, order, terminal.width):
         terminal.print(table, crop=False)
 
 
@@ -158,12 +158,12 @@ def print_headlines(
     plots: bool,
 ) -> None:
     """The means over a benchmark's tasks, printed in a format, and written where that is asked."""
-    from ctxext import report as room
+    from ctxext import report
     from ctxext.report import aggregate, sheets
 
     found = aggregate.headlines(records, benchmark, seeds, order)
     form = "md" if style == "table" else style
-    text = room.render_headlines(found, form)
+    text = report.render_headlines(found, form)
     if style == "table":
         terminal = screen()
         for sheet in (sheet for headline in found for sheet in aggregate.sheets(headline)):
@@ -171,7 +171,7 @@ def print_headlines(
     else:
         typer.echo(text, nl=False)
     sys.stdout.flush()
-    for path in room.write_headlines(out, found, form, plots) if write else ():
+    for path in report.write_headlines(out, found, form, plots) if write else ():
         typer.echo(f"wrote {path}", err=True)
 
 
@@ -194,31 +194,31 @@ def screen(width: int = 100, **options: Any) -> Console:
 
 
 def _print_outcome(outcome: Any) -> None:
-    from ctxext.advise import tune as room
+    from ctxext.advise import tune
 
     terminal = screen()
-    terminal.print(room.to_rich(outcome), crop=False)
-    for line in room.verdict(outcome):
+    terminal.print(tune.to_rich(outcome), crop=False)
+    for line in tune.verdict(outcome):
         typer.echo(printable(line))
 
 
 def print_families(as_json: bool) -> None:
     """Model types, and what each takes."""
-    from ctxext.models import families as room
+    from ctxext.models import families
 
     if as_json:
-        for family in room.families():
+        for family in families.families():
             typer.echo(json.dumps(family._asdict(), ensure_ascii=False))
         return
-    wide = max(len(family.model_type) for family in room.families())
-    for family in room.families():
+    wide = max(len(family.model_type) for family in families.families())
+    for family in families.families():
         facts = zip(family._fields[1:], family[1:], strict=True)
         said = [f"{name}: {text}" for name, text in facts]
         line = said[0].partition(": ")[2] if len(set(family[1:])) == 1 else " · ".join(said)
         typer.echo(f"{family.model_type:<{wide}}  {line}")
     typer.echo(
-        f"as found on tiny random models with transformers {room.tried()}; types without rotary "
-        "embeddings take none",
+        f"as found on tiny random models with transformers {families.tried()}; types without "
+        "rotary embeddings take none",
         err=True,
     )
 
