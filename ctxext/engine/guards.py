@@ -16,25 +16,23 @@ from ctxext.errors import UnsupportedModelError
 WRITER = "_ctxext_writer"  # the attribute by which a cache knows the methods that wrote its keys
 
 
-def _implementation(layer: nn.Module) -> str | None:
-    return getattr(layer.__dict__.get("config"), "_attn_implementation", None)
-
-
 @uncompiled
 def check_inputs(state: PatchState, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
     """A pre-hook of the base model: finds true positions, where methods count."""
-    if any(_implementation(layer) not in (state.name, None) for layer in state.layers):
+    configs = {id(c): c for layer in state.layers if (c := layer.__dict__.get("config"))}
+    given = (getattr(c, "_attn_implementation", None) for c in configs.values())
+    if any(name not in (state.name, None) for name in given):
         raise UnsupportedModelError(
             "the attention implementation was changed while the model was patched: remove the "
             "patch first"
         )
     named = dict(zip(("input_ids", "attention_mask", "position_ids"), args, strict=False))
-    given = {**kwargs, **named}
-    mask, counting = given.get("attention_mask"), state.query_scales or state.absolute
+    inputs = {**kwargs, **named}
+    mask, counting = inputs.get("attention_mask"), state.query_scales or state.absolute
     flat = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
-    if counting and flat is not None and given.get("position_ids") is None:
-        tokens = given.get("input_ids")
-        tokens = given["inputs_embeds"] if tokens is None else tokens
+    if counting and flat is not None and inputs.get("position_ids") is None:
+        tokens = inputs.get("input_ids")
+        tokens = inputs["inputs_embeds"] if tokens is None else tokens
         positions = (flat.long().cumsum(-1) - 1).clamp(min=0)
         kwargs["position_ids"] = positions[:, -tokens.shape[1] :]
     return args, kwargs

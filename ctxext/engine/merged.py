@@ -12,6 +12,7 @@ Dimensions: b batch, h query heads, g key heads, n queries, m keys, d head dimen
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -113,9 +114,11 @@ def merged_attention(
     if single:  # one query's heads are as many queries of their keys
         queries = [q.reshape(b, g, h // g, d) for q in queries]
     tensors = (value, *queries, *keys)
-    graded = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
-    merge: Callable[..., Tensor] = _Merge.apply if graded else _merged
-    merged = merge(operator, calls, firsts, scalings, *tensors)
+    if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
+        given = (operator, calls, firsts, scalings, *tensors)
+        merged: Tensor = _Merge.apply(*given)  # type: ignore[no-untyped-call]
+    else:
+        merged, _ = _merge(operator, calls, firsts, scalings, *tensors)
     return merged.reshape(query.shape) if n == 1 else merged
 
 
@@ -209,8 +212,8 @@ def _triangles(bands: Bands, offset: int, query: Tensor, key: Tensor) -> Iterato
 def _corners(
     region: Region,
     begin: int,
-    rows: Callable[[Tensor, int, int], Tensor],
-    keys: Callable[[Tensor, int, int], Tensor],
+    rows: Callable[..., Tensor],
+    keys: Callable[..., Tensor],
     b: int,
     like: Tensor,
 ) -> Iterator[Call]:
@@ -218,30 +221,25 @@ def _corners(
     index, low, high, left, right, lag, window = region
     fresh = index == 0
     if lag is None:
-        here = _bound(rows, low, high)
-        yield Call(index, here, _bound(keys, left, right), Pattern(), False, fresh)
+        here = partial(rows, a=low, z=high)
+        yield Call(index, here, partial(keys, a=left, z=right), Pattern(), False, fresh)
         return
     whole = high if window is None else min(high, max(low, begin + lag + window))
     if low < whole:  # queries that see every key from `left` on
-        here = _bound(rows, low, whole)
-        seen = _bound(keys, low - lag, whole - lag)
+        here, seen = partial(rows, a=low, z=whole), partial(keys, a=low - lag, z=whole - lag)
         yield Call(index, here, seen, Pattern(causal=True), False, fresh)
     if left < low - lag and low < whole:
-        yield Call(index, here, _bound(keys, left, low - lag), Pattern(), False, False)
+        yield Call(index, here, partial(keys, a=left, z=low - lag), Pattern(), False, False)
     if whole < high and window is not None:
         yield from _blocks(index, lag, window, rows, keys, whole, high, b, like)
-
-
-def _bound(view: Callable[[Tensor, int, int], Tensor], start: int, stop: int) -> View:
-    return lambda x: view(x, start, stop)
 
 
 def _blocks(
     index: int,
     lag: int,
     window: int,
-    rows: Callable[[Tensor, int, int], Tensor],
-    keys: Callable[[Tensor, int, int], Tensor],
+    rows: Callable[..., Tensor],
+    keys: Callable[..., Tensor],
     low: int,
     high: int,
     b: int,
@@ -308,10 +306,6 @@ def _merge(
             o.lerp_(new.to(wide), torch.sigmoid(its - s))
             torch.logaddexp(s, its, out=s)
     return out.to(value.dtype), lse
-
-
-def _merged(*given: Any) -> Tensor:
-    return _merge(*given)[0]
 
 
 class _Merge(torch.autograd.Function):
