@@ -1,6 +1,7 @@
 """A method with its parameters for a model and a length, by a search under a budget.
 
 space.py     what is searched: methods, the ranges of their parameters, a query scale or none
+lambdas.py   the λ of longrope by the pair, where these are searched for
 search.py    the trials, each a few ordinary records, proposed by Optuna, and the finals
 unseen.py    the winner against the best default on what the search has not read
 outcome.py   what was found: the order of the trials, the table, the JSON records

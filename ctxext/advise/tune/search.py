@@ -6,9 +6,10 @@ import functools
 import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ctxext import methods
+from ctxext.advise.tune.lambdas import Lambdas, asked, rotary
 from ctxext.advise.tune.outcome import Comparison, Outcome, Trial, line
 from ctxext.advise.tune.space import Default, Space, parse_families
 from ctxext.advise.tune.unseen import compare
@@ -117,7 +118,7 @@ class Search:
                 f"{format_length(trained)}: there is nothing to stretch; give a longer one"
             )
         self._span = Span(trained, request.length)
-        self._space = Space(parse_families(request.methods, self._span), self._span)
+        self._space = self._make_space(config)
         objective = request.objective
         self.outcome = Outcome(
             request.source,
@@ -133,6 +134,14 @@ class Search:
         self._read = dict[str, tuple[str | None, str]]()
         self._count = 0
 
+    def _make_space(self, config: Any) -> Space | Lambdas:
+        request, span = self.request, self._span
+        spec = asked(request.methods)
+        if spec is None:
+            return Space(parse_families(request.methods, span), span)
+        of = rotary(config, request.source, request.length)
+        return Lambdas(spec, span, of, request.out / "factors", request.seed)
+
     def run(self) -> Outcome:
         """Try the defaults, then what is proposed; read the best again, and compare the winner on
         unseen text.
@@ -144,8 +153,8 @@ class Search:
         from optuna.trial import TrialState
 
         defaults, study = list(self._space.defaults()), _study(self.outcome.lower, self.request)
-        for default in defaults:
-            study.enqueue_trial(default.drawn)
+        for drawn in (*(default.drawn for default in defaults), *self._space.mutants()):
+            study.enqueue_trial(drawn)
         self._count = len(defaults) + self.request.trials
         self.monitor.plan(self._steps, 0)
         for number in range(self._count):

@@ -131,6 +131,10 @@ class Space:
             for name, scale in _scales().items():
                 yield Default(_scaled(family.spec, scale), {**drawn, "query scale": name})
 
+    def mutants(self) -> Iterator[dict[str, Any]]:
+        """Nothing: what is drawn by itself is as good."""
+        return iter(())
+
 
 def _scales() -> dict[str, Method | None]:
     """The query scales by name, with none of them first."""
