@@ -169,7 +169,7 @@ def truth(length: int, method: oracle.Method) -> Any:
 
 
 # Those of one position for all pairs.
-DISTANCES = [n for n in patches.names() if patches.REGISTRY.get(n).kind == "distance"]
+DISTANCES = [n for n in patches.names() if patches.REGISTRY.get(n).changes == "distance"]
 DISTANCES.remove("jet-long-freq")
 
 

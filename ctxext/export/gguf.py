@@ -125,7 +125,7 @@ def write_gguf(
 def _check_usable(spec: Spec) -> None:
     if importlib.util.find_spec("gguf") is None:
         raise UsageError("--format gguf needs the gguf package: pip install 'ctxext[gguf]'")
-    if others := [method.name for method in spec.methods if method.kind != "frequency"]:
+    if others := [method.name for method in spec.methods if method.changes != "frequency"]:
         raise UsageError(
             f"{str(spec)!r} cannot be written as GGUF, since {' and '.join(others)} changes "
             "attention itself, which llama.cpp cannot: give frequency methods, or --format hf"

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import torch
 from torch import Tensor
 
 from ctxext.methods import Spec
-from ctxext.methods.base import Part
+from ctxext.methods.base import Part, Rotary
 
 PIECE = 2**20  # queries that are looked at at a time
+BASE = 1e12  # whose slowest pair hardly turns at any length
 
 
 def reach(spec: Spec, trained: int, length: int) -> int:
     """The most tokens, up to L, in which no query sees a key at a position beyond k·T.
 
-    k is what the frequency methods of the spec stretch by, together.
+    k is what the frequency methods of the spec stretch by, together. Of a part that has frequencies
+    of its own the slowest pair counts: fast ones saw all their angles within T.
 
     Args:
         spec: resolved for T and L.
@@ -26,7 +29,8 @@ def reach(spec: Spec, trained: int, length: int) -> int:
     farthest = k * trained * (1 + 1e-9)  # k is L/T by default, and rounded
     if spec.distance is None:
         return int(min(length, farthest))
-    parts = spec.distance.parts()
+    rotary = Rotary(tuple(BASE ** (-i / 64) for i in range(64)), BASE, trained)
+    parts = [_of_slowest(part, rotary) for part in spec.distance.parts()]
     for start in range(0, length, PIECE):
         query = torch.arange(start, min(start + PIECE, length), dtype=torch.float64)
         beyond = torch.stack([_farthest(part, query) for part in parts]).amax(0) > farthest
@@ -44,6 +48,16 @@ def note(spec: Spec, trained: int, length: int) -> list[str]:
         f"{spec} reaches {reached} tokens and not {length}: beyond them keys stand further off "
         f"than any did in training, which was at {trained}"
     ]
+
+
+def _of_slowest(part: Part, rotary: Rotary) -> Part:
+    """The part as its slowest pair has it."""
+    if part.scales is None:
+        return part
+    whole = part.on(rotary)
+    return dataclasses.replace(
+        whole, query=lambda q: whole.query(q)[..., -1], key=lambda k: whole.key(k)[..., -1]
+    )
 
 
 def _farthest(part: Part, query: Tensor) -> Tensor:

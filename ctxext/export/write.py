@@ -201,10 +201,10 @@ def public_name(name: str, folder: Path) -> str:
 
 def check(order: Order) -> None:
     """UsageError for options that do not go together, before anything is read."""
-    others = [method.name for method in order.spec.methods if method.kind != "frequency"]
+    others = [method.name for method in order.spec.methods if method.changes != "frequency"]
     for option, on in (("--native-only", order.native_only), ("--format gguf", order.gguf)):
         if on and others:
-            can = [c.name for c in methods.REGISTRY.classes() if c.kind == "frequency"]
+            can = [c.name for c in methods.REGISTRY.classes() if c.changes == "frequency"]
             raise UsageError(
                 f"{str(order.spec)!r} cannot be expressed in a config, since "
                 f"{' and '.join(others)} changes attention itself: leave out {option}, or take "

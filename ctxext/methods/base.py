@@ -124,13 +124,14 @@ class Method:
     """One method; its fields are its parameters, None where the default depends on T or L.
 
     Attributes:
+        changes: what it changes: frequency, distance or query scale.
         version: goes up where the same spec comes to give other numbers.
         autos: the parameters that may be `auto`: they go by the length of each sequence.
         reads_file: whether a parameter names a file, so that the spec says all with it alone.
     """
 
     name: ClassVar[str]
-    kind: ClassVar[str]
+    changes: ClassVar[str]
     version: ClassVar[int] = 1
     reads_file: ClassVar[bool] = False
     autos: ClassVar[tuple[str, ...]] = ()
@@ -169,7 +170,7 @@ class Method:
     def describe(cls) -> dict[str, str]:
         """The docstring by section: `summary` and the SECTIONS, each as one line."""
         head, *paragraphs = inspect.cleandoc(cls.__doc__ or "").split("\n\n")
-        text = {"name": cls.name, "kind": cls.kind, "summary": " ".join(head.split())}
+        text = {"name": cls.name, "kind": cls.changes, "summary": " ".join(head.split())}
         for paragraph in paragraphs:
             title, _, body = paragraph.partition(":")
             text[title.lower().replace(" ", "_")] = " ".join(body.split())
@@ -180,7 +181,7 @@ class Method:
 class Frequency(Method):
     """A method that divides each inverse frequency by a λ, and may scale the rotated vectors."""
 
-    kind: ClassVar[str] = "frequency"
+    changes: ClassVar[str] = "frequency"
 
     def scales(self, rotary: Rotary) -> list[float]:
         """λ_i for each pair [d/2], so that θ_i becomes θ_i/λ_i; called on a resolved method."""
@@ -349,7 +350,7 @@ class Distance(Method):
             token, and refuses positions that do not.
     """
 
-    kind: ClassVar[str] = "distance"
+    changes: ClassVar[str] = "distance"
     cached: ClassVar[int] = -1
     absolute: ClassVar[bool] = False
 
@@ -365,7 +366,7 @@ class Distance(Method):
 class QueryScale(Method):
     """A method that multiplies each query by a number that depends on its position."""
 
-    kind: ClassVar[str] = "query scale"
+    changes: ClassVar[str] = "query scale"
 
     def scale(self, n: Tensor, trained: int) -> Tensor:
         """The multiplier for queries at positions n, counted from 1 (float tensor, any shape)."""
