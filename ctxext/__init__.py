@@ -4,6 +4,7 @@
     handle.remove()                                                        # as it was
     with ctxext.patched(model, "ntk:factor=8"): ...
     model, tokenizer = ctxext.load("tiny")
+    assert ctxext.check("baseline").passed                                 # it measures as it did
 
 `ctxext.patches` is the registry of methods, and `ctxext.records.load(folder)` gives records as a
 DataFrame; importing `ctxext` imports neither torch nor
@@ -16,13 +17,15 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ctxext.advise.check import check
     from ctxext.engine.patch import Handle, patch, patched
     from ctxext.engine.saved import load
 
 __version__ = "0.1.0"
-__all__ = ["Handle", "__version__", "load", "patch", "patched"]
+__all__ = ["Handle", "__version__", "check", "load", "patch", "patched"]
 
 _LAZY = {
+    "check": "ctxext.advise.check",
     "Handle": "ctxext.engine.patch",
     "patch": "ctxext.engine.patch",
     "patched": "ctxext.engine.patch",

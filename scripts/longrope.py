@@ -25,8 +25,8 @@ from ctxext.measure import tokens as reading
 from ctxext.methods import parse
 from ctxext.methods.base import Rotary, Span
 from ctxext.system.files import write_atomically
-from ctxext.tasks.windows import Windows
 from ctxext.tasks.data import load_text
+from ctxext.tasks.windows import Windows
 
 OUT = Path(FACTORS)
 TRAINED, LENGTH, AFTER, COUNT = 512, 4096, 262144, 6

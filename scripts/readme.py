@@ -14,17 +14,21 @@ import typing
 from pathlib import Path
 from typing import Any
 
+import real_table
 import seed_table
 
 from ctxext import methods as registry
 from ctxext import report
 from ctxext import tasks as rooms_of_tasks
 from ctxext.advise.tune.unseen import compare
-from ctxext.cli import app as cli
+from ctxext.cli.bench import bench
+from ctxext.cli.eval import evaluate
+from ctxext.cli.patch import patch
+from ctxext.cli.tune import tune
 from ctxext.models import families as rooms
 from ctxext.models.aliases import ALIASES, ASSETS, SHIPPED
+from ctxext.notation import format_length
 from ctxext.records import Record, Store
-from ctxext.registry import format_length
 from ctxext.report import tables
 from ctxext.tasks.ppl_tail import PerplexityOfTails
 
@@ -72,8 +76,17 @@ def options(command: Any) -> str:
         info: Any = hints[name].__metadata__[0]
         flags = [d for d in (info.default, *(info.param_decls or ())) if isinstance(d, str)]
         flag = flags[0] if flags else f"--{name.replace('_', '-')}"
-        lines.append(f"| `{flag}` | {info.help} | {_default(parameter.default)} |")
+        said = f"{info.help} {_words(info)}".strip()
+        lines.append(f"| `{flag}` | {said} | {_default(parameter.default)} |")
     return "\n".join(lines)
+
+
+def _words(info: Any) -> str:
+    """The words that an option takes, where it takes no others and its help does not name them."""
+    *some, last = (info.metavar or "").split("|")
+    if not some or all(re.search(rf"\b{word}\b", info.help) for word in (*some, last)):
+        return ""
+    return f"One of {', '.join(some)} and {last}."
 
 
 def _default(value: Any) -> str:
@@ -204,14 +217,15 @@ def main() -> None:
     parts = {
         "methods": methods,
         "tasks": tasks,
-        "options": lambda: options(cli.evaluate),
-        "bench_options": lambda: options(cli.bench),
-        "patch_options": lambda: options(cli.patch),
-        "tune_options": lambda: options(cli.tune),
+        "options": lambda: options(evaluate),
+        "bench_options": lambda: options(bench),
+        "patch_options": lambda: options(patch),
+        "tune_options": lambda: options(tune),
         "tuned": tuned,
         "models": models,
         "families": families,
         "shipped": shipped,
+        "real": lambda: real_table.part(_records("real")),
         "results": results,
         "seed": seed,
         "speed": speed,

@@ -21,11 +21,12 @@ from ctxext.cli.progress import Progress
 from ctxext.errors import CtxextError
 from ctxext.measure.run import Evaluation
 from ctxext.models.loading import Source
+from ctxext.notation import format_length
 from ctxext.records import Store
-from ctxext.registry import format_length
 from ctxext.report import plots
 from ctxext.report.series import Figure, Line, Point, view
-from ctxext.request import request
+from ctxext.request.evaluation import EvaluationRequest
+from ctxext.request.lists import parse_methods, parse_tasks
 from ctxext.system.files import write_atomically
 from ctxext.system.names import printable
 
@@ -35,7 +36,7 @@ THERE: dict[str, Any] = {"marker": "D", "color": "#D55E00", "ls": "none", "fills
 TAIL_ROOM = 0.5  # nats per token above the lowest loss that are in view
 
 
-def requests() -> Iterator[request.Request]:
+def requests() -> Iterator[EvaluationRequest]:
     """Everything that is measured, cheap things first."""
     for model in dict.fromkeys(row.read_by(c) for row in table.ROWS for c in row.columns):
         specs: dict[bool, list[str]] = {True: [], False: []}
@@ -52,12 +53,12 @@ def requests() -> Iterator[request.Request]:
 
 def _request(
     model: str, methods: Iterable[str], lengths: tuple[int, ...], task: str
-) -> request.Request:
-    return request.Request(
+) -> EvaluationRequest:
+    return EvaluationRequest(
         Source(model),
-        request.parse_methods(list(methods)),
+        parse_methods(list(methods)),
         lengths,
-        request.parse_tasks([task]),
+        parse_tasks([task]),
         tokens=table.TOKENS[task],
         out=OUT,
     )

@@ -14,9 +14,9 @@ from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ctxext.notation import format_length
 from ctxext.records import Record, difference
 from ctxext.records.paired import influences, spread
-from ctxext.registry import format_length
 
 TRAINED, LENGTHS = 512, (4096, 16384)
 PLAIN, DAGGER, LOGN = "plain", "+ logn†", "+ logn"

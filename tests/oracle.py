@@ -174,6 +174,44 @@ def effective_positions(length: int, method: Method) -> Tensor:
     return RELATIVE[name](q, k, delta, method, **args).to(F64)
 
 
+def jet_long_positions(
+    config: Config,
+    trained: int,
+    delta: Tensor,
+    window: int,
+    factor: float,
+    beta_fast: float = 32.0,
+    beta_slow: float = 1.0,
+) -> Tensor:
+    """What turns pair i by θ_i, [d/2, L, L]: δ inside the window, beyond it θ̃_i/θ_i slower, where
+    θ̃ = (1 − m_i) θ_i + m_i θ_i/s, the ramp m as Jet-Long cuts it."""  # fmt: skip
+    d, base = head_dim(config), rope_theta(config)
+
+    def dim_of(rotations: float) -> float:
+        return d * math.log(trained / (rotations * 2 * math.pi)) / (2 * math.log(base))
+
+    low = max(math.floor(dim_of(beta_fast)), 0)
+    high = min(math.ceil(dim_of(beta_slow)), d // 2 - 1)
+    m = ((torch.arange(d // 2, dtype=F64) - low) / max(high - low, 0.001)).clamp(0, 1)
+    speed = ((1 - m) + m / factor)[:, None, None]
+    return torch.where(delta < window, delta, window + (delta - window) * speed)
+
+
+def pair_positions(length: int, config: Config, method: Method) -> Tensor:
+    """r(q, k), [L, L], or [d/2, L, L] where each pair has its own."""
+    name, args = method.get("distance") or ("", {})
+    if name != "jet-long-freq":
+        return effective_positions(length, method)
+    at = torch.arange(length, dtype=F64)
+    return jet_long_positions(config, method["T"], (at[:, None] - at).clamp(min=0), **args)
+
+
+def temperature(method: Method) -> float:
+    """What a distance method multiplies all scores by."""
+    name, args = method.get("distance") or ("", {})
+    return 0.1 * math.log(args["factor"]) + 1 if name == "jet-long-freq" else 1.0
+
+
 def seen(length: int, method: Method) -> Tensor:
     """Which keys each query sees, [L, L]."""
     causal = torch.ones(length, length, dtype=torch.bool).tril()
@@ -232,6 +270,7 @@ RELATIVE: dict[str, Callable[..., Tensor]] = {
     "lm-infinite": lambda q, k, d, _, window, sinks: d.clamp(max=window),
     "streaming": _streaming,
     "window": lambda q, k, d, _, window: d,
+    "jet-long-freq": lambda q, k, d, _, **__: d,  # of the fastest pairs; see `pair_positions`
 }
 
 
@@ -248,7 +287,8 @@ def query_scale(length: int, method: Method) -> Tensor:
 
 
 def scores(q: Tensor, k: Tensor, theta: Tensor, r: Tensor) -> Tensor:
-    """Σ_i Re[q_i conj(k_i) exp(j r θ_i)], [H, L, L], of q, k [H, L, d], θ [d/2] and r [L, L].
+    """Σ_i Re[q_i conj(k_i) exp(j r_i θ_i)], [H, L, L], of q, k [H, L, d], θ [d/2] and r [L, L], or
+    [d/2, L, L] where each pair has its own.
 
     With q_i = a + jb and k_i = c + jd, q_i conj(k_i) = (ac + bd) + j(bc − ad): its real part takes
     cos(rθ), its imaginary part −sin(rθ). Entries with the key ahead of its query mean nothing.
@@ -258,9 +298,10 @@ def scores(q: Tensor, k: Tensor, theta: Tensor, r: Tensor) -> Tensor:
     for i in range(half):
         a, b, c, d = q[..., i], q[..., i + half], k[..., i], k[..., i + half]  # [H, L] each
         real = torch.stack((a, b), -1) @ torch.stack((c, d), -2)  # ac + bd, [H, L, L]
-        out.addcmul_(real, (r * theta[i]).cos())
+        angle = (r[i] if r.ndim == 3 else r) * theta[i]
+        out.addcmul_(real, angle.cos())
         imag = torch.stack((b, -a), -1) @ torch.stack((c, d), -2)  # bc − ad, [H, L, L]
-        out.addcmul_(imag, (r * theta[i]).sin(), value=-1)
+        out.addcmul_(imag, angle.sin(), value=-1)
     return out
 
 
@@ -273,7 +314,8 @@ def hidden_states(weights: Weights, config: Config, ids: Sequence[int], method: 
     length, d, heads = len(ids), head_dim(config), config["num_attention_heads"]
     groups = heads // (config.get("num_key_value_heads") or heads)
     theta, attention_factor = frequencies(config, method)
-    r, scale = effective_positions(length, method), query_scale(length, method)
+    r, scale = pair_positions(length, config, method), query_scale(length, method)
+    scale = scale * temperature(method)
     hidden = ~seen(length, method)
 
     def linear(x: Tensor, name: str) -> Tensor:

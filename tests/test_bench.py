@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import csv
 import gc
@@ -10,7 +11,7 @@ import itertools
 import json
 import math
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,16 +24,20 @@ from test_eval import Ran, Run, kept, runner, tables
 from test_results import HOSTILE
 from test_results import make as make_score
 from torch import nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ctxext import report
 from ctxext.engine.patch import HANDLE
 from ctxext.errors import CtxextError
 from ctxext.measure import bench, machine
+from ctxext.measure.bench import timed
+from ctxext.measure.bench.record import interval
+from ctxext.measure.bench.timed import Case, Generation, Timing
 from ctxext.models import loading
 from ctxext.models.calls import cache_name
 from ctxext.records import MEASURES, Store, problem_with, sealed
 from ctxext.report import cost, speed
-from ctxext.request.request import parse_methods
+from ctxext.request.lists import parse_methods
 
 QUICK = {"--model": "tiny", "--len": "64", "--pairs": "6", "--decode-tokens": "2"}
 SMALL = {
@@ -81,15 +86,15 @@ def watched(
 ) -> list[str]:
     """Grows by the method that is on at each run; `act` may raise, told the runs before it."""
     runs: list[str] = []
-    real = bench.measure
+    real = Case.run
 
-    def watch(model: Any, ids: Any, decode_tokens: int) -> bench.Timing:
+    def watch(case: Case, model: Any, *more: Any) -> Timing:
         spec = spec_on(model).partition(":")[0]
         act(spec, len(runs))
         runs.append(spec)
-        return real(model, ids, decode_tokens)
+        return real(case, model, *more)
 
-    monkeypatch.setattr(bench, "measure", watch)
+    monkeypatch.setattr(Case, "run", watch)
     return runs
 
 
@@ -104,13 +109,13 @@ def test_the_interval_is_the_narrowest_that_covers_the_median(n: int) -> None:
 
     ranks = [rank for rank in range(1, n // 2 + 1) if covers(rank) >= 0.95]
     values = [float(rank) for rank in range(1, n + 1)]
-    found = bench.interval(values[::-1])
+    found = interval(values[::-1])
     assert found == ((max(ranks), n + 1 - max(ranks)) if ranks else None)
     assert (found is None) == (n < 6)
 
 
 def test_the_interval_of_15_has_ranks_4_and_12() -> None:
-    assert bench.interval([float(rank) for rank in range(1, 16)]) == (4, 12)
+    assert interval([float(rank) for rank in range(1, 16)]) == (4, 12)
 
 
 @pytest.mark.parametrize("n", [6, 9, 12])
@@ -118,7 +123,7 @@ def test_the_coverage_is_counted_over_every_outcome(n: int) -> None:
     """Each value is above or below the median with equal chance: all 2^n ways, one by one."""
     inside = 0
     for signs in itertools.product((-1.0, 1.0), repeat=n):
-        low, high = bench.interval(signs) or (math.nan, math.nan)
+        low, high = interval(signs) or (math.nan, math.nan)
         inside += low < 0 < high
     assert inside / 2**n >= 0.95
 
@@ -229,10 +234,9 @@ def test_a_run_reads_the_prompt_and_then_tokens_from_its_cache() -> None:
         assert not torch.is_grad_enabled()
 
     model.register_forward_pre_hook(look, with_kwargs=True)
-    timing = bench.measure(model, torch.zeros(2, 20, dtype=torch.long), 3)
+    timing = Case().run(model, torch.zeros(2, 20, dtype=torch.long), 3)
     assert seen == [((2, 20), 0), ((2, 1), 20), ((2, 1), 21), ((2, 1), 22)]
-    assert timing.prefill > 0
-    assert timing.decode > 0
+    assert min(timing) > 0  # type: ignore[type-var]
 
 
 def test_the_model_and_the_process_are_left_as_they_were(run: Run) -> None:
@@ -244,6 +248,117 @@ def test_the_model_and_the_process_are_left_as_they_were(run: Run) -> None:
     model = random_model()
     machine.allocated_peak(model, lambda: model(torch.zeros(1, 8, dtype=torch.long)))
     assert not any(m._forward_pre_hooks for m in model.modules())
+
+
+# Cases.
+
+CASE = {"case": "steps", "method": "rerope:window=8", "batch_size": 2, "decode_tokens": 3}
+
+
+def forwards(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, int, dict[str, Any]]]:
+    """Grows by the method, the cache, how much it holds, and what is given of each forward."""
+    seen: list[tuple[str, str, int, dict[str, Any]]] = []
+    real = Generation.__call__
+
+    def look(self: Generation) -> None:
+        cache = self._cache
+        held = 0 if cache is None else cache.get_seq_length()
+        given = {"mask": self._mask, "positions": self._positions, "ids": self._ids}
+        seen.append((spec_on(self._model), type(cache).__name__, held, given))
+        real(self)
+
+    monkeypatch.setattr(Generation, "__call__", look)
+    return seen
+
+
+def test_a_case_is_a_record_and_a_table_of_its_own(run: Run) -> None:
+    made = {case: small(run, **CASE | {"case": case}) for case in timed.CASES}
+    for case, ran in made.items():
+        assert ran.code == 0
+        alone = case == "steps"
+        assert [r["requested"] for r in ran.records] == ["rope", "rerope:window=8"]
+        for record in ran.records:
+            prefill, decode, memory = (record[name] for name in MEASURES)
+            assert problem_with(record) is None
+            assert record.get("case") == (None if case == "model" else case)
+            assert (prefill is None) == (memory is None) == (case not in ("model", "packed"))
+            assert (decode is None) == (case == "packed")
+            assert record["value"] == record[record["metric"]] == (prefill or decode)
+            patched = alone or record["requested"] != "rope"
+            assert (record.get("patch_seconds", 0) > 0) == patched
+            assert len(record["pairs"][record["metric"]][0]) == (2 if patched else 1)
+    assert len({r["key"] for ran in made.values() for r in ran.records}) == 2 * len(made)
+    shown = run("report", "--format", "md").out
+    titles = [line for line in shown.splitlines() if line.startswith("###")]
+    assert sorted(title.rpartition(" · ")[2] for title in titles) == sorted(
+        ["float32", *(case for case in timed.CASES if case != "model")]
+    )
+    assert shown.count("seconds that the patch takes: rerope:window=8 ") == len(made)
+
+
+def test_garbled_values_of_a_case() -> None:
+    good = make("ntk", metric=MEASURES[1], value=0.01, prefill_seconds=None, case="steps")
+    assert problem_with(good) is None
+    for bad in ({"decode_seconds_per_token": None}, {"case": 1}, {"patch_seconds": -1}):
+        assert problem_with({**good, **bad})
+
+
+def test_steps_go_on_from_caches_that_are_full(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of the unpatched model that others are compared with are transformers' own."""
+    seen = forwards(monkeypatch)
+    small(run, **CASE)
+    assert [held for _, _, held, _ in seen] == [0, 32, 33, 34, 35] * (len(seen) // 5)
+    plain = [("rope", "DynamicCache")] * 4
+    rows = [(spec.partition(":")[0], cache) for spec, cache, *_ in seen[::5]]
+    rope, rerope = ("rope", "GrowingCache"), ("rerope", "GrowingCache")
+    pairs = [(rows[i], rows[i + 1]) for i in (2, 4, 7, 9)]
+    assert rows[0] == plain[0]
+    assert [set(pair) for pair in pairs] == [{plain[0], rope}] * 2 + [{plain[0], rerope}] * 2
+
+
+def test_steps_cannot_be_timed_where_keys_are_dropped(run: Run, here: Path) -> None:
+    config = {**SMALL, "model_type": "mistral", "sliding_window": 8}
+    config["architectures"] = ["MistralForCausalLM"]
+    (here / "small" / "config.json").write_text(json.dumps(config))
+    ran = small(run, **CASE | {"method": "ntk"})
+    assert ran.code == 1
+    assert {r["status"] for r in ran.records} == {"error"}
+    assert "its cache drops keys" in ran.err
+
+
+def test_attention_is_timed_layer_by_layer_and_left_as_it_was(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts, real = list[int](), timed._attention_timed
+
+    @contextlib.contextmanager
+    def count(model: Any) -> Iterator[list[float]]:
+        with real(model) as calls:
+            yield calls
+        counts.append(len(calls))
+
+    monkeypatch.setattr(timed, "_attention_timed", count)
+    seen, own = forwards(monkeypatch), ALL_ATTENTION_FUNCTIONS["sdpa"]
+    small(run, **CASE | {"case": "attention"})
+    assert {cache for _, cache, *_ in seen} == {"GrowingCache"}
+    assert set(counts) == {SMALL["num_hidden_layers"]}
+    assert len(counts) == 3 * len(seen) // 5
+    assert ALL_ATTENTION_FUNCTIONS["sdpa"] is own
+
+
+def test_padded_and_packed_rows(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = forwards(monkeypatch)
+    small(run, **CASE | {"case": "padded", "batch_size": 3})
+    masks = [given["mask"].sum(1).tolist() for *_, given in seen[-5:]]
+    assert masks == [[4, 0, 0], *([33 + i, 25 + i, 17 + i] for i in range(4))]
+    assert {cache for _, cache, *_ in seen} == {"GrowingCache"}
+    seen.clear()
+    small(run, **CASE | {"case": "packed"})
+    assert {given["ids"].shape for *_, given in seen} == {(2, 32)}
+    assert all(given["positions"].tolist() == [[0, 1, 2, 3] * 8] * 2 for *_, given in seen)
+    ran = small(run, **CASE | {"case": "packed", "len": 30})
+    assert (ran.code, ran.out) == (2, "")
+    assert "that 8 sequences divide" in ran.err
 
 
 # Memory.
@@ -310,7 +425,7 @@ def test_a_cache_is_part_of_a_prefills_memory() -> None:
     peaks = []
     for length in (64, 128):
         ids = torch.zeros(1, length, dtype=torch.long)
-        peaks.append(machine.allocated_peak(model, lambda ids=ids: bench._Step(model, ids)()))
+        peaks.append(machine.allocated_peak(model, lambda ids=ids: Generation(model, ids)()))
     weights = sum(p.numel() * 4 for p in model.parameters())
     assert peaks[0] > weights + 64 * 512
     assert peaks[1] - peaks[0] >= 64 * 512
@@ -345,7 +460,7 @@ def test_random_weights_need_nothing_but_a_config(run: Run) -> None:
 
 def test_random_weights_are_those_of_the_seed(here: Path) -> None:
     source = loading.Source("small")
-    first, second, other = (bench.random_model(source, seed) for seed in (0, 0, 1))
+    first, second, other = (timed.random_model(source, seed) for seed in (0, 0, 1))
     assert not first.training
     assert first.config._attn_implementation == "sdpa"
     weights = [model.lm_head.weight for model in (first, second, other)]
@@ -514,7 +629,7 @@ def test_an_interrupt_keeps_what_is_finished(run: Run, monkeypatch: pytest.Monke
     assert [r["requested"] for r in ran.records] == ["rope", "ntk"]
     assert len(kept()) == 2
     assert "begins anew" in ran.err.splitlines()[-1]
-    monkeypatch.setattr(bench, "measure", lambda *args: stop("logn", 9))
+    monkeypatch.setattr(Case, "run", lambda *args: stop("logn", 9))
     ran = small(run, "--method", "ntk", "--out", "other")
     assert (ran.code, ran.out, kept(Path("other"))) == (130, "", {})
 
@@ -528,6 +643,8 @@ BAD = {
     ("--attn", "auto,"): ("''",),
     ("--attn", "auto,flash"): ("'flash' cannot run", "CUDA"),
     ("--attn", "triton"): ("unknown attention path 'triton'", "valid: auto, eager, flash, sdpa"),
+    ("--case", "pads"): ("unknown case 'pads'", "did you mean 'padded'"),
+    ("--case", "padded"): ("--batch-size of 2",),
     ("--pairs", "1"): ("--pairs", "give 2"),
     ("--pairs", "-3"): ("--pairs", "-3"),
     ("--decode-tokens", "0"): ("--decode-tokens", "0"),
@@ -553,7 +670,7 @@ def test_a_bad_argument_is_one_line(
     value: str,
     words: tuple[str, ...],
 ) -> None:
-    monkeypatch.setattr(bench, "measure", lambda *args: pytest.fail("measured"))
+    monkeypatch.setattr(Case, "run", lambda *args: pytest.fail("measured"))
     ran = small(run, "--method", "rerope:window=8", option, value)
     (line,) = ran.err.splitlines()
     assert (ran.code, ran.out) == (2, "")
@@ -589,7 +706,7 @@ def test_on_cuda_the_quicker_path_is_the_baseline(
 ) -> None:
     monkeypatch.setattr("transformers.utils.is_flash_attn_2_available", lambda: there)
     config = SimpleNamespace(_attn_implementation="sdpa")
-    work = bench.Bench(bench.Request(loading.Source("small"), parse_methods([]), (32,)))
+    work = bench.Bench(bench.BenchRequest(loading.Source("small"), parse_methods([]), (32,)))
     work.source = loading.Source("small", dtype=dtype, attn="sdpa")
     work.model = SimpleNamespace(
         device=SimpleNamespace(type="cuda"),
@@ -597,7 +714,7 @@ def test_on_cuda_the_quicker_path_is_the_baseline(
         set_attn_implementation=lambda path: setattr(config, "_attn_implementation", path),
     )
     monkeypatch.setattr(
-        work, "_measure", lambda ids: bench.Timing(seconds[config._attn_implementation], 0.0)
+        work, "_measure", lambda ids, plain: Timing(seconds[config._attn_implementation], 0.0)
     )
     assert work._quickest(None) == best
     assert config._attn_implementation == best

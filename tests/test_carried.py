@@ -27,7 +27,7 @@ from ctxext.methods.base import Frequency, Rotary, Span
 
 LENGTH = 4 * TRAINED
 NEW = 20
-SPECS = ("self-extend", "leaky-rerope", "rerope+logn", "beta-radix+logn", "ntk+rerope")
+SPECS = ("self-extend", "jet-long-freq", "rerope+logn", "beta-radix+logn", "ntk+rerope")
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {},
     "qwen3": {},
@@ -191,7 +191,9 @@ def test_only_what_is_needed_is_carried(llama: Path, tmp_path: Path) -> None:
     methods = {name for name in names if name.startswith("ctxext_methods_")}
     assert methods == {"ctxext_methods_base.py", "ctxext_methods_rerope.py"}
     rooms = {name.split("_")[1].removesuffix(".py") for name in names if name.startswith("ctxext_")}
-    assert rooms == {"engine", "errors", "methods", "models", "registry"}
+    assert rooms == {"choices", "engine", "errors", "methods", "models"} | {
+        *("notation", "registry", "text")
+    }
 
 
 def test_transformers_finds_all_that_each_file_needs(llama: Path, tmp_path: Path) -> None:

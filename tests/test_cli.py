@@ -33,16 +33,19 @@ from test_eval import (
 )
 
 import ctxext
-from ctxext import patches, tasks
+from ctxext import choices, patches, tasks
 from ctxext.cli import app as cli
+from ctxext.engine import paths
 from ctxext.measure import tokens as reading
 from ctxext.models.aliases import ALIASES
 from ctxext.records import problem_with
+from ctxext.report import FORMATS
 from ctxext.tasks.base import TokenScores
 
 pytestmark = pytest.mark.quick
 
 PACKAGE = Path(ctxext.__file__).parent
+MAIN = "from ctxext.cli.app import main; main()"
 
 
 @pytest.fixture
@@ -865,6 +868,85 @@ def test_the_module_and_the_script_are_the_command(run: Run) -> None:
     assert done.stdout.decode() == run("models").out
     (script,) = importlib.metadata.entry_points(group="console_scripts", name="ctxext")
     assert script.load() is cli.main
+
+
+# Completion.
+
+COMPLETED = {
+    "ctxext ": "eval bench patch export explain tune report methods models tasks score",
+    "ctxext eval --attn ": "auto flash sdpa eager",
+    "ctxext eval --dtype f": "float32 float16",
+    "ctxext eval --own-scaling r": "replace",
+    "ctxext eval --load-in ": "4bit 8bit",
+    "ctxext eval --method ntk+re": "ntk+rerope",
+    "ctxext eval --task ppl,pass": "ppl,passkey",
+    "ctxext eval --model tiny-": "tiny-logn tiny-inv-leaky",
+    "ctxext bench --attn f": "flash",
+    "ctxext patch --format ": "hf gguf",
+    "ctxext export --verify ": "quick full",
+    "ctxext report --format ": "table md csv latex html",
+}
+COMPLETE = """
+import os, sys
+from ctxext.cli.app import main
+sys.argv = ["ctxext"]
+for words in sys.stdin.read().splitlines():
+    os.environ |= {"COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+    print(f"> {words}", flush=True)
+    try:
+        main()
+    except SystemExit as ended:
+        assert not ended.code, words
+found = [name for name in ("torch", "transformers", "numpy", "pandas") if name in sys.modules]
+assert not found, found
+"""
+
+
+def test_completion_knows_names_and_choices_and_imports_nothing_slow() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", COMPLETE],
+        input="\n".join(COMPLETED),
+        capture_output=True,
+        text=True,
+        env=os.environ | {"_CTXEXT_COMPLETE": "complete_bash"},
+    )
+    assert done.returncode == 0, done.stderr
+    blocks = [block.splitlines() for block in done.stdout.split("> ")[1:]]
+    assert {words: " ".join(found) for words, *found in blocks} == COMPLETED
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
+def test_completion_is_installed_for_a_shell(tmp_path: Path) -> None:
+    command = f"{sys.executable} -c 'import sys; sys.argv[0] = \"ctxext\"; {MAIN}'"
+    done = subprocess.run(
+        ["bash", "-c", f"{command} --install-completion; exit $?"],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"HOME": str(tmp_path)},
+    )
+    assert done.returncode == 0, done.stderr
+    assert "ctxext" in (tmp_path / ".bash_completions" / "ctxext.sh").read_text()
+
+
+def test_each_word_is_listed_by_help_and_known_where_it_is_used(run: Run) -> None:
+    for argv, kind in {
+        ("eval",): choices.Attention,
+        ("bench",): choices.Attention,
+        ("tune",): choices.OwnScaling,
+        ("export",): choices.ExportFormat,
+        ("report",): choices.ReportFormat,
+    }.items():
+        shown = run(*argv, "--help").out
+        assert [word for word in choices.words(kind) if word not in shown] == []
+    assert {*choices.words(choices.ReportFormat)} == {"table", *FORMATS}
+    assert {*choices.words(choices.AttentionPath)} < paths._PATHS.keys()
+
+
+def test_export_is_another_name_of_patch(run: Run) -> None:
+    assert "export" in run("patch", "--help").out
+    assert "patch" in run("export", "--help").out
+    known = {one.name or one.callback.__name__: one.callback for one in cli.app.registered_commands}
+    assert known["export"] is known["patch"]
 
 
 # What is imported.

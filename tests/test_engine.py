@@ -13,11 +13,13 @@ import copy
 import dataclasses
 import itertools
 import math
+import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import oracle
 import pytest
 import torch
@@ -31,13 +33,26 @@ from transformers import DynamicCache
 from transformers.models.cohere.modeling_cohere import apply_rotary_pos_emb as interleaved
 
 import ctxext
+from ctxext.advise.explain.layers import find_kinds
+from ctxext.advise.explain.study import Block
 from ctxext.engine import chunked
 from ctxext.engine.chunked import chunked_attention
 from ctxext.engine.forward import Forward
 from ctxext.engine.reference import dense_attention
+from ctxext.engine.stock import ways
 from ctxext.errors import UnsupportedModelError, UsageError
-from ctxext.methods import REGISTRY, names
-from ctxext.methods.base import Distance, Part, QueryScale, as_held, identity
+from ctxext.methods import REGISTRY, Spec, names, parse
+from ctxext.methods.base import (
+    Distance,
+    Frequency,
+    Method,
+    Part,
+    QueryScale,
+    Rotary,
+    as_held,
+    identity,
+)
+from ctxext.models.layout import find_sources
 
 pytestmark = pytest.mark.quick
 
@@ -45,12 +60,15 @@ L = 50  # beyond TRAINED, so that every default method has something to do
 MIX = "yarn+rerope:window=5+logn"
 KINDS = {name: REGISTRY.get(name) for name in names()}
 DISTANCE = [name for name in names() if issubclass(KINDS[name], Distance)]
+# Of one position for all pairs: what frequencies of a part's own do is looked at on models.
+ALIKE = [name for name in DISTANCE if name != "jet-long-freq"]
 SCALED = [name for name in names() if issubclass(KINDS[name], QueryScale)]
 # Frequency methods differ in nothing but λ, which test_methods.py looks at: three stand for all.
 SPECS = ["rope", "ntk", "yarn", *DISTANCE, *SCALED, MIX]
 WIDE = {
     "dca": "dca:chunk=4096,reach=8192",
     "inv-leaky-rerope": "inv-leaky-rerope:window=4096,expansion=2",
+    "jet-long-freq": "jet-long-freq:window=4096,factor=1",
     "leaky-rerope": "leaky-rerope:window=4096,leak=3",
     "lm-infinite": "lm-infinite:window=4096",
     "rerope": "rerope:window=4096",
@@ -61,6 +79,7 @@ WIDE = {
 NARROW = {
     "dca": "dca:chunk=5,local=3,reach=12",
     "inv-leaky-rerope": "inv-leaky-rerope:window=5,expansion=2",
+    "jet-long-freq": "jet-long-freq:window=5,factor=4,beta_slow=0.05",
     "leaky-rerope": "leaky-rerope:window=5,leak=3",
     "lm-infinite": "lm-infinite:window=5,sinks=3",
     "rerope": "rerope:window=5",
@@ -179,7 +198,7 @@ def rotated(
 
 
 @pytest.mark.parametrize(("n", "m", "with_mask"), [(7, 7, False), (3, 7, True), (1, 6, True)])
-@pytest.mark.parametrize("kind", [*DISTANCE, "three"])
+@pytest.mark.parametrize("kind", [*ALIKE, "three"])
 def test_dense_by_hand(kind: str, n: int, m: int, with_mask: bool) -> None:
     """The reference against three loops over plain floats."""
     window, leak, scaling, h, g = 3, 2.5, 0.7, 4, 2
@@ -222,7 +241,7 @@ def test_chunked_is_dense(data: st.DataObject) -> None:
     m = draw(st.integers(1, 40))
     n = draw(st.one_of(st.just(m), st.just(1), st.integers(1, m)))
     window = draw(st.one_of(st.just(1), st.just(m), st.integers(1, m + 5)))
-    kind = draw(st.sampled_from([*DISTANCE, "three"]))
+    kind = draw(st.sampled_from([*ALIKE, "three"]))
     parts = parts_of(kind, window, draw(st.sampled_from([1.0, 2.5, 8.0])))
     q, k, v = inputs(b, g * r, g, n, m, dtype, draw(st.integers(0, 99)))
     mask = None
@@ -257,7 +276,7 @@ def test_rows_that_see_nothing_are_finite(attention: Callable[..., Tensor]) -> N
         torch.testing.assert_close(out[1:, :, 6:], alone, rtol=0, atol=rounding)
 
 
-@pytest.mark.parametrize("kind", [*DISTANCE, "three"])
+@pytest.mark.parametrize("kind", [*ALIKE, "three"])
 @pytest.mark.parametrize("chunk", [2, 128])
 def test_gradients_of_the_paths(kind: str, chunk: int) -> None:
     parts = parts_of(kind, 2, 2.5)
@@ -337,6 +356,99 @@ def test_a_chunk_holds_what_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
     chunked_attention(q, k, v, parts_of("rerope", 8, 1), turn, 0.5)
     rows = 2**16 // (4 * 512)
     assert 0 < max(seen) <= 2**16 + 4 * rows * (8 + rows)
+
+
+@dataclasses.dataclass(frozen=True)
+class Slowed(Distance):
+    """Beyond a window of 5 distances count by 1/λ_i."""
+
+    name = "slowed"
+    scales: Callable[[Rotary], list[float]]
+    factor: float = 1.0
+
+    def parts(self) -> tuple[Part, ...]:
+        far = {"scales": self.scales, "offset": 5.0, "factor": self.factor}
+        return (
+            Part(0, 5, identity, identity, factor=self.factor),
+            Part(5, None, lambda q: q - 5, identity, **far),
+        )
+
+
+def alike(scale: float) -> Slowed:
+    return Slowed(lambda rotary: [scale] * len(rotary.theta))
+
+
+@pytest.mark.parametrize("attn", ["sdpa", "eager", "dense"])
+@pytest.mark.parametrize("family", ["llama-gqa", "glm-interleaved-partial"])
+def test_frequencies_of_a_part_of_its_own(family: str, attn: str) -> None:
+    """With one λ for all pairs it is leaky-rerope, with a λ of infinity rerope; and so it is in a
+    padded batch on a cache whose near keys stay turned. A λ of 1 and a factor scale all scores."""
+    model = random_model(family)
+    ids, mask, _ = padded([tokens(40)[0], tokens(27, seed=2)[0]])
+
+    def outputs(*methods: Method) -> Tensor:
+        out, cache = [], None
+        with ctxext.patched(model, Spec(methods), 64, attn=attn), torch.no_grad():
+            for a, z in itertools.pairwise((0, 22, 38, 39, 40)):
+                step = model(ids[:, a:z], attention_mask=mask[:, :z], **{CACHE: cache})
+                cache = step[CACHE]
+                out.append(step.logits)
+        return torch.cat(out, 1)[mask.bool()]
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for ours, theirs in (
+            (alike(3.0), "leaky-rerope:window=5,leak=3"),
+            (alike(math.inf), "rerope:window=5"),
+        ):
+            close(outputs(ours), outputs(*parse(theirs).methods))
+    sharp = Slowed(lambda rotary: [1.0] * len(rotary.theta), factor=1.25)
+    close(outputs(sharp), outputs(Sharper()))
+
+
+@dataclasses.dataclass(frozen=True)
+class Still(Frequency):
+    """Every other pair does not turn."""
+
+    name = "still"
+
+    def scales(self, rotary: Rotary) -> list[float]:
+        return [math.inf if i % 2 else 1.0 for i in range(len(rotary.theta))]
+
+
+def test_pairs_that_do_not_turn() -> None:
+    """A λ of infinity: as with a θ of 0, without NaN or a warning, in an explanation too; no rope
+    parameters say it, for JSON has no such number."""
+    model, spec, ids = random_model(), Spec((Still(),)), tokens(L)
+    other, (source,) = random_model(), find_sources(model, None, "keep", L)
+    other.model.rotary_emb.inv_freq[1::2] = 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with ctxext.patched(model, spec, L):
+            assert torch.equal(logits(model, ids), logits(other, ids))
+        with ctxext.patched(model, Spec((Still(), *parse(NARROW["rerope"]).methods)), L):
+            ours = logits(model, ids)
+        with ctxext.patched(other, NARROW["rerope"], L):
+            close(ours, logits(other, ids))
+        assert not list(ways(source, spec, L))
+        (kind,) = find_kinds(model.config, L, None, False)
+        block = Block(kind, *kind.under(spec, L))
+        assert block.effective(np.arange(L))[:, -1].tolist() == [0, L - 1, L - 1]
+        assert block.angles.outside[1::2].tolist() == [0] * 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Sharper(QueryScale):
+    """All scores by 5/4."""
+
+    name = "sharper"
+
+    def scale(self, n: Tensor, trained: int) -> Tensor:
+        raise AssertionError("it is asked with the dimension of heads")
+
+    def scale_on(self, n: Tensor, trained: int, head_dim: int) -> Tensor:
+        assert head_dim == 16
+        return torch.full_like(n, 1.25)
 
 
 # Models: infinite windows, paths, caches, padding, generation ------------------------------------

@@ -94,7 +94,7 @@ def test_a_layer_without_positions_is_plain_causal_attention() -> None:
     assert set(rotates) == {True, False}
     with ctxext.patched(model, "rerope:window=4") as handle:
         state = getattr(model.model.layers[0].self_attn, STATE)
-        found = [state.layers[layer.self_attn].source is not None for layer in model.model.layers]
+        found = [state.layers[layer.self_attn].freqs is not None for layer in model.model.layers]
         assert found == rotates
         assert handle.notes == []
 

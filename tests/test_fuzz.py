@@ -20,10 +20,11 @@ from ctxext.errors import CtxextError, UsageError
 from ctxext.measure.launch import parse_launcher
 from ctxext.methods.base import Span
 from ctxext.models.loading import Source
+from ctxext.notation import format_length, parse_length
 from ctxext.records import Store
-from ctxext.registry import format_length, parse_length
+from ctxext.request.evaluation import EvaluationRequest
 from ctxext.request.grid import read_grid
-from ctxext.request.request import Request, parse_lengths, parse_methods, parse_seeds, parse_tasks
+from ctxext.request.lists import parse_lengths, parse_methods, parse_seeds, parse_tasks
 from ctxext.system.names import printable, safe_name
 from ctxext.tasks.data import load_text
 from ctxext.tasks.longbench.questions import read_questions
@@ -171,7 +172,7 @@ def lines(content: list[Any]) -> bytes:
 def test_grids(content: bytes | dict[str, Any]) -> None:
     path = FOLDER / "grid.yaml"
     path.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
-    base = Request(Source("tiny"), (), (), ())
+    base = EvaluationRequest(Source("tiny"), (), (), ())
     requests = attempt(lambda: read_grid(path, base))
     assert requests is None or all(request.lengths for request in requests)
 
@@ -202,4 +203,4 @@ def test_a_list_of_yaml_aliases_does_not_grow() -> None:
     path = FOLDER / "bomb.yaml"
     path.write_text("\n".join(["a: &a [x]", *nested, "lengths: *i"]))
     with pytest.raises(UsageError, match="unknown key 'a'"):
-        read_grid(path, Request(Source("tiny"), (), (), ()))
+        read_grid(path, EvaluationRequest(Source("tiny"), (), (), ()))

@@ -27,7 +27,7 @@ from ctxext.export import gguf_rope, gguf_vocab
 from ctxext.export.gguf import write_gguf
 from ctxext.methods.base import Rotary, Span
 from ctxext.models.aliases import locate
-from ctxext.models.layout import find_sources
+from ctxext.models.layout import find_frequency_sets
 from ctxext.models.loading import Source, load_config
 
 gguf = pytest.importorskip("gguf", reason="needs the gguf package: pip install 'ctxext[gguf]'")
@@ -70,7 +70,7 @@ def rotation_of(config: Any, length: int, own_scaling: str = "keep") -> Any:
     for part in model.modules():
         if hasattr(part, "inv_freq"):
             part.__init__(config)
-    return find_sources(model, None, own_scaling, length)[0]
+    return find_frequency_sets(model, None, own_scaling, length)[0]
 
 
 def split(pattern: str) -> pre_tokenizers.PreTokenizer:

@@ -341,9 +341,9 @@ def test_a_model_from_packages(tiny: Path, tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
     monkeypatch.setenv("CTXEXT_CACHE", str(tmp_path / "cache"))
     names = ("first-part==1", "second-part==1")
-    known = packages.Carried(names, "m.part*", hashlib.sha256(whole).hexdigest(), "Free")
+    known = packages.Packaged(names, "m.part*", hashlib.sha256(whole).hexdigest(), "Free")
     other = {"wrong": known._replace(sha256="0" * 64), "lacks": known._replace(packages=("no==1",))}
-    monkeypatch.setattr(packages, "CARRIED", {"smollm2-135m": known, **other})
+    monkeypatch.setattr(packages, "PACKAGED", {"smollm2-135m": known, **other})
     missing = command("eval", "--model", "smollm2-135m", "--len", 256)
     assert missing.code == 2
     assert "`ctxext models --fetch smollm2-135m`" in missing.err

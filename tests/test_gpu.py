@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 from conftest import CACHE, random_model, tokens
-from test_engine import DISTANCE
+from test_engine import ALIKE
 from test_paths import SCALE, D, attend, parts_of, rotated_by, truth, turn
 
 import ctxext
@@ -35,7 +35,7 @@ def able(path: str, dtype: torch.dtype, head_dim: int) -> None:
         pytest.skip(str(error))
 
 
-@pytest.mark.parametrize("kind", [*DISTANCE, "three"])
+@pytest.mark.parametrize("kind", [*ALIKE, "three"])
 @pytest.mark.parametrize("dtype", ROUNDING)
 @pytest.mark.parametrize("path", PATHS)
 def test_paths_on_cuda(

@@ -8,20 +8,21 @@ from pathlib import Path
 
 import pytest
 
-from ctxext.cli import app as cli
+from ctxext.cli.eval import evaluate
 from ctxext.errors import UsageError
 from ctxext.models.loading import Source
-from ctxext.request.grid import COMMON, LISTS, SOURCE, read_grid
-from ctxext.request.request import Request
+from ctxext.request.evaluation import EvaluationRequest
+from ctxext.request.grid import read_grid
+from ctxext.request.options import OPTIONS
 
 pytestmark = pytest.mark.quick
 
-BASE = Request(Source("tiny", device="cpu"), (), (), (), limit=7, out=Path("here"))
+BASE = EvaluationRequest(Source("tiny", device="cpu"), (), (), (), limit=7, out=Path("here"))
 #: A list of two lists of two lists …: 2^40 of them, were they told apart.
 ENDLESS = "&l0 [1], " + ", ".join(f"&l{n} [*l{n - 1}, *l{n - 1}]" for n in range(1, 41))
 
 
-def read(tmp_path: Path, text: str) -> tuple[Request, ...]:
+def read(tmp_path: Path, text: str) -> tuple[EvaluationRequest, ...]:
     path = tmp_path / "grid.yaml"
     path.write_text(text)
     return read_grid(path, BASE)
@@ -80,11 +81,10 @@ def test_how_a_model_is_run_is_said_for_all_or_for_one(tmp_path: Path) -> None:
 
 def test_every_option_of_eval_but_those_of_the_run_has_its_key() -> None:
     """What may run code of others is said on the command line alone."""
-    options = {name.replace("_", "-") for name in inspect.signature(cli.evaluate).parameters}
+    options = {name.replace("_", "-") for name in inspect.signature(evaluate).parameters}
     run = {"context", "grid", "launcher", "out", "force", "dry-run", "as-json"}
     run |= {"trust-remote-code"}
-    inside = {"length" if option == "len" else option for option in LISTS.values()}
-    assert options - run == {*inside, *COMMON, *SOURCE}
+    assert options - run == {"length" if name == "len" else name for name in OPTIONS}
 
 
 def test_one_value_needs_no_list_and_the_rest_has_defaults(tmp_path: Path) -> None:

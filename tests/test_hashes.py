@@ -15,8 +15,7 @@ from test_eval import letters, runner, save_model
 
 from ctxext.models import adapter, hashes, loading
 from ctxext.models.hashes import folder_sha256, keep
-from ctxext.records import files
-from ctxext.system import caches
+from ctxext.system import caches, files
 
 pytestmark = pytest.mark.quick
 
@@ -171,7 +170,7 @@ def test_a_killed_writer_leaves_what_was_there(cache: Path, old: None, tmp_path:
     folder = model(tmp_path / "model")
     first = folder_sha256(folder)
     program = (
-        "import os, sys; from pathlib import Path; from ctxext.records import files;"
+        "import os, sys; from pathlib import Path; from ctxext.system import files;"
         "from ctxext.models.hashes import folder_sha256, keep;"
         "files.COARSEST = -10**12; os.fsync = lambda _: os._exit(9);"
         "folder_sha256(Path(sys.argv[1])); keep()"

@@ -14,7 +14,8 @@ HEAVY = {"torch", "transformers", "accelerate", "datasets", "pandas", "matplotli
 
 # Each imports none that comes later.
 ORDER = (
-    *("errors", "registry", "system", "records", "methods", "models", "engine", "tasks"),
+    *("errors", "text", "choices", "notation", "registry", "system", "records"),
+    *("methods", "models", "engine", "tasks"),
     *("request", "measure", "report", "export", "advise", "cli"),
     *("patches", "results", "harness"),  # public names
     *("__init__", "__main__"),
@@ -23,6 +24,9 @@ ORDER = (
 # Libraries that a folder must do without, even inside functions; others import them as they like.
 WITHOUT = {
     "errors": {*HEAVY, "typer", "rich"},
+    "text": {*HEAVY, "typer", "rich"},
+    "choices": {*HEAVY, "typer", "rich"},
+    "notation": {*HEAVY, "typer", "rich"},
     "registry": {*HEAVY, "typer", "rich"},
     "system": {*HEAVY, "typer", "rich"},
     "records": {*HEAVY, "typer", "rich"} - {"pandas"},

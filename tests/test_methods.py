@@ -87,6 +87,13 @@ def self_extend(window: int) -> Callable[[int], oracle.Method]:
     )(n)
 
 
+def jet_long(window: int) -> Callable[[int], oracle.Method]:
+    """… with the default factor."""
+    return lambda n: distance(
+        "jet-long-freq", window=window, factor=max(1.0, (n - window) / (T - window))
+    )(n)
+
+
 def logn(clip: bool) -> Callable[[int], oracle.Method]:
     return lambda n: {"T": T, "logn": {"clip": clip}}
 
@@ -168,6 +175,14 @@ ROWS: dict[str, list[Row]] = {
                 distance("inv-leaky-rerope", window=w, expansion=1.5),
             )
             for w in (1, 7, 94)
+        ),
+    ],
+    "jet-long-freq": [
+        ("jet-long-freq", jet_long(T // 16)),
+        ("jet-long-freq:window=7", jet_long(7)),
+        (
+            "jet-long-freq:window=5,factor=6,beta_fast=3,beta_slow=0.01",
+            distance("jet-long-freq", window=5, factor=6, beta_fast=3, beta_slow=0.01),
         ),
     ],
     "self-extend": [
@@ -395,11 +410,10 @@ def float64_nll(family: str, ids: Tensor, method: oracle.Method) -> Tensor:
     """
     neighbours, width = LAYOUT[family]
     model, length = shaken(family).double(), ids.shape[1]
-    theta, factor = oracle.frequencies(
-        {"head_dim": width, "rope_theta": model.config.rope_parameters["rope_theta"]}, method
-    )
+    head = {"head_dim": width, "rope_theta": model.config.rope_parameters["rope_theta"]}
+    theta, factor = oracle.frequencies(head, method)
     assert theta.shape == model.base_model.rotary_emb.inv_freq.shape
-    r, n = oracle.effective_positions(length, method), oracle.query_scale(length, method)
+    r, n = oracle.pair_positions(length, head, method), oracle.query_scale(length, method)
     hidden = ~oracle.seen(length, method)
     order = torch.arange(width).view(-1, 2).mT.flatten() if neighbours else torch.arange(width)
 
@@ -407,7 +421,7 @@ def float64_nll(family: str, ids: Tensor, method: oracle.Method) -> Tensor:
         module: Any, query: Tensor, key: Tensor, value: Tensor, *_: Any, scaling: float, **__: Any
     ) -> tuple[Tensor, None]:
         groups = query.shape[1] // key.shape[1]
-        q, k, v = query[0] * n[:, None], key[0], value[0]
+        q, k, v = query[0] * n[:, None] * oracle.temperature(method), key[0], value[0]
         k, v = k.repeat_interleave(groups, 0), v.repeat_interleave(groups, 0)
         s = oracle.scores(q[..., order], k[..., order], theta, r) * factor**2
         s = (s + q[..., width:] @ k[..., width:].mT) * scaling

@@ -19,7 +19,7 @@ from torch import Tensor
 
 import ctxext
 from ctxext.errors import UnsupportedModelError, UsageError
-from ctxext.models.layout import find_sources, length_class
+from ctxext.models.layout import find_frequency_sets, length_class
 from ctxext.models.trained import explain_trained, trained_length
 
 T, DECLARED, L, BASE = 32, 128, 150, 10000.0
@@ -374,11 +374,11 @@ def test_the_trained_length_beside_the_rope_or_alone() -> None:
 def test_facts_are_those_that_methods_start_from() -> None:
     for name in OWN:
         for length in (T, L):
-            (source,) = find_sources(made(name), length=length)
+            (source,) = find_frequency_sets(made(name), length=length)
             theta, factor, _ = by_hand(name, length)
             assert source.facts.theta == pytest.approx(theta.tolist(), rel=5e-6)
             assert source.start.factor == pytest.approx(factor)
-        (source,) = find_sources(made(name), own_scaling="replace")
+        (source,) = find_frequency_sets(made(name), own_scaling="replace")
         assert source.facts.theta == pytest.approx(default(name).tolist(), rel=5e-6)
         assert source.facts.trained == before(name)
 

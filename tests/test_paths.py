@@ -19,7 +19,7 @@ from conftest import CACHE, random_model, tokens
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_engine import (
-    DISTANCE,
+    ALIKE,
     KINDS,
     NARROW,
     Largest,
@@ -49,7 +49,7 @@ D = 16
 THETA = 100.0 ** (-torch.arange(D // 2, dtype=torch.float64) / (D // 2))
 SCALE = 0.3
 ROUNDED = 0.03  # of the largest logit: a few roundings by 2^-9 in each of two layers
-BY_DISTANCE = [*(name for name in DISTANCE if not KINDS[name].absolute), "three"]
+BY_DISTANCE = [*(name for name in ALIKE if not KINDS[name].absolute), "three"]
 
 
 def turn(x: Tensor, positions: Tensor) -> Tensor:
@@ -149,7 +149,7 @@ def test_every_path_is_the_reference(path: str, data: st.DataObject) -> None:
     m = draw(st.integers(1, 200))
     n = draw(st.one_of(st.just(m), st.integers(1, m)))
     window = draw(st.one_of(st.just(1), st.just(m), st.integers(1, m + 5)))
-    kind, leak = draw(st.sampled_from([*DISTANCE, "three"])), draw(st.sampled_from([1.0, 2.5, 8.0]))
+    kind, leak = draw(st.sampled_from([*ALIKE, "three"])), draw(st.sampled_from([1.0, 2.5, 8.0]))
     q, k, v = inputs(b, g * r, g, n, m, seed=draw(st.integers(0, 99)))
     sizes = {
         "BLOCK": draw(st.sampled_from([1, 7, 64])),
@@ -205,7 +205,7 @@ def test_left_padded_rows(path: str, data: st.DataObject) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("path", ["sdpa", "eager", "windows"])
-@pytest.mark.parametrize("kind", DISTANCE)
+@pytest.mark.parametrize("kind", ALIKE)
 def test_half_precision_errs_no_more_than_plain_attention(
     kind: str, path: str, dtype: torch.dtype
 ) -> None:
@@ -231,7 +231,7 @@ def test_half_precision_errs_no_more_than_plain_attention(
     assert (ours.double() - expected).abs().mean() <= 1.5 * own
 
 
-@pytest.mark.parametrize("kind", [*DISTANCE, "three"])
+@pytest.mark.parametrize("kind", [*ALIKE, "three"])
 @pytest.mark.parametrize("heads", [(2, 2), (4, 2), (2, 1)])
 def test_gradients(kind: str, heads: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     """The merged backward by finite differences, and against autograd through the dense truth."""

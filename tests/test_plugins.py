@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Optional, Union
 
 from ctxext.methods import register
 from ctxext.methods.base import Distance, Part, identity
-from ctxext.registry import Count
+from ctxext.notation import Count
 
 if TYPE_CHECKING:
     from nowhere import Nothing
@@ -53,7 +53,7 @@ TASK = """
 from dataclasses import dataclass
 from typing import Optional
 
-from ctxext.registry import Count
+from ctxext.notation import Count
 from ctxext.tasks import register
 from ctxext.tasks.ppl import Perplexity
 

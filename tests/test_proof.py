@@ -25,7 +25,7 @@ from ctxext.export.carried import write_carried
 from ctxext.export.proof import Figure, Proof, prove
 from ctxext.export.write import Order, export
 from ctxext.methods.base import Span
-from ctxext.models.layout import find_sources, head_dim
+from ctxext.models.layout import find_frequency_sets, head_dim
 from ctxext.models.loading import Source
 from ctxext.models.small import merge, small_model
 
@@ -399,14 +399,14 @@ RE, GROUPS, CHUNKS = "rerope:window=512+logn", "self-extend:window=512", "dca:ch
 FAULTS = {  # a spec, the file that is wrong, what stands in it and what in its place
     "window": (RE, "config.json", "window=512", "window=513"),
     "trained length": (RE, "config.json", '"trained": 2048', '"trained": 2049'),
-    "far turn": (RE, "patches_rerope", "q * 0 + w", "q * 0 + w + 1"),
-    "border": (RE, "patches_rerope", "Part(w, None", "Part(w + 1, None"),
-    "old keys": (RE, "patches_rerope", "Part(w, None", "Part(w, 15000"),
-    "long sequences": (RE, "patches_logn", "math.log(trained)", "math.log(trained + n // 9e3)"),
-    "group": (GROUPS, "patches_self_extend", "k // group", "(k + 1) // group"),
-    "old chunks": (CHUNKS, "patches_dca", "Part(2, None", "Part(2, 14"),
-    "step in a chunk": (CHUNKS, "patches_dca", "step < local", "step <= local"),
-    "sinks": ("streaming:sinks=4", "patches_streaming", "first=self.sinks", "first=5"),
+    "far turn": (RE, "methods_rerope", "q * 0 + w", "q * 0 + w + 1"),
+    "border": (RE, "methods_rerope", "Part(w, None", "Part(w + 1, None"),
+    "old keys": (RE, "methods_rerope", "Part(w, None", "Part(w, 15000"),
+    "long sequences": (RE, "methods_logn", "math.log(trained)", "math.log(trained + n // 9e3)"),
+    "group": (GROUPS, "methods_self_extend", "k // group", "(k + 1) // group"),
+    "old chunks": (CHUNKS, "methods_dca", "Part(2, None", "Part(2, 14"),
+    "step in a chunk": (CHUNKS, "methods_dca", "step < local", "step <= local"),
+    "sinks": ("streaming:sinks=4", "methods_streaming", "first=self.sinks", "first=5"),
     "turned keys": (RE, "engine_chunked", "turn(k, k_at)", "turn(k, k_at // 2)"),
 }
 
@@ -546,7 +546,7 @@ def test_frequencies_of_a_small_model_are_those_of_the_large_one() -> None:
             "partial_rotary_factor": 0.4,
         },
     )
-    (source,) = find_sources(small_model(config)[0])
+    (source,) = find_frequency_sets(small_model(config)[0])
     want = torch.tensor([1e4 ** (-2 * i / 32) for i in range(16)])
     torch.testing.assert_close(source.inv_freq, want, rtol=1e-6, atol=0)
 

@@ -23,9 +23,9 @@ from test_results import HOSTILE, failed, make
 
 from ctxext import report
 from ctxext.errors import UsageError
+from ctxext.notation import format_length
 from ctxext.records import SPENT, Record, problem_with, sealed
 from ctxext.records.intervals import tango, wilson
-from ctxext.registry import format_length
 from ctxext.report import groups, heatmaps, latex, plots, series, tables
 
 

@@ -24,7 +24,8 @@ from transformers import AutoTokenizer
 from ctxext import tasks
 from ctxext.errors import UsageError
 from ctxext.tasks.base import Sample
-from ctxext.tasks.ruler import fit, lexicon, niah, questions, tracking, words
+from ctxext.tasks.prompts import fit
+from ctxext.tasks.ruler import lexicon, niah, questions, tracking, words
 from ctxext.tasks.ruler.questions import QuestionsMaker, load_questions
 from ctxext.tasks.ruler.words import CommonWordsMaker, FrequentWordsMaker
 from ctxext.tasks.scoring import ruler as scoring

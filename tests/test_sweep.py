@@ -23,8 +23,8 @@ import pytest
 from ctxext.errors import UsageError
 from ctxext.models.loading import Source
 from ctxext.records import SPENT, Record, Store, problem_with
+from ctxext.request.evaluation import EvaluationRequest
 from ctxext.request.grid import read_grid
-from ctxext.request.request import Request
 
 KILLS = 20
 GRID = """
@@ -40,10 +40,10 @@ CELLS = 5 * 2 * 4
 VARYING = ("seconds", "tokens_per_second", "peak_memory_bytes", "created", "digest", *SPENT)
 
 
-def requests(folder: Path, **changed: Any) -> tuple[Request, ...]:
+def requests(folder: Path, **changed: Any) -> tuple[EvaluationRequest, ...]:
     path = folder.with_suffix(".yaml")
     path.write_text(GRID)
-    base = Request(Source("tiny", device="cpu"), (), (), (), out=folder, **changed)
+    base = EvaluationRequest(Source("tiny", device="cpu"), (), (), (), out=folder, **changed)
     return read_grid(path, base)
 
 

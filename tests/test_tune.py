@@ -31,7 +31,7 @@ from test_eval import Ran, Run, folders, here, letters, run  # noqa: F401
 from ctxext import patches, tasks
 from ctxext.advise.tune import outcome as outcomes
 from ctxext.advise.tune.outcome import Comparison, Outcome, Trial
-from ctxext.advise.tune.search import Request, Search
+from ctxext.advise.tune.search import Search, TuneRequest
 from ctxext.advise.tune.space import Space, parse_families
 from ctxext.advise.tune.unseen import compare
 from ctxext.errors import UsageError
@@ -43,8 +43,8 @@ from ctxext.models.loading import Source
 from ctxext.records import Interval, Store
 from ctxext.records.intervals import tango
 from ctxext.records.paired import Difference
-from ctxext.request import request
-from ctxext.request.request import Request as Cells
+from ctxext.request.evaluation import EvaluationRequest
+from ctxext.request.lists import parse_methods
 from ctxext.tasks.base import BLOCKS, TokenScores
 from ctxext.tasks.passkey import PassKey
 from ctxext.tasks.ppl import Perplexity
@@ -393,7 +393,7 @@ def made(
     shutil.copytree(folders["plain"], place / "plain")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
-        request = Request(
+        request = TuneRequest(
             Source("plain"),
             LENGTH,
             ("streaming",),
@@ -600,8 +600,8 @@ def zeroed(folder: str) -> None:
 
 def test_a_model_that_has_changed_is_loaded_again(run: Run, here: Path) -> None:  # noqa: F811
     """A model of zeros finds all tokens of its vocabulary equally likely."""
-    cells = Cells(
-        Source("plain"), request.parse_methods([]), (32,), (Perplexity(),), "t.txt", 2, out=here
+    cells = EvaluationRequest(
+        Source("plain"), parse_methods([]), (32,), (Perplexity(),), "t.txt", 2, out=here
     )
     loaded = Loaded()
     (before,) = Evaluation([cells], loaded=loaded).run()
@@ -797,10 +797,10 @@ class Untold(PassKey):
 
 def test_what_is_better_is_what_the_task_says() -> None:
     for task, lower in ((PassKey(), False), (Lost(), True)):
-        search = Search(Request(Source("tiny"), 1024, objective=task))
+        search = Search(TuneRequest(Source("tiny"), 1024, objective=task))
         assert search.outcome.lower is lower
     with pytest.raises(UsageError, match="does not say whether more of its passkey is better"):
-        Request(Source("tiny"), 1024, objective=Untold())
+        TuneRequest(Source("tiny"), 1024, objective=Untold())
 
 
 def test_data_too_short_for_a_window_is_refused(run: Run, here: Path) -> None:  # noqa: F811

@@ -26,12 +26,14 @@ from ctxext.measure.run import Evaluation
 from ctxext.methods.base import Distance, Frequency, QueryScale, Rotary, Span
 from ctxext.models.loading import Source
 from ctxext.request import cells as plan
-from ctxext.request.request import Request, parse_methods, parse_tasks
+from ctxext.request.evaluation import EvaluationRequest
+from ctxext.request.lists import parse_methods, parse_tasks
 from ctxext.tasks.base import Row, TokenScores
 from ctxext.tasks.scoring import longbench
 
 TRAINED, LENGTH = 32, 128  # of the tables of methods, in tokens
 LONG = 2048  # of the prompts
+ROTARY = Rotary(tuple(1e4 ** (-i / 8) for i in range(8)), 1e4, TRAINED)
 ROOT = Path(__file__).parent.parent
 PINNED = ROOT / "tests" / "numbers.json"
 RENEW = "run `python tests/test_versions.py`, and commit numbers.json"
@@ -54,13 +56,13 @@ def table(name: str, folder: Path) -> Any:
         text = f"longrope:factors=@{folder / 'longrope.json'}"
     (method,) = patches.parse(text).resolve(Span(TRAINED, LENGTH)).methods
     if isinstance(method, Frequency):
-        rotary = Rotary(tuple(1e4 ** (-i / 8) for i in range(8)), 1e4, TRAINED)
-        return method.scales(rotary), method.attention_factor_on(rotary)
+        return method.scales(ROTARY), method.attention_factor_on(ROTARY)
     if isinstance(method, Distance):
         at = torch.arange(LENGTH, dtype=torch.float64)
         return [
             (p.start, p.stop, p.unit, p.first, p.query(at).tolist(), p.key(at).tolist())
-            for p in method.parts()
+            + (p.factor,) * (p.factor != 1)
+            for p in (part.on(ROTARY) for part in method.parts())
         ]
     assert isinstance(method, QueryScale)
     return method.scale(torch.arange(1.0, LENGTH + 1), TRAINED).tolist()
@@ -115,7 +117,7 @@ def measured(spec: str, data: str | None, folder: Path, loaded: Loaded) -> Any:
         nll = 1 + np.sin(np.arange(len(window)))
         return TokenScores(windows.length, window, position + 1, nll, nll < 1)
 
-    request = Request(
+    request = EvaluationRequest(
         Source("tiny", device="cpu"),
         parse_methods([]),
         (LONG,),
@@ -163,7 +165,7 @@ def test_keys_of_first_versions_are_what_they_were() -> None:
     (path,) = (ROOT / "results" / "tiny").glob("tiny--ntk--passkey*--512--*.json")
     record = json.loads(path.read_text())
     assert "version_of" not in record
-    request = Request(
+    request = EvaluationRequest(
         Source("tiny", device="cpu", dtype=record["dtype"]),
         parse_methods([record["requested"]]),
         (record["length"],),

@@ -23,7 +23,8 @@ import ctxext
 from ctxext import tasks
 from ctxext.errors import UsageError
 from ctxext.models.loading import Source
-from ctxext.request import request as ask
+from ctxext.request.evaluation import EvaluationRequest
+from ctxext.request.lists import parse_tasks
 from ctxext.tasks.acc_repeat import AccuracyOnRepeated
 from ctxext.tasks.base import TokenTask
 
@@ -150,8 +151,10 @@ def test_what_a_request_reads_of_a_text() -> None:
         windows = AccuracyOnRepeated.windows
 
     def needed(spec: str, limit: int | None, tokens: int | None = None) -> int | None:
-        asked = ask.parse_tasks([spec])
-        request = ask.Request(Source("tiny"), (), (512, 1024), asked, limit=limit, tokens=tokens)
+        asked = parse_tasks([spec])
+        request = EvaluationRequest(
+            Source("tiny"), (), (512, 1024), asked, limit=limit, tokens=tokens
+        )
         return request.text_tokens
 
     assert needed("ppl", None) is None
@@ -304,4 +307,4 @@ def test_too_little_data_is_refused(run: Run, here: Path, spec: str) -> None:  #
     ],
 )  # fmt: skip
 def test_a_benchmark_takes_a_list_of_its_own(text: str, wanted: list[str]) -> None:
-    assert [str(task) for task in ask.parse_tasks([text])] == wanted
+    assert [str(task) for task in parse_tasks([text])] == wanted

@@ -1,5 +1,6 @@
 """What to do with a model, before and after it is measured.
 
+check.py     whether a model still measures as a baseline has it
 estimate.py  what an evaluation will cost, as a table
 explain/     what a method does to angles, distances and the entropy of attention
 tune/        a method with its parameters, by a search under a budget

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from ctxext.measure.costs.cells import Estimate
-from ctxext.registry import counted, format_length, format_seconds
+from ctxext.notation import format_length
 from ctxext.system.names import printable
+from ctxext.text import counted, format_seconds
 
 UNKNOWN = "–"
 

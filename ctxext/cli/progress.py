@@ -11,9 +11,10 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from ctxext.measure.monitor import Monitor, Step
+from ctxext.notation import format_length
 from ctxext.records import BENCH
-from ctxext.registry import counted, format_length, format_seconds
 from ctxext.system.names import printable
+from ctxext.text import counted, format_seconds
 
 if TYPE_CHECKING:
     from rich.table import Table

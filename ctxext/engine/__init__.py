@@ -38,16 +38,12 @@ watch.py        what each attention layer scores while a model runs, patched or 
 
 from __future__ import annotations
 
-from ctxext.errors import UsageError
-from ctxext.registry import did_you_mean
+from ctxext.choices import Attention, AttentionPath, check_word, words
 
 VERSION = 1  # of how a model is changed, read and answers: where their numbers change it goes up
-PATHS = ("flash", "sdpa", "eager")  # attention paths: `auto` takes the first that can run
+PATHS = words(AttentionPath)  # attention paths: `auto` takes the first that can run
 
 
 def check_path(asked: str) -> str:
     """The attention path asked for, or `auto`; UsageError for an unknown one."""
-    valid = ("auto", *PATHS)
-    if asked not in valid:
-        raise UsageError(f"unknown attention path {asked!r}: {did_you_mean(asked, valid)}")
-    return asked
+    return check_word("attention path", asked, Attention)

@@ -11,7 +11,7 @@ from ctxext.engine.layers import AttentionSite
 from ctxext.engine.probe import learn
 from ctxext.errors import CtxextError, UnsupportedModelError, short
 from ctxext.methods import Spec
-from ctxext.models.layout import Source, has_windows
+from ctxext.models.layout import FrequencySet, has_windows
 
 
 @dataclass(frozen=True)
@@ -21,12 +21,12 @@ class Anatomy:
     Attributes:
         layers: those that run through transformers' attention interface, in order.
         axes: the frequencies that a text uses, with the shape of positions before [b, n].
-        sources: of them those that a method changes.
+        changed: of them those that a method changes.
     """
 
     layers: list[AttentionSite]
-    axes: dict[Source, tuple[int, ...]]
-    sources: list[Source]
+    axes: dict[FrequencySet, tuple[int, ...]]
+    changed: list[FrequencySet]
 
     @property
     def taking(self) -> list[AttentionSite]:
@@ -34,15 +34,15 @@ class Anatomy:
         return [layer for layer in self.layers if not layer.inside]
 
     @property
-    def alone(self) -> dict[nn.Module, Source]:
+    def alone(self) -> dict[nn.Module, FrequencySet]:
         """The layers that do not, but are rotated by frequencies of those that do."""
-        inside = ((layer.module, layer.source) for layer in self.layers if layer.inside)
-        return {module: source for module, source in inside if source in self.sources}
+        inside = ((layer.module, layer.freqs) for layer in self.layers if layer.inside)
+        return {module: freqs for module, freqs in inside if freqs in self.changed}
 
     def notes(self, spec: Spec) -> list[str]:
         """What a user should know of it, a line each."""
-        changed = [s for s in self.axes if s.scaled and (s.by_length or not spec.unpatched)]
-        lines = [_of_scaling(source, spec) for source in changed]
+        scaled = [s for s in self.axes if s.scaled and (s.by_length or not spec.unpatched)]
+        lines = [_of_scaling(freqs, spec) for freqs in scaled]
         return [*dict.fromkeys(lines), *self._left_alone(spec)]
 
     def _left_alone(self, spec: Spec) -> list[str]:
@@ -53,25 +53,25 @@ class Anatomy:
         if inside == count:
             return [f"{line}they are left as they are, so that {spec} changes nothing"]
         lines = [f"{line}they are left as they are"]
-        if not self.sources and (spec.distance or spec.frequencies):
+        if not self.changed and (spec.distance or spec.frequencies):
             lines.append("the other layers have no positions: no rotation is changed")
         return lines
 
 
-def _of_scaling(source: Source, spec: Spec) -> str:
+def _of_scaling(freqs: FrequencySet, spec: Spec) -> str:
     """What becomes of the model's own scaling, and which T that makes."""
-    kind, what = source.rope.get("rope_type"), f"stays in force under {spec}"
-    if source.replaced:
+    kind, what = freqs.rope.get("rope_type"), f"stays in force under {spec}"
+    if freqs.replaced:
         what = f"is replaced by {spec}" if spec.frequencies else f"is taken off under {spec}"
-    elif source.by_length:
-        what += f", as it is at {source.length} tokens"
+    elif freqs.by_length:
+        what += f", as it is at {freqs.length} tokens"
     return (
         f"the model's own {kind} rope scaling {what}; its trained length is taken to be "
-        f"{source.trained} tokens ({source.why})"
+        f"{freqs.trained} tokens ({freqs.why})"
     )
 
 
-def examine(model: Any, sources: list[Source], spec: Spec) -> Anatomy:
+def examine(model: Any, freq_sets: list[FrequencySet], spec: Spec) -> Anatomy:
     """Learn the model's layers; UnsupportedModelError where they cannot take the spec.
 
     A model on the meta device, which cannot run, and one that does not run on plain tokens take
@@ -82,13 +82,13 @@ def examine(model: Any, sources: list[Source], spec: Spec) -> Anatomy:
     if spec.unpatched:
         return Anatomy([], {}, [])
     try:
-        layers, axes = _learn(model, sources)
+        layers, axes = _learn(model, freq_sets)
     except UnsupportedModelError:
-        if deep or len(sources) > 1 or has_windows(model.config, sources[0].trained):
+        if deep or len(freq_sets) > 1 or has_windows(model.config, freq_sets[0].trained):
             raise
-        layers, axes = [], dict.fromkeys(sources, ())
+        layers, axes = [], dict.fromkeys(freq_sets, ())
     if not layers:
-        if deep or len(axes) > 1 or has_windows(model.config, sources[0].trained):
+        if deep or len(axes) > 1 or has_windows(model.config, freq_sets[0].trained):
             raise UnsupportedModelError(
                 f"{kind} does not take {spec}: it does not use transformers' attention interface; "
                 "frequency methods (ntk, yarn, …) need none where all layers are alike"
@@ -99,13 +99,13 @@ def examine(model: Any, sources: list[Source], spec: Spec) -> Anatomy:
     reasons = [layer.why_not(spec) for layer in layers]
     if reason := next(filter(None, reasons), None):
         raise UnsupportedModelError(f"{kind} does not take {spec}: {reason}")
-    taking = {layer.source for layer in layers if not layer.inside}
-    return Anatomy(layers, axes, [source for source in axes if source in taking])
+    taking = {layer.freqs for layer in layers if not layer.inside}
+    return Anatomy(layers, axes, [freqs for freqs in axes if freqs in taking])
 
 
 def _learn(
-    model: Any, sources: list[Source]
-) -> tuple[list[AttentionSite], dict[Source, tuple[int, ...]]]:
+    model: Any, freq_sets: list[FrequencySet]
+) -> tuple[list[AttentionSite], dict[FrequencySet, tuple[int, ...]]]:
     """`learn`; UnsupportedModelError for whatever stands in its way."""
     kind = model.config.get_text_config().model_type
     if next(model.parameters()).is_meta:
@@ -114,7 +114,7 @@ def _learn(
             "they are offloaded"
         )
     try:
-        return learn(model, sources)
+        return learn(model, freq_sets)
     except CtxextError:
         raise
     except Exception as error:

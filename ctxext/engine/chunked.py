@@ -64,7 +64,7 @@ class _Chunks:
             else:
                 k = key[:, :, low:high]
                 k = k if k_at is None else turn(k, k_at)
-            q = turn(query, q_at).to(wide) * scaling
+            q = turn(query, q_at).to(wide) * (scaling * part.factor)
             self.turned.append(_Turned(part, q.view(b, g, h // g, n, d), k, low))
         size = min(LONGEST_CHUNK, max(16, SCORES_AT_ONCE // (b * h * m)))
         self.bounds = [(start, min(start + size, n)) for start in range(0, n, size)]

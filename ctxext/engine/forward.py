@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ctxext.engine.compiled import uncompiled
 from ctxext.engine.turned import Turned
 from ctxext.errors import UnsupportedModelError
-from ctxext.models.layout import Source
+from ctxext.models.layout import FrequencySet
 
 FORWARD = "_ctxext_forward"  # the attribute of a table that has the forward it was made in
 AS_BEFORE = "_ctxext_as_before"  # … and the tables of before the patch
@@ -41,7 +41,7 @@ class Forward:
         self.positions = positions
         self.outer = outer
         self.turned_keys = _TURNED_KEYS.get({})
-        self.tables: dict[Source, Any] = {}
+        self.tables: dict[FrequencySet, Any] = {}
         self.turned: dict[Any, tuple[Tensor, tuple[Tensor, Tensor] | None]] = {}
         self._found: list[tuple[Tensor | None, tuple[Any, ...], Any]] = []
 

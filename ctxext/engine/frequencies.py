@@ -10,53 +10,53 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ctxext.engine.stock import numbers, stock_model, ways
+from ctxext.engine.stock import numbers, stock_model, stock_ropes
 from ctxext.engine.switch import replace
 from ctxext.errors import UnsupportedModelError, UsageError
 from ctxext.methods import Spec
-from ctxext.models.layout import Rope, Source
+from ctxext.models.layout import FrequencySet, Rope
 
 
-def start(sources: list[Source], undo: contextlib.ExitStack) -> dict[Source, Rope]:
+def start(freq_sets: list[FrequencySet], undo: contextlib.ExitStack) -> dict[FrequencySet, Rope]:
     """Put on what the methods start from; the rope parameters of scalings that are taken off."""
-    for source in sources:
-        if source.replaced or (source.by_length and source.length):
-            _set(source, *source.start, undo)
-    return {source: source.plain_rope for source in sources if source.replaced}
+    for freqs in freq_sets:
+        if freqs.replaced or (freqs.by_length and freqs.length):
+            _set(freqs, *freqs.start, undo)
+    return {freqs: freqs.plain_rope for freqs in freq_sets if freqs.replaced}
 
 
 def apply_frequencies(
-    source: Source, spec: Spec, length: int | None, undo: contextlib.ExitStack
+    freqs: FrequencySet, spec: Spec, length: int | None, undo: contextlib.ExitStack
 ) -> Rope:
     """Divide the frequencies by λ, multiply the attention factors; the rope parameters for it.
 
     They are as transformers computes them, where it can.
     """
-    facts = source.facts
-    if source.inv_freq.shape != (len(facts.theta),):
-        raise UnsupportedModelError(f"{type(source.module).__name__}: inv_freq is no buffer [d/2]")
+    facts = freqs.facts
+    if freqs.inv_freq.shape != (len(facts.theta),):
+        raise UnsupportedModelError(f"{type(freqs.module).__name__}: inv_freq is no buffer [d/2]")
     scales = torch.tensor(spec.scales(facts), dtype=torch.float64)
     theta = torch.tensor(facts.theta, dtype=torch.float64) / scales
     if not torch.isfinite(theta).all():
         raise UsageError(f"{spec} gives frequencies that are not finite")
-    for way in ways(source, spec, length):
-        _set(source, way.inv_freq, way.factor, undo)
-        return way.rope
-    _set(source, theta, source.start.factor * spec.attention_factor(facts), undo)
-    return source.plain_rope
+    for stock in stock_ropes(freqs, spec, length):
+        _set(freqs, stock.inv_freq, stock.factor, undo)
+        return stock.rope
+    _set(freqs, theta, freqs.start.factor * spec.attention_factor(facts), undo)
+    return freqs.plain_rope
 
 
-def _set(source: Source, inv_freq: Tensor, factor: float, undo: contextlib.ExitStack) -> None:
+def _set(freqs: FrequencySet, inv_freq: Tensor, factor: float, undo: contextlib.ExitStack) -> None:
     """Give a rotary module frequencies and an attention factor that no length changes."""
-    module, own, name = source.module, source.inv_freq, source.named("inv_freq")
-    attribute = source.named("attention_scaling")
+    module, own, name = freqs.module, freqs.inv_freq, freqs.named("inv_freq")
+    attribute = freqs.named("attention_scaling")
     if not hasattr(module, attribute) and factor != 1:
         raise UnsupportedModelError(f"{type(module).__name__} takes no attention factor")
     undo.callback(_put_back, module, name, own)
     module._buffers[name] = inv_freq.to(own.device, torch.float32)
     replace(undo, module, attribute, factor)
-    if source.by_length and (kinds := module.__dict__.get("rope_type")) is not None:
-        plain = {**kinds, source.layer_type: "default"} if isinstance(kinds, dict) else "default"
+    if freqs.by_length and (kinds := module.__dict__.get("rope_type")) is not None:
+        plain = {**kinds, freqs.layer_type: "default"} if isinstance(kinds, dict) else "default"
         replace(undo, module, "rope_type", plain)
 
 
@@ -67,21 +67,21 @@ def _put_back(module: nn.Module, name: str, own: Tensor) -> None:
     module._buffers[name] = own.to(ours.device, dtype)
 
 
-def apply_numbers(model: Any, ropes: dict[Source, Rope], undo: contextlib.ExitStack) -> None:
+def apply_numbers(model: Any, ropes: dict[FrequencySet, Rope], undo: contextlib.ExitStack) -> None:
     """Change what modules beside the rotary ones have of a scaling that is taken off."""
     if not ropes:
         return
     inner = stock_model(model)
     for (name, key), value in numbers(inner, ropes).items():
         replace(undo, inner.get_submodule(name), key, value)
-    for source in ropes:
-        if not source.beside:
+    for freqs in ropes:
+        if not freqs.beside:
             continue
-        config = copy.deepcopy(source.config)
+        config = copy.deepcopy(freqs.config)
         rope = config.rope_parameters
-        rope = rope if source.layer_type is None else rope[source.layer_type]
-        rope |= dict.fromkeys(source.beside, 0)
+        rope = rope if freqs.layer_type is None else rope[freqs.layer_type]
+        rope |= dict.fromkeys(freqs.beside, 0)
         for module in inner.modules():
-            reads = module.__dict__.get("config") is source.config
-            if reads and module is not source.module and not isinstance(module, PreTrainedModel):
+            reads = module.__dict__.get("config") is freqs.config
+            if reads and module is not freqs.module and not isinstance(module, PreTrainedModel):
                 replace(undo, module, "config", config)

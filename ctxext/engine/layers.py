@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ctxext.engine.rotation import Rotation
 from ctxext.methods import Spec
-from ctxext.models.layout import Source
+from ctxext.models.layout import FrequencySet
 
 
 @dataclass
@@ -19,7 +19,7 @@ class AttentionSite:
 
     Attributes:
         module: what is handed to the attention function.
-        source: the frequencies that rotate it; None for a layer without positions.
+        freqs: the frequencies that rotate it; None for a layer without positions.
         rotation: the pairs that they turn.
         weights: norms that multiply queries and keys by dimension after they are rotated.
         inside: whether its mask hides every key T or more tokens back.
@@ -41,7 +41,7 @@ class AttentionSite:
     unsupported: str | None
     window: int | None = None
     handed: frozenset[str] = frozenset()
-    source: Source | None = None
+    freqs: FrequencySet | None = None
     rotation: Rotation | None = None
     weights: tuple[nn.Module, nn.Module] | None = None
     not_understood: str | None = None

@@ -97,6 +97,7 @@ def merged_attention(
             k = key[:, :, low : max(low, high)]
             keys.append(turn(k, k_at) if low < high and k_at is not None else k)
     firsts = [band.low for band in bands]
+    scalings = [scaling * band.part.factor for band in bands]
     (b, h, _, d), g = query.shape, key.shape[1]
     if n == 1 and not operator.windows:  # one query's heads are as many queries of their keys
         queries = [q.reshape(b, g, h // g, d) for q in queries]
@@ -105,7 +106,7 @@ def merged_attention(
         divide = _windows if operator.windows else _triangles
         calls = list(divide(bands, at.offset or 0, query, key))
     merged: Tensor = _Merge.apply(  # type: ignore[no-untyped-call]
-        operator, calls, firsts, scaling, value, *queries, *keys
+        operator, calls, firsts, scalings, value, *queries, *keys
     )
     return merged.reshape(query.shape) if n == 1 else merged
 
@@ -280,7 +281,7 @@ class _Merge(torch.autograd.Function):
         operator: Operator,
         calls: list[Call],
         firsts: list[int],
-        scaling: float,
+        scalings: list[float],
         value: Tensor,
         *turned: Tensor,
     ) -> Tensor:
@@ -292,7 +293,7 @@ class _Merge(torch.autograd.Function):
         for call in calls:
             q, k = call.rows(queries[call.part]), call.keys(keys[call.part])
             v = call.keys(value[:, :, firsts[call.part] :])
-            new, its = operator.forward(q, k, v, scaling, call.pattern)
+            new, its = operator.forward(q, k, v, scalings[call.part], call.pattern)
             if call.pattern.mask is not None and call.pattern.mask.ndim == 4:
                 none = call.pattern.mask.isneginf().all(-1)  # rows that see no key of the part
                 its = its.masked_fill(none, torch.finfo(wide).min / 4)
@@ -304,7 +305,7 @@ class _Merge(torch.autograd.Function):
                 o.lerp_(new.to(wide), torch.sigmoid(its - s))
                 s.copy_(torch.logaddexp(s, its))
         out = out.to(value.dtype)
-        ctx.operator, ctx.calls, ctx.firsts, ctx.scaling = operator, calls, firsts, scaling
+        ctx.operator, ctx.calls, ctx.firsts, ctx.scalings = operator, calls, firsts, scalings
         ctx.save_for_backward(value, out, lse, *turned)
         return out
 
@@ -320,7 +321,7 @@ class _Merge(torch.autograd.Function):
             rows = [call.rows(x) for x in (grad, turned[p], out, lse)]
             k, v = call.keys(turned[count + p]), call.keys(value[:, :, first:])
             new = ctx.operator.backward(
-                rows[0], rows[1], k, v, rows[2], rows[3][..., 0], ctx.scaling, call.pattern
+                rows[0], rows[1], k, v, rows[2], rows[3][..., 0], ctx.scalings[p], call.pattern
             )
             call.rows(gradients[1 + p]).add_(new[0])
             _add(call, gradients[1 + count + p], new[1])

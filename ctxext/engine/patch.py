@@ -30,10 +30,10 @@ from ctxext.engine.trial import check_outputs, outputs
 from ctxext.errors import UnsupportedModelError, UsageError
 from ctxext.methods import Spec, parse
 from ctxext.methods.base import Span
-from ctxext.models.layout import Source, find_sources, head_dim
+from ctxext.models.layout import FrequencySet, find_frequency_sets, head_dim
 from ctxext.models.mark import MARK, Mark, read_mark
 from ctxext.models.trained import check_own_scaling
-from ctxext.registry import is_length
+from ctxext.notation import is_length
 
 HANDLE = "_ctxext_handle"
 
@@ -123,27 +123,27 @@ def patch(
     check_own_scaling(own_scaling)
     own = "keep" if parsed.unpatched else own_scaling
     model = _unwrapped(model)
-    sources = find_sources(model, train_len, own, length)
-    holder = sources[0].module
+    freq_sets = find_frequency_sets(model, train_len, own, length)
+    holder = freq_sets[0].module
     if HANDLE in holder.__dict__:
         on = holder.__dict__[HANDLE].spec
         raise UsageError(f"the model is patched already, with {on}: remove that patch first")
-    trained = sources[0].trained
+    trained = freq_sets[0].trained
     resolved = parsed.resolve(Span(trained, length))
-    _check_length(sources, resolved)
-    anatomy = examine(model, sources, resolved)
+    _check_length(freq_sets, resolved)
+    anatomy = examine(model, freq_sets, resolved)
     attention = _choose(model, anatomy, resolved, attn)
     notes = [*anatomy.notes(resolved), *_saved_otherwise(model, resolved)]
     with contextlib.ExitStack() as undo:
-        ropes = start(sources, undo)
-        sites = [_site(source, anatomy) for source in anatomy.sources]
-        for source in anatomy.sources if resolved.frequencies else []:
-            ropes[source] = apply_frequencies(source, resolved, length, undo)
-        apply_numbers(model, {s: ropes[s] for s in sources if s.replaced}, undo)
+        ropes = start(freq_sets, undo)
+        sites = [_site(freqs, anatomy) for freqs in anatomy.changed]
+        for freqs in anatomy.changed if resolved.frequencies else []:
+            ropes[freqs] = apply_frequencies(freqs, resolved, length, undo)
+        apply_numbers(model, {s: ropes[s] for s in freq_sets if s.replaced}, undo)
         if not resolved.unpatched:
             _mark(model, Mark(resolved, length, trained, own), undo)
-        for source in anatomy.sources:
-            check_module(source, anatomy.axes[source])
+        for freqs in anatomy.changed:
+            check_module(freqs, anatomy.axes[freqs])
         _apply_seams(model, anatomy, sites, trained, resolved, attention.name, undo)
         handle = Handle(resolved, attention, notes, undo)
         replace(undo, holder, HANDLE, handle)
@@ -218,7 +218,7 @@ def _saved_otherwise(model: Any, spec: Spec) -> list[str]:
 def _choose(model: Any, anatomy: Anatomy, spec: Spec, attn: str) -> PathChoice:
     """The attention path; errors as for `paths.choose`, whatever the spec."""
     choice = _fitting(model, anatomy.taking, attn)
-    return choice if spec.distance and anatomy.sources else PathChoice(_own(model), ())
+    return choice if spec.distance and anatomy.changed else PathChoice(_own(model), ())
 
 
 def _fitting(model: Any, layers: list[AttentionSite], attn: str) -> PathChoice:
@@ -233,19 +233,19 @@ def _own(model: Any) -> str:
     return str(model.config.get_text_config()._attn_implementation)
 
 
-def _site(source: Source, anatomy: Anatomy) -> RotarySite:
+def _site(freqs: FrequencySet, anatomy: Anatomy) -> RotarySite:
     """A set of frequencies as it is before the patch."""
-    shared = source in anatomy.alone.values()
-    before = as_it_is(source.module) if shared else None
-    return RotarySite(source, anatomy.axes[source], before=before)
+    shared = freqs in anatomy.alone.values()
+    before = as_it_is(freqs.module) if shared else None
+    return RotarySite(freqs, anatomy.axes[freqs], before=before)
 
 
-def _check_length(sources: list[Source], spec: Spec) -> None:
+def _check_length(freq_sets: list[FrequencySet], spec: Spec) -> None:
     """UsageError where a method needs L to know a model's own frequencies, and has none."""
-    for source in sources:
-        if source.by_length and not (source.length or source.replaced or spec.unpatched):
+    for freqs in freq_sets:
+        if freqs.by_length and not (freqs.length or freqs.replaced or spec.unpatched):
             raise UsageError(
-                f"the model's own {source.scaling} rope scaling goes by the length: give length= "
+                f"the model's own {freqs.scaling} rope scaling goes by the length: give length= "
                 f"for {spec}, or own_scaling='replace'"
             )
 
@@ -272,20 +272,20 @@ def _apply_seams(
     elif parts and own not in ("eager", "sdpa"):
         own = "sdpa"
     layers = {layer.module: layer for layer in anatomy.layers}
-    by_source = {site.source: site for site in sites}
-    state = PatchState(layers, by_source, trained, spec.query_scales, path, own)
+    by_freqs = {site.freqs: site for site in sites}
+    state = PatchState(layers, by_freqs, trained, spec.query_scales, path, own)
     if distance:
-        state.cached, state.absolute = parts[distance.cached].key, distance.absolute
+        state.cached, state.absolute = parts[distance.cached], distance.absolute
     for site in sites:
         site.before = site.before if alone else None
-    told = anatomy.axes if spec.query_scales else by_source  # of true positions
-    state.rotary = frozenset(source.module for source in told)
+    told = anatomy.axes if spec.query_scales else by_freqs  # of true positions
+    state.rotary = frozenset(freqs.module for freqs in told)
     for module in state.rotary:  # before others' hooks, which see what the module gives now
         hook = module.register_forward_hook(state.rotated, prepend=True, with_kwargs=True)
         undo.callback(hook.remove)
         _renew(module, state, undo)
-    for module, source in alone.items():
-        keep = functools.partial(state.keep_tables, by_source[source])
+    for module, freqs in alone.items():
+        keep = functools.partial(state.keep_tables, by_freqs[freqs])
         undo.callback(module.register_forward_pre_hook(keep, with_kwargs=True).remove)
         _renew(module, state, undo)
     core = _core(model, {*layers, *state.rotary})
@@ -295,11 +295,11 @@ def _apply_seams(
     with contextlib.ExitStack() as whole:
         if own != _own(model):
             use_attention(model, own, whole)
-        before = outputs(model, anatomy.layers, anatomy.sources) if deep else []
+        before = outputs(model, anatomy.layers, anatomy.changed) if deep else []
     state.take(parts)
     for site in sites if parts else []:
-        site.factor = site.source.factor
-        replace(undo, site.source.module, site.source.named("attention_scaling"), 1.0)
+        site.factor = site.freqs.factor
+        replace(undo, site.freqs.module, site.freqs.named("attention_scaling"), 1.0)
     if deep:
         name = register_distance(own) if parts else register_scaled(own)
         state.name = name

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 from ctxext.engine.patch import patched
-from ctxext.models.layout import find_sources, length_class
+from ctxext.models.layout import find_frequency_sets, length_class
 from ctxext.models.trained import ORIGINAL
 
 Item = TypeVar("Item")
@@ -60,10 +60,10 @@ def alike(
     Args:
         length: tokens of the sequence that an item will be, prompt and continuation.
     """
-    sources, found = find_sources(model), dict[int | None, tuple[int, list[Item]]]()
+    freq_sets, found = find_frequency_sets(model), dict[int | None, tuple[int, list[Item]]]()
     for item in items:
         tokens = length(item)
-        kind = length_class(sources, tokens)
+        kind = length_class(freq_sets, tokens)
         longest, some = found.get(kind, (0, []))
         some.append(item)
         found[kind] = max(longest, tokens), some

@@ -18,7 +18,8 @@ class Band(NamedTuple):
 
     Attributes:
         low, high: the keys low … high−1 that any of the queries may see in it; none if high ≤ low.
-        query: effective positions of the queries [n], or [b, n] where rows differ; float64.
+        query: effective positions of the queries [n], or [b, n] where rows differ; float64. Where
+            each pair has its own [b or 1, n, d/2].
         key: of those keys; None where they are taken as they are held.
     """
 
@@ -82,18 +83,20 @@ class Positions:
 
     def _band(self, part: Part) -> Band:
         low, high = self.span(part, 0, self.query.shape[1])
-        query = part.query(self.query.double())
+        query = row(part.query(self.query.double()))
         key = None
         if part.key is not as_held:
-            key = _row(part.key(self.key[:, low : max(low, high)].double()))
-        return Band(part, low, high, _row(query), key)
+            key = row(part.key(self.key[:, low : max(low, high)].double()))
+        return Band(part, low, high, query, key)
 
     def tail(self, band: Band, low: int) -> Tensor:
         """Effective positions of a part's keys from `low` on; one tensor whenever it is asked."""
         found = self._tails.get((id(band), low))
         if found is None:
             assert band.key is not None
-            found = self._tails[id(band), low] = band.key[..., low - band.low :]
+            tail = slice(low - band.low, None)
+            found = band.key[:, tail] if band.key.ndim == 3 else band.key[..., tail]
+            self._tails[id(band), low] = found
         return found
 
     def held(self, part: Part, start: int, stop: int, low: int, high: int) -> Tensor:
@@ -101,5 +104,6 @@ class Positions:
         return part.holds(self.query[:, start:stop, None], self.key[:, None, low:high])
 
 
-def _row(x: Tensor) -> Tensor:
-    return x[0] if len(x) == 1 else x
+def row(x: Tensor) -> Tensor:
+    """Effective positions without the rows' dimension, where one is all rows' and all pairs'."""
+    return x[0] if x.ndim == 2 and len(x) == 1 else x

@@ -25,7 +25,7 @@ from ctxext.engine.rotary import call_rotary, check_module, columns_of, deaf, ke
 from ctxext.engine.rotation import Rotation, as_index
 from ctxext.engine.switch import registered, replaced, use_attention
 from ctxext.errors import CtxextError, UnsupportedModelError, short
-from ctxext.models.layout import Source
+from ctxext.models.layout import FrequencySet
 
 PROBE = registered("probe")
 TOKENS = 8  # at least
@@ -64,23 +64,24 @@ def _unweighted(x: Tensor, norm: nn.Module | None) -> Tensor:
 
 
 @dataclass
-class _Run:
+class _Pass:
     """What a pass shows."""
 
     calls: list[_Seen] = field(default_factory=list)
     normed: dict[int, tuple[Tensor, nn.Module]] = field(default_factory=dict)  # by id
     masks: dict[int, tuple[Tensor, Any, int | None]] = field(default_factory=dict)  # by address
-    used: list[Source] = field(default_factory=list)
+    used: list[FrequencySet] = field(default_factory=list)
     tables: list[Tensor] = field(default_factory=list)  # that rotary modules gave
-    axes: dict[Source, tuple[int, ...]] = field(default_factory=dict)  # of positions, before [b, n]
+    # the shape of positions before [b, n]
+    axes: dict[FrequencySet, tuple[int, ...]] = field(default_factory=dict)
 
 
-_RUNNING: ContextVar[_Run] = ContextVar("running")
+_PASS: ContextVar[_Pass] = ContextVar("pass")
 
 
 def learn(
-    model: Any, sources: list[Source]
-) -> tuple[list[AttentionSite], dict[Source, tuple[int, ...]]]:
+    model: Any, freq_sets: list[FrequencySet]
+) -> tuple[list[AttentionSite], dict[FrequencySet, tuple[int, ...]]]:
     """The layers whose attention runs through transformers' interface, in order.
 
     Also the frequencies that a text uses, each with the shape of positions before [b, n].
@@ -88,34 +89,34 @@ def learn(
     Raises:
         UnsupportedModelError: the model does not run, or rotates in a way that is not understood.
     """
-    still = _run(model, sources, None)
+    still = _pass(model, freq_sets, None)
     if not still.calls or not still.used:
         return [], still.axes
-    for source in still.used:
-        check_module(source, still.axes[source])
-    turned = _run(model, sources, still.used)
+    for freqs in still.used:
+        check_module(freqs, still.axes[freqs])
+    turned = _pass(model, freq_sets, still.used)
     if [c.module for c in still.calls] != [c.module for c in turned.calls]:
         raise UnsupportedModelError(
             f"{kind_of(model)} takes another way through its layers each time"
         )
     layers: dict[nn.Module, AttentionSite] = {}
-    widths = {source: len(source.inv_freq) for source in still.used}
+    widths = {freqs: len(freqs.inv_freq) for freqs in still.used}
     columns = {s: columns_of(s, still.axes[s]) for s in still.used}
-    for source in still.used:
-        if len(columns[source].keys() - {-1}) < widths[source]:
-            raise deaf(source.module)
-    trained = sources[0].trained
+    for freqs in still.used:
+        if len(columns[freqs].keys() - {-1}) < widths[freqs]:
+            raise deaf(freqs.module)
+    trained = freq_sets[0].trained
     for before, after in zip(still.calls, turned.calls, strict=True):
         layer = _layer(before, still, trained)
         try:
-            layer.source, layer.rotation = _decode(before, after, widths, columns)
+            layer.freqs, layer.rotation = _decode(before, after, widths, columns)
             query_norm, key_norm = before.norms
-            if layer.source and query_norm and key_norm:
+            if layer.freqs and query_norm and key_norm:
                 layer.weights = (query_norm, key_norm)
         except _NotUnderstoodError as error:
             layer.not_understood = str(error)
         known = layers.setdefault(before.module, layer)
-        if (known.source, known.inside) != (layer.source, layer.inside):
+        if (known.freqs, known.inside) != (layer.freqs, layer.inside):
             known.not_understood = "a layer of it is called in two ways"
     return list(layers.values()), still.axes
 
@@ -124,19 +125,19 @@ def kind_of(model: Any) -> str:
     return str(model.config.get_text_config().model_type)
 
 
-def _run(model: Any, sources: list[Source], turning: list[Source] | None) -> _Run:
+def _pass(model: Any, freq_sets: list[FrequencySet], turning: list[FrequencySet] | None) -> _Pass:
     """One pass; `turning`: those whose frequencies turn, each by codes of its own."""
-    run = _Run()
-    length = max(TOKENS, _bits(sources))
+    run = _Pass()
+    length = max(TOKENS, _bits(freq_sets))
     with contextlib.ExitStack() as undo:
-        for module in {id(s.module): s.module for s in sources}.values():
-            own = {s.layer_type: s for s in sources if s.module is module}
+        for module in {id(s.module): s.module for s in freq_sets}.values():
+            own = {s.layer_type: s for s in freq_sets if s.module is module}
             undo.enter_context(kept(module))
             undo.enter_context(replaced(module, "forward", _stand_in(run, module, own, turning)))
         AttentionInterface.register(PROBE, _attention)
         AttentionMaskInterface.register(PROBE, _mask)
         use_attention(model, PROBE, undo)
-        undo.callback(_RUNNING.reset, _RUNNING.set(run))
+        undo.callback(_PASS.reset, _PASS.set(run))
         for module in model.modules():
             weight = module._parameters.get("weight")
             if weight is not None and weight.ndim == 1:
@@ -145,7 +146,7 @@ def _run(model: Any, sources: list[Source], turning: list[Source] | None) -> _Ru
     return run
 
 
-def forward(model: Any, length: int, sources: Iterable[Source]) -> None:
+def forward(model: Any, length: int, freq_sets: Iterable[FrequencySet]) -> None:
     """A few tokens through the model in evaluation mode, without a cache.
 
     What that does to rotary modules whose frequencies depend on the length is undone. The tokens
@@ -167,7 +168,7 @@ def forward(model: Any, length: int, sources: Iterable[Source]) -> None:
             torch.compiler.set_stance("force_eager"),
             contextlib.ExitStack() as undo,
         ):
-            for module in {id(source.module): source.module for source in sources}.values():
+            for module in {id(freqs.module): freqs.module for freqs in freq_sets}.values():
                 undo.enter_context(kept(module))
             run = model if isinstance(weight, DTensor) else model.base_model  # sharded from outside
             run(input_ids=ids, use_cache=False)
@@ -187,26 +188,29 @@ def forward(model: Any, length: int, sources: Iterable[Source]) -> None:
 
 
 def _stand_in(
-    run: _Run, module: nn.Module, own: dict[str | None, Source], turning: list[Source] | None
+    run: _Pass,
+    module: nn.Module,
+    own: dict[str | None, FrequencySet],
+    turning: list[FrequencySet] | None,
 ) -> Callable[..., Any]:
     real = module.forward
 
     def tables(x: Tensor, position_ids: Tensor, layer_type: str | None = None) -> Any:
-        source = own.get(layer_type)
-        if source is None:
+        freqs = own.get(layer_type)
+        if freqs is None:
             raise UnsupportedModelError(
                 f"{type(module).__name__} has no {layer_type!r} frequencies"
             )
-        if source not in run.used:
-            run.used.append(source)
-            run.axes[source] = tuple(position_ids.shape[:-2])
+        if freqs not in run.used:
+            run.used.append(freqs)
+            run.axes[freqs] = tuple(position_ids.shape[:-2])
         if turning is None:
             still = call_rotary(real, x, position_ids * 0, layer_type)
             run.tables += still if isinstance(still, tuple) else (still,)
             return still
-        codes = _codes(source, turning)
+        codes = _codes(freqs, turning)
         rows = [
-            table_of(real, source, x, position_ids[..., :1], codes >> t & 1)
+            table_of(real, freqs, x, position_ids[..., :1], codes >> t & 1)
             for t in range(position_ids.shape[-1])
         ]
         if isinstance(rows[0], tuple):
@@ -216,13 +220,13 @@ def _stand_in(
     return tables
 
 
-def _codes(source: Source, turning: list[Source]) -> Tensor:
-    """A number above 0 for each frequency, that no other source has."""
-    before = sum(len(s.inv_freq) for s in turning[: turning.index(source)])
-    return torch.arange(len(source.inv_freq)) + before + 1
+def _codes(freqs: FrequencySet, turning: list[FrequencySet]) -> Tensor:
+    """A number above 0 for each frequency, that no other set has."""
+    before = sum(len(s.inv_freq) for s in turning[: turning.index(freqs)])
+    return torch.arange(len(freqs.inv_freq)) + before + 1
 
 
-def _bits(turning: list[Source]) -> int:
+def _bits(turning: list[FrequencySet]) -> int:
     return sum(len(s.inv_freq) for s in turning).bit_length()
 
 
@@ -230,7 +234,7 @@ def _attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **given: Any
 ) -> tuple[Tensor, None]:
     mask = args[0] if args else given.pop("attention_mask", None)
-    run = _RUNNING.get()
+    run = _PASS.get()
     query_norm, key_norm = (
         run.normed[id(x)][1] if id(x) in run.normed else None for x in (query, key)
     )
@@ -241,7 +245,7 @@ def _attention(
 
 
 def _note_norm(module: nn.Module, args: Any, output: Any) -> None:
-    run = _RUNNING.get()
+    run = _PASS.get()
     run.normed[id(output)] = (output, module)
 
 
@@ -249,17 +253,17 @@ def _mask(**given: Any) -> Tensor | None:
     whole: Tensor | None = ALL_MASK_ATTENTION_FUNCTIONS["eager"](**given)
     if whole is not None:
         seen = (whole, given["mask_function"], given.get("local_size"))
-        _RUNNING.get().masks[whole.untyped_storage().data_ptr()] = seen
+        _PASS.get().masks[whole.untyped_storage().data_ptr()] = seen
     return whole
 
 
 def _decode(
     before: _Seen,
     after: _Seen,
-    widths: dict[Source, int],
-    columns: dict[Source, dict[int, int]],
-) -> tuple[Source | None, Rotation | None]:
-    """Which source turns which pairs of a layer's dimensions."""
+    widths: dict[FrequencySet, int],
+    columns: dict[FrequencySet, dict[int, int]],
+) -> tuple[FrequencySet | None, Rotation | None]:
+    """Which set turns which pairs of a layer's dimensions."""
     if before.query.shape[2] != before.key.shape[2]:
         raise _NotUnderstoodError("its keys are not one for each token")
     if before.query.shape[3] != before.key.shape[3] or before.query.shape != after.query.shape:
@@ -274,14 +278,14 @@ def _decode(
     codes = (changed[:bits].long() * weights[:, None]).sum(0).tolist()
     if not any(codes):
         return None, None
-    source, offset = _source_of(max(codes), widths)
+    freqs, offset = _freqs_of(max(codes), widths)
     pairs: dict[int, list[int]] = {}
     for dimension, code in enumerate(codes):
         if code:
             pairs.setdefault(code - offset - 1, []).append(dimension)
     a, b, at = [], [], []
     for number, dimensions in sorted(pairs.items()):
-        if len(dimensions) != 2 or number not in columns[source]:
+        if len(dimensions) != 2 or number not in columns[freqs]:
             raise _NotUnderstoodError(ODD)
         token = (number + offset + 1 & -(number + offset + 1)).bit_length() - 1
         i, j = dimensions
@@ -298,22 +302,22 @@ def _decode(
             raise _NotUnderstoodError(ODD)
         a.append(i if forwards <= backwards else j)
         b.append(j if forwards <= backwards else i)
-        at.append(columns[source][number])
+        at.append(number)
     whole = 2 * len(a) == len(codes)
-    return source, Rotation(as_index(a), as_index(b), as_index(at), whole)
+    return freqs, Rotation(as_index(a), as_index(b), as_index(at), whole)
 
 
-def _source_of(code: int, widths: dict[Source, int]) -> tuple[Source, int]:
-    """The source that a code belongs to, and the codes of those before it."""
+def _freqs_of(code: int, widths: dict[FrequencySet, int]) -> tuple[FrequencySet, int]:
+    """The set that a code belongs to, and the codes of those before it."""
     offset = 0
-    for source, width in widths.items():
+    for freqs, width in widths.items():
         if code <= offset + width:
-            return source, offset
+            return freqs, offset
         offset += width
     raise _NotUnderstoodError(ODD)
 
 
-def _layer(call: _Seen, run: _Run, trained: int) -> AttentionSite:
+def _layer(call: _Seen, run: _Pass, trained: int) -> AttentionSite:
     """What a call says of its layer, but for its rotation."""
     inside, causal, window = False, call.given.get("is_causal") is not False, None
     if call.mask is not None and call.mask.untyped_storage().data_ptr() in run.masks:
@@ -335,7 +339,7 @@ def _layer(call: _Seen, run: _Run, trained: int) -> AttentionSite:
     return AttentionSite(call.module, inside, softcap, sinks, head_dim, causal, why, window, names)
 
 
-def _says_positions(value: Any, run: _Run, call: _Seen) -> bool:
+def _says_positions(value: Any, run: _Pass, call: _Seen) -> bool:
     """Whether tensors are the tokens' positions or the tables that rotate them."""
     some, n = value if isinstance(value, (tuple, list)) else (value,), call.query.shape[2]
 

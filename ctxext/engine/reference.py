@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ctxext.engine.positions import Positions
+from ctxext.engine.positions import Positions, row
 from ctxext.methods.base import Part
 
 
@@ -34,7 +34,7 @@ def dense_attention(
         key, value: [b, g, m, d], with h a multiple of g.
         parts: none of which share a pair; pairs in none are not seen.
         turn: `turn(x [b, *, l, d], positions [l] or [b, l])` rotates each x by its position
-            (tokens; float64, on the CPU).
+            (tokens; float64, on the CPU), or its pairs by [b or 1, l, d/2].
         scaling: what scores are multiplied by.
         mask: [b or 1, 1, n, m], True where seen; None hides nothing more.
         dropout: probability of dropping a weight.
@@ -50,13 +50,13 @@ def dense_attention(
     n, m = query.shape[2], key.shape[2]
     at = at or Positions.consecutive(n, m)
     key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], 1) for x in (key, value))
-    q, k = (x[0] if len(x) == 1 else x for x in (at.query.double(), at.key.double()))
+    q, k = at.query.double(), at.key.double()
     scores = query.new_zeros(*query.shape[:3], m)
     seen = torch.zeros(1, 1, n, m, dtype=torch.bool, device=query.device)
     for part in parts:
-        far = turn(query, part.query(q)) @ turn(key, part.key(k)).mT
+        far = turn(query, row(part.query(q))) @ turn(key, row(part.key(k))).mT
         here = at.held(part, 0, n, 0, m)[:, None].to(query.device)
-        scores, seen = torch.where(here, far * scaling, scores), seen | here
+        scores, seen = torch.where(here, far * (scaling * part.factor), scores), seen | here
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
     seen = seen if mask is None else mask & seen

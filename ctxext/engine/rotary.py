@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ctxext.engine.forward import Forward
 from ctxext.engine.layers import AttentionSite
 from ctxext.errors import UnsupportedModelError, short
-from ctxext.models.layout import Source
+from ctxext.models.layout import FrequencySet
 
 
 @dataclass(eq=False)
@@ -23,47 +23,61 @@ class RotarySite:
     """One set of frequencies as a patched model uses it.
 
     Attributes:
-        source: where it is.
+        freqs: where it is.
         axes: the shape of positions before [b, n], such as (3,) for three axes.
         factor: the attention factor, where the rotary module no longer applies it.
         before: the rotary module as it was, for layers that the methods leave alone; None where
             there are none such.
+        scales: what divides the frequencies of the keys that a cache holds [d/2], where something
+            does.
     """
 
-    source: Source
+    freqs: FrequencySet
     axes: tuple[int, ...]
     factor: float = 1.0
     before: nn.Module | None = None
+    scales: tuple[float, ...] | None = None
 
     def rotate(self, x: Tensor, positions: Tensor) -> Any:
-        """cos and sin [b or 1, n, columns] (or e^(i·angle)) by frequencies as they stand."""
-        module, positions = self.source.module, positions.to(x.device)
-        return call_rotary(module.forward, x, positions, self.source.layer_type)
+        """cos and sin [b or 1, n, columns] (or e^(i·angle)) as keys in a cache are turned."""
+        own = self.freqs.module.forward
+        if self.scales is not None:
+            copied, name = as_it_is(self.freqs.module), self.freqs.named("inv_freq")
+            slow = self.freqs.inv_freq.double() / self.freqs.inv_freq.new_tensor(
+                self.scales, dtype=torch.float64
+            )
+            copied._buffers[name] = slow.float()
+            own = functools.partial(type(copied).forward, copied)
+        return call_rotary(own, x, positions.to(x.device), self.freqs.layer_type)
 
     def as_before(self, x: Tensor, positions: Tensor) -> Any:
         """The tables that the unpatched model has."""
         if self.before is None:
             return None
         own = functools.partial(type(self.before).forward, self.before)
-        return call_rotary(own, x, positions.to(x.device), self.source.layer_type)
+        return call_rotary(own, x, positions.to(x.device), self.freqs.layer_type)
 
     def turn(self, layer: AttentionSite, forward: Forward, x: Tensor, positions: Tensor) -> Tensor:
-        """x [b, *, l, d] rotated by positions [l] or [b, l] (on the CPU) as the layer rotates."""
+        """x [b, *, l, d] rotated as the layer rotates by positions [l] or [b, l] (on the CPU), or
+        each of its pairs by its own [b or 1, l, d/2]."""
         assert layer.rotation is not None
-        key = (self.source, id(positions), x.device)
+        key = (self.freqs, id(positions), x.device)
         if key not in forward.turned:  # all layers share a forward's few tables
             forward.turned[key] = positions, self._turns(positions, x.device)
         tables = forward.turned[key][1]
         return x if tables is None else layer.rotation.turn(x, *tables)
 
     def _turns(self, positions: Tensor, device: torch.device) -> tuple[Tensor, Tensor] | None:
-        """cos and sin on a layer's device; None where nothing is turned."""
+        """cos and sin [b or 1, l, d/2] on a layer's device; None where nothing is turned.
+
+        The angles are rounded to float32, as rotary modules do.
+        """
         if not positions.any():
             return None
-        rows = positions if positions.ndim == 2 else positions[None]
-        like = torch.empty(0, dtype=torch.float32, device=self.source.inv_freq.device)
-        cos, sin = _cos_sin(self.rotate(like, rows.expand(*self.axes, *rows.shape)))
-        return cos.to(device), sin.to(device)
+        at = positions.to(device, torch.float32)
+        at = at if at.ndim == 3 else at[..., None] if at.ndim == 2 else at[None, :, None]
+        angles = at * self.freqs.inv_freq.to(device, torch.float32)
+        return angles.cos(), angles.sin()
 
 
 def as_it_is(module: nn.Module) -> nn.Module:
@@ -71,12 +85,6 @@ def as_it_is(module: nn.Module) -> nn.Module:
     copied = copy.copy(module)
     copied._buffers = dict(module._buffers)
     return copied
-
-
-def _cos_sin(tables: Any) -> tuple[Tensor, Tensor]:
-    if isinstance(tables, tuple):
-        return tables[0], tables[1]
-    return tables.real, tables.imag
 
 
 def call_rotary(function: Any, x: Tensor, positions: Tensor, layer_type: str | None) -> Any:
@@ -106,40 +114,40 @@ def kept(rotary: nn.Module) -> Iterator[None]:
             buffer.data.copy_(value)
 
 
-def table_of(real: Any, source: Source, x: Tensor, like: Tensor, quarter: Tensor) -> Any:
+def table_of(real: Any, freqs: FrequencySet, x: Tensor, like: Tensor, quarter: Tensor) -> Any:
     """The tables of one token whose frequencies turn by a quarter where `quarter` [d/2] is 1."""
-    module, name = source.module, source.named("inv_freq")
-    kept, scaling = source.inv_freq, module.__dict__.get("rope_type")
+    module, name = freqs.module, freqs.named("inv_freq")
+    kept, scaling = freqs.inv_freq, module.__dict__.get("rope_type")
     module._buffers[name] = (quarter * torch.pi / 2).to(kept.device, kept.dtype)
     try:
         if scaling is not None:
             module.__dict__["rope_type"] = plain_type(scaling)
-        return call_rotary(real, x, torch.ones_like(like), source.layer_type)
+        return call_rotary(real, x, torch.ones_like(like), freqs.layer_type)
     finally:
         module._buffers[name] = kept
         if scaling is not None:
             module.__dict__["rope_type"] = scaling
 
 
-def check_module(source: Source, axes: tuple[int, ...]) -> None:
+def check_module(freqs: FrequencySet, axes: tuple[int, ...]) -> None:
     """UnsupportedModelError where a rotary module does not go by its inv_freq.
 
     At position 1/2 its cosines must be cos(θ/2) times the factor: float32 rounds them by 6e-8.
     """
-    module = source.module
-    if source.inv_freq.is_meta:
+    module = freqs.module
+    if freqs.inv_freq.is_meta:
         return
-    half = torch.full((*axes, 1, 1), 0.5, device=source.inv_freq.device)
-    like = torch.zeros(1, 1, 1, device=source.inv_freq.device)
+    half = torch.full((*axes, 1, 1), 0.5, device=freqs.inv_freq.device)
+    like = torch.zeros(1, 1, 1, device=freqs.inv_freq.device)
     with kept(module):
         try:
-            out = call_rotary(module.forward, like, half, source.layer_type)
+            out = call_rotary(module.forward, like, half, freqs.layer_type)
         except Exception as error:
             why = short(error)
             raise UnsupportedModelError(
                 f"{type(module).__name__} cannot be called: {why}"
             ) from error
-        expected = (source.inv_freq.float() / 2).cos() * source.factor
+        expected = (freqs.inv_freq.float() / 2).cos() * freqs.factor
     cos = (out[0] if isinstance(out, tuple) else out.real).flatten()
     if not ((cos[:, None] - expected).abs().amin(0) <= 1e-5).all():
         raise deaf(module)
@@ -151,16 +159,16 @@ def deaf(module: nn.Module) -> UnsupportedModelError:
     )
 
 
-def columns_of(source: Source, axes: tuple[int, ...]) -> dict[int, int]:
+def columns_of(freqs: FrequencySet, axes: tuple[int, ...]) -> dict[int, int]:
     """The column of the rotary module's tables that holds each frequency, by its number."""
-    inv_freq = source.inv_freq
+    inv_freq = freqs.inv_freq
     like = torch.zeros(1, 1, 1, device=inv_freq.device)
     position = torch.ones(*axes, 1, 1, device=inv_freq.device)
     codes = torch.arange(len(inv_freq)) + 1
     found = torch.zeros((), dtype=torch.long)
-    with kept(source.module):
+    with kept(freqs.module):
         for t in range(int(codes[-1]).bit_length()):
-            out = table_of(source.module.forward, source, like, position, codes >> t & 1)
+            out = table_of(freqs.module.forward, freqs, like, position, codes >> t & 1)
             cos, sin = out if isinstance(out, tuple) else (out.real, out.imag)
             found = found + ((sin.abs() > cos.abs()).long().flatten().cpu() << t)
     columns: dict[int, int] = {}

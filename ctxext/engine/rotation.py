@@ -18,21 +18,21 @@ class Rotation:
 
     Attributes:
         a, b: the dimensions of a head that are turned towards each other [p], of d.
-        column: for each pair its column in the rotary module's tables.
+        number: for each pair that of its frequency.
         whole: whether all of a head's dimensions are in a pair.
     """
 
     a: Index
     b: Index
-    column: Index
+    number: Index
     whole: bool
 
     def turn(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """x [b, h, l, d] rotated; cos and sin are the module's tables [b or 1, l, columns].
+        """x [b, h, l, d] rotated; cos and sin are of each frequency [b or 1, l, d/2].
 
         The products are taken in float32 at least and rounded once.
         """
-        cos, sin = cos[..., self.column][:, None], sin[..., self.column][:, None]
+        cos, sin = cos[..., self.number][:, None], sin[..., self.number][:, None]
         out = torch.empty_like(x) if self.whole else x.clone()
         few = x.shape[-2] <= TURN_AT_ONCE
         if few or torch.is_grad_enabled() or x.device.type != "cpu":

@@ -19,14 +19,14 @@ from ctxext.engine.layers import AttentionSite, handed
 from ctxext.engine.masks import padding_mask
 from ctxext.engine.paths import attend
 from ctxext.engine.runs import FEW, Run, attend_runs
-from ctxext.engine.state import STATE, PatchState
+from ctxext.engine.state import STATE, WHOLE, PatchState
 from ctxext.engine.switch import registered
 from ctxext.engine.turned import Turned
 from ctxext.errors import UnsupportedModelError
-from ctxext.methods.base import Part, identity
+from ctxext.methods.base import Part
 
 WATCH = "_ctxext_watch"  # the attribute by which an attention module finds who is told its scores
-CAUSAL: tuple[Part, ...] = (Part(0, None, identity, identity),)  # of layers without positions
+CAUSAL: tuple[Part, ...] = (WHOLE,)  # of layers without positions
 
 
 @uncompiled
@@ -96,9 +96,9 @@ def _distance_attention(
     query, key = query.to(value.dtype), key.to(value.dtype)
     parts: tuple[Part, ...] = CAUSAL
     turn: Turn = _unturned
-    if layer.source is not None:
-        site, now = state.sites[layer.source], state.forward()
-        parts, turn = state.left, functools.partial(site.turn, layer, now)
+    if layer.freqs is not None:
+        site, now = state.sites[layer.freqs], state.forward()
+        parts, turn = state.left[layer.freqs], functools.partial(site.turn, layer, now)
     if layer.weights is not None:
         query, key, turn = _unweighted(layer.weights, query, key, turn)
     scaling = scaling if scaling is not None else query.shape[-1] ** -0.5
@@ -106,7 +106,7 @@ def _distance_attention(
 
     turned: dict[int, Tensor] = {}
     if len(runs) == 1:
-        turned = _turned_keys(state, layer, runs[0], turn, query, key, held)
+        turned = _turned_keys(state, layer, parts, runs[0], turn, query, key, held)
 
     def attend_run(run: Run, q: Tensor, k: Tensor, v: Tensor, dropout: float = dropout) -> Tensor:
         mask = None if run.mask is None else run.mask.to(q.device)
@@ -130,6 +130,7 @@ def _distance_attention(
 def _turned_keys(
     state: PatchState,
     layer: AttentionSite,
+    parts: tuple[Part, ...],
     run: Run,
     turn: Turn,
     query: Tensor,
@@ -145,17 +146,17 @@ def _turned_keys(
     whole = (run.rows, run.queries, run.keys.start) == (slice(0, b), slice(0, n), 0)
     graded = torch.is_grad_enabled() and (key.requires_grad or query.requires_grad)
     uncounted = torch.is_inference_mode_enabled() or held.is_inference()  # what is written to it
-    alone = uncounted or layer.source is None or state.path == "dense"
+    alone = uncounted or layer.freqs is None or state.path == "dense"
     if n >= FEW or graded or not whole or alone:
         return {}
     kept = state.forward().turned_keys.pop(layer.module, None)
-    if kept is None or not kept.goes_on(state.left, run.at):
-        Turned(layer.module, state.left, run.at.first).hang(held)
+    if kept is None or not kept.goes_on(parts, run.at):
+        Turned(layer.module, parts, run.at.first).hang(held)
         return {}
     kept.hang(held)
     return {
         index: kept.keys(index, band, key[:, :, : run.keys.stop], run.at, turn)
-        for index, band in enumerate(run.at.bands(state.left))
+        for index, band in enumerate(run.at.bands(parts))
         if band.key is not None and band.low < band.high
     }
 

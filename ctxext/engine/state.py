@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import torch
@@ -34,9 +34,10 @@ from ctxext.engine.rotary import RotarySite
 from ctxext.engine.runs import Run, find_runs
 from ctxext.engine.slots import counts_padding
 from ctxext.errors import UnsupportedModelError, UsageError
-from ctxext.methods.base import Part, QueryScale, as_held, identity
-from ctxext.models.layout import Source
+from ctxext.methods.base import Part, QueryScale, Rotary, as_held, identity
+from ctxext.models.layout import FrequencySet
 
+WHOLE = Part(0, None, identity, identity)
 STATE = "_ctxext_state"  # the attribute by which an attention module finds its model's state
 UNPICKLED = (
     "a patched model cannot be pickled: save_pretrained it and its tokenizer, for ctxext.load to "
@@ -49,7 +50,7 @@ class PatchState:
     """What the attention function of one patched model needs to know."""
 
     layers: dict[nn.Module, AttentionSite]
-    sites: dict[Source, RotarySite]  # of the layers that take the methods
+    sites: dict[FrequencySet, RotarySite]  # of the layers that take the methods
     trained: int
     query_scales: tuple[QueryScale, ...]
     path: str  # an attention path
@@ -57,26 +58,33 @@ class PatchState:
     rotary: frozenset[nn.Module] = frozenset()  # the modules whose tables are changed or seen
     parts: tuple[Part, ...] = ()  # empty: only query scales, or only frequencies
     name: str | None = None  # what the attention function is registered as
-    cached: Callable[[Tensor], Tensor] = identity  # the positions of the keys that a cache holds
-    left: tuple[Part, ...] = ()  # the parts, for queries and keys that are turned so already
+    cached: Part = WHOLE  # as whose keys a cache holds keys
+    # … for what is turned so
+    left: dict[FrequencySet, tuple[Part, ...]] = field(default_factory=dict)
     absolute: bool = False  # whether the parts go by more than distance
 
     def take(self, parts: tuple[Part, ...]) -> None:
         """Attend by these parts from now on."""
-        done = self.cached
+        self.parts = parts
+        scaled = any(part.scales for part in parts)
+        shared = tuple(self._left(part, None) for part in parts if not scaled)
+        for source, site in self.sites.items():
+            own = source.facts if scaled else None
+            self.left[source] = shared or tuple(self._left(part, own) for part in parts)
+            scales = self.cached.scales
+            site.scales = None if scales is None else tuple(scales(source.facts))
+
+    def _left(self, part: Part, rotary: Rotary | None) -> Part:
+        """A part, on a model if given, for queries and keys that are turned as cached ones are."""
+        cached, held = self.cached, part.key is self.cached.key
+        if rotary is not None:
+            held = held and part.scales == cached.scales
+            part, cached = part.on(rotary), cached.on(rotary)
 
         def left(own: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-            return lambda p: own(p) - done(p)
+            return lambda p: _less(own(p), cached.key(p))
 
-        self.parts = parts
-        self.left = tuple(
-            replace(
-                part,
-                query=left(part.query),
-                key=as_held if part.key is done else left(part.key),
-            )
-            for part in parts
-        )
+        return replace(part, query=left(part.query), key=as_held if held else left(part.key))
 
     @uncompiled
     def rotated(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
@@ -102,11 +110,11 @@ class PatchState:
                 "(CUDA_VISIBLE_DEVICES=0)"
             )
         now = begin(self, position_ids)
-        known = (f for f in self.sites.values() if f.source.module is module)
-        site, given = next((f for f in known if f.source.layer_type == layer_type), None), own
+        known = (f for f in self.sites.values() if f.freqs.module is module)
+        site, given = next((f for f in known if f.freqs.layer_type == layer_type), None), own
         if site is not None:
             given = self._tables(site, x, position_ids) if self.parts else own
-            now.tables[site.source] = given
+            now.tables[site.freqs] = given
             first(given).__dict__[AS_BEFORE] = site.as_before(x, position_ids)
         first(given).__dict__[FORWARD] = now
         return given
@@ -137,7 +145,7 @@ class PatchState:
         on another device by their values.
         """
         found, now = [], running(self)
-        given = None if now is None else first(now.tables.get(site.source))
+        given = None if now is None else first(now.tables.get(site.freqs))
 
         def kept(x: Any) -> Any:
             table = first(x)
@@ -164,7 +172,7 @@ class PatchState:
 
     def _tables(self, site: RotarySite, x: Tensor, position_ids: Tensor) -> Any:
         """The tables as far keys need them."""
-        tables = site.rotate(x, self.cached(position_ids.double()))
+        tables = site.rotate(x, self.cached.key(position_ids.double()))
         if site.factor == 1:
             return tables
         if isinstance(tables, tuple):
@@ -227,7 +235,7 @@ class PatchState:
         if not self.query_scales:
             return query
         n = query.shape[2]
-        now, shape = self.forward(n), (n, layer.window)
+        now, shape = self.forward(n), (n, layer.window, layer.head_dim)
         scale: Tensor = now.once(mask, shape, lambda: self._scales(layer, now.positions, n, mask))
         wide = torch.promote_types(query.dtype, torch.float32)
         scaled: Tensor = query * scale.to(query.device, wide)
@@ -250,8 +258,15 @@ class PatchState:
         counted = positions.double() + 1
         scale = torch.ones_like(counted)
         for method in self.query_scales:
-            scale = scale * method.scale(counted, self.trained)
+            scale = scale * method.scale_on(counted, self.trained, layer.head_dim)
         return scale[:, None, :, None]
+
+
+def _less(a: Tensor, b: Tensor) -> Tensor:
+    """a − b of positions, either of which may be by pair."""
+    if a.ndim < b.ndim:
+        return a[..., None] - b
+    return a - (b[..., None] if b.ndim < a.ndim else b)
 
 
 def _are_ends(x: Tensor, n: int) -> bool:

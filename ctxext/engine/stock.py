@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import logging
+import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ from transformers import PreTrainedModel, modeling_rope_utils
 
 from ctxext.errors import UnsupportedModelError, short
 from ctxext.methods import Spec
-from ctxext.models.layout import Rope, Source
+from ctxext.models.layout import FrequencySet, Rope
 from ctxext.models.trained import ORIGINAL
 
 # Relative: the exponent 2i/d is rounded by 6e-8 of itself, which a base of e^20 makes 1.2e-6, in
@@ -26,8 +27,8 @@ from ctxext.models.trained import ORIGINAL
 CLOSE = 4e-6
 
 
-class Stock(NamedTuple):
-    """One way to say a spec for one set of frequencies.
+class StockRope(NamedTuple):
+    """Rope parameters that say a spec for one set of frequencies.
 
     Attributes:
         name: "rope_theta" where the base alone changes, else transformers' rope type.
@@ -42,40 +43,40 @@ class Stock(NamedTuple):
     factor: float
 
 
-def ways(source: Source, spec: Spec, length: int | None) -> Iterator[Stock]:
+def stock_ropes(freqs: FrequencySet, spec: Spec, length: int | None) -> Iterator[StockRope]:
     """The ways to say a resolved spec that transformers computes as θ/λ, best first.
 
     Args:
         length: L in tokens, which some of them name and some must fit; by the way that is first,
             frequencies differ by a rounding at most, and by none where the spec has no λ.
     """
-    own, start = source.facts, source.start
+    own, start = freqs.facts, freqs.start
     theta = torch.tensor(own.theta, dtype=torch.float64)
     wanted = theta / torch.tensor(spec.scales(own), dtype=torch.float64)
     close = CLOSE if spec.frequencies else 0.0
-    for rope in _ropes(source, spec, length, wanted):
+    for rope in _ropes(freqs, spec, length, wanted):
         try:
             with unheard():
-                inv_freq, factor = source.compute(rope)
+                inv_freq, factor = freqs.compute(rope)
             torch.testing.assert_close(inv_freq.double(), wanted, rtol=close, atol=0)
             wanted_factor = start.factor * spec.attention_factor(own)
             torch.testing.assert_close(factor, wanted_factor, rtol=close, atol=0)
         except Exception:  # whatever a family's config refuses, or computes otherwise
             continue
         changed = "rope_theta" if rope["rope_type"] == "default" else rope["rope_type"]
-        yield Stock(changed, rope, inv_freq, factor)
+        yield StockRope(changed, rope, inv_freq, factor)
 
 
-def _ropes(source: Source, spec: Spec, length: int | None, wanted: Tensor) -> Iterator[Rope]:
+def _ropes(freqs: FrequencySet, spec: Spec, length: int | None, wanted: Tensor) -> Iterator[Rope]:
     """The rope parameters that may say it; whether they do is seen when they are computed."""
-    own = source.facts
+    own = freqs.facts
     longest = max(length or 0, own.trained)
-    plain = {"rope_theta": own.base, **source.plain_rope}
+    plain = {"rope_theta": own.base, **freqs.plain_rope}
     stock = [method.stock(own) or {} for method in spec.frequencies]
-    kept = source.scaled and not source.replaced
+    kept = freqs.scaled and not freqs.replaced
     scales = spec.scales(own)
     if kept:
-        yield from _fixed(source, plain) if source.by_length else [source.rope]
+        yield from _fixed(freqs, plain) if freqs.by_length else [freqs.rope]
         if not wanted.all():
             return
         unscaled = [own.base ** (-i / len(wanted)) for i in range(len(wanted))]
@@ -84,9 +85,11 @@ def _ropes(source: Source, spec: Spec, length: int | None, wanted: Tensor) -> It
         yield {**plain, **stock[0]}
     elif not stock:
         yield plain
-    factor = source.start.factor * spec.attention_factor(own)
+    if not all(map(math.isfinite, scales)):  # JSON has no number for pairs that do not turn
+        return
+    factor = freqs.start.factor * spec.attention_factor(own)
     sharp = next(
-        ({k: r[k] for k in SHARP} for r in ([source.rope] if kept else stock) if _is_sharp(r)), {}
+        ({k: r[k] for k in SHARP} for r in ([freqs.rope] if kept else stock) if _is_sharp(r)), {}
     )
     yield {
         **plain,
@@ -109,15 +112,15 @@ def _is_sharp(rope: Rope) -> bool:
     return bool(rope.get("mscale_all_dim") and rope.get("factor"))
 
 
-def _fixed(source: Source, plain: Rope) -> Iterator[Rope]:
+def _fixed(freqs: FrequencySet, plain: Rope) -> Iterator[Rope]:
     """What a scaling that goes by the length is at L: of longrope a list, of dynamic a base."""
-    rope, length = source.rope, source.length or 1
-    if source.scaling == "longrope":
+    rope, length = freqs.rope, freqs.length or 1
+    if freqs.scaling == "longrope":
         used = "long_factor" if length > rope[ORIGINAL] else "short_factor"
         lists = {"short_factor": rope[used], "long_factor": rope[used]}
-        yield {**rope, **lists, "attention_factor": source.start.factor}
+        yield {**rope, **lists, "attention_factor": freqs.start.factor}
     else:
-        dim, own = 2 * len(source.start.inv_freq), source.unscaled
+        dim, own = 2 * len(freqs.start.inv_freq), freqs.unscaled
         stretch = rope["factor"] * torch.tensor(max(length, own)) / own - (rope["factor"] - 1)
         yield {**plain, "rope_theta": float(plain["rope_theta"] * stretch ** (dim / (dim - 2)))}
 
@@ -142,7 +145,7 @@ def _reaches(rope: Rope, longest: int) -> bool:
     return ORIGINAL not in rope or rope[ORIGINAL] * rope["factor"] == longest
 
 
-def numbers(model: PreTrainedModel, ropes: dict[Source, Rope]) -> dict[tuple[str, str], Any]:
+def numbers(model: PreTrainedModel, ropes: dict[FrequencySet, Rope]) -> dict[tuple[str, str], Any]:
     """The numbers that modules beside the rotary ones hold otherwise under other rope parameters.
 
     Latent attention has its softmax scaling from them. Found by building the model without
@@ -162,7 +165,7 @@ def numbers(model: PreTrainedModel, ropes: dict[Source, Rope]) -> dict[tuple[str
             f"{model.config.model_type}: what its own rope scaling changes beside the frequencies "
             f"is not known, so that it can only be kept ({why})"
         ) from error
-    rotary = {source.module for source in ropes}
+    rotary = {freqs.module for freqs in ropes}
     names = {name for name, module in model.named_modules() if module in rotary}
     return {
         key: value
@@ -176,12 +179,12 @@ def stock_model(model: nn.Module) -> PreTrainedModel:
     return next(m for m in model.modules() if isinstance(m, PreTrainedModel))
 
 
-def config_with(model: PreTrainedModel, ropes: dict[Source, Rope]) -> Any:
+def config_with(model: PreTrainedModel, ropes: dict[FrequencySet, Rope]) -> Any:
     """A copy of a model's config that has other rope parameters."""
     config = copy.deepcopy(model.config)
     text: Any = config.get_text_config()
-    for source, rope in ropes.items():
-        kind = source.layer_type
+    for freqs, rope in ropes.items():
+        kind = freqs.layer_type
         text.rope_parameters = rope if kind is None else {**text.rope_parameters, kind: rope}
         if hasattr(text, ORIGINAL) and ORIGINAL in rope:
             setattr(text, ORIGINAL, rope[ORIGINAL])
@@ -189,7 +192,7 @@ def config_with(model: PreTrainedModel, ropes: dict[Source, Rope]) -> Any:
 
 
 def _outline_numbers(
-    model: PreTrainedModel, ropes: dict[Source, Rope]
+    model: PreTrainedModel, ropes: dict[FrequencySet, Rope]
 ) -> dict[tuple[str, str], Any]:
     config = config_with(model, ropes)
     config._attn_implementation = "eager"

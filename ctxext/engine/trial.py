@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,10 +14,12 @@ from ctxext.engine.probe import TOKENS, forward, kind_of
 from ctxext.engine.state import PatchState
 from ctxext.errors import UnsupportedModelError
 from ctxext.methods.base import Part, identity
-from ctxext.models.layout import Source
+from ctxext.models.layout import FrequencySet
 
 
-def outputs(model: Any, layers: Iterable[AttentionSite], sources: Iterable[Source]) -> list[Tensor]:
+def outputs(
+    model: Any, layers: Iterable[AttentionSite], freq_sets: Iterable[FrequencySet]
+) -> list[Tensor]:
     """What each attention layer gives on a few tokens, in evaluation mode: [tokens, ·] each."""
     seen: list[Tensor] = []
 
@@ -26,7 +29,7 @@ def outputs(model: Any, layers: Iterable[AttentionSite], sources: Iterable[Sourc
 
     hooks = [layer.module.register_forward_hook(keep) for layer in layers]
     try:
-        forward(model, TOKENS, sources)
+        forward(model, TOKENS, freq_sets)
     finally:
         for hook in hooks:
             hook.remove()
@@ -64,5 +67,6 @@ def check_outputs(model: Any, state: PatchState, before: list[Tensor]) -> None:
 
 def _wide(state: PatchState) -> tuple[Part, ...]:
     """The same cached keys, with a near part that reaches over the whole probe."""
-    near = Part(0, TOKENS, identity, identity)
-    return (near, Part(TOKENS, None, state.cached, state.cached))
+    own = state.cached.key
+    far = replace(state.cached, start=TOKENS, stop=None, unit=1, first=None, query=own, factor=1.0)
+    return (Part(0, TOKENS, identity, identity), far)

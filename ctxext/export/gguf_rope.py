@@ -19,7 +19,7 @@ import torch
 from ctxext.errors import UnsupportedModelError
 from ctxext.methods import Spec
 from ctxext.methods.base import Rotary
-from ctxext.models.layout import Source
+from ctxext.models.layout import FrequencySet
 from ctxext.models.trained import ORIGINAL
 
 CLOSE = 1e-6  # relative: a few float32 roundings
@@ -74,13 +74,13 @@ class Expression:
         return Rotation(theta, self.attention * carried)
 
 
-def wanted(source: Source, spec: Spec) -> Rotation:
+def wanted(freqs: FrequencySet, spec: Spec) -> Rotation:
     """The rotation of the patched model; a spec of no frequency method leaves the model's own."""
-    own, rope = source.facts, source.rope
+    own, rope = freqs.facts, freqs.rope
     scales = spec.scales(own)
     theta = tuple(t / scale for t, scale in zip(own.theta, scales, strict=True))
-    factor, ramp = source.start.factor * spec.attention_factor(own), None
-    if source.scaled and not source.replaced:
+    factor, ramp = freqs.start.factor * spec.attention_factor(own), None
+    if freqs.scaled and not freqs.replaced:
         if rope["rope_type"] == "yarn" and set(scales) == {1.0}:
             turns = (float(rope.get("beta_fast") or 32), float(rope.get("beta_slow") or 1))
             ramp = Ramp(float(rope["factor"]), int(rope[ORIGINAL]), turns)

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from ctxext.engine.anatomy import Anatomy
-from ctxext.engine.stock import Stock, numbers, ways
+from ctxext.engine.stock import StockRope, numbers, stock_ropes
 from ctxext.errors import UnsupportedModelError
 from ctxext.export.check import one_line
 from ctxext.methods import Spec
 from ctxext.models.contents import to_config
-from ctxext.models.layout import Rope, Source, find_sources, head_dim, layer_configs
+from ctxext.models.layout import FrequencySet, Rope, find_frequency_sets, head_dim, layer_configs
 from ctxext.models.small import outline
 from ctxext.models.trained import ORIGINAL
 
@@ -54,7 +54,7 @@ def write_native(
             f"{kind} has layers that see no further back than the trained length and are rotated "
             "by the same frequencies as the others, and a config cannot change these apart"
         )
-    longest = max(length, *(source.trained for source in anatomy.axes), 0)
+    longest = max(length, *(freqs.trained for freqs in anatomy.axes), 0)
     whole = outline(config, trust_remote_code)
     why = "transformers has no rope parameters for it"
     for name, ropes, expected in _choices(anatomy, spec, longest):
@@ -79,48 +79,48 @@ def _choices(
     anatomy: Anatomy, spec: Spec, longest: int
 ) -> Iterator[tuple[str, Ropes, list[tuple[str | None, Tensor, float]]]]:
     """What to change, best first: a name for it, the rope parameters and what they must give."""
-    changed = anatomy.sources if spec.frequencies else []
+    changed = anatomy.changed if spec.frequencies else []
     others = [
-        source
-        for source in anatomy.axes
-        if source not in changed and (source.by_length or (source.replaced and not spec.unpatched))
+        freqs
+        for freqs in anatomy.axes
+        if freqs not in changed and (freqs.by_length or (freqs.replaced and not spec.unpatched))
     ]
     if not (changed or others):
         yield "unchanged", {}, _as_they_are(anatomy, [])
         return
-    each = [list(ways(source, spec, longest)) for source in changed]
-    each += [list(ways(source, Spec(()), longest)) for source in others]
-    kinds = [source.layer_type for source in (*changed, *others)]
+    each = [list(stock_ropes(freqs, spec, longest)) for freqs in changed]
+    each += [list(stock_ropes(freqs, Spec(()), longest)) for freqs in others]
+    kinds = [freqs.layer_type for freqs in (*changed, *others)]
     if len(set(kinds)) < len(kinds):
         return  # several modules of one kind: no config tells them apart
     for rank in range(max(map(len, each)) if all(each) else 0):
-        chosen: list[Stock] = [found[min(rank, len(found) - 1)] for found in each]
-        pairs = [(way, found[0]) for way, found in zip(chosen, each, strict=True)]
-        if not all(torch.equal(way.inv_freq, on.inv_freq) for way, on in pairs):
+        chosen: list[StockRope] = [found[min(rank, len(found) - 1)] for found in each]
+        pairs = [(rope, found[0]) for rope, found in zip(chosen, each, strict=True)]
+        if not all(torch.equal(rope.inv_freq, on.inv_freq) for rope, on in pairs):
             continue  # by a bit it is not what a patch puts on
         expected = _as_they_are(anatomy, [*changed, *others])
-        for kind, way in zip(kinds, chosen, strict=True):
-            expected.append((kind, way.inv_freq, way.factor))
-        ropes = {kind: way.rope for kind, way in zip(kinds, chosen, strict=True)}
-        yield " and ".join(dict.fromkeys(way.name for way in chosen)), ropes, expected
+        for kind, rope in zip(kinds, chosen, strict=True):
+            expected.append((kind, rope.inv_freq, rope.factor))
+        ropes = {kind: rope.rope for kind, rope in zip(kinds, chosen, strict=True)}
+        yield " and ".join(dict.fromkeys(rope.name for rope in chosen)), ropes, expected
 
 
 def _replaced(whole: Any, anatomy: Anatomy, ropes: Ropes) -> dict[str, Any]:
     """The numbers beside the rotary modules that change where the own scaling is taken off."""
-    kinds = {source.layer_type for source in anatomy.axes if source.replaced}
+    kinds = {freqs.layer_type for freqs in anatomy.axes if freqs.replaced}
     changed = {
-        source: ropes[source.layer_type]
-        for source in find_sources(whole)
-        if source.layer_type in kinds and source.layer_type in ropes
+        freqs: ropes[freqs.layer_type]
+        for freqs in find_frequency_sets(whole)
+        if freqs.layer_type in kinds and freqs.layer_type in ropes
     }
     found = numbers(whole, changed) if changed else {}
     return {f"{name}.{key}": value for (name, key), value in found.items() if "scal" in key}
 
 
 def _as_they_are(
-    anatomy: Anatomy, changed: Sequence[Source]
+    anatomy: Anatomy, changed: Sequence[FrequencySet]
 ) -> list[tuple[str | None, Tensor, float]]:
-    left = [source for source in anatomy.axes if source not in changed]
+    left = [freqs for freqs in anatomy.axes if freqs not in changed]
     return [(s.layer_type, s.inv_freq.float().cpu(), s.factor) for s in left]
 
 
@@ -193,10 +193,10 @@ def _check_frequencies(
     """ValueError, unless a model has these frequencies and factors, bit for bit."""
     if model.config.get_text_config().max_position_embeddings < longest:
         raise ValueError("its max_position_embeddings is not read")
-    found = {source.layer_type: source for source in find_sources(model)}
+    found = {freqs.layer_type: freqs for freqs in find_frequency_sets(model)}
     for kind, inv_freq, factor in expected:
-        source = found[kind]
-        if not torch.equal(source.inv_freq, inv_freq) or source.factor != factor:
+        freqs = found[kind]
+        if not torch.equal(freqs.inv_freq, inv_freq) or freqs.factor != factor:
             raise ValueError("its frequencies are not those of the patched model")
 
 

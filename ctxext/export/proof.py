@@ -21,18 +21,17 @@ from torch import Tensor
 from ctxext.engine.anatomy import examine
 from ctxext.engine.patch import patched
 from ctxext.engine.probe import learn
-from ctxext.engine.stock import config_with, unheard, ways
+from ctxext.engine.stock import config_with, stock_ropes, unheard
 from ctxext.errors import CtxextError, UnsupportedModelError, UsageError
 from ctxext.export import check
 from ctxext.export.fresh import Fresh, fresh
 from ctxext.methods import Spec, parse
 from ctxext.methods.base import Span
-from ctxext.models.layout import Source as Frequencies
-from ctxext.models.layout import find_sources
+from ctxext.models.layout import FrequencySet, find_frequency_sets
 from ctxext.models.loading import Source, load_config, load_saved
 from ctxext.models.small import Changes, flat, merge, quiet, small_model
 from ctxext.models.trained import ORIGINAL, explain_trained
-from ctxext.registry import counted
+from ctxext.text import counted
 
 Job = dict[str, Any]  # what `check.measure` is told
 
@@ -197,8 +196,8 @@ def _job(
     model: Any, spec: Spec, length: int, given: Source, carried: bool, rows: int = ROWS
 ) -> Job:
     """What both sides measure on the model, which is not patched yet."""
-    sources = find_sources(model, **_options(given))
-    trained = sources[0].trained
+    freq_sets = find_frequency_sets(model, **_options(given))
+    trained = freq_sets[0].trained
     vocabulary = model.config.get_text_config().vocab_size
     probe = {"vocabulary": vocabulary, "rows": rows, "jump": 0, "at": 0}
     job: Job = {"threads": torch.get_num_threads(), "tables": [], "generate": None}
@@ -219,11 +218,11 @@ def _job(
     if length > max(JUMP, plain):
         job["probes"].append({**probe, "length": JUMP, "jump": length})
     lengths = {min(trained, length), length}
-    if any(source.by_length for source in sources):  # which the export must not
+    if any(freqs.by_length for freqs in freq_sets):  # which the export must not
         lengths.add(2)
     job["tables"] = [
         {**table, "length": n, "count": POSITIONS}
-        for table in _sets(model, sources)
+        for table in _sets(model, freq_sets)
         for n in sorted(lengths)
     ]
     return job
@@ -267,16 +266,16 @@ def _free(config: Any, carried: bool) -> list[str]:
     return sorted(FREE | {own or "n_positions"} | (CARRIED_FREE if carried else set()))
 
 
-def _sets(model: Any, sources: list[Frequencies]) -> list[dict[str, Any]]:
+def _sets(model: Any, freq_sets: list[FrequencySet]) -> list[dict[str, Any]]:
     """Every set of frequencies that a text uses: its module, layer type and axes of positions."""
     try:
-        axes = learn(model, sources)[1]
+        axes = learn(model, freq_sets)[1]
     except UnsupportedModelError:
         axes = {}
     names = {module: name for name, module in model.named_modules()}
     return [
         {"module": names[s.module], "kind": s.layer_type, "axes": list(axes.get(s, ()))}
-        for s in axes or sources
+        for s in axes or freq_sets
     ]
 
 
@@ -371,17 +370,17 @@ def _of_stock(model: Any, spec: Spec, length: int, given: Source) -> Iterator[Fi
     """
     span = Span(explain_trained(model.config, given.own_scaling, given.train_len).tokens, length)
     alone = Spec(spec.resolve(span).frequencies) if spec.frequencies else parse("pi:factor=1")
-    sources = find_sources(model, **_options(given), length=length)
-    found = examine(model, sources, alone)
-    if found.alone or not any(source.replaced for source in found.sources):
+    freq_sets = find_frequency_sets(model, **_options(given), length=length)
+    found = examine(model, freq_sets, alone)
+    if found.alone or not any(freqs.replaced for freqs in found.changed):
         return
     ropes = {}
-    for source in found.sources:
-        way = next(ways(source, alone, length), None)
-        if way is None:
+    for freqs in found.changed:
+        stock = next(stock_ropes(freqs, alone, length), None)
+        if stock is None:
             return
-        beside = {ORIGINAL: source.rope.get(ORIGINAL), **dict.fromkeys(source.beside, 0)}
-        ropes[source] = way.rope | (beside if source.beside else {})
+        beside = {ORIGINAL: freqs.rope.get(ORIGINAL), **dict.fromkeys(freqs.beside, 0)}
+        ropes[freqs] = stock.rope | (beside if freqs.beside else {})
     with unheard():
         stock = type(model)(config_with(model, ropes)).eval()
     stock.load_state_dict(model.state_dict())

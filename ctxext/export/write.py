@@ -23,7 +23,7 @@ from ctxext.methods import Spec
 from ctxext.methods.base import Span
 from ctxext.models.adapter import MERGE
 from ctxext.models.contents import ADAPTER, CONFIG, WEIGHTS, index_name
-from ctxext.models.layout import find_sources
+from ctxext.models.layout import find_frequency_sets
 from ctxext.models.loading import Source, load_config
 from ctxext.models.mark import MARK, plain_line
 from ctxext.models.rope import is_scaled
@@ -155,7 +155,7 @@ def export(order: Order) -> Exported:
     )
     anatomy, spec = patched.anatomy, patched.spec
     notes = [*order.notes, *beside, *patched.notes]
-    if anatomy.sources or not anatomy.layers:  # else no layer sees so far
+    if anatomy.changed or not anatomy.layers:  # else no layer sees so far
         notes += reach.note(spec, patched.trained.tokens, order.length)
     if chosen.weights:
         notes += check_weights(chosen.weights, patched.config, order.trust_remote_code)
@@ -262,12 +262,12 @@ def _examine(order: Order) -> _Patched:
     config.name_or_path = str(order.source)
     small, _ = small_model(config, trust_remote_code=trust)
     own = "keep" if order.spec.unpatched else order.own_scaling
-    sources = find_sources(small, order.train_len, own, order.length)
-    trained = Trained(sources[0].trained, sources[0].why)
+    freq_sets = find_frequency_sets(small, order.train_len, own, order.length)
+    trained = Trained(freq_sets[0].trained, freq_sets[0].why)
     spec = order.spec.resolve(Span(trained.tokens, order.length))
-    anatomy = examine(small, sources, spec)
+    anatomy = examine(small, freq_sets, spec)
     if spec.unpatched:
-        anatomy = Anatomy([], dict.fromkeys(sources, ()), [])
+        anatomy = Anatomy([], dict.fromkeys(freq_sets, ()), [])
     notes = () if mark is None else (plain_line(order.name or str(order.source), mark),)
     return _Patched(raw, config, small, anatomy, spec, trained, (*anatomy.notes(spec), *notes))
 
@@ -300,11 +300,11 @@ def _write_gguf(stage: Path, order: Order, patched: _Patched) -> str:
         raise UnsupportedModelError(
             f"{config.model_type} has layers of several kinds, which GGUF export does not serve"
         )
-    (source,) = anatomy.axes
+    (freqs,) = anatomy.axes
     title = f"{public_name(order.name, order.source)}-{spec}"
     name = f"{re.sub('[^A-Za-z0-9._=-]+', '-', title).strip('-.')[:120]}.gguf"
     longest = max(order.length, patched.trained.tokens)
-    return write_gguf(order.source, stage / name, config, spec, source, longest, order.hub_id)
+    return write_gguf(order.source, stage / name, config, spec, freqs, longest, order.hub_id)
 
 
 def _prove(stage: Path, order: Order, spec: Spec, carried: bool) -> Proof:

@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
-from transformers.cache_utils import DynamicCache
 
 from ctxext.engine.pinned import alike, pinned, unswitched
 from ctxext.errors import CtxextError
-from ctxext.measure.attempts import new_cache, reads_in_parts
+from ctxext.measure.attempts import reads_in_parts
+from ctxext.measure.growing import GrowingCache, new_cache
 from ctxext.models.calls import cache_name, padding_id
 from ctxext.tasks.base import Row, Sample
 
@@ -187,16 +187,19 @@ class _Decoder:
         for row, sample in enumerate(samples):
             ids[row, longest - len(sample.ids) :] = torch.tensor(list(sample.ids))
             mask[row, longest - len(sample.ids) :] = 1
-        return list(zip(samples, self._generate(ids, mask, None), strict=True))
+        cache = new_cache(self._model, longest + self._config.max_new_tokens)
+        own = cache if isinstance(cache, GrowingCache) else None  # else one that `generate` makes
+        return list(zip(samples, self._generate(ids, mask, own), strict=True))
 
     def shared(self, samples: Sequence[Sample]) -> Iterator[list[tuple[Sample, Answer]]]:
         """The answers one by one; of each prompt only what the one before did not begin with."""
-        cache, before = DynamicCache(config=self._model.config), list[int]()
+        cache, before = GrowingCache(self._model.config), list[int]()
         for sample in samples:
             ids = list(sample.ids)
             keep = min(common(before, ids), len(ids) - 1)
             if (extra := cache.get_seq_length() - keep) > 0:
                 cache.crop(-extra)
+            cache.expect(len(ids) + self._config.max_new_tokens)
             tensor = torch.tensor([ids])
             self._read(tensor[:, keep:-1], cache)
             [answer] = self._generate(tensor, torch.ones_like(tensor), cache)

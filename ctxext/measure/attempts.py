@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from transformers.cache_utils import DynamicCache, DynamicLayer
+from ctxext.measure.growing import GrowingLayer, new_cache
 
 CHUNKS = (4096, 1024, 256)  # tokens
 
@@ -41,14 +41,6 @@ def halves(batch: int, rows: int) -> list[int]:
     return sizes
 
 
-def new_cache(model: Any) -> DynamicCache | None:
-    """An empty cache; None where the config names no layers, as that of several models in one."""
-    try:
-        return DynamicCache(config=model.config)
-    except AttributeError:
-        return None
-
-
 def reads_in_parts(model: Any) -> bool:
     """Whether the parts of a window, read one after another, give what the whole gives at once.
 
@@ -56,5 +48,5 @@ def reads_in_parts(model: Any) -> bool:
     frequencies that go by how much is read must be pinned.
     """
     layers = getattr(new_cache(model), "layers", None)
-    plain = layers is not None and all(type(layer) is DynamicLayer for layer in layers)
+    plain = layers is not None and all(type(layer) is GrowingLayer for layer in layers)
     return plain and not getattr(model, "_is_stateful", False)

@@ -20,12 +20,13 @@ from ctxext.measure.monitor import Monitor, Step
 from ctxext.measure.outcome import Failure, Measured
 from ctxext.measure.workers import Workers
 from ctxext.models.hashes import keep
+from ctxext.notation import format_length
 from ctxext.records import Record, Store, sealed
-from ctxext.registry import format_length, format_seconds
 from ctxext.request import cells as plans
 from ctxext.request.cells import Cell, Plan
-from ctxext.request.request import Request
+from ctxext.request.evaluation import EvaluationRequest
 from ctxext.tasks.base import SampleTask, TokenTask
+from ctxext.text import format_seconds
 
 if TYPE_CHECKING:
     from ctxext.measure.costs import Estimate
@@ -47,7 +48,7 @@ class Evaluation:
     among them, and the first alone has records. `loaded` is what evaluations before it have loaded.
     """
 
-    requests: Sequence[Request]
+    requests: Sequence[EvaluationRequest]
     monitor: Monitor = field(default_factory=Monitor)
     records: list[Record] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
@@ -164,7 +165,7 @@ def _refuse(reasons: Sequence[str | None]) -> NoReturn:
     raise UsageError("; ".join(dict.fromkeys(filter(None, reasons))))
 
 
-def _unused(request: Request) -> Iterator[str]:
+def _unused(request: EvaluationRequest) -> Iterator[str]:
     """What is asked for and makes no difference to a task, in lines."""
     for task in request.tasks:
         if request.data is not None and not task.uses_data:

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers.cache_utils import DynamicCache
 
 from ctxext.errors import UnsupportedModelError
+from ctxext.measure.growing import GrowingCache
 from ctxext.measure.head import Head
 from ctxext.measure.pieces import MARGIN, pieces
 from ctxext.models.calls import cache_name
@@ -111,7 +111,8 @@ def _hidden(model: Any, head: Head, ids: Tensor, chunk: int | None) -> Iterator[
     if chunk is None:
         yield 0, head.read(input_ids=ids, use_cache=False)
         return
-    cache, end = DynamicCache(config=model.config), ids.shape[1] - 1
+    cache, end = GrowingCache(model.config), ids.shape[1] - 1
+    cache.expect(end)
     for start in range(0, end, chunk):
         part = ids[:, start : min(start + chunk, end)]
         hidden = head.read(input_ids=part, use_cache=True, **{cache_name(model): cache})

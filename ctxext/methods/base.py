@@ -11,12 +11,12 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ctxext.errors import UsageError
-from ctxext.registry import format_entry
+from ctxext.notation import format_entry
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -211,6 +211,14 @@ class Part:
 
     `query` and `key` map true positions (any tensor of numbers, tokens) to effective ones, so
     that the part is plain attention between R(query(q))·q and R(key(k))·k.
+
+    With `scales` the part has frequencies of its own: pair i stands at offset + query(q)/λ_i and
+    at key(k)/λ_i, a λ of infinity for a pair that does not turn.
+
+    Attributes:
+        scales: λ_i for each pair [d/2] of a model's own rotation.
+        offset: where queries stand before what λ divides, in tokens.
+        factor: what scores are multiplied by.
     """
 
     start: int
@@ -219,10 +227,25 @@ class Part:
     key: Map
     unit: int = 1
     first: int | None = None
+    scales: Callable[[Rotary], Sequence[float]] | None = None
+    offset: float = 0.0
+    factor: float = 1.0
 
     def __post_init__(self) -> None:
         if self.first is not None and (self.stop is not None or self.unit != 1):
             raise ValueError("a part of the first keys has no end, and a unit of 1")
+
+    def on(self, rotary: Rotary) -> Part:
+        """The part on this model; with `scales` positions [·] become those of pairs [·, d/2]."""
+        if self.scales is None:
+            return self
+        scales = tuple(self.scales(rotary))
+
+        def each(own: Map, offset: float) -> Map:
+            return lambda p: offset + own(p)[..., None] / p.new_tensor(scales)
+
+        query, key = each(self.query, self.offset), each(self.key, 0.0)
+        return dataclasses.replace(self, query=query, key=key, scales=None, offset=0.0)
 
     def span(self, oldest: int, newest: int) -> tuple[int, int]:
         """Between which positions the keys are that queries oldest … newest have: low, high.
@@ -281,6 +304,10 @@ class QueryScale(Method):
     def scale(self, n: Tensor, trained: int) -> Tensor:
         """The multiplier for queries at positions n, counted from 1 (float tensor, any shape)."""
         raise NotImplementedError
+
+    def scale_on(self, n: Tensor, trained: int, head_dim: int) -> Tensor:
+        """The multiplier in heads of this dimension."""
+        return self.scale(n, trained)
 
 
 def identity(position: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ctxext.methods import register
 from ctxext.methods.base import Distance, Part, Range, Span, identity, require, tokens_between
-from ctxext.registry import Count
+from ctxext.notation import Count
 
 
 @register("streaming")

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from ctxext.errors import UsageError
 from ctxext.models.gguf import is_gguf
 from ctxext.models.packages import kept
-from ctxext.registry import did_you_mean
+from ctxext.text import did_you_mean
 
 ASSETS = Path(__file__).parent / "shipped"
 TINY = ASSETS / "tiny"

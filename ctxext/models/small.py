@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ctxext.errors import UnsupportedModelError, short
-from ctxext.models.layout import find_sources, head_dim
+from ctxext.models.layout import find_frequency_sets, head_dim
 from ctxext.models.loading import Source, settle
 
 Changes = dict[str, Any]  # keys of a config → values; for a nested config another such dict
@@ -174,7 +174,7 @@ def outline(config: Any, trust_remote_code: bool = False) -> Any:
             f"transformers builds no causal language model of type {config.model_type}: "
             f"{short(error)}"
         ) from error
-    for module in {s.module: s.module for s in find_sources(model)}:
+    for module in {s.module: s.module for s in find_frequency_sets(model)}:
         if hasattr(module, "config"):
             module.__init__(module.config)  # type: ignore[misc]
     return model
@@ -222,7 +222,7 @@ def _rotation(model: Any) -> set[tuple[Any, ...]]:
             *(type(s.module).__name__, s.layer_type, s.scaling, s.factor),
             s.inv_freq.shape if s.inv_freq.is_meta else tuple(s.inv_freq.tolist()),
         )
-        for s in find_sources(model)
+        for s in find_frequency_sets(model)
     }
     return sets | {("layer", kind) for kind in kinds}
 

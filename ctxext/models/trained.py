@@ -6,12 +6,12 @@ import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from ctxext.choices import OwnScaling, words
 from ctxext.errors import UnsupportedModelError, UsageError
-from ctxext.registry import is_length
+from ctxext.notation import is_length
 
 ORIGINAL = "original_max_position_embeddings"
 LONGEST = "max_position_embeddings"
-OWN_SCALING = ("keep", "replace")
 UNSCALED = ("default", "proportional")  # rope types that scale by no more than a factor
 
 
@@ -57,12 +57,12 @@ def explain_trained(
 
 
 def check_own_scaling(own_scaling: object) -> None:
-    """UsageError, unless it is one of OWN_SCALING."""
-    if own_scaling not in OWN_SCALING:
-        raise UsageError(f"bad own_scaling {own_scaling!r}: valid: {', '.join(OWN_SCALING)}")
+    """UsageError, unless it is a word of OwnScaling."""
+    if own_scaling not in words(OwnScaling):
+        raise UsageError(f"bad own_scaling {own_scaling!r}: valid: {', '.join(words(OwnScaling))}")
 
 
-def is_scaled(rope: dict[str, Any]) -> bool:
+def scales(rope: dict[str, Any]) -> bool:
     """Whether rope parameters, of one layer type, scale the frequencies."""
     kind = rope.get("rope_type", "default")
     return kind not in UNSCALED or (kind == "proportional" and rope.get("factor", 1.0) != 1)
@@ -72,7 +72,7 @@ def _declared(config: Any, own_scaling: str) -> Iterator[Trained]:
     """The lengths that a config declares, of which the largest is meant; the first, if it ties."""
     rope = getattr(config, "rope_parameters", None) or {}
     of_types = [part for part in rope.values() if isinstance(part, dict)]  # one for a layer type
-    scaled = [part for part in of_types or [rope] if is_scaled(part)]
+    scaled = [part for part in of_types or [rope] if scales(part)]
     longest, own = getattr(config, LONGEST, None), getattr(config, ORIGINAL, None)
     originals = [part[ORIGINAL] for part in scaled if part.get(ORIGINAL) is not None]
     before = originals[0] if originals else own

@@ -36,6 +36,8 @@ def problem_with(record: object) -> str | None:
         unmeasured = not ok and field in _MEASURED and record[field] is None
         if not (unmeasured or check(record[field])):
             return f"the field {field!r} cannot be {str(record[field])[:60]!r}"
+    if ok and bench and record[record["metric"]] is None:
+        return f"the field {record['metric']!r} cannot be None"
     if ok and not _in_range(record):
         return f"the value of {record['metric']} cannot be {record['value']}"
     resolved = record.get("task_resolved")
@@ -242,10 +244,13 @@ _IF_THERE: dict[str, Callable[[Any], bool]] = {
     **dict.fromkeys((*SPENT, *MEASURES), _size),
     **dict.fromkeys(("limit", "batch_size", "processes", "prefill_chunk"), _whole),
     "ratio": _ratio,
+    "case": _text,
+    "patch_seconds": _size,
 }
 _BENCH_CHECKS: dict[str, Callable[[Any], bool]] = {
-    "metric": lambda value: value == MEASURES[0],
-    **dict.fromkeys(("value", *MEASURES[:2]), _number),
+    "metric": lambda value: value in MEASURES[:2],
+    "value": _number,
+    **dict.fromkeys(MEASURES[:2], lambda value: value is None or _number(value)),
     "ratio": _ratio,
     "pairs": _pairs,
     "baseline_attention": _text,

@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
+from ctxext.notation import format_length
 from ctxext.records import Interval, Record, interval
 from ctxext.records.intervals import apart
 from ctxext.records.metrics import perfect_score
-from ctxext.registry import format_length
 from ctxext.report.groups import Cells, Column, describe, grouped, method_order, newest
 from ctxext.report.sheets import Item, Sheet
 from ctxext.system.names import printable

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 from ctxext.errors import UsageError
 from ctxext.records import BENCH, Record, is_share
-from ctxext.registry import did_you_mean
 from ctxext.system.names import printable, safe_name
+from ctxext.text import did_you_mean
 
 _LONGEST = 160  # characters of a file name
 

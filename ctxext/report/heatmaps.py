@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ctxext.notation import format_length
 from ctxext.records import Record, higher_is_better
 from ctxext.records.intervals import wilson
-from ctxext.registry import format_length
 from ctxext.report.groups import (
     count_text,
     describe,

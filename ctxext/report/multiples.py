@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from ctxext.registry import format_length
+from ctxext.notation import format_length
 from ctxext.report.aggregate import Headline, Score
 from ctxext.report.plots import look, set_text, wrapped
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ctxext.errors import UsageError
-from ctxext.registry import format_length
+from ctxext.notation import format_length
 from ctxext.report.series import Figure, Line
 from ctxext.system.files import write_atomically
 from ctxext.system.names import printable

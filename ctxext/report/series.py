@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from ctxext.notation import format_length
 from ctxext.records import BENCH, MEASURES, Record, higher_is_better, interval, is_share
-from ctxext.registry import format_length
 from ctxext.report.cost import believable, time_ratio
 from ctxext.report.groups import (
     Cells,
@@ -90,7 +90,8 @@ def figures(records: Iterable[Record], order: Sequence[str] = ()) -> list[Figure
     records = list(records)
     losses = [record for record in records if record["task"] in _SAME_LOSSES]
     others = [record for record in records if record["task"] not in _SAME_LOSSES]
-    bench = [r for r in records if r["task"] == BENCH and r["status"] == "ok"]
+    timed = [r for r in records if r["task"] == BENCH and r["status"] == "ok"]
+    bench = [r for r in timed if r.get("case") is None]  # whole prefills of whole rows
     scores, taken = grouped(records), set[str]()
     made: list[Figure | None] = []
     for groups in (grouped(losses, ignore=("task", "metric")), grouped(others)):

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ctxext.notation import format_length
 from ctxext.records import BENCH, MEASURES, RATIO, Record
-from ctxext.registry import format_length
 from ctxext.report import latex
 from ctxext.report.cost import bytes_text, short
 from ctxext.report.groups import current, describe, method_order, outdated, unlike
@@ -27,6 +27,16 @@ HEADER: tuple[str, ...] = (
     *("length", "method", "attention", "prefill s", "unpatched s", "×"),
     *("decode ms/token", "unpatched ms", "×", "peak memory", "×"),
 )
+_SAID = {  # of each case, with the steps and what is decoded at once
+    "": "decoding is {} steps after the prefill{}, timed by the step",
+    "packed": "each row is eight sequences that do not see each other",
+    "steps": "decoding is {} steps{} after random keys, in a cache that grows in place; the "
+    "unpatched model beside it is in transformers' own cache",
+    "padded": "decoding is {} steps{} after random keys, of rows padded on the left, the last to "
+    "twice its length",
+    "attention": "decoding is the attention function of a layer alone, one query after random "
+    "keys, in {} steps{}",
+}
 CSV = ("batch_size", "ratio", *(f"ratio_{end}" for end in RATIO[1:]))
 
 
@@ -42,6 +52,7 @@ class Group(NamedTuple):
     model_sha256: str
     seed: int
     trained_length: int
+    case: str  # what is timed, if it is not whole prefills and the steps after them
 
 
 @dataclass(frozen=True)
@@ -59,8 +70,9 @@ def build(records: Iterable[Record], order: Sequence[str] = ()) -> list[Table]:
     groups: dict[Group, list[Record]] = {}
     for record in records:
         if record["task"] == BENCH:
-            facts = {name: record[name] for name in Group._fields}
-            group = Group(**{**facts, "model_sha256": facts["model_sha256"] or ""})
+            facts = {**record, "case": record.get("case") or ""}
+            facts |= {"model_sha256": record["model_sha256"] or ""}
+            group = Group(**{name: facts[name] for name in Group._fields})
             groups.setdefault(group, []).append(record)
     return [_table(group, groups, order) for group in sorted(groups)]
 
@@ -73,7 +85,8 @@ def _table(group: Group, groups: dict[Group, list[Record]], order: Sequence[str]
     )
     for record in newest_last:
         rows[record["length"], methods[record["requested"]], record["attention"]] = record
-    title = " · ".join(["speed and memory", *describe(group, groups, ("model", "device", "dtype"))])
+    told = describe(group, groups, ("model", "device", "dtype", "case"))
+    title = " · ".join(["speed and memory", *filter(None, told)])
     shown = tuple(rows[place] for place in sorted(rows))
     said = [_caption(group, shown), *unlike(shown, but=("attention",)), *outdated(groups[group])]
     return Table(group, title, " ".join(said), shown)
@@ -85,7 +98,7 @@ def _caption(group: Group, shown: Sequence[Record]) -> str:
     said = []
     if pairs:
         span = NO_VALUE.join(map(str, dict.fromkeys((pairs[0], pairs[-1]))))
-        ratios = [r["ratio"][name] for r in compared for name in MEASURES[:2]]
+        ratios = [r["ratio"][n] for r in compared for n in MEASURES[:2] if r[n] is not None]
         wide = [ratio is not None and ratio["low"] is not None for ratio in ratios]
         brackets = " and its 95% interval" if all(wide) else ", in brackets its 95% interval"
         said.append(
@@ -93,11 +106,13 @@ def _caption(group: Group, shown: Sequence[Record]) -> str:
             f"{span} pairs{brackets if any(wide) else ''}"
         )
     many = f", of {group.batch_size} sequences at once" if group.batch_size > 1 else ""
-    said += [
-        f"decoding is {group.decode_tokens} steps after the prefill{many}, timed by the step",
-        "memory is the most that torch held in a prefill, weights included.",
-    ]
-    return "; ".join(said)
+    said.append(_SAID[group.case].format(group.decode_tokens, many))
+    if any(r["peak_memory_bytes"] is not None for r in shown):
+        said.append("memory is the most that torch held in a prefill, weights included")
+    patching = {printable(r["requested"]): r.get("patch_seconds") for r in compared}
+    some = [f"{name} {short(took)}" for name, took in sorted(patching.items()) if took is not None]
+    said += [f"seconds that the patch takes: {', '.join(some)}"] if some else []
+    return "; ".join(said) + "."
 
 
 def cells(record: Record, space: str = " ") -> list[tuple[str, float | None]]:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from ctxext.notation import format_length
 from ctxext.records import (
     Difference,
     Interval,
@@ -21,7 +22,6 @@ from ctxext.records import (
     interval,
     over_windows,
 )
-from ctxext.registry import format_length
 from ctxext.report import latex
 from ctxext.report.cost import NO_COST, Cost, bytes_text, cost_of, short
 from ctxext.report.groups import (

@@ -1,6 +1,8 @@
 """What was asked for → cells.
 
-request.py  the arguments, parsed, checked and frozen
-grid.py     a grid file, as one request for each model and text
-cells.py    the cells of a request, and the hash of all that a cell's numbers depend on
+options.py     options that a grid file has as keys too, each said once
+lists.py       lists as they are written: lengths, methods, tasks, seeds
+evaluation.py  an evaluation, parsed, checked and frozen: EvaluationRequest
+grid.py        a grid file, as one such for each model and text
+cells.py       its cells, and the hash of all that a cell's numbers depend on
 """

@@ -15,7 +15,7 @@ from ctxext.errors import UsageError
 from ctxext.methods import Spec
 from ctxext.methods.base import Span
 from ctxext.models import loading
-from ctxext.request.request import Request
+from ctxext.request.evaluation import EvaluationRequest
 from ctxext.tasks.base import Data, HarnessTask, Task, TokenTask
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class Cell:
 class Plan:
     """The cells, what makes each cell's key, and a line that tells T."""
 
-    request: Request
+    request: EvaluationRequest
     source: loading.Source
     identity: loading.Identity
     choice: PathChoice
@@ -167,7 +167,7 @@ class _Asked(NamedTuple):
     refusal: str | None = None
 
 
-def make(request: Request, processes: int = 1) -> Plan:
+def make(request: EvaluationRequest, processes: int = 1) -> Plan:
     """The cells, and every `auto` decided.
 
     A method or a task that cannot be had at a length, and a task whose data cannot be read, is a
@@ -197,7 +197,7 @@ def make(request: Request, processes: int = 1) -> Plan:
     return Plan(request, source, identity, choice, cells, line)
 
 
-def _cells(request: Request, trained: int, tasks: Sequence[_Asked]) -> Iterator[Cell]:
+def _cells(request: EvaluationRequest, trained: int, tasks: Sequence[_Asked]) -> Iterator[Cell]:
     resolved = [_resolved(one.task, trained, request.lengths) for one in tasks]
     for spec in request.methods:
         for length in request.lengths:
@@ -234,7 +234,7 @@ def _resolved(
     return found
 
 
-def _read(request: Request, processes: int) -> list[_Asked]:
+def _read(request: EvaluationRequest, processes: int) -> list[_Asked]:
     """Each task with its data; tasks over tokens share one text."""
     text: _Asked | None = None
     found: list[_Asked] = []
@@ -266,7 +266,7 @@ def _asked(task: Task, data: str | None, *most: int | None) -> _Asked:
         return _Asked(task, _Unread(data or task.name), str(error))
 
 
-def check_split(request: Request, processes: int) -> None:
+def check_split(request: EvaluationRequest, processes: int) -> None:
     """UsageError where the model cannot be split over so many processes."""
     if processes > 1 and request.source.device_map:
         raise UsageError(

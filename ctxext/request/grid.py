@@ -4,43 +4,23 @@ and text."""
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ctxext.engine import check_path
 from ctxext.errors import UsageError, short
 from ctxext.models.loading import Source
-from ctxext.registry import did_you_mean, parse_length
-from ctxext.request import request as ask
-from ctxext.request.request import Request
+from ctxext.request import lists
+from ctxext.request.evaluation import EvaluationRequest
+from ctxext.request.options import COMMON, LISTS, SOURCE, Option, check_data, check_device_map
+from ctxext.text import did_you_mean
 
-#: How an option of `ctxext eval` that says how a model is loaded and run is read from a text.
-SOURCE: dict[str, Callable[[str], Any]] = {
-    "revision": str,
-    "dtype": str,
-    "device": str,
-    "device-map": str,
-    "attn": check_path,
-    "load-in": str,
-    "train-len": parse_length,
-    "own-scaling": ask.check_own_scaling,
-}
-#: The same of one that is for all cells.
-COMMON: dict[str, Callable[[str], Any]] = {
-    "limit": lambda text: ask.in_range("limit", ask.parse_count("limit", text)),
-    "tokens": parse_length,
-    "batch-size": lambda text: ask.in_range("batch-size", ask.parse_count("batch-size", text)),
-}
-LISTS = {"models": "model", "methods": "method", "lengths": "len", "tasks": "task"}
-LISTS |= {"seeds": "seed", "data": "data"}  # and the options that they stand for
 KEYS = (*LISTS, *COMMON, *SOURCE)
 MODEL_KEYS = ("model", *SOURCE)
 _MAX_BYTES = 1 << 20
 
 
-def read_grid(path: Path, base: Request) -> tuple[Request, ...]:
+def read_grid(path: Path, base: EvaluationRequest) -> tuple[EvaluationRequest, ...]:
     """The requests of a YAML file; each of KEYS has a value or a list of them.
 
     Model folders and data files are named from the working directory, as on the command line. A
@@ -59,15 +39,15 @@ def read_grid(path: Path, base: Request) -> tuple[Request, ...]:
             raise UsageError("lengths are missing: add for example lengths: [512, 4k]")
         common = replace(
             base,
-            methods=ask.parse_methods(_texts(grid, "methods")),
-            lengths=ask.parse_lengths(_texts(grid, "lengths")),
-            tasks=ask.parse_tasks(_texts(grid, "tasks", "ppl")),
-            seeds=ask.parse_seeds(_texts(grid, "seeds", "0")),
+            methods=lists.parse_methods(_texts(grid, "methods")),
+            lengths=lists.parse_lengths(_texts(grid, "lengths")),
+            tasks=lists.parse_tasks(_texts(grid, "tasks", "ppl")),
+            seeds=lists.parse_seeds(_texts(grid, "seeds", "0")),
             **_read(grid, COMMON),
         )
         shared = replace(base.source, **_read(grid, SOURCE))
         sources = [_source(entry, shared) for entry in _list("models", grid.get("models", "tiny"))]
-        data = [ask.check_data(text) for text in _texts(grid, "data")] or [base.data]
+        data = [check_data(text) for text in _texts(grid, "data")] or [base.data]
     except UsageError as error:
         raise UsageError(f"grid {str(path)!r}: {error}") from None
     pairs = dict.fromkeys((source, text) for source in sources for text in data)
@@ -139,10 +119,10 @@ def _one(grid: dict[str, Any], key: str) -> str | None:
     return texts[0] if texts else None
 
 
-def _read(grid: dict[str, Any], keys: dict[str, Callable[[str], Any]]) -> dict[str, Any]:
-    """What a mapping gives under some of the keys, by the names of fields."""
-    texts = {key: text for key in keys if (text := _one(grid, key)) is not None}
-    return {key.replace("-", "_"): keys[key](text) for key, text in texts.items()}
+def _read(grid: dict[str, Any], options: dict[str, Option]) -> dict[str, Any]:
+    """What a mapping gives for some of the options, by the names of fields."""
+    given = ((option, _one(grid, key)) for key, option in options.items())
+    return {one.field: one.read(one.name, text) for one, text in given if text is not None}
 
 
 def _source(entry: Any, base: Source) -> Source:
@@ -157,5 +137,5 @@ def _source(entry: Any, base: Source) -> Source:
     if not name:
         raise UsageError("a model has no name: give its alias, Hub id or folder")
     source = replace(base, name=name, **_read(entry, SOURCE))
-    ask.check_device_map(source.device_map, source.device)
+    check_device_map(source.device_map, source.device)
     return source

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 from ctxext.errors import UsageError
-from ctxext.registry import format_entry
+from ctxext.notation import format_entry
 from ctxext.tasks.data import load_text
 from ctxext.tasks.scoring.base import Row as Row
 from ctxext.tasks.scoring.base import Score as Score
@@ -130,7 +130,7 @@ def at_least_one(task: Task, *fields: str) -> None:
 
 def member(task: type[Task], value: str) -> str:
     """The value of the positional field; UsageError, with the valid ones, where it is none."""
-    from ctxext.registry import did_you_mean
+    from ctxext.text import did_you_mean
 
     if value not in task.members():
         raise UsageError(

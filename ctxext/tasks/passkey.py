@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ctxext.errors import UsageError
-from ctxext.registry import Count
+from ctxext.notation import Count
 from ctxext.tasks import register
 from ctxext.tasks.base import Data, Row, Score, at_least_one
 from ctxext.tasks.data import Text, load_text

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from ctxext.errors import UsageError
-from ctxext.registry import format_length
+from ctxext.notation import format_length
 from ctxext.tasks import register
 from ctxext.tasks.base import Score, TokenScores, TokenTask
 from ctxext.tasks.ppl import perplexity

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ctxext.errors import UsageError
-from ctxext.registry import counted
+from ctxext.text import counted
 
 
 @dataclass(frozen=True, eq=False)

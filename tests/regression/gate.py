@@ -21,9 +21,9 @@ import ctxext
 from ctxext.measure import tokens as reading
 from ctxext.measure.answers import Limits, answers
 from ctxext.models.aliases import ASSETS
-from ctxext.tasks.windows import Windows
 from ctxext.tasks.data import stdlib_documents
 from ctxext.tasks.passkey import PassKey
+from ctxext.tasks.windows import Windows
 
 HERE = Path(__file__).parent
 PINS = HERE / "pins.json"
@@ -94,6 +94,7 @@ BEYOND = (
     Comparison("llama3", "yarn"),
     Comparison("longrope:factors=@longrope.json", "rope"),
     Comparison("leaky-rerope", "rerope"),
+    Comparison("jet-long-freq", "yarn"),
     Comparison("self-extend", "leaky-rerope"),
     Comparison("dca", "rerope"),
     Comparison("window", "rope"),
@@ -113,6 +114,7 @@ INSIDE = tuple(
         "leaky-rerope:leak=31",
         "self-extend:group=11",
         "logn:clip=false",
+        "jet-long-freq:factor=8",
         *("logn", "dynamic-ntk", "dca", "window", "streaming", "lm-infinite"),
     )
 )

@@ -15,13 +15,13 @@ import hashlib
 from pathlib import Path
 
 from ctxext.advise.explain import figures, tables
-from ctxext.advise.explain.study import Request, Study, explain, records
-from ctxext.registry import format_length
+from ctxext.advise.explain.study import ExplainRequest, Study, explain, records
+from ctxext.notation import format_length
 from ctxext.report.plots import save
 from ctxext.system.files import write_atomically
 from ctxext.system.names import safe_name
 
-__all__ = ["Request", "Study", "explain", "records", "write_files"]
+__all__ = ["ExplainRequest", "Study", "explain", "records", "write_files"]
 
 
 def write_files(study: Study) -> list[Path]:

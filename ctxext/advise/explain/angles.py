@@ -32,7 +32,8 @@ SLACK = 1e-6  # of a step, which rounding may cost
 
 
 def effective(parts: tuple[Part, ...], query: int, delta: Floats) -> Floats:
-    """e(δ) in tokens of the keys that stand δ [n] behind the query at position `query`.
+    """e(δ) in tokens of the keys that stand δ [n] behind the query at position `query`; [n, p]
+    where the pairs of some part have their own.
 
     NaN where no part has the two, so that the key is not seen.
     """
@@ -40,7 +41,10 @@ def effective(parts: tuple[Part, ...], query: int, delta: Floats) -> Floats:
     at, found = torch.full_like(key, query), torch.full(key.shape, math.nan, dtype=torch.float64)
     for part in parts:
         here = part.holds(at, key)
-        found[here] = part.query(at[here].double()) - part.key(key[here].double())
+        new = part.query(at[here].double()) - part.key(key[here].double())
+        if new.ndim > found.ndim:
+            found = found[:, None].repeat(1, new.shape[1])
+        found[here] = new if new.ndim == found.ndim else new[:, None]
     return found.numpy()
 
 
@@ -125,13 +129,13 @@ def angles(
     for start in range(0, reach, AT_ONCE):
         stop = min(start + AT_ONCE, reach)
         at = effective(parts, length - 1, np.arange(start, stop))
-        covered = ~np.isnan(at)
+        covered = ~np.isnan(at if at.ndim == 1 else at[:, 0])
         column = np.searchsorted(edges, np.arange(start, stop)[covered], "right") - 1
         held += np.bincount(column, minlength=len(held))
         for i, (own, now) in enumerate(zip(trained_theta, theta, strict=True)):
             if own * (trained - 1) >= 2 * math.pi:
                 continue
-            away = off(own, trained, at[covered] * now)
+            away = off(own, trained, (at if at.ndim == 1 else at[:, i])[covered] * now)
             never = unseen(own, away)
             count[i] += int(never.sum())
             total[i] += np.bincount(column, away * never, len(held))

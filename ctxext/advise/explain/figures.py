@@ -8,7 +8,7 @@ import numpy as np
 
 from ctxext.advise.explain.study import Block, Run, Study
 from ctxext.advise.explain.tables import amount, heading, percent
-from ctxext.registry import format_length
+from ctxext.notation import format_length
 from ctxext.report.plots import look, set_text, wrapped
 
 _ACROSS = 3  # maps in a row, at most

@@ -14,7 +14,7 @@ from ctxext.engine.probe import learn
 from ctxext.errors import UnsupportedModelError, UsageError, short
 from ctxext.methods import Spec
 from ctxext.methods.base import Part
-from ctxext.models.layout import Source, find_sources, layer_windows
+from ctxext.models.layout import FrequencySet, find_frequency_sets, layer_windows
 
 ATTENTION = ("full_attention", "sliding_attention", "chunked_attention", "attention")
 
@@ -31,7 +31,7 @@ class Kind:
             scaling, or before it where that is replaced.
         theta: θ [p] of the unpatched model at the length.
         trained: T in tokens.
-        source: the set that methods start from at the length.
+        freqs: the set that methods start from at the length.
     """
 
     name: str
@@ -40,7 +40,7 @@ class Kind:
     trained_theta: Floats
     theta: Floats
     trained: int
-    source: Source
+    freqs: FrequencySet
 
     @property
     def alone(self) -> bool:
@@ -55,14 +55,14 @@ class Kind:
         """
         theta, parts = self.theta, PLAIN
         if not spec.unpatched:
-            theta = np.array(self.source.facts.theta)
+            theta = np.array(self.freqs.facts.theta)
         if spec.frequencies and not self.alone:
             with np.errstate(all="ignore"):
-                theta = theta / np.array(spec.scales(self.source.facts))
+                theta = theta / np.array(spec.scales(self.freqs.facts))
             if not np.isfinite(theta).all():
                 raise UsageError(f"{spec} gives frequencies that are not finite")
         if spec.distance and not self.alone:
-            parts = spec.distance.parts()
+            parts = tuple(part.on(self.freqs.facts) for part in spec.distance.parts())
         own, reach = self.trained_theta, self.window
         if reach and self.name == "chunked_attention":  # back to where the last query's chunk began
             reach = (length - 1) % reach + 1
@@ -78,17 +78,17 @@ def find_kinds(
         UnsupportedModelError: no rotary embeddings, or of a kind that is not supported.
     """
     model = bare_model(config, trusted)
-    sources = find_sources(model, train_len, own_scaling, length)
-    given = find_sources(model, train_len, "keep", length)
-    before = find_sources(model, train_len, own_scaling, sources[0].trained)
+    freq_sets = find_frequency_sets(model, train_len, own_scaling, length)
+    given = find_frequency_sets(model, train_len, "keep", length)
+    before = find_frequency_sets(model, train_len, own_scaling, freq_sets[0].trained)
     counts = Counter(_layers(config))
     kinds: dict[tuple[str, int | None, bytes], Kind] = {}
     for (name, window), count in counts.items():
-        sets = zip(sources, given, before, strict=True)
+        sets = zip(freq_sets, given, before, strict=True)
         used = [some for some in sets if some[0].layer_type in (None, name)]
-        for source, *others in used[: None if len(counts) == 1 else 1]:
+        for freqs, *others in used[: None if len(counts) == 1 else 1]:
             now, theta = (np.array(one.facts.theta) for one in others)
-            kind = Kind(name, count, window, theta, now, source.trained, source)
+            kind = Kind(name, count, window, theta, now, freqs.trained, freqs)
             kinds.setdefault((name, window, now.tobytes()), kind)  # a module each, of some models
     if not kinds:
         raise UnsupportedModelError(
@@ -102,8 +102,8 @@ def turned(kinds: list[Kind], model: Any) -> list[Kind]:
     """The kinds as a few tokens through the loaded model show them: without layers that it does
     not rotate. All as they are where the model is not understood, or none would be left."""
     try:
-        layers, _ = learn(model, find_sources(model, kinds[0].trained))
-        numbers = [layer.module.layer_idx for layer in layers if layer.source is not None]
+        layers, _ = learn(model, find_frequency_sets(model, kinds[0].trained))
+        numbers = [layer.module.layer_idx for layer in layers if layer.freqs is not None]
         types = getattr(model.config.get_text_config(), "layer_types", None)
         counts = Counter(types[int(str(i))] if types else kinds[0].name for i in numbers)
     except Exception:  # what is not understood stays as the config has it
@@ -137,7 +137,7 @@ def bare_model(config: Any, trusted: bool) -> Any:
             model = AutoModelForCausalLM.from_config(
                 config, attn_implementation="eager", trust_remote_code=trusted
             )
-        for module in {source.module for source in find_sources(model, 2)}:
+        for module in {freqs.module for freqs in find_frequency_sets(model, 2)}:
             module.__init__(module.config)  # type: ignore[misc]
     except UnsupportedModelError:
         raise

@@ -19,7 +19,7 @@ from ctxext.methods import Spec
 from ctxext.methods.base import Part, Span
 from ctxext.models import loading
 from ctxext.models.trained import explain_trained
-from ctxext.registry import format_length
+from ctxext.notation import format_length
 from ctxext.system.files import check_writable
 from ctxext.tasks.data import load_text
 from ctxext.tasks.windows import Windows, cut
@@ -29,7 +29,7 @@ EFFECTS = ("least", "middle", "most")  # of the pairs' effective relative positi
 
 
 @dataclass(frozen=True)
-class Request:
+class ExplainRequest:
     """Methods to explain on one model at one length.
 
     Attributes:
@@ -62,11 +62,15 @@ class Block:
         e(δ)·θ'_i/θ_i. NaN where the key is not seen.
         """
         moving = self.kind.trained_theta > 0
-        ratio = np.sort(self.angles.theta[moving] / self.kind.trained_theta[moving])
+        ratio = self.angles.theta[moving] / self.kind.trained_theta[moving]
         ratio = ratio if len(ratio) else np.ones(1)
         at = effective(self.parts, self.angles.length - 1, distances)
+        if at.ndim == 1:
+            at = np.outer(np.sort(ratio), at)
+        else:
+            at = np.sort(at.T[moving] * ratio[:, None], 0)
         at = np.where(distances < self.angles.edges[-1], at, np.nan)  # the layers' own window
-        return np.outer(ratio[[0, len(ratio) // 2, -1]], at)
+        return at[[0, len(at) // 2, -1]]
 
     @property
     def bounds(self) -> set[int]:
@@ -115,7 +119,7 @@ class Study:
         run: what entropy was measured on; None where it was not.
     """
 
-    request: Request
+    request: ExplainRequest
     trained: int
     why: str
     explained: list[Explained]
@@ -146,7 +150,7 @@ class Study:
         return list(zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True))
 
 
-def explain(request: Request, monitor: Monitor) -> Study:
+def explain(request: ExplainRequest, monitor: Monitor) -> Study:
     """Explain the methods; the model's weights are read only where entropy is asked for.
 
     Raises:
@@ -184,7 +188,9 @@ def explain(request: Request, monitor: Monitor) -> Study:
     return Study(request, trained.tokens, trained.why, explained, run)
 
 
-def _measure(request: Request, run: Run, explained: list[Explained], monitor: Monitor) -> None:
+def _measure(
+    request: ExplainRequest, run: Run, explained: list[Explained], monitor: Monitor
+) -> None:
     """The entropy under each method, on the same windows."""
     monitor.plan(len(explained), 0)
     tokens = run.windows.tokens

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from ctxext.advise.explain.study import Run, Study
-from ctxext.registry import counted, format_length
+from ctxext.notation import format_length
 from ctxext.report.tables import NO_VALUE, escape
 from ctxext.system.names import printable
+from ctxext.text import counted
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable

@@ -7,14 +7,14 @@ outcome.py   what was found: the order of the trials, the table, the JSON record
 """
 
 from ctxext.advise.tune.outcome import Outcome, Trial, command, records, to_rich, verdict
-from ctxext.advise.tune.search import Request, Search
+from ctxext.advise.tune.search import Search, TuneRequest
 from ctxext.advise.tune.space import parse_families
 
 __all__ = [
     "Outcome",
-    "Request",
     "Search",
     "Trial",
+    "TuneRequest",
     "command",
     "parse_families",
     "records",

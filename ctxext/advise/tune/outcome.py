@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ctxext.methods import Spec
 from ctxext.models.loading import Source
+from ctxext.notation import format_length
 from ctxext.records.paired import Difference
-from ctxext.registry import counted, format_length, format_seconds
 from ctxext.system.names import printable
+from ctxext.text import counted, format_seconds
 
 if TYPE_CHECKING:
     from rich.table import Table

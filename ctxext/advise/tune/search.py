@@ -24,10 +24,10 @@ from ctxext.methods.base import Span
 from ctxext.models import loading
 from ctxext.models.loading import Source
 from ctxext.models.trained import explain_trained
+from ctxext.notation import format_length
 from ctxext.records import Record
-from ctxext.registry import format_length
-from ctxext.request.request import BASELINE
-from ctxext.request.request import Request as Cells
+from ctxext.request.evaluation import EvaluationRequest
+from ctxext.request.lists import BASELINE
 from ctxext.tasks.base import SampleTask, Task
 from ctxext.tasks.ppl import Perplexity
 from ctxext.tasks.ppl_tail import PerplexityOfTails
@@ -45,7 +45,7 @@ INSIDE = 2  # times as many windows of T tokens tell the tax
 
 
 @dataclass(frozen=True)
-class Request:
+class TuneRequest:
     """What to search for.
 
     Attributes:
@@ -103,7 +103,7 @@ class Search:
         UsageError: what is asked for cannot be done.
     """
 
-    def __init__(self, request: Request, monitor: Monitor | None = None) -> None:
+    def __init__(self, request: TuneRequest, monitor: Monitor | None = None) -> None:
         _require_optuna()
         if several():
             raise UsageError("ctxext tune runs in one process: leave out the launcher")
@@ -264,10 +264,10 @@ class Search:
             tuple(record["key"] for record in records[:2]),
         )
 
-    def _cells(self, limit: int, *methods: Spec) -> Cells:
+    def _cells(self, limit: int, *methods: Spec) -> EvaluationRequest:
         """The objective at L."""
         request = self.request
-        return Cells(
+        return EvaluationRequest(
             request.source,
             methods,
             (request.length,),
@@ -280,7 +280,7 @@ class Search:
             request.out,
         )
 
-    def _inside(self, reads: int, method: Spec) -> Cells:
+    def _inside(self, reads: int, method: Spec) -> EvaluationRequest:
         """The perplexity at T: of the text of so many windows, where windows are read."""
         request, trained = self.request, self._span.trained
         limit = min(INSIDE * reads, reads * request.length // trained)
@@ -288,7 +288,7 @@ class Search:
         cells = self._cells(limit, method)
         return replace(cells, lengths=(trained,), tasks=(Perplexity(),), data=data)
 
-    def _evaluate(self, *requests: Cells) -> list[Record]:
+    def _evaluate(self, *requests: EvaluationRequest) -> list[Record]:
         shown = self.monitor
         monitor = Monitor(advance=shown.advance, note=self._note, outside=shown.outside)
         records = Evaluation(requests, monitor, loaded=self._loaded).run()
@@ -331,7 +331,7 @@ def _require_optuna() -> None:
         raise UsageError("ctxext tune needs Optuna: pip install 'ctxext[tune]'") from None
 
 
-def _study(lower: bool, request: Request) -> Study:
+def _study(lower: bool, request: TuneRequest) -> Study:
     """Optuna's tree of Parzen estimators, which prefers what keeps to its constraints."""
     import warnings
 

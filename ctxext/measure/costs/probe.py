@@ -17,7 +17,7 @@ from ctxext.measure.costs.work import Shape
 from ctxext.measure.machine import allocated_peak, clock, release
 from ctxext.methods import Spec
 from ctxext.models.calls import cache_name
-from ctxext.models.layout import find_sources
+from ctxext.models.layout import find_frequency_sets
 from ctxext.models.loading import Source
 from ctxext.models.small import fewer_layers, outline
 
@@ -190,7 +190,7 @@ def _build(config: Any, source: Source) -> Any:
         for piece in tensor.detach().view(-1).split(len(some)):
             piece.copy_(part[: len(piece)])
     with torch.device(source.device):
-        for module in {found.module: found.module for found in find_sources(model)}:
+        for module in {found.module: found.module for found in find_frequency_sets(model)}:
             module.__init__(module.config)  # type: ignore[misc]
     model.tie_weights()
     return model

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from ctxext.registry import format_length
+from ctxext.notation import format_length
 from ctxext.report.heatmaps import DARK, Heatmap
 from ctxext.report.page.plot import short
 

@@ -6,8 +6,8 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
+from ctxext.notation import format_length
 from ctxext.records import Record
-from ctxext.registry import format_length
 from ctxext.report.groups import method_order
 from ctxext.report.plots import look
 from ctxext.report.series import Figure, Line

@@ -17,11 +17,12 @@ from ctxext.tasks.data import files, hub
 from ctxext.tasks.data.stdlib import stdlib_documents
 
 TEXTS, TABLES = (".txt", ".md"), (".jsonl", ".json", ".parquet")
+MANUAL = Path(__file__).with_name("manual.txt")
 _BEGINNING = 2**20  # characters of a dataset that are read at least
 _PER_TOKEN = 16  # characters, more than a tokenizer's mean on any text but odd ones
 _MOST_FILES = 100_000
 _TAKES = (
-    "stdlib, a .txt, .md, .jsonl, .json or .parquet file (.gz too), a folder, "
+    "stdlib, manual, a .txt, .md, .jsonl, .json or .parquet file (.gz too), a folder, "
     "or hf:name[:split[:column]]"
 )
 
@@ -69,6 +70,7 @@ def load_text(name: str, tokens: int | None = None) -> Text:
     Args:
         name: what is read, and after it `,join=SEPARATOR` for all rows, empty ones too, as one
             text. What is read is `stdlib` (the documents held out of the tiny model's training);
+            `manual` (this package's own, as it was once: the same with every Python and release);
             a file of text, which is one document, or with `join` a row for each line; a file of
             rows, `.jsonl`, `.json` or `.parquet`, with `:key` for another key or column than
             `text`; a folder of text files, a document each; or `hf:name[:split[:column]]` (a
@@ -89,7 +91,7 @@ class _Asked(NamedTuple):
     """What a name says.
 
     Attributes:
-        path: `stdlib`, `hf:…` or a path, with what stands after it.
+        path: `stdlib`, `manual`, `hf:…` or a path, with what stands after it.
         join: what stands between rows that become one text; None where each is a document.
     """
 
@@ -159,6 +161,8 @@ def _read(asked: _Asked, begin: bool) -> _Read:
     """
     if asked.path == "stdlib":
         return _Read([text for _, text in stdlib_documents(held_out=True)], {})
+    if asked.path == "manual":
+        return _Read([MANUAL.read_text("utf-8")], {})
     path, rest = asked.parts()
     if asked.path.startswith("hf:") or (os.path.isdir(path) and _is_dataset(asked, Path(path))):
         rows, facts = hub.read_table(asked.where, path, rest, asked.config, begin)

@@ -16,10 +16,11 @@ from ctxext.errors import CtxextError, UsageError
 from ctxext.models import loading
 from ctxext.models.aliases import taken
 from ctxext.models.trained import check_own_scaling, explain_trained
-from ctxext.registry import did_you_mean, parse_length
+from ctxext.notation import parse_length
 from ctxext.tasks.lm_eval.padding import padding
 from ctxext.tasks.lm_eval.quiet import quiet
 from ctxext.tasks.lm_eval.sequences import SequenceLM
+from ctxext.text import did_you_mean
 
 OWN = (
     "pretrained", "method", "length", "attn", "train_len", "own_scaling", "dtype", "device",

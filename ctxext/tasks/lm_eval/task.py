@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ctxext.errors import CtxextError, UsageError
-from ctxext.registry import Count, counted
+from ctxext.notation import Count
 from ctxext.tasks import register
 from ctxext.tasks.base import Data, HarnessTask, Score
+from ctxext.text import counted
 
 RESAMPLES = 1000  # of metrics whose standard error has no closed form
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from ctxext.errors import UsageError
 from ctxext.models.prompting import Prompter
-from ctxext.registry import Count
+from ctxext.notation import Count
 from ctxext.tasks import register
 from ctxext.tasks.base import Data, Row, Sample, SampleTask, Score, at_least_one, mean_score, member
 from ctxext.tasks.data import Synthetic, load_text

@@ -13,7 +13,6 @@ from types import MappingProxyType
 from typing import Any
 
 from ctxext.errors import UsageError
-from ctxext.registry import did_you_mean
 from ctxext.tasks.scoring.base import Row, Score, mean_score
 from ctxext.tasks.scoring.metrics import (
     METRICS,
@@ -22,6 +21,7 @@ from ctxext.tasks.scoring.metrics import (
     Metric,
     code_sim_levenshtein,
 )
+from ctxext.text import did_you_mean
 
 # category → task → the authors' name of its metric
 _CATEGORIES = {

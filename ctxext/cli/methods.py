@@ -1,0 +1,18 @@
+"""`ctxext methods`."""
+
+from __future__ import annotations
+
+import typer
+
+from ctxext.cli import console
+from ctxext.cli.options import Json
+
+
+def methods(as_json: Json = False) -> None:
+    """The methods: formula, parameters, source, what each does inside the trained length."""
+    from ctxext import methods as registry
+
+    entries = [registry.REGISTRY.get(name).describe() for name in registry.names()]
+    console.print_entries(entries, as_json)
+    if not as_json:
+        typer.echo(f"  {registry.NOTATION}")
