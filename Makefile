@@ -41,7 +41,7 @@ results: $(READY)
 	  $(foreach m,ntk yarn rerope rerope+logn window,--method $(m)) --out results/tiny
 	$(BIN)/ctxext report --write --out results/tiny $(foreach m,pi ntk beta-radix yarn \
 	  rerope rerope+logn window,--method $(m))
-	$(BIN)/ctxext report --write --no-plots --out results/tiny
+	$(BIN)/ctxext report --write --pack --no-plots --out results/tiny
 	$(BIN)/ctxext explain --len 4k $(foreach m,pi ntk yarn rerope leaky-rerope+logn,--method $(m)) \
 	  --out results/explain
 	$(BIN)/python scripts/readme.py

@@ -18,6 +18,7 @@ from types import NoneType, SimpleNamespace, UnionType
 from typing import (
     Annotated,
     Any,
+    Final,
     Literal,
     TypeGuard,
     TypeVar,
@@ -33,6 +34,8 @@ from ctxext.text import did_you_mean
 T = TypeVar("T")
 _COUNT = "may be 0, and has no unit"
 Count = Annotated[int, _COUNT]  # declares such a field
+AUTO: Final = "auto"
+Auto = Literal["auto"]  # beside a number, of a field that may go by the length at hand
 _NEEDS: dict[Any, str] = {
     int: "a whole number of tokens such as 256 or 1k",
     Count: "a whole number such as 5",
@@ -97,7 +100,10 @@ def parameters(owner: str, cls: Any) -> dict[str, Any]:
             ) from None
         if not (field.init and _writable(found[field.name])):
             why = "whose values no spec can write" if field.init else "but is not in __init__"
-            valid = "int (tokens), Count, float, bool, str or Literal, each alone or with None"
+            valid = (
+                "int (tokens), Count, float, bool, str or Literal, or a number and a Literal, each "
+                "alone or with None"
+            )
             raise UsageError(f"{what}, {why}: declare {valid}")
     return found
 
@@ -116,7 +122,20 @@ def _bare(kind: Any) -> Any:
     some = [one for one in get_args(kind) if one is not NoneType]
     if get_origin(kind) is Annotated:
         return Count if _COUNT in some else _bare(some[0])
-    return _bare(some[0]) if get_origin(kind) in (Union, UnionType) and len(some) == 1 else kind
+    if get_origin(kind) not in (Union, UnionType):
+        return kind
+    return _bare(some[0]) if len(some) == 1 else Union[tuple(map(_bare, some))]  # noqa: UP007
+
+
+def _either(kind: Any) -> tuple[Any, Any]:
+    """A number's type and the Literal beside it; None for what a type lacks of it."""
+    if get_origin(kind) is not Union:
+        return (None, kind) if get_origin(kind) is Literal else (kind, None)
+    some = get_args(kind)
+    words = [one for one in some if get_origin(one) is Literal]
+    numbers = [one for one in some if one in (int, Count, float)]
+    alone = len(some) == 2 and len(words) == len(numbers) == 1
+    return (numbers[0], words[0]) if alone else (kind, None)
 
 
 def _choices(kind: Any) -> dict[str, Any]:
@@ -126,12 +145,18 @@ def _choices(kind: Any) -> dict[str, Any]:
 
 
 def _writable(kind: Any) -> bool:
-    some = set(get_args(kind)) - {None} if get_origin(kind) is Literal else ()
-    return kind in tuple(_NEEDS) or 0 < len(some) == len(_choices(kind))
+    plain, words = _either(kind)
+    some = set(get_args(words)) - {None}
+    known = plain is None or plain in tuple(_NEEDS)
+    return known and (words is None or 0 < len(some) == len(_choices(words)))
 
 
 def _need(kind: Any) -> str:
-    return _NEEDS.get(kind) or f"one of: {', '.join(_choices(kind))}"
+    plain, words = _either(kind)
+    listed = ", ".join(_choices(words))
+    if plain is None:
+        return f"one of: {listed}"
+    return _NEEDS[plain] + (f", or {listed}" if words is not None else "")
 
 
 def _split_parameters(text: str, rest: str, positional: str | None = None) -> dict[str, str]:
@@ -152,7 +177,10 @@ def _split_parameters(text: str, rest: str, positional: str | None = None) -> di
 def _convert(text: str, key: str, value: str, kind: Any) -> int | float | bool | str:
     """The value as the field's declared type: `int` takes 4k, `float` is finite, `bool` a word,
     `Count` 0 or more."""
+    asked, (kind, words) = kind, _either(kind)
     try:
+        if value in (known := _choices(words)):
+            return known[value]  # type: ignore[no-any-return]
         if kind is str:
             return value
         if kind == Count:
@@ -164,10 +192,9 @@ def _convert(text: str, key: str, value: str, kind: Any) -> int | float | bool |
             if not math.isfinite(number):
                 raise ValueError
             return number
-        words = {"true": True, "false": False} if kind is bool else _choices(kind)
-        return words[value.lower() if kind is bool else value]
+        return {"true": True, "false": False}[value.lower() if kind is bool else value]
     except (KeyError, ValueError, UsageError):
-        need = _need(kind)
+        need = _need(asked)
         raise UsageError(f"bad value {value!r} for {key!r} in {text!r}: give {need}") from None
 
 

@@ -176,7 +176,7 @@ def main(what: str, small: bool = False) -> int:
         records = measure(run, "cuda" if what == "cuda" else "cpu", out, smaller, pairs)
         failed += not records
         wrong += [] if small else above(run, records)
-    report = [sys.executable, "-m", "ctxext", "report", "--write", "--out", out]
+    report = [sys.executable, "-m", "ctxext", "report", "--write", "--pack", "--out", out]
     failed += subprocess.run(report, cwd=ROOT, check=False).returncode != 0
     for line in wrong:
         print(f"above its bar: {line}", file=sys.stderr)

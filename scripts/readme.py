@@ -1,4 +1,5 @@
-"""Write the generated parts of README.md from the registry, the command line and the records.
+"""Write the generated parts of README.md from the registry, the command line and the records, and
+the JSON schema of a record.
 
 python scripts/readme.py            rewrite them
 python scripts/readme.py --check    exit 1 where they are out of date
@@ -28,11 +29,12 @@ from ctxext.cli.tune import tune
 from ctxext.models import families as rooms
 from ctxext.models.aliases import ALIASES, ASSETS, SHIPPED
 from ctxext.notation import format_length
-from ctxext.records import Record, Store
+from ctxext.records import Record, Store, schema
 from ctxext.report import tables
 from ctxext.tasks.ppl_tail import PerplexityOfTails
 
 ROOT = Path(__file__).parent.parent
+SCHEMA = ROOT / "ctxext/records/schema.json"
 MARK = re.compile(r"(<!-- begin (\w+) -->\n).*?(<!-- end \2 -->)", re.DOTALL)
 LINK = re.compile(r"\]\(((?!http)[^)#]+)\)")
 ORDER = ["rope", "pi", "ntk-old", "ntk", "ntk-fixed", "beta-radix", "yarn"]
@@ -231,14 +233,15 @@ def main() -> None:
         "speed": speed,
     }
     new = MARK.sub(lambda m: f"{m[1]}{parts[m[2]]()}\n{m[3]}", old)
+    fields = json.dumps(schema(), indent=1, ensure_ascii=False) + "\n"
     lost = [link for link in LINK.findall(new) if not (ROOT / link).exists()]
     if lost and "--check" in sys.argv:
         raise SystemExit(f"README.md shows what is not there: {', '.join(lost)}")
-    if new == old:
-        return
-    if "--check" in sys.argv:
-        raise SystemExit("README.md is out of date: run `make format`")
-    path.write_text(new, encoding="utf-8")
+    for file, text in ((path, new), (SCHEMA, fields)):
+        if not file.exists() or file.read_text(encoding="utf-8") != text:
+            if "--check" in sys.argv:
+                raise SystemExit(f"{file.name} is out of date: run `make format`")
+            file.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

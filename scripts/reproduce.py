@@ -201,6 +201,7 @@ def main(run: bool = True) -> None:
     try:
         if run:
             measure()
+            Store(OUT).pack()
         write(read())
     except CtxextError as error:
         raise SystemExit(f"error: {error}") from None

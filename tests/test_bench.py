@@ -29,7 +29,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from ctxext import report
 from ctxext.engine.patch import HANDLE
 from ctxext.errors import CtxextError
-from ctxext.measure import bench, machine
+from ctxext.measure import bench, memory
 from ctxext.measure.bench import timed
 from ctxext.measure.bench.record import interval
 from ctxext.measure.bench.timed import Case, Generation, Timing
@@ -246,7 +246,7 @@ def test_the_model_and_the_process_are_left_as_they_were(run: Run) -> None:
     assert ran.code == 0
     assert (torch.get_rng_state().tolist(), torch.get_num_threads(), gc.get_freeze_count()) == state
     model = random_model()
-    machine.allocated_peak(model, lambda: model(torch.zeros(1, 8, dtype=torch.long)))
+    memory.allocated_peak(model, lambda: model(torch.zeros(1, 8, dtype=torch.long)))
     assert not any(m._forward_pre_hooks for m in model.modules())
 
 
@@ -392,8 +392,8 @@ def test_memory_is_counted_to_the_byte() -> None:
         third = torch.empty(1 << 19, dtype=torch.uint8)
         del second, third
 
-    assert machine.allocated_peak(model, call) == Layered.held + (4 << 20)
-    assert machine.allocated_peak(model, lambda: None) == Layered.held
+    assert memory.allocated_peak(model, call) == Layered.held + (4 << 20)
+    assert memory.allocated_peak(model, lambda: None) == Layered.held
 
 
 def test_memory_is_counted_on_from_layer_to_layer() -> None:
@@ -405,7 +405,7 @@ def test_memory_is_counted_on_from_layer_to_layer() -> None:
             x = torch.empty(1000, 256)
             model(x)
 
-    assert machine.allocated_peak(model, call) == Layered.held + 3 * 1000 * 256 * 4
+    assert memory.allocated_peak(model, call) == Layered.held + 3 * 1000 * 256 * 4
 
 
 def test_memory_is_counted_where_the_call_fails() -> None:
@@ -415,8 +415,8 @@ def test_memory_is_counted_where_the_call_fails() -> None:
         raise MemoryError
 
     with pytest.raises(MemoryError):
-        machine.allocated_peak(model, call)
-    assert machine.allocated_peak(model, lambda: None) == Layered.held
+        memory.allocated_peak(model, call)
+    assert memory.allocated_peak(model, lambda: None) == Layered.held
 
 
 def test_a_cache_is_part_of_a_prefills_memory() -> None:
@@ -425,19 +425,19 @@ def test_a_cache_is_part_of_a_prefills_memory() -> None:
     peaks = []
     for length in (64, 128):
         ids = torch.zeros(1, length, dtype=torch.long)
-        peaks.append(machine.allocated_peak(model, lambda ids=ids: Generation(model, ids)()))
+        peaks.append(memory.allocated_peak(model, lambda ids=ids: Generation(model, ids)()))
     weights = sum(p.numel() * 4 for p in model.parameters())
     assert peaks[0] > weights + 64 * 512
     assert peaks[1] - peaks[0] >= 64 * 512
 
 
-@pytest.mark.skipif(machine.resident_peak() is None, reason="no /proc")
+@pytest.mark.skipif(memory.resident_peak() is None, reason="no /proc")
 def test_the_resident_peak_is_of_what_came_since_the_reset() -> None:
-    machine.release()
-    machine.reset_resident_peak()
-    before = machine.resident_peak()
+    memory.release()
+    memory.reset_resident_peak()
+    before = memory.resident_peak()
     torch.ones(1 << 26, dtype=torch.uint8)
-    after = machine.resident_peak()
+    after = memory.resident_peak()
     assert before is not None
     assert after is not None
     assert after - before == pytest.approx(1 << 26, rel=0.1)

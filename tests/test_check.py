@@ -113,3 +113,51 @@ def test_what_is_no_baseline_is_refused(tmp_path: Path) -> None:
         check.read_baseline(tmp_path / "none")
     with pytest.raises(UsageError, match="no finished record"):
         check.read_baseline(tmp_path)
+
+
+def test_the_command_tells_and_updates(
+    baseline: Path,
+    run: Run,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    summary = tmp_path / "summary.md"
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(summary))
+    done = run("check", "--baseline", "base")
+    assert (done.code, done.out) == (0, "9 cells: 9 same\n")
+    assert "9 same" in summary.read_text()
+    plant(monkeypatch, 0.02, call=1)
+    done = run("check", "--baseline", "base", "--json")
+    assert done.code == 1
+    verdicts = {(one["requested"], one["task"]): one["verdict"] for one in done.records}
+    assert [cell for cell, verdict in verdicts.items() if verdict != "same"] == [
+        ("ntk:factor=4", "ppl")
+    ]
+    plant(monkeypatch, 0.02, call=1)
+    assert run("check", "--baseline", "base", "--update").code == 0
+    done = run("check", "--baseline", "base")
+    assert done.code == 0
+    assert "1 better" in done.out  # what was planted is gone again
+
+
+def test_a_grid_says_the_cells(baseline: Path, run: Run, here: Path) -> None:  # noqa: F811
+    (here / "g.yaml").write_text(
+        "models: plain\ndata: t.txt\nlengths: 256\nlimit: 3\ntasks: ppl\n"
+        "methods: [ntk:factor=4, pi:factor=2]\n"
+    )
+    done = run("check", "--baseline", "base", "--grid", "g.yaml", "--json")
+    verdicts = [one["verdict"] for one in done.records]
+    assert (done.code, verdicts.count("same"), verdicts.count("missing"), verdicts[-1]) == (
+        1, 2, 7, "new",
+    )  # fmt: skip
+
+
+def test_what_is_asked_wrongly_is_told(baseline: Path, run: Run) -> None:  # noqa: F811
+    for arguments, said in (
+        (("--baseline", "none"), "no baseline 'none'"),
+        (("--baseline", "base", "--sigma", "-1"), "bad value -1.0 for --sigma"),
+        (("--baseline", "base", "--tolerance", "nan"), "bad value nan for --tolerance"),
+    ):
+        done = run("check", *arguments)
+        assert (done.code, done.out) == (2, "")
+        assert said in done.err

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ctxext.errors import UsageError
-from ctxext.measure import machine
+from ctxext.measure import memory, meter
 from ctxext.models.loading import Source, pick_device, settle
 
 
@@ -49,13 +49,13 @@ def test_auto_is_the_accelerator_that_torch_has(
 def test_memory_of_an_accelerator_is_what_torch_counts_there(
     accelerator: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    meter = machine.Meter("xpu:0")
+    read = meter.Meter("xpu:0").read
     assert accelerator == [("reset", 0), ("reset", 1)]
-    assert meter.read()["peak_memory_bytes"] == 200
+    assert read()["peak_memory_bytes"] == 200
     model = SimpleNamespace(device=torch.device("xpu"))
-    assert machine.allocated_peak(model, lambda: accelerator.append("call")) == 200
+    assert memory.allocated_peak(model, lambda: accelerator.append("call")) == 200
     assert accelerator[-2:] == ["call", ("synchronize", torch.device("xpu"))]
-    machine.release()
+    memory.release()
     assert accelerator[-1] == "empty"
 
     def uncounted(number: int) -> int:  # as of MPS
@@ -63,7 +63,7 @@ def test_memory_of_an_accelerator_is_what_torch_counts_there(
 
     monkeypatch.setattr(torch.accelerator, "reset_peak_memory_stats", uncounted)
     monkeypatch.setattr(torch.accelerator, "max_memory_allocated", uncounted)
-    assert machine.Meter("mps").read()["peak_memory_bytes"] is None
+    assert meter.Meter("mps").read()["peak_memory_bytes"] is None
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no getrusage")
@@ -72,19 +72,19 @@ def test_resident_memory_without_proc_is_of_the_whole_life(
 ) -> None:
     import resource
 
-    before = machine.resident_peak()
+    before = memory.resident_peak()
     assert before is not None
-    monkeypatch.setattr(machine, "_resident", lambda _: None)
-    life = machine.resident_peak()
+    monkeypatch.setattr(memory, "_resident", lambda _: None)
+    life = memory.resident_peak()
     assert life is not None
     assert life >= before * 0.9  # the two are counted apart, some pages late
     usage = SimpleNamespace(ru_maxrss=7)
     monkeypatch.setattr(resource, "getrusage", lambda _: usage)
     for system, unit in (("darwin", 1), ("linux", 1024)):
         monkeypatch.setattr(sys, "platform", system)
-        assert machine.resident_peak() == 7 * unit
+        assert memory.resident_peak() == 7 * unit
     monkeypatch.setitem(sys.modules, "resource", None)
-    assert machine.resident_peak() is None
+    assert memory.resident_peak() is None
 
 
 @pytest.mark.parametrize(

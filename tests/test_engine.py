@@ -39,7 +39,7 @@ from ctxext.engine import chunked
 from ctxext.engine.chunked import chunked_attention
 from ctxext.engine.forward import Forward
 from ctxext.engine.reference import dense_attention
-from ctxext.engine.stock import ways
+from ctxext.engine.stock import stock_ropes
 from ctxext.errors import UnsupportedModelError, UsageError
 from ctxext.methods import REGISTRY, Spec, names, parse
 from ctxext.methods.base import (
@@ -52,7 +52,7 @@ from ctxext.methods.base import (
     as_held,
     identity,
 )
-from ctxext.models.layout import find_sources
+from ctxext.models.frequency_sets import find_frequency_sets
 
 pytestmark = pytest.mark.quick
 
@@ -420,7 +420,7 @@ def test_pairs_that_do_not_turn() -> None:
     """A λ of infinity: as with a θ of 0, without NaN or a warning, in an explanation too; no rope
     parameters say it, for JSON has no such number."""
     model, spec, ids = random_model(), Spec((Still(),)), tokens(L)
-    other, (source,) = random_model(), find_sources(model, None, "keep", L)
+    other, (freqs,) = random_model(), find_frequency_sets(model, None, "keep", L)
     other.model.rotary_emb.inv_freq[1::2] = 0
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -430,7 +430,7 @@ def test_pairs_that_do_not_turn() -> None:
             ours = logits(model, ids)
         with ctxext.patched(other, NARROW["rerope"], L):
             close(ours, logits(other, ids))
-        assert not list(ways(source, spec, L))
+        assert not list(stock_ropes(freqs, spec, L))
         (kind,) = find_kinds(model.config, L, None, False)
         block = Block(kind, *kind.under(spec, L))
         assert block.effective(np.arange(L))[:, -1].tolist() == [0, L - 1, L - 1]
@@ -1162,6 +1162,20 @@ def small(family: str, config: str = "", without: tuple[str, ...] = (), **change
     return getattr(transformers, f"{family}ForCausalLM")(made).eval()
 
 
+@pytest.mark.parametrize("spec", FEW)
+@pytest.mark.parametrize("family", ["Llama", "Mixtral"])
+def test_patching_takes_no_products_but_those_of_attention(family: str, spec: str) -> None:
+    """Weights of all else may be anything."""
+    model = small(family)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.ndim > 1 and "self_attn" not in name and "embed_tokens" not in name:
+                weight.fill_(math.nan)
+    handle = ctxext.patch(model, spec, 4 * L)
+    assert handle.seconds > 0
+    handle.remove()
+
+
 FULL = ["full_attention", "full_attention"]
 REFUSED: dict[str, tuple[Callable[[], Any], list[str], str]] = {
     "gpt2": (
@@ -1287,7 +1301,13 @@ def stretched(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, T
     return q, k
 
 
-@pytest.mark.parametrize("apply", [reversed_sign, shuffled])
+def multiplied(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """A product behind the rotation, which changes nothing."""
+    q, k = (torch.nn.functional.linear(x, torch.eye(x.shape[-1])) for x in OWN(q, k, cos, sin))
+    return q, k
+
+
+@pytest.mark.parametrize("apply", [reversed_sign, shuffled, multiplied])
 def test_any_pairs_are_found(apply: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(LLAMA, "apply_rotary_pos_emb", apply)
     model, ids = random_model(), tokens(L)

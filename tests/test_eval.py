@@ -502,6 +502,24 @@ def test_a_rerun_computes_nothing_and_prints_the_same(
     assert kept() == files
 
 
+def test_a_rerun_takes_what_is_packed_and_force_supersedes_it(
+    run: Run, here: Path, scored: list[int]
+) -> None:
+    first = evaluate(run, "--method", "ntk:factor=2")
+    table = run("report")
+    assert run("report", "--pack") == table
+    assert list(kept()) == ["records.jsonl"]
+    assert evaluate(run, "--method", "ntk:factor=2").out == first.out
+    assert (scored, len(kept())) == ([2, 2], 1)
+    evaluate(run, "--method", "ntk:factor=2", "--method", "pi:factor=2")
+    assert (len(scored), len(kept())) == (3, 2)
+    evaluate(run, "--force")
+    assert (len(scored), len(kept())) == (4, 3)
+    whole = run("report")
+    assert run("report", "--pack") == whole
+    assert (len(kept()), len(Store("results").read_all()[0])) == (1, 3)
+
+
 def test_what_is_printed_is_what_is_kept(run: Run, here: Path) -> None:
     ran = evaluate(run, "--method", "ntk:factor=2", "--task", "ppl,acc")
     stored, problems = Store("results").read_all()

@@ -37,7 +37,7 @@ from ctxext.measure import session as measuring
 from ctxext.measure import tokens as reading
 from ctxext.measure.answers import Limits, answers
 from ctxext.measure.attempts import attempts, halves, reads_in_parts
-from ctxext.measure.machine import failure
+from ctxext.measure.failure import failure
 from ctxext.measure.predictions import Predictions
 from ctxext.methods import names
 from ctxext.models import loading

@@ -27,7 +27,7 @@ from ctxext.export import gguf_rope, gguf_vocab
 from ctxext.export.gguf import write_gguf
 from ctxext.methods.base import Rotary, Span
 from ctxext.models.aliases import locate
-from ctxext.models.layout import find_frequency_sets
+from ctxext.models.frequency_sets import find_frequency_sets
 from ctxext.models.loading import Source, load_config
 
 gguf = pytest.importorskip("gguf", reason="needs the gguf package: pip install 'ctxext[gguf]'")

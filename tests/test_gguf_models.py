@@ -19,9 +19,9 @@ from test_gguf import LENGTH, QWEN_SPECS, SPECS, TINY, edit, load, qwen, run, sa
 
 import ctxext
 from ctxext.errors import UsageError
-from ctxext.models import gguf as module
+from ctxext.models import gguf_header as module
 from ctxext.models import packages
-from ctxext.models.loading import Source, load_config, load_model
+from ctxext.models.loading import Source, load_config, load_model, load_tokenizer
 
 gguf = pytest.importorskip("gguf", reason="needs the gguf package: pip install 'ctxext[gguf]'")
 IDS = torch.arange(10, 74)[None]
@@ -249,6 +249,16 @@ def test_a_file_goes_through_the_commands(tiny: Path, tmp_path: Path) -> None:
     with torch.no_grad():
         found, wanted = load(tmp_path / "0")(IDS).logits, model(IDS).logits
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5 * float(wanted.abs().max()))
+
+
+def test_a_file_is_read_once(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reader of the gguf package makes several objects of every token."""
+    file, made, own = shutil.copy(tiny / "q.gguf", tmp_path / "m.gguf"), [], gguf.GGUFReader
+    monkeypatch.setattr(gguf, "GGUFReader", lambda *args: made.append(args) or own(*args))
+    source = Source(str(file), device="cpu")
+    for read in (load_config, load_config, load_tokenizer, load_config, load_model):
+        read(source)
+    assert len(made) == 1
 
 
 DROPPED = {

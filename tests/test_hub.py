@@ -180,7 +180,8 @@ except CtxextError as error:
 FETCH = (
     PRELUDE
     + """
-from ctxext.models.loading import Source, local_folder
+from ctxext.models.folder import local_folder
+from ctxext.models.loading import Source
 code, options = json.loads(sys.argv[2])
 try:
     print(local_folder(Source(sys.argv[1], trust_remote_code=code), **options))

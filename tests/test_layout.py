@@ -50,7 +50,9 @@ WITHOUT = {
 RUNS_MODELS = ("engine", "models", "measure", "export", "advise/explain", "tasks/lm_eval",
                "tasks/windows.py")  # fmt: skip
 LIGHT = ("measure/workers.py", "measure/predictions.py", "measure/run.py", "measure/launch.py",
-         "measure/machine.py", "measure/monitor.py")  # fmt: skip
+         "measure/found.py", "measure/measurer.py", "measure/record.py", "measure/results.py",
+         "measure/machine.py", "measure/memory.py", "measure/meter.py", "measure/failure.py",
+         "measure/monitor.py")  # fmt: skip
 LATE = {"datasets", "matplotlib", "accelerate", "pandas"}  # never at a head
 
 

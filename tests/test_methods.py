@@ -656,6 +656,7 @@ def test_no_default_leak_for_a_window_of_half() -> None:
 NEEDS_LENGTH = dict.fromkeys(STRETCHED, "factor") | {
     "dynamic-ntk": "sequence",
     "inv-leaky-rerope": "expansion",
+    "jet-long-freq": "factor",
     "leaky-rerope": "leak",
     "longrope": "sequence",
     "self-extend": "group",

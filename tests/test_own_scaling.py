@@ -19,7 +19,7 @@ from torch import Tensor
 
 import ctxext
 from ctxext.errors import UnsupportedModelError, UsageError
-from ctxext.models.layout import find_frequency_sets, length_class
+from ctxext.models.frequency_sets import find_frequency_sets, length_class
 from ctxext.models.trained import explain_trained, trained_length
 
 T, DECLARED, L, BASE = 32, 128, 150, 10000.0

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import json
+import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -215,3 +218,104 @@ def test_a_parameter_without_a_default_is_asked_for(load: Load, future: str) -> 
     ):
         patches.parse("odd")
     assert patches.parse("odd:near=1k").methods[0].near == 1024
+
+
+# Packages that are installed.
+
+INSTALLED = {
+    "good": METHOD.replace('"local"', '"far-off"'),
+    "late": TASK,
+    "broken": "import nothing_of_that_name",
+    "leaves": "raise SystemExit(3)",
+    "silent": "",
+    "other": """
+from dataclasses import dataclass
+from ctxext.methods import register
+
+@register("other")
+@dataclass
+class Other:
+    near: int = 1
+""",
+}
+POINTS = """
+[ctxext.methods]
+far-off = plugin_good
+broken = plugin_broken
+leaves = plugin_leaves
+silent = plugin_silent
+other = plugin_other:Other
+ntk = plugin_silent
+
+[ctxext.tasks]
+ppl-late = plugin_late
+"""
+BROKEN = {
+    "broken": "cannot be loaded .*nothing_of_that_name.*: mend or uninstall it",
+    "leaves": "cannot be loaded .*SystemExit: 3",
+    "silent": "is not registered by plugin_silent: .*@register\\('silent'\\)",
+    "other": "is not registered by plugin_other:Other: derive a class from a kind",
+}
+
+
+def install(folder: Path, name: str, points: str) -> None:
+    """What pip leaves of a package that has these entry points."""
+    info = folder / f"{name}-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(points)
+
+
+@pytest.fixture
+def installed(load: Load, tmp_path: Path) -> Path:
+    install(tmp_path, "plugins", POINTS)
+    for name, text in INSTALLED.items():
+        (tmp_path / f"plugin_{name}.py").write_text(text)
+    return tmp_path
+
+
+def test_an_installed_package_brings_methods_and_tasks(installed: Path) -> None:
+    assert {"far-off", "broken"} < {*patches.names()}
+    assert "ppl-late" in tasks.names()
+    assert "plugin_good" not in sys.modules
+    assert str(patches.parse("far-off:window=1k+logn")) == "far-off:window=1024+logn"
+    assert tasks.parse("ppl-late:first=16").metric == "perplexity"
+    assert "plugin_broken" not in sys.modules
+    assert type(patches.parse("ntk").methods[0]).__module__ == "ctxext.methods.ntk"
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_one_that_is_broken_is_told_in_a_line(installed: Path, name: str) -> None:
+    for _ in range(2):
+        with pytest.raises(
+            UsageError, match=f"method '{name}' of the package plugins {BROKEN[name]}"
+        ):
+            patches.parse(f"rope+{name}")
+    with pytest.raises(UsageError, match="did you mean 'broken'"):
+        patches.parse("brokn")
+    assert name not in [cls.name for cls in patches.REGISTRY.classes()]
+
+
+def test_two_packages_with_one_name_are_told(installed: Path) -> None:
+    install(installed, "rival", "[ctxext.methods]\nfar-off = plugin_silent\n")
+    with pytest.raises(UsageError, match="too: uninstall all but one"):
+        patches.parse("far-off")
+
+
+def test_the_command_line_finds_them_and_goes_on_without_the_broken(installed: Path) -> None:
+    def command(*argv: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "ctxext", *argv],
+            capture_output=True,
+            text=True,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join([str(installed), *sys.path])},
+        )
+
+    listed = command("methods", "--json")
+    names = [json.loads(line)["name"] for line in listed.stdout.splitlines()]
+    assert listed.returncode == 0
+    assert "far-off" in names
+    assert not {*BROKEN} & {*names}
+    said = sorted(line.split("'")[1] for line in listed.stderr.splitlines())
+    assert said == sorted([*BROKEN, "ntk"])
+    assert "ppl-late" in command("tasks").stdout

@@ -316,15 +316,14 @@ def test_names_of_answers_leave_room_for_the_folder_that_they_are_in(tmp_path: P
     from types import SimpleNamespace
 
     from ctxext import patches, tasks
-    from ctxext.measure.session import Session
+    from ctxext.measure.predictions import path_of
     from ctxext.system.names import told_apart
 
     asked = tasks.parse("lm-eval:" + "folder/of/" * 20 + "task.yaml,include=" + "x" * 90)
     spec = patches.parse("yarn:factor=16.123456789,beta_fast=31.5,beta_slow=1.25+logn:clip=false")
     cell = SimpleNamespace(asked=asked, task=asked, requested=spec, length=1 << 20)
-    plan = SimpleNamespace(shared_key=lambda _: "0" * 12)
     request = SimpleNamespace(source=SimpleNamespace(name="org/" + "m" * 90), out=tmp_path)
-    path = Session._predictions(SimpleNamespace(_request=request, _plan=plan), cell)  # type: ignore[arg-type]
+    path = path_of(SimpleNamespace(request=request, shared_key=lambda _: "0" * 12), cell)  # type: ignore[arg-type]
     longest = path.with_name(f"{path.stem}-{'0' * 12}.cache")
     assert len(longest.relative_to(tmp_path).as_posix()) <= 220
     long = [f"{'y' * 70}{end}" for end in "ab"]

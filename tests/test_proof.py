@@ -25,7 +25,8 @@ from ctxext.export.carried import write_carried
 from ctxext.export.proof import Figure, Proof, prove
 from ctxext.export.write import Order, export
 from ctxext.methods.base import Span
-from ctxext.models.layout import find_frequency_sets, head_dim
+from ctxext.models.frequency_sets import find_frequency_sets
+from ctxext.models.layout import head_dim
 from ctxext.models.loading import Source
 from ctxext.models.small import merge, small_model
 

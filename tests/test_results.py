@@ -16,13 +16,16 @@ from typing import Any
 
 import pytest
 
+from ctxext import records as records_of
 from ctxext.errors import CtxextError, OutputError, UsageError
 from ctxext.records import BENCH, MEASURES, Record, Store, load, problem_with, sealed
+from ctxext.records.files import PACK, name_of, pack_of, parse, text_of
 from ctxext.records.intervals import wilson
 from ctxext.system import files as files_of
 from ctxext.system.names import printable, safe_name
 
 pytestmark = pytest.mark.quick
+ROOT = Path(__file__).parent.parent
 
 
 def make(**changed: Any) -> Record:
@@ -376,6 +379,14 @@ def test_unsound_files_are_skipped_named_and_left_alone(tmp_path: Path) -> None:
         ("task_resolved", 5),
         ("task_resolved", ["ppl"]),
         ("task_resolved", {"ppl": 1}),
+        ("close_calls", "1"),
+        ("notes", "one"),
+        ("parts", [{"name": "depth 0%", "n": 4}]),
+        ("parts", [{"name": "depth 0%", "n": 4, "value": 1.0, "depth": "0"}]),
+        ("version_of", {"the engine": 0}),
+        ("ratio", {key: {"median": 2.0} for key in MEASURES}),
+        ("ratio", {key: {"median": 2.0, "low": 1.0, "high": None} for key in MEASURES}),
+        ("ratio", {key: {"median": 2.0, "low": 2.5, "high": 3.0} for key in MEASURES}),
     ],
 )
 def test_wrong_types_are_problems(field: str, value: Any) -> None:
@@ -394,6 +405,48 @@ def test_missing_fields_are_problems() -> None:
     nothing = {"n": [], "nll": [], "hits": []}
     assert "by_window" in str(problem_with(make(n=0, by_window=nothing)))
     assert problem_with(make(metric="accuracy", value=1.2)) == "the value of accuracy cannot be 1.2"
+
+
+def test_a_problem_names_its_field_and_its_value(tmp_path: Path) -> None:
+    data = {"name": "stdlib", "sha256": "ab", "tokens": "many"}
+    assert problem_with(make(data=data)) == (
+        "the field 'data.tokens' cannot be 'many': expected `int`, got `str`"
+    )
+    del data["tokens"]
+    assert problem_with(make(data=data)) == "the field 'data.tokens' is missing"
+    buckets = make()["buckets"]
+    buckets[3]["n"] = -1
+    assert problem_with(make(buckets=buckets)) == (
+        "the field 'buckets[3].n' cannot be '-1': expected `int` >= 0"
+    )
+    assert "\n" not in str(problem_with(make(method="", reason="a\nb", versions={"a\nb": 1})))
+
+
+def test_what_later_versions_write_stays(tmp_path: Path) -> None:
+    record = make(surprise={"later": [1]})
+    record["buckets"][0]["surprise"] = record["data"]["surprise"] = "later"
+    assert problem_with(record) is None
+    Store(tmp_path).write(record)
+    assert Store(tmp_path).get(record["key"]) == sealed(record)
+
+
+def test_committed_records_are_sound_and_would_be_written_so_again() -> None:
+    folders = [path for path in (ROOT / "results").iterdir() if path.is_dir()]
+    found = {folder.name: Store(folder).read_all() for folder in folders}
+    strange = [line for _, problems in found.values() for line in problems]
+    assert [line.split(":")[0] for line in strange] == ["longrope.json"]
+    assert sum(len(records) for records, _ in found.values()) >= 758
+    for folder in folders:
+        if (path := folder / PACK).exists():
+            records = {name_of(record): record for record in found[folder.name][0]}
+            assert path.read_bytes() == pack_of(records)
+        for file in folder.glob("*--*.json"):
+            assert text_of(parse(file.read_bytes()).record) == file.read_bytes()
+
+
+def test_the_schema_is_that_of_the_types() -> None:
+    file = Path(records_of.__file__).with_name("schema.json")
+    assert json.loads(file.read_text()) == records_of.schema()
 
 
 def test_an_edited_file_is_neither_served_nor_lost(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from ctxext.records.record import BENCH, over_windows
 from ctxext.records.store import Store
 from ctxext.request.evaluation import EvaluationRequest
 from ctxext.request.lists import parse_lengths, parse_methods, parse_tasks
+from ctxext.system.names import printable
 from ctxext.text import counted
 
 SAME, BETTER, WORSE = "same", "better", "worse"
@@ -224,6 +225,7 @@ def _most(old: Record, stderr: float | None, sigma: float, tolerance: float | No
 
 # Tables -------------------------------------------------------------------------------------------
 
+_TEXTS = ("model", "method", "task", "")
 COLUMNS = ("model", "method", "task", "len", "before", "now", "change", "may change", "")
 
 
@@ -252,9 +254,56 @@ def to_markdown(outcome: Outcome, every: bool = False) -> str:
     """The table in Markdown; "" where every cell is as it was."""
     found = rows(outcome, every)
     lines = [COLUMNS, ("---",) * len(COLUMNS), *found] if found else []
-    return "".join(
-        f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines
-    )
+    escaped = ([cell.replace("|", "\\|") for cell in line] for line in lines)
+    return "".join(f"| {' | '.join(line)} |\n" for line in escaped)
+
+
+def to_rich(outcome: Outcome, every: bool = False) -> Any:
+    """The table for a terminal; None where every cell is as it was."""
+    from rich.table import Table
+    from rich.text import Text
+
+    if not (found := rows(outcome, every)):
+        return None
+    table = Table()
+    for name in COLUMNS:
+        table.add_column(name, overflow="fold", justify="left" if name in _TEXTS else "right")
+    for row in found:
+        table.add_row(*(Text(printable(cell)) for cell in row))
+    return table
+
+
+def to_json(outcome: Outcome) -> list[dict[str, Any]]:
+    """Every cell as a line: its names, both values, the change, and the verdict."""
+    names = ("model", "requested", "task", "length", "seed", "metric", "dtype")
+    return [
+        {
+            **{name: one.record.get(name) for name in names},
+            "before": one.before and one.before["value"],
+            "now": one.now and one.now["value"],
+            "change": one.change,
+            "may_change": None if one.most == math.inf else one.most,
+            "verdict": one.verdict,
+            "reason": one.now and one.now["reason"],
+        }
+        for one in outcome.findings
+    ]
+
+
+def take(outcome: Outcome, folder: Path) -> None:
+    """Put the new records into a baseline's folder, in place of those of the same cells.
+
+    Raises:
+        OutputError: a record cannot be written.
+    """
+    store = Store(folder)
+    store.prepare()
+    for one in outcome.findings:
+        if one.now is None or one.now["status"] != "ok":
+            continue
+        if one.before is not None and one.before["key"] != one.now["key"]:
+            store.withdraw(one.before["key"])
+        store.write({**one.now, "log": None})
 
 
 def check(

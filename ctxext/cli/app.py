@@ -9,6 +9,7 @@ import typer
 
 from ctxext.cli import console, streams
 from ctxext.cli.bench import bench
+from ctxext.cli.check import check
 from ctxext.cli.eval import evaluate
 from ctxext.cli.explain import explain
 from ctxext.cli.methods import methods
@@ -35,6 +36,7 @@ app.command("export", help="Another name of ctxext patch.")(patch)
 app.command()(explain)
 app.command()(tune)
 app.command()(report)
+app.command()(check)
 app.command()(methods)
 app.command()(models)
 app.command()(tasks)

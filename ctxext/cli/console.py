@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
+    from ctxext.records import Record
+
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 _verbose = False
 
@@ -136,7 +138,7 @@ def print_estimates(work: Any, as_json: bool) -> None:
         typer.echo(room.totals(found))
 
 
-def print_tables(records: list[dict[str, Any]], order: list[str]) -> None:
+def print_tables(records: list[Record], order: list[str]) -> None:
     """Records as tables, methods in an order."""
     from ctxext import report as room
 
@@ -146,7 +148,7 @@ def print_tables(records: list[dict[str, Any]], order: list[str]) -> None:
 
 
 def print_headlines(
-    records: list[dict[str, Any]],
+    records: list[Record],
     order: list[str],
     benchmark: str,
     seeds: str,
@@ -221,8 +223,14 @@ def print_families(as_json: bool) -> None:
     )
 
 
+def print_registry(registry: Any, as_json: bool) -> None:
+    """What a registry has; what another package brings and cannot be had is told on stderr."""
+    found = registry.classes(lambda line: typer.echo(printable(line), err=True))
+    print_entries([one.describe() for one in found], as_json)
+
+
 def print_entries(entries: list[dict[str, Any]], as_json: bool) -> None:
-    """What a registry says of itself: `name`, `summary`, and facts."""
+    """Entries by their `name`, `summary`, and facts."""
     for entry in entries:
         if as_json:
             typer.echo(json.dumps(entry, ensure_ascii=False))

@@ -12,7 +12,6 @@ def methods(as_json: Json = False) -> None:
     """The methods: formula, parameters, source, what each does inside the trained length."""
     from ctxext import methods as registry
 
-    entries = [registry.REGISTRY.get(name).describe() for name in registry.names()]
-    console.print_entries(entries, as_json)
+    console.print_registry(registry.REGISTRY, as_json)
     if not as_json:
         typer.echo(f"  {registry.NOTATION}")

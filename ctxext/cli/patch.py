@@ -89,7 +89,8 @@ def patch(
     from ctxext.export.unpacked import unpacked
     from ctxext.export.write import Order, check, export, public_name
     from ctxext.models.aliases import locate
-    from ctxext.models.loading import local_folder, told
+    from ctxext.models.folder import local_folder
+    from ctxext.models.identity import told
 
     console.quieten()
     repository = None if push_to_hub is None else hub.check_repository(push_to_hub)

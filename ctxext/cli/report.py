@@ -42,6 +42,14 @@ def report(
     plots: Annotated[
         bool, typer.Option("--plots/--no-plots", help="Whether --write draws, which takes seconds.")
     ] = True,
+    pack: Annotated[
+        bool,
+        typer.Option(
+            "--pack",
+            help="First fold the records' files into one, records.jsonl, a line each, which all "
+            "commands read as they do the files.",
+        ),
+    ] = False,
     aggregate: Annotated[
         choices.Benchmark | None,
         word(
@@ -68,6 +76,8 @@ def report(
         raise UsageError("--format html is a page for a browser: add --write, for report.html")
     if not out.is_dir():
         raise UsageError(f"no folder {str(out)!r}: give --out, where ctxext eval wrote records")
+    for line in Store(out).pack() if pack else ():
+        typer.echo(line, err=True)
     records, problems = Store(out).read_all()
     for problem in problems:
         typer.echo(f"skipped: {problem}", err=True)

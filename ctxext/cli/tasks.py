@@ -10,6 +10,4 @@ def tasks(as_json: Json = False) -> None:
     """The tasks, with the metric of each."""
     from ctxext import tasks as registry
 
-    console.print_entries(
-        [registry.REGISTRY.get(name).describe() for name in registry.names()], as_json
-    )
+    console.print_registry(registry.REGISTRY, as_json)

@@ -7,11 +7,13 @@ frequencies.py  frequencies on its rotary modules, as stock.py has transformers 
 guards.py       hooks around each forward, which refuse what is not as the patch left it
 saved.py        a model as it was saved: patched, where it was patched then
 carried.py      model classes that are patched whenever they run
+at_hand.py      parameters by the length of each sequence that a patched model reads
 pinned.py       one length for each sequence that the unpatched model reads
 switch.py       changes that can be undone
 
 what is learnt of a model
-probe.py        a few tokens that prove it is rotated as it is thought to be
+few_tokens.py   a few tokens through it, without most of its matrix products
+probe.py        what these show of how each layer sees positions
 layers.py       what is known of its attention layers: AttentionSite
 rotation.py     which dimensions of a head are turned, by which frequencies: Rotation
 rotary.py       its rotary modules; a set of frequencies as a patched model uses it: RotarySite

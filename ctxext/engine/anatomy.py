@@ -11,7 +11,8 @@ from ctxext.engine.layers import AttentionSite
 from ctxext.engine.probe import learn
 from ctxext.errors import CtxextError, UnsupportedModelError, short
 from ctxext.methods import Spec
-from ctxext.models.layout import FrequencySet, has_windows
+from ctxext.models.frequency_sets import FrequencySet
+from ctxext.models.layout import has_windows
 
 
 @dataclass(frozen=True)

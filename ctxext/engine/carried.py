@@ -62,6 +62,15 @@ class Carried:
         model without weights of its own fills, which then hold anything."""
         return False
 
+    def generate(self, *args: Any, **options: Any) -> Any:
+        """Text from a patched model; arguments as those of transformers."""
+        before = self.__dict__.get("generate")
+        self._ctxext_settle()  # which may give the model a `generate` of its own, over this one
+        own = self.__dict__.get("generate")
+        if own is None or own is before:
+            own = super().generate  # type: ignore[misc]
+        return own(*args, **options)
+
     @property
     def ctxext(self) -> Handle | None:
         """The patch: its spec, notes, attention path, and `remove`; None without weights."""

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from ctxext.engine.compiled import uncompiled
+from ctxext.engine.rotation import Tables
 from ctxext.engine.turned import Turned
 from ctxext.errors import UnsupportedModelError
-from ctxext.models.layout import FrequencySet
+from ctxext.models.frequency_sets import FrequencySet
 
 FORWARD = "_ctxext_forward"  # the attribute of a table that has the forward it was made in
 AS_BEFORE = "_ctxext_as_before"  # … and the tables of before the patch
@@ -32,7 +33,7 @@ class Forward:
         outer: the forward that it is within, of another model.
         turned_keys: what stays turned of the keys of a cache, by layer.
         tables: what each rotary module returned, by its frequencies.
-        turned: positions, and their cos and sin where they turn anything, by frequencies, the
+        turned: positions, and what turns by them where anything does, by frequencies, rotation, the
             positions' id and device.
     """
 
@@ -42,7 +43,7 @@ class Forward:
         self.outer = outer
         self.turned_keys = _TURNED_KEYS.get({})
         self.tables: dict[FrequencySet, Any] = {}
-        self.turned: dict[Any, tuple[Tensor, tuple[Tensor, Tensor] | None]] = {}
+        self.turned: dict[Any, tuple[Tensor, Tables | None]] = {}
         self._found: list[tuple[Tensor | None, tuple[Any, ...], Any]] = []
 
     def once(self, mask: Tensor | None, key: tuple[Any, ...], find: Callable[[], Any]) -> Any:

@@ -14,7 +14,7 @@ from ctxext.engine.stock import numbers, stock_model, stock_ropes
 from ctxext.engine.switch import replace
 from ctxext.errors import UnsupportedModelError, UsageError
 from ctxext.methods import Spec
-from ctxext.models.layout import FrequencySet, Rope
+from ctxext.models.frequency_sets import FrequencySet, Rope
 
 
 def start(freq_sets: list[FrequencySet], undo: contextlib.ExitStack) -> dict[FrequencySet, Rope]:
@@ -32,6 +32,15 @@ def apply_frequencies(
 
     They are as transformers computes them, where it can.
     """
+    inv_freq, factor, rope = frequencies_of(freqs, spec, length)
+    _set(freqs, inv_freq, factor, undo)
+    return rope
+
+
+def frequencies_of(
+    freqs: FrequencySet, spec: Spec, length: int | None
+) -> tuple[Tensor, float, Rope]:
+    """What `apply_frequencies` puts on: frequencies [d/2], attention factor, rope parameters."""
     facts = freqs.facts
     if freqs.inv_freq.shape != (len(facts.theta),):
         raise UnsupportedModelError(f"{type(freqs.module).__name__}: inv_freq is no buffer [d/2]")
@@ -40,24 +49,27 @@ def apply_frequencies(
     if not torch.isfinite(theta).all():
         raise UsageError(f"{spec} gives frequencies that are not finite")
     for stock in stock_ropes(freqs, spec, length):
-        _set(freqs, stock.inv_freq, stock.factor, undo)
-        return stock.rope
-    _set(freqs, theta, freqs.start.factor * spec.attention_factor(facts), undo)
-    return freqs.plain_rope
+        return stock.inv_freq, stock.factor, stock.rope
+    return theta, freqs.start.factor * spec.attention_factor(facts), freqs.plain_rope
 
 
 def _set(freqs: FrequencySet, inv_freq: Tensor, factor: float, undo: contextlib.ExitStack) -> None:
     """Give a rotary module frequencies and an attention factor that no length changes."""
     module, own, name = freqs.module, freqs.inv_freq, freqs.named("inv_freq")
     attribute = freqs.named("attention_scaling")
-    if not hasattr(module, attribute) and factor != 1:
-        raise UnsupportedModelError(f"{type(module).__name__} takes no attention factor")
+    check_factor(freqs, factor)
     undo.callback(_put_back, module, name, own)
     module._buffers[name] = inv_freq.to(own.device, torch.float32)
     replace(undo, module, attribute, factor)
     if freqs.by_length and (kinds := module.__dict__.get("rope_type")) is not None:
         plain = {**kinds, freqs.layer_type: "default"} if isinstance(kinds, dict) else "default"
         replace(undo, module, "rope_type", plain)
+
+
+def check_factor(freqs: FrequencySet, factor: float) -> None:
+    """UnsupportedModelError where a rotary module cannot apply an attention factor."""
+    if not hasattr(freqs.module, freqs.named("attention_scaling")) and factor != 1:
+        raise UnsupportedModelError(f"{type(freqs.module).__name__} takes no attention factor")
 
 
 def _put_back(module: nn.Module, name: str, own: Tensor) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ctxext.engine.rotation import Rotation
 from ctxext.methods import Spec
-from ctxext.models.layout import FrequencySet
+from ctxext.models.frequency_sets import FrequencySet
 
 
 @dataclass

@@ -58,6 +58,7 @@ class Call(NamedTuple):
     pattern: Pattern
     blocks: bool
     fresh: bool  # these rows have had no call yet
+    none: Tensor | None = None  # of a mask of each row [b, 1, 1]: rows that see no key of the part
 
 
 def merged_attention(
@@ -99,15 +100,22 @@ def merged_attention(
     firsts = [band.low for band in bands]
     scalings = [scaling * band.part.factor for band in bands]
     (b, h, _, d), g = query.shape, key.shape[1]
-    if n == 1 and not operator.windows:  # one query's heads are as many queries of their keys
+    single = n == 1 and not operator.windows
+
+    def divide() -> list[Call]:
+        if single:
+            return list(_single(bands, at, mask, query))
+        regions = _windows if operator.windows else _triangles
+        return list(regions(bands, at.offset or 0, query, key))
+
+    what = ("calls", query.shape, key.shape, query.dtype, query.device)
+    calls = at.once((parts, mask, operator), what, divide)
+    if single:  # one query's heads are as many queries of their keys
         queries = [q.reshape(b, g, h // g, d) for q in queries]
-        calls = list(_single(bands, at, mask, query))
-    else:
-        divide = _windows if operator.windows else _triangles
-        calls = list(divide(bands, at.offset or 0, query, key))
-    merged: Tensor = _Merge.apply(  # type: ignore[no-untyped-call]
-        operator, calls, firsts, scalings, value, *queries, *keys
-    )
+    tensors = (value, *queries, *keys)
+    graded = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+    merge: Callable[..., Tensor] = _Merge.apply if graded else _merged
+    merged = merge(operator, calls, firsts, scalings, *tensors)
     return merged.reshape(query.shape) if n == 1 else merged
 
 
@@ -119,13 +127,13 @@ def _single(bands: Bands, at: Positions, mask: Tensor | None, like: Tensor) -> I
     for index, (part, low, high, *_) in enumerate(bands):
         if low >= high:
             continue
-        pattern = Pattern()
+        pattern, none = Pattern(), None
         if mask is not None or at.offset is None:
             seen = at.held(part, 0, 1, low, high)[:, None].to(like.device)
             seen = seen if mask is None else seen & mask[..., low:high]
             hides = torch.zeros_like(seen, dtype=like.dtype).masked_fill_(~seen, -torch.inf)
-            pattern = Pattern(mask=hides)
-        yield Call(index, _cut(0, None), _cut(0, high - low), pattern, False, index == 0)
+            pattern, none = Pattern(mask=hides), ~seen.any(-1)
+        yield Call(index, _cut(0, None), _cut(0, high - low), pattern, False, index == 0, none)
 
 
 def _windows(bands: Bands, offset: int, query: Tensor, key: Tensor) -> Iterator[Call]:
@@ -272,6 +280,40 @@ def _band(size: int, window: int, like: Tensor) -> Tensor | None:
     return torch.zeros_like(hidden, dtype=like.dtype).masked_fill_(hidden, -torch.inf)
 
 
+def _merge(
+    operator: Operator,
+    calls: list[Call],
+    firsts: list[int],
+    scalings: list[float],
+    value: Tensor,
+    *turned: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Output and log-sum-exp of the calls together."""
+    queries, keys = turned[: len(firsts)], turned[len(firsts) :]
+    b, h, n, d = queries[0].shape
+    wide = torch.promote_types(value.dtype, torch.float32)
+    out = value.new_empty(b, n, h, d, dtype=wide).transpose(1, 2)
+    lse = value.new_empty(b, h, n, 1, dtype=wide)
+    for call in calls:
+        q, k = call.rows(queries[call.part]), call.keys(keys[call.part])
+        v = call.keys(value[:, :, firsts[call.part] :])
+        new, its = operator.forward(q, k, v, scalings[call.part], call.pattern)
+        if call.none is not None:
+            its = its.masked_fill(call.none, torch.finfo(wide).min / 4)
+        o, s, its = call.rows(out), call.rows(lse), its[..., None]
+        if call.fresh:
+            o.copy_(new)
+            s.copy_(its)
+        else:
+            o.lerp_(new.to(wide), torch.sigmoid(its - s))
+            torch.logaddexp(s, its, out=s)
+    return out.to(value.dtype), lse
+
+
+def _merged(*given: Any) -> Tensor:
+    return _merge(*given)[0]
+
+
 class _Merge(torch.autograd.Function):
     """out = Σ over calls of each one's output, weighted by its share of the sum of weights."""
 
@@ -285,26 +327,7 @@ class _Merge(torch.autograd.Function):
         value: Tensor,
         *turned: Tensor,
     ) -> Tensor:
-        queries, keys = turned[: len(firsts)], turned[len(firsts) :]
-        b, h, n, d = queries[0].shape
-        wide = torch.promote_types(value.dtype, torch.float32)
-        out = value.new_empty(b, n, h, d, dtype=wide).transpose(1, 2)
-        lse = value.new_empty(b, h, n, 1, dtype=wide)
-        for call in calls:
-            q, k = call.rows(queries[call.part]), call.keys(keys[call.part])
-            v = call.keys(value[:, :, firsts[call.part] :])
-            new, its = operator.forward(q, k, v, scalings[call.part], call.pattern)
-            if call.pattern.mask is not None and call.pattern.mask.ndim == 4:
-                none = call.pattern.mask.isneginf().all(-1)  # rows that see no key of the part
-                its = its.masked_fill(none, torch.finfo(wide).min / 4)
-            o, s, its = call.rows(out), call.rows(lse), its[..., None]
-            if call.fresh:
-                o.copy_(new)
-                s.copy_(its)
-            else:
-                o.lerp_(new.to(wide), torch.sigmoid(its - s))
-                s.copy_(torch.logaddexp(s, its))
-        out = out.to(value.dtype)
+        out, lse = _merge(operator, calls, firsts, scalings, value, *turned)
         ctx.operator, ctx.calls, ctx.firsts, ctx.scalings = operator, calls, firsts, scalings
         ctx.save_for_backward(value, out, lse, *turned)
         return out

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import time
 from collections.abc import Iterator
 from typing import Any, cast
 
@@ -11,6 +12,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ctxext.engine.anatomy import Anatomy, examine
+from ctxext.engine.at_hand import AtHand, check_at_hand
+from ctxext.engine.few_tokens import WithoutProducts, forward
 from ctxext.engine.frequencies import apply_frequencies, apply_numbers, start
 from ctxext.engine.guards import (
     check_cache,
@@ -21,16 +24,16 @@ from ctxext.engine.guards import (
 )
 from ctxext.engine.layers import AttentionSite
 from ctxext.engine.paths import PathChoice, choose
-from ctxext.engine.probe import forward
 from ctxext.engine.rotary import RotarySite, as_it_is, check_module
 from ctxext.engine.seams import register_distance, register_scaled
 from ctxext.engine.state import STATE, UNPICKLED, PatchState
-from ctxext.engine.switch import own_configs, replace, use_attention
+from ctxext.engine.switch import own_configs, renew, replace, use_attention
 from ctxext.engine.trial import check_outputs, outputs
 from ctxext.errors import UnsupportedModelError, UsageError
 from ctxext.methods import Spec, parse
 from ctxext.methods.base import Span
-from ctxext.models.layout import FrequencySet, find_frequency_sets, head_dim
+from ctxext.models.frequency_sets import FrequencySet, find_frequency_sets
+from ctxext.models.layout import head_dim
 from ctxext.models.mark import MARK, Mark, read_mark
 from ctxext.models.trained import check_own_scaling
 from ctxext.notation import is_length
@@ -42,10 +45,11 @@ class Handle:
     """A patch that is on a model; `remove` takes it off.
 
     Attributes:
-        spec: the resolved spec, every parameter a value.
+        spec: the resolved spec, every parameter a value, or `auto`.
         notes: what a user should know about this model with this method, a line each.
         choice: the attention path that a distance method runs on, or for other methods the
             model's own implementation; and why faster ones were not taken, a phrase each.
+        seconds: what putting it on took.
     """
 
     def __init__(
@@ -54,6 +58,7 @@ class Handle:
         self.spec = spec
         self.choice = attention
         self.notes = notes
+        self.seconds = 0.0
         self._undo = undo
 
     @property
@@ -92,7 +97,9 @@ def patch(
 
     Args:
         model: a loaded model with rotary position embeddings.
-        spec: such as `"rerope:window=256+logn"`, or a parsed one.
+        spec: such as `"rerope:window=256+logn"`, or a parsed one. With `factor=auto` each sequence
+            that is begun has the smallest factor of the ladder for its own length, with what
+            `generate` may add; what a cache goes on from keeps the one it began with.
         length: L, the longest sequence in tokens that will be read, prompt and continuation;
             defaults that depend on it (a `factor`, a `leak`) need it, and so does a method on a
             model whose own rope scaling goes by the length (dynamic, longrope). Such a model has
@@ -114,6 +121,7 @@ def patch(
             attention path that cannot run here.
         UnsupportedModelError: the model cannot take the method; the model is left as it was.
     """
+    begun = time.perf_counter()
     parsed = parse(spec) if isinstance(spec, str) else spec
     for name, value in (("length", length), ("train_len", train_len)):
         if value is not None and not is_length(value):
@@ -129,7 +137,9 @@ def patch(
         on = holder.__dict__[HANDLE].spec
         raise UsageError(f"the model is patched already, with {on}: remove that patch first")
     trained = freq_sets[0].trained
-    resolved = parsed.resolve(Span(trained, length))
+    resolved = parsed.settle(Span(trained, length))
+    if resolved.at_hand:
+        check_at_hand(resolved, freq_sets)
     _check_length(freq_sets, resolved)
     anatomy = examine(model, freq_sets, resolved)
     attention = _choose(model, anatomy, resolved, attn)
@@ -137,7 +147,7 @@ def patch(
     with contextlib.ExitStack() as undo:
         ropes = start(freq_sets, undo)
         sites = [_site(freqs, anatomy) for freqs in anatomy.changed]
-        for freqs in anatomy.changed if resolved.frequencies else []:
+        for freqs in anatomy.changed if resolved.frequencies and not resolved.at_hand else []:
             ropes[freqs] = apply_frequencies(freqs, resolved, length, undo)
         apply_numbers(model, {s: ropes[s] for s in freq_sets if s.replaced}, undo)
         if not resolved.unpatched:
@@ -145,10 +155,13 @@ def patch(
         for freqs in anatomy.changed:
             check_module(freqs, anatomy.axes[freqs])
         _apply_seams(model, anatomy, sites, trained, resolved, attention.name, undo)
+        if resolved.at_hand:
+            _apply_at_hand(model, AtHand(resolved, trained, anatomy.changed), undo)
         handle = Handle(resolved, attention, notes, undo)
         replace(undo, holder, HANDLE, handle)
         replace(undo, model, "ctxext", handle)
         handle._undo = undo.pop_all()
+    handle.seconds = time.perf_counter() - begun
     return handle
 
 
@@ -283,11 +296,11 @@ def _apply_seams(
     for module in state.rotary:  # before others' hooks, which see what the module gives now
         hook = module.register_forward_hook(state.rotated, prepend=True, with_kwargs=True)
         undo.callback(hook.remove)
-        _renew(module, state, undo)
+        renew(module, state.as_is, undo)
     for module, freqs in alone.items():
         keep = functools.partial(state.keep_tables, by_freqs[freqs])
         undo.callback(module.register_forward_pre_hook(keep, with_kwargs=True).remove)
-        _renew(module, state, undo)
+        renew(module, state.as_is, undo)
     core = _core(model, {*layers, *state.rotary})
     cores = dict.fromkeys((model.base_model, core))
     for module in cores:
@@ -295,12 +308,12 @@ def _apply_seams(
     with contextlib.ExitStack() as whole:
         if own != _own(model):
             use_attention(model, own, whole)
-        before = outputs(model, anatomy.layers, anatomy.changed) if deep else []
+        before = outputs(model, layers, anatomy.changed) if deep else None
     state.take(parts)
     for site in sites if parts else []:
         site.factor = site.freqs.factor
         replace(undo, site.freqs.module, site.freqs.named("attention_scaling"), 1.0)
-    if deep:
+    if before is not None:
         name = register_distance(own) if parts else register_scaled(own)
         state.name = name
         use_attention(model, name, undo)
@@ -327,22 +340,19 @@ def _apply_seams(
             undo.callback(run.register_forward_hook(state.after_layer, always_call=True).remove)
         check_outputs(model, state, before)
     else:
-        forward(model, 1, state.sites)  # `keep_tables` refuses what it does not understand
+        # `keep_tables` refuses what it does not understand
+        forward(model, 1, state.sites, WithoutProducts())
 
 
-def _renew(module: nn.Module, state: PatchState, undo: contextlib.ExitStack) -> None:
-    """Give a module a forward of its own that is its forward: compiled code, which does not look
-    for new hooks, is compiled anew. Others may wrap it, and leave it when the patch is gone."""
-    renewed = functools.partial(state.as_is, module.forward)
-    own = module.__dict__.get("forward")
-    module.__dict__["forward"] = renewed
-
-    def back() -> None:
-        if module.__dict__.get("forward") is not renewed:
-            return
-        if own is None:
-            del module.__dict__["forward"]
-        else:
-            module.__dict__["forward"] = own
-
-    undo.callback(back)
+def _apply_at_hand(model: Any, at_hand: AtHand, undo: contextlib.ExitStack) -> None:
+    """Let rotary modules go by the length of each sequence: before what sees their tables."""
+    rotary = {freqs.module for freqs in at_hand.freq_sets}
+    for module in rotary:
+        hook = module.register_forward_hook(at_hand.rotated, prepend=True, with_kwargs=True)
+        undo.callback(hook.remove)
+        renew(module, at_hand.as_is, undo)
+    core = _core(model, rotary)
+    undo.callback(core.register_forward_pre_hook(at_hand.before, with_kwargs=True).remove)
+    undo.callback(core.register_forward_hook(at_hand.after, always_call=True).remove)
+    if callable(own := getattr(model, "generate", None)):
+        replace(undo, model, "generate", functools.partial(at_hand.generate, own, model))

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 from ctxext.engine.patch import patched
-from ctxext.models.layout import find_frequency_sets, length_class
+from ctxext.models.frequency_sets import find_frequency_sets, length_class
 from ctxext.models.trained import ORIGINAL
 
 Item = TypeVar("Item")

@@ -5,12 +5,15 @@ Dimensions: b batch, n queries, m keys; in tokens.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor
 
 from ctxext.methods.base import Part, as_held
+
+Made = TypeVar("Made")
 
 
 class Band(NamedTuple):
@@ -41,8 +44,7 @@ class Positions:
 
     def __init__(self, query: Tensor, key: Tensor, first: list[int] | None = None) -> None:
         self.query, self.key, self.first = query, key, first
-        self._tails: dict[tuple[int, int], Tensor] = {}
-        self._bands: list[tuple[tuple[Part, ...], tuple[Band, ...]]] = []
+        self._made: dict[tuple[Any, ...], tuple[Any, Any]] = {}
 
     @classmethod
     def consecutive(cls, n: int, m: int, first: int = 0) -> Positions:
@@ -55,6 +57,13 @@ class Positions:
         """As `consecutive`, of rows whose first keys are at `firsts` [b]."""
         key = torch.arange(m) + firsts[:, None]
         return cls(key[:, m - n :], key, firsts.tolist())
+
+    def once(self, of: tuple[Any, ...], what: object, make: Callable[[], Made]) -> Made:
+        """What `make` makes of some objects, made once for all layers of a forward."""
+        key = (*map(id, of), what)
+        if key not in self._made:
+            self._made[key] = of, make()  # which keeps them, and so their ids
+        return cast("Made", self._made[key][1])
 
     @property
     def offset(self) -> int | None:
@@ -74,30 +83,20 @@ class Positions:
 
     def bands(self, parts: tuple[Part, ...]) -> tuple[Band, ...]:
         """Each part as these queries and keys have it; made once for the same tuple of parts."""
-        for its, bands in self._bands:
-            if its is parts:
-                return bands
-        bands = tuple(self._band(part) for part in parts)
-        self._bands = [*self._bands[-1:], (parts, bands)]
-        return bands
+        return self.once((parts,), "bands", lambda: tuple(map(self._band, parts)))
 
     def _band(self, part: Part) -> Band:
         low, high = self.span(part, 0, self.query.shape[1])
         query = row(part.query(self.query.double()))
-        key = None
-        if part.key is not as_held:
-            key = row(part.key(self.key[:, low : max(low, high)].double()))
-        return Band(part, low, high, query, key)
+        key = None if part.key is as_held else self.key[:, low : max(low, high)].double()
+        key = None if key is None else row(part.key(key))
+        return Band(part, low, high, query, key if key is not None and key.any() else None)
 
     def tail(self, band: Band, low: int) -> Tensor:
         """Effective positions of a part's keys from `low` on; one tensor whenever it is asked."""
-        found = self._tails.get((id(band), low))
-        if found is None:
-            assert band.key is not None
-            tail = slice(low - band.low, None)
-            found = band.key[:, tail] if band.key.ndim == 3 else band.key[..., tail]
-            self._tails[id(band), low] = found
-        return found
+        key, tail = band.key, slice(low - band.low, None)
+        assert key is not None
+        return self.once((key,), low, lambda: key[:, tail] if key.ndim == 3 else key[..., tail])
 
     def held(self, part: Part, start: int, stop: int, low: int, high: int) -> Tensor:
         """Which keys low … high−1 queries start … stop−1 have in a part [b or 1, n', m']."""

@@ -8,29 +8,27 @@ each token, in a binary code. Dimensions that a frequency turns are those that c
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
+from ctxext.engine.few_tokens import TOKENS, WithoutProducts, forward, kind_of
 from ctxext.engine.layers import AttentionSite, handed
 from ctxext.engine.masks import sees, window_of
 from ctxext.engine.rotary import call_rotary, check_module, columns_of, deaf, kept, table_of
-from ctxext.engine.rotation import Rotation, as_index
+from ctxext.engine.rotation import Rotation
 from ctxext.engine.switch import registered, replaced, use_attention
-from ctxext.errors import CtxextError, UnsupportedModelError, short
-from ctxext.models.layout import FrequencySet
+from ctxext.errors import UnsupportedModelError
+from ctxext.models.frequency_sets import FrequencySet
 
 PROBE = registered("probe")
-TOKENS = 8  # at least
 QUERIES = 2**20  # asked whether they see T back: more are too much memory for a hostile T
-ROWS = 4  # of different tokens: in one head of one, a quarter turn may change next to nothing
 ODD = (
     "it is rotated in a way that is not understood: a quarter turn of one frequency does not turn "
     "one pair of dimensions"
@@ -89,12 +87,25 @@ def learn(
     Raises:
         UnsupportedModelError: the model does not run, or rotates in a way that is not understood.
     """
-    still = _pass(model, freq_sets, None)
+    still, turned = WithoutProducts(), WithoutProducts()
+    with contextlib.suppress(UnsupportedModelError):  # its products may matter
+        layers, axes = _learn(model, freq_sets, still, turned)
+        before = still.given == turned.given  # else some are of what is rotated already
+        if layers and before and not any(layer.not_understood for layer in layers):
+            return layers, axes
+    return _learn(model, freq_sets)
+
+
+def _learn(
+    model: Any, freq_sets: list[FrequencySet], *products: WithoutProducts
+) -> tuple[list[AttentionSite], dict[FrequencySet, tuple[int, ...]]]:
+    """`learn`, with all products, or with these in place of some in the two passes."""
+    still = _pass(model, freq_sets, None, *products[:1])
     if not still.calls or not still.used:
         return [], still.axes
     for freqs in still.used:
         check_module(freqs, still.axes[freqs])
-    turned = _pass(model, freq_sets, still.used)
+    turned = _pass(model, freq_sets, still.used, *products[1:])
     if [c.module for c in still.calls] != [c.module for c in turned.calls]:
         raise UnsupportedModelError(
             f"{kind_of(model)} takes another way through its layers each time"
@@ -121,11 +132,12 @@ def learn(
     return list(layers.values()), still.axes
 
 
-def kind_of(model: Any) -> str:
-    return str(model.config.get_text_config().model_type)
-
-
-def _pass(model: Any, freq_sets: list[FrequencySet], turning: list[FrequencySet] | None) -> _Pass:
+def _pass(
+    model: Any,
+    freq_sets: list[FrequencySet],
+    turning: list[FrequencySet] | None,
+    products: WithoutProducts | None = None,
+) -> _Pass:
     """One pass; `turning`: those whose frequencies turn, each by codes of its own."""
     run = _Pass()
     length = max(TOKENS, _bits(freq_sets))
@@ -142,46 +154,8 @@ def _pass(model: Any, freq_sets: list[FrequencySet], turning: list[FrequencySet]
             weight = module._parameters.get("weight")
             if weight is not None and weight.ndim == 1:
                 undo.callback(module.register_forward_hook(_note_norm).remove)
-        forward(model, length, [])
+        forward(model, length, [], products)
     return run
-
-
-def forward(model: Any, length: int, freq_sets: Iterable[FrequencySet]) -> None:
-    """A few tokens through the model in evaluation mode, without a cache.
-
-    What that does to rotary modules whose frequencies depend on the length is undone. The tokens
-    are from the middle of the vocabulary: special ones may embed as zeros.
-    """
-    modes = {module: module.training for module in model.modules()}
-    try:
-        model.eval()
-        weight, pad = (
-            model.get_input_embeddings().weight,
-            model.config.get_text_config().pad_token_id,
-        )
-        some = torch.arange(ROWS * length + 1, device=weight.device) + len(weight) // 3
-        some = some % len(weight)
-        some[some == (pad % len(weight) if isinstance(pad, int) else -1)] += 1
-        ids = some[: ROWS * length].view(ROWS, length) % len(weight)
-        with (
-            torch.no_grad(),
-            torch.compiler.set_stance("force_eager"),
-            contextlib.ExitStack() as undo,
-        ):
-            for module in {id(freqs.module): freqs.module for freqs in freq_sets}.values():
-                undo.enter_context(kept(module))
-            run = model if isinstance(weight, DTensor) else model.base_model  # sharded from outside
-            run(input_ids=ids, use_cache=False)
-    except CtxextError:
-        raise
-    except Exception as error:
-        why = short(error)
-        raise UnsupportedModelError(
-            f"{kind_of(model)} does not run on a few tokens: {why}"
-        ) from error
-    finally:
-        for module, training in modes.items():
-            module.training = training
 
 
 # What stands in ----------------------------------------------------------------------------------
@@ -283,28 +257,20 @@ def _decode(
     for dimension, code in enumerate(codes):
         if code:
             pairs.setdefault(code - offset - 1, []).append(dimension)
-    a, b, at = [], [], []
-    for number, dimensions in sorted(pairs.items()):
-        if len(dimensions) != 2 or number not in columns[freqs]:
-            raise _NotUnderstoodError(ODD)
-        token = (number + offset + 1 & -(number + offset + 1)).bit_length() - 1
-        i, j = dimensions
-        x, y, turned_x, turned_y = (
-            old[:, token, i],
-            old[:, token, j],
-            new[:, token, i],
-            new[:, token, j],
-        )
-        forwards = float((turned_x + y).abs().sum() + (turned_y - x).abs().sum())
-        backwards = float((turned_x - y).abs().sum() + (turned_y + x).abs().sum())
-        size = float(x.abs().sum() + y.abs().sum())
-        if min(forwards, backwards) > 0.03 * size:
-            raise _NotUnderstoodError(ODD)
-        a.append(i if forwards <= backwards else j)
-        b.append(j if forwards <= backwards else i)
-        at.append(number)
-    whole = 2 * len(a) == len(codes)
-    return freqs, Rotation(as_index(a), as_index(b), as_index(at), whole)
+    numbers = sorted(pairs)
+    if any(len(pairs[number]) != 2 or number not in columns[freqs] for number in numbers):
+        raise _NotUnderstoodError(ODD)
+    i, j = (torch.tensor(each) for each in zip(*(pairs[n] for n in numbers), strict=True))
+    own = [number + offset + 1 for number in numbers]
+    token = torch.tensor([(code & -code).bit_length() - 1 for code in own])  # one that it turns
+    x, y, turned_x, turned_y = (q[:, token, at] for q in (old, new) for at in (i, j))
+    forwards = ((turned_x + y).abs() + (turned_y - x).abs()).sum(0).cpu()
+    backwards = ((turned_x - y).abs() + (turned_y + x).abs()).sum(0).cpu()
+    size = (x.abs() + y.abs()).sum(0).cpu()
+    if (torch.minimum(forwards, backwards) > 0.03 * size).any():
+        raise _NotUnderstoodError(ODD)
+    a, b = torch.where(forwards <= backwards, torch.stack((i, j)), torch.stack((j, i))).tolist()
+    return freqs, Rotation.of(tuple(a), tuple(b), tuple(numbers), len(codes))
 
 
 def _freqs_of(code: int, widths: dict[FrequencySet, int]) -> tuple[FrequencySet, int]:

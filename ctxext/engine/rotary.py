@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ctxext.engine.forward import Forward
 from ctxext.engine.layers import AttentionSite
 from ctxext.errors import UnsupportedModelError, short
-from ctxext.models.layout import FrequencySet
+from ctxext.models.frequency_sets import FrequencySet
 
 
 @dataclass(eq=False)
@@ -61,23 +61,24 @@ class RotarySite:
         """x [b, *, l, d] rotated as the layer rotates by positions [l] or [b, l] (on the CPU), or
         each of its pairs by its own [b or 1, l, d/2]."""
         assert layer.rotation is not None
-        key = (self.freqs, id(positions), x.device)
-        if key not in forward.turned:  # all layers share a forward's few tables
-            forward.turned[key] = positions, self._turns(positions, x.device)
-        tables = forward.turned[key][1]
-        return x if tables is None else layer.rotation.turn(x, *tables)
+        key = (self.freqs, layer.rotation, id(positions), x.device)
+        found = forward.turned.get(key)  # all layers share a forward's few tables
+        if found is None:
+            angles = self._angles(positions, x.device)
+            tables = None if angles is None else layer.rotation.tables(angles, x.shape[-1])
+            found = forward.turned[key] = positions, tables
+        return x if found[1] is None else layer.rotation.turn(x, found[1])
 
-    def _turns(self, positions: Tensor, device: torch.device) -> tuple[Tensor, Tensor] | None:
-        """cos and sin [b or 1, l, d/2] on a layer's device; None where nothing is turned.
+    def _angles(self, positions: Tensor, device: torch.device) -> Tensor | None:
+        """Each frequency's [b or 1, l, d/2] on a layer's device; None where nothing is turned.
 
-        The angles are rounded to float32, as rotary modules do.
+        They are rounded to float32, as rotary modules do.
         """
         if not positions.any():
             return None
         at = positions.to(device, torch.float32)
         at = at if at.ndim == 3 else at[..., None] if at.ndim == 2 else at[None, :, None]
-        angles = at * self.freqs.inv_freq.to(device, torch.float32)
-        return angles.cos(), angles.sin()
+        return at * self.freqs.inv_freq.to(device, torch.float32)
 
 
 def as_it_is(module: nn.Module) -> nn.Module:

@@ -35,7 +35,7 @@ from ctxext.engine.runs import Run, find_runs
 from ctxext.engine.slots import counts_padding
 from ctxext.errors import UnsupportedModelError, UsageError
 from ctxext.methods.base import Part, QueryScale, Rotary, as_held, identity
-from ctxext.models.layout import FrequencySet
+from ctxext.models.frequency_sets import FrequencySet
 
 WHOLE = Part(0, None, identity, identity)
 STATE = "_ctxext_state"  # the attribute by which an attention module finds its model's state

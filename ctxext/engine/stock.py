@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, modeling_rope_utils
 
 from ctxext.errors import UnsupportedModelError, short
 from ctxext.methods import Spec
-from ctxext.models.layout import FrequencySet, Rope
+from ctxext.models.frequency_sets import FrequencySet, Rope
 from ctxext.models.trained import ORIGINAL
 
 # Relative: the exponent 2i/d is rounded by 6e-8 of itself, which a base of e^20 makes 1.2e-6, in

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
+
+from torch import nn
 
 from ctxext.models.mark import MARK
 
@@ -35,6 +38,28 @@ def replaced(target: Any, name: str, value: Any) -> Iterator[None]:
     with contextlib.ExitStack() as undo:
         replace(undo, target, name, value)
         yield
+
+
+def renew(module: nn.Module, as_is: Callable[..., Any], undo: contextlib.ExitStack) -> None:
+    """Give a module a forward of its own that is its forward: compiled code, which does not look
+    for new hooks, is compiled anew. Others may wrap it, and leave it when the patch is gone.
+
+    Args:
+        as_is: calls the function that is its first argument with all others.
+    """
+    renewed = functools.partial(as_is, module.forward)
+    own = module.__dict__.get("forward")
+    module.__dict__["forward"] = renewed
+
+    def back() -> None:
+        if module.__dict__.get("forward") is not renewed:
+            return
+        if own is None:
+            del module.__dict__["forward"]
+        else:
+            module.__dict__["forward"] = own
+
+    undo.callback(back)
 
 
 def use_attention(model: Any, name: str, undo: contextlib.ExitStack) -> None:

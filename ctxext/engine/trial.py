@@ -2,41 +2,69 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ctxext.engine.layers import AttentionSite
-from ctxext.engine.probe import TOKENS, forward, kind_of
+from ctxext.engine.few_tokens import TOKENS, WithoutProducts, forward, kind_of
 from ctxext.engine.state import PatchState
 from ctxext.errors import UnsupportedModelError
 from ctxext.methods.base import Part, identity
-from ctxext.models.layout import FrequencySet
+from ctxext.models.frequency_sets import FrequencySet
+
+
+class Outputs(NamedTuple):
+    """What attention layers give on a few tokens: [tokens, ·] each.
+
+    Attributes:
+        real: the layers whose products were taken, besides those of which noise stood in for
+            products; None where all were.
+    """
+
+    layers: list[Tensor]
+    real: Collection[nn.Module] | None
 
 
 def outputs(
-    model: Any, layers: Iterable[AttentionSite], freq_sets: Iterable[FrequencySet]
+    model: Any, layers: Collection[nn.Module], freq_sets: Iterable[FrequencySet]
+) -> Outputs:
+    """What each attention layer gives on a few tokens, in evaluation mode.
+
+    Noise stands in for the products of all else, unless that is not finite somewhere.
+    """
+    real: Collection[nn.Module] | None
+    for real in (layers, None):
+        found = _outputs(model, layers, freq_sets, real)
+        if all(bool(torch.isfinite(x).all()) for x in found):
+            break
+    return Outputs(found, real)
+
+
+def _outputs(
+    model: Any,
+    layers: Collection[nn.Module],
+    freq_sets: Iterable[FrequencySet],
+    real: Collection[nn.Module] | None,
 ) -> list[Tensor]:
-    """What each attention layer gives on a few tokens, in evaluation mode: [tokens, ·] each."""
     seen: list[Tensor] = []
 
     def keep(module: nn.Module, args: Any, output: Any) -> None:
         first = output[0] if isinstance(output, tuple) else output
         seen.append(first.detach().flatten(0, 1).float().cpu())
 
-    hooks = [layer.module.register_forward_hook(keep) for layer in layers]
+    hooks = [layer.register_forward_hook(keep) for layer in layers]
     try:
-        forward(model, TOKENS, freq_sets)
+        forward(model, TOKENS, freq_sets, None if real is None else WithoutProducts(real))
     finally:
         for hook in hooks:
             hook.remove()
     return seen
 
 
-def check_outputs(model: Any, state: PatchState, before: list[Tensor]) -> None:
+def check_outputs(model: Any, state: PatchState, before: Outputs) -> None:
     """With a window wider than the probe, each attention must give what it gave before the patch.
 
     Off means relative to a token's largest output. In float32 no token may be off by 1e-3, where
@@ -48,14 +76,14 @@ def check_outputs(model: Any, state: PatchState, before: list[Tensor]) -> None:
     state.take(_wide(state) if kept else ())
     scales, state.query_scales = state.query_scales, ()
     try:
-        after = outputs(model, state.layers.values(), state.sites)
+        after = _outputs(model, state.layers, state.sites, before.real)
     finally:
         state.take(kept)
         state.query_scales = scales
     weight = next(model.parameters())
     wide = weight.dtype in (torch.float32, torch.float64)
     wide = wide and not torch.is_autocast_enabled(weight.device.type)
-    for old, new in zip(before, after, strict=True):
+    for old, new in zip(before.layers, after, strict=True):
         off = (old - new).abs().amax(-1) / old.abs().amax(-1).clamp(min=1e-9)
         worst = float(off.max() if wide else off.median())
         if not worst <= (1e-3 if wide else 1e-1):

@@ -22,7 +22,8 @@ from ctxext.export.gguf_vocab import Vocabulary
 from ctxext.methods import Spec
 from ctxext.methods.base import Rotary
 from ctxext.models.contents import SAFETENSORS, index_name, shard_names
-from ctxext.models.layout import FrequencySet, head_dim
+from ctxext.models.frequency_sets import FrequencySet
+from ctxext.models.layout import head_dim
 
 # Transformers' model types, and llama.cpp's architectures that compute the same.
 ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}

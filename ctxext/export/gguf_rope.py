@@ -19,7 +19,7 @@ import torch
 from ctxext.errors import UnsupportedModelError
 from ctxext.methods import Spec
 from ctxext.methods.base import Rotary
-from ctxext.models.layout import FrequencySet
+from ctxext.models.frequency_sets import FrequencySet
 from ctxext.models.trained import ORIGINAL
 
 CLOSE = 1e-6  # relative: a few float32 roundings

@@ -16,7 +16,8 @@ from ctxext.errors import UnsupportedModelError
 from ctxext.export.check import one_line
 from ctxext.methods import Spec
 from ctxext.models.contents import to_config
-from ctxext.models.layout import FrequencySet, Rope, find_frequency_sets, head_dim, layer_configs
+from ctxext.models.frequency_sets import FrequencySet, Rope, find_frequency_sets
+from ctxext.models.layout import head_dim, layer_configs
 from ctxext.models.small import outline
 from ctxext.models.trained import ORIGINAL
 
@@ -44,11 +45,16 @@ def write_native(
         trust_remote_code: whether code that comes with the model may run.
 
     Raises:
-        UnsupportedModelError: no stock config does, or the spec changes attention itself.
+        UnsupportedModelError: no stock config does, the spec changes attention itself, or it
+            goes by the length of each sequence.
     """
     kind = config.model_type
     if spec.distance or spec.query_scales:
         raise UnsupportedModelError(f"{spec} changes attention itself, which no config can say")
+    if at_hand := ", ".join(spec.at_hand):
+        raise UnsupportedModelError(
+            f"{at_hand} goes by the length of each sequence, which no config can say"
+        )
     if anatomy.alone:
         raise UnsupportedModelError(
             f"{kind} has layers that see no further back than the trained length and are rotated "

@@ -27,7 +27,7 @@ from ctxext.export import check
 from ctxext.export.fresh import Fresh, fresh
 from ctxext.methods import Spec, parse
 from ctxext.methods.base import Span
-from ctxext.models.layout import FrequencySet, find_frequency_sets
+from ctxext.models.frequency_sets import FrequencySet, find_frequency_sets
 from ctxext.models.loading import Source, load_config, load_saved
 from ctxext.models.small import Changes, flat, merge, quiet, small_model
 from ctxext.models.trained import ORIGINAL, explain_trained

@@ -56,4 +56,5 @@ def _farthest(part: Part, query: Tensor) -> Tensor:
     if part.first is not None:
         high = high.clamp(max=part.first - 1)
     ends = torch.stack([part.query(query) - part.key(end) for end in (low, high)]).amax(0)
+    ends = part.offset + ends / part.extension
     return ends.masked_fill(high < low, -math.inf)

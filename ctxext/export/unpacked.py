@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from ctxext.models.gguf import read_header
+from ctxext.models.gguf_header import read_header
 from ctxext.models.loading import Source, load_model, load_tokenizer
 
 
@@ -25,8 +25,8 @@ def unpacked(source: Source, beside: Path) -> Iterator[tuple[Path, str]]:
     """
     assert source.file is not None
     header = read_header(source.file)
-    model = load_model(replace(source, dtype="float32", device="cpu"))
     tokenizer = load_tokenizer(source)
+    model = load_model(replace(source, dtype="float32", device="cpu"))
     parent = beside.absolute().parent
     with tempfile.TemporaryDirectory(prefix=".gguf-", dir=parent) as name:
         folder = Path(name)

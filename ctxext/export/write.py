@@ -10,6 +10,7 @@ from typing import Any
 
 from ctxext import methods
 from ctxext.engine.anatomy import Anatomy, examine
+from ctxext.engine.at_hand import check_at_hand
 from ctxext.errors import UnsupportedModelError, UsageError
 from ctxext.export import reach
 from ctxext.export.card import Facts, write_card
@@ -23,7 +24,7 @@ from ctxext.methods import Spec
 from ctxext.methods.base import Span
 from ctxext.models.adapter import MERGE
 from ctxext.models.contents import ADAPTER, CONFIG, WEIGHTS, index_name
-from ctxext.models.layout import find_frequency_sets
+from ctxext.models.frequency_sets import find_frequency_sets
 from ctxext.models.loading import Source, load_config
 from ctxext.models.mark import MARK, plain_line
 from ctxext.models.rope import is_scaled
@@ -131,7 +132,8 @@ class _Patched:
     config: Any
     small: Any
     anatomy: Anatomy
-    spec: Spec  # resolved
+    spec: Spec  # resolved, but for what goes by the length of each sequence
+    longest: Spec  # … as it is for L tokens
     trained: Trained
     notes: tuple[str, ...]
 
@@ -153,10 +155,10 @@ def export(order: Order) -> Exported:
         allow_pickle=order.allow_pickle,
         weights=not order.config_only,
     )
-    anatomy, spec = patched.anatomy, patched.spec
+    anatomy = patched.anatomy
     notes = [*order.notes, *beside, *patched.notes]
     if anatomy.changed or not anatomy.layers:  # else no layer sees so far
-        notes += reach.note(spec, patched.trained.tokens, order.length)
+        notes += reach.note(patched.longest, patched.trained.tokens, order.length)
     if chosen.weights:
         notes += check_weights(chosen.weights, patched.config, order.trust_remote_code)
     with staged(order.source, order.out, force=order.force) as stage:
@@ -202,12 +204,18 @@ def check(order: Order) -> None:
     others = [method.name for method in order.spec.methods if method.kind != "frequency"]
     for option, on in (("--native-only", order.native_only), ("--format gguf", order.gguf)):
         if on and others:
-            can = [n for n in methods.names() if methods.REGISTRY.get(n).kind == "frequency"]
+            can = [c.name for c in methods.REGISTRY.classes() if c.kind == "frequency"]
             raise UsageError(
                 f"{str(order.spec)!r} cannot be expressed in a config, since "
                 f"{' and '.join(others)} changes attention itself: leave out {option}, or take "
                 f"of {', '.join(can)}"
             )
+        if on and (at_hand := ", ".join(order.spec.at_hand)):
+            raise UsageError(
+                f"{str(order.spec)!r} cannot be expressed in a config, since {at_hand} goes by the "
+                f"length of each sequence: leave out {option}, or give a number in place of auto"
+            )
+    others += order.spec.at_hand
     if order.config_only and others:
         raise UsageError(
             f"{str(order.spec)!r} needs code that lies beside its weights: use --link instead of "
@@ -264,12 +272,16 @@ def _examine(order: Order) -> _Patched:
     own = "keep" if order.spec.unpatched else order.own_scaling
     freq_sets = find_frequency_sets(small, order.train_len, own, order.length)
     trained = Trained(freq_sets[0].trained, freq_sets[0].why)
-    spec = order.spec.resolve(Span(trained.tokens, order.length))
+    span = Span(trained.tokens, order.length)
+    spec, longest = order.spec.settle(span), order.spec.resolve(span)
+    if spec.at_hand:
+        check_at_hand(spec, freq_sets)
     anatomy = examine(small, freq_sets, spec)
     if spec.unpatched:
         anatomy = Anatomy([], dict.fromkeys(freq_sets, ()), [])
     notes = () if mark is None else (plain_line(order.name or str(order.source), mark),)
-    return _Patched(raw, config, small, anatomy, spec, trained, (*anatomy.notes(spec), *notes))
+    notes = (*anatomy.notes(spec), *notes)
+    return _Patched(raw, config, small, anatomy, spec, longest, trained, notes)
 
 
 def _write_config(stage: Path, order: Order, patched: _Patched) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from types import TracebackType
 from typing import Any
 
-from ctxext.measure.machine import synchronize
+from ctxext.measure.meter import synchronize
 
 
 @dataclass

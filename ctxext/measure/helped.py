@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from ctxext.measure.tokens import score, start_token
 from ctxext.models import loading
+from ctxext.models.identity import identify
 from ctxext.models.loading import Source
 from ctxext.models.prompting import encoding
 from ctxext.tasks.base import Helped
@@ -45,7 +46,7 @@ def load(name: str, beside: Source) -> Evaluator:
     source = Source(name, dtype=beside.dtype, device=beside.device)
     config = loading.load_config(source)
     source = loading.settle(source, config)
-    trained = loading.identify(source, config).trained
+    trained = identify(source, config).trained
     return Evaluator(loading.load_model(source), loading.load_tokenizer(source), trained)
 
 

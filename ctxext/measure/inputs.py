@@ -9,8 +9,8 @@ from typing import Any
 
 from ctxext.errors import ENDS_RUN, UsageError
 from ctxext.measure import tokens as reading
+from ctxext.measure.failure import Failure, Refusals
 from ctxext.measure.loaded import Loaded
-from ctxext.measure.outcome import Failure, Refusals
 from ctxext.request.cells import Cell, Plan
 from ctxext.tasks.base import Sample, SampleTask, TokenTask
 from ctxext.tasks.windows import Windows

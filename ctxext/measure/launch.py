@@ -18,7 +18,8 @@ from ctxext.errors import CtxextError, UsageError, short
 from ctxext.measure.costs import estimates
 from ctxext.measure.loaded import Loaded
 from ctxext.measure.monitor import Monitor
-from ctxext.measure.run import Held, Run
+from ctxext.measure.results import Held, Results
+from ctxext.measure.run import Run
 from ctxext.measure.workers import Workers
 from ctxext.records import Record, Store
 from ctxext.request.cells import Plan
@@ -161,7 +162,7 @@ class _Jobs:
         gpus = self._gpus(run.plan)
         memory = {} if gpus else self._memory(run)
         for cells in run.groups():
-            if not run.missing(cells):
+            if not run.found.missing(cells):
                 run.finish([cells])
                 continue
             numbers = [number[id(cell)] for cell in cells]
@@ -181,7 +182,8 @@ class _Jobs:
 
     def _memory(self, run: Run) -> dict[str, int]:
         """The bytes that each cell's process will take, by key, where some node has as many."""
-        found = estimates(run.plan, run.store, run.note, run.loaded)
+        results, before = run.results, run.found.before
+        found = estimates(run.plan, before, results.store, results.note, run.loaded)
         most = max(int(node["Resources"].get("memory", 0)) for node in self._ray.nodes())
         return {one.key: min(one.memory or 0, most) for one in found}
 
@@ -200,8 +202,8 @@ class _Jobs:
             run.fail(cells, "error", f"the worker was lost {1 + RETRIES} times ({name})")
         else:
             for note in outcome.notes:
-                run.note(note)
-            run.accept(outcome.records, outcome.held)
+                run.results.note(note)
+            run.results.accept(outcome.records, run.found.old, outcome.held)
 
 
 _kept: dict[str, Run] = {}  # the plan that this worker is at
@@ -217,11 +219,13 @@ def _work(plan: Plan, numbers: list[int], threads: int | None, folder: str) -> _
     if threads is not None:
         torch.set_num_threads(threads)
     name = f"{plan.request.source} {' '.join(plan.keys)}"
+    force = plan.request.force
     if name not in _kept:
         _kept.clear()
-        store = Store(plan.request.out)
-        _kept[name] = Run(plan, store, Workers(), Monitor(), [], [], _loaded)
+        results = Results(Store(plan.request.out), Monitor(), [], force)
+        _kept[name] = Run(plan, Workers(), results, _loaded)
     run, notes = _kept[name], list[str]()
-    run.monitor, run.records, run.held = Monitor(note=notes.append), [], []
+    results = Results(run.results.store, Monitor(note=notes.append), [], force)
+    run.go_on(results)
     run.finish([[plan.cells[n] for n in numbers]])
-    return _Outcome(run.records, run.held, notes)
+    return _Outcome(results.records, results.held, notes)

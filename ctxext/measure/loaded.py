@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from ctxext.measure.machine import release
+from ctxext.measure.memory import release
 from ctxext.models import loading
 from ctxext.models.loading import Source
 from ctxext.tasks.data import Text

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import math
 import statistics
-import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from ctxext.errors import ENDS_RUN, CtxextError, UsageError
-from ctxext.measure.machine import failure
-from ctxext.measure.workers import Workers
+from ctxext.errors import CtxextError
+from ctxext.measure.failure import Failure
 from ctxext.request.cells import Cell
+from ctxext.system.digests import sha256_of_text
 from ctxext.tasks.base import HarnessTask, Row, SampleTask, Score, Task, TokenScores, TokenTask
 
 if TYPE_CHECKING:
@@ -27,67 +25,6 @@ _NOTHING: dict[str, Any] = {
     "windows": 0,
     "buckets": [],
 }
-
-
-class Failure(NamedTuple):
-    """Why there is nothing, in a form that every process can be told.
-
-    Attributes:
-        fields: status and reason.
-        trace: the traceback.
-        refused: whether it is what was asked for that cannot be done.
-    """
-
-    fields: dict[str, str]
-    trace: str
-    refused: bool = False
-
-    @classmethod
-    def of(cls, error: BaseException) -> Failure:
-        """What an error says; it keeps nothing of what the error's frames hold."""
-        trace = "".join(traceback.format_exception(error))
-        return cls(failure(error), trace, isinstance(error, UsageError))
-
-    @classmethod
-    def refusal(cls, reason: str) -> Failure:
-        """Of what cannot be measured, for a reason that was found before."""
-        return cls({"status": "error", "reason": reason}, reason, refused=True)
-
-    @property
-    def short_of_memory(self) -> bool:
-        """Whether less at once might do."""
-        return self.fields["status"] == "oom"
-
-    def after(self, tries: Sequence[str]) -> Failure:
-        """The same, with what was tried."""
-        said = f"{self.fields['reason']} (tried {', '.join(tries)})"
-        return self._replace(fields={**self.fields, "reason": said})
-
-
-class Refusals:
-    """Why some cells cannot be measured, by what they read or how they are patched."""
-
-    def __init__(self) -> None:
-        self._why: dict[tuple[Any, ...], Failure] = {}
-
-    @contextlib.contextmanager
-    def guard(self, *keys: tuple[Any, ...]) -> Iterator[None]:
-        """What goes wrong in the block keeps the cells of these keys from being measured."""
-        try:
-            yield
-        except ENDS_RUN:
-            raise
-        except BaseException as error:  # a tokenizer's core may panic
-            self._why |= dict.fromkeys(keys, Failure.of(error))
-
-    def of(self, *keys: tuple[Any, ...]) -> Failure | None:
-        """The refusal of one of the keys."""
-        return next((self._why[key] for key in keys if key in self._why), None)
-
-    def agree(self, workers: Workers) -> None:
-        """Let every process refuse what one of them does; all must come here."""
-        for refused in workers.gather(self._why):
-            self._why = {**refused, **self._why}
 
 
 @dataclass
@@ -179,7 +116,7 @@ def _by_sample(
     is not the mean of these."""
     if not scores or not math.isclose(statistics.fmean(scores), value, rel_tol=1e-9, abs_tol=1e-9):
         return None
-    digest = hashlib.sha256(" ".join(prompts).encode()).hexdigest()[:16]
+    digest = sha256_of_text(" ".join(prompts))[:16]
     return {"prompts": digest, "scores": [int(x) if float(x).is_integer() else x for x in scores]}
 
 

@@ -17,9 +17,30 @@ from types import TracebackType
 from typing import IO, Any
 
 from ctxext.errors import OutputError
+from ctxext.request.cells import Cell, Plan
 from ctxext.system.files import write_atomically
-from ctxext.system.names import safe_name
+from ctxext.system.names import safe_name, told_apart
 from ctxext.tasks.base import Row, Sample
+
+NAMED = 96  # characters of a folder's name before its key: Windows takes paths of 259
+
+
+def path_of(plan: Plan, cell: Cell) -> Path:
+    """Where a cell's answers are: one folder for the tasks of a benchmark, a file for each.
+
+    The file has the task's bare name, by which `ctxext score` knows it; its other parameters
+    are in the folder's.
+    """
+    name, _, label = str(cell.asked).partition(":")
+    if cell.task.positional:
+        label, _, more = label.partition(",")
+        name = f"{name}:{more}" if more else name
+    else:
+        label = str(cell.asked)
+    model, method = safe_name(plan.request.source.name, 48), safe_name(str(cell.requested))
+    names = f"{model}--{method}--{safe_name(name)}"[:NAMED].rstrip("-.")
+    about = f"{names}--{cell.length}--{plan.shared_key(cell)}"
+    return plan.request.out / "predictions" / about / f"{told_apart(label)}.jsonl"
 
 
 class Predictions:

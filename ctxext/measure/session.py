@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,20 +11,19 @@ from numpy.typing import NDArray
 
 from ctxext.engine.patch import Handle, patched
 from ctxext.errors import ENDS_RUN, CtxextError, OutputError
-from ctxext.measure import helped
+from ctxext.measure import helped, predictions
 from ctxext.measure import tokens as reading
 from ctxext.measure.answers import Limits, answers, row_of, share
 from ctxext.measure.attempts import Attempt, attempts, halves, reads_in_parts
+from ctxext.measure.failure import Failure
 from ctxext.measure.forwards import Forwards, Spent
 from ctxext.measure.inputs import Inputs, place, prompt_tokens
 from ctxext.measure.loaded import Loaded
-from ctxext.measure.machine import Meter, release
 from ctxext.measure.monitor import Monitor
-from ctxext.measure.outcome import Failure, Measured, of_harness, of_rows, of_tokens
-from ctxext.measure.predictions import Predictions
+from ctxext.measure.outcome import Measured, of_harness, of_rows, of_tokens
+from ctxext.measure.tries import Tries
 from ctxext.measure.workers import Workers
 from ctxext.request.cells import Cell, Plan
-from ctxext.system.names import safe_name, told_apart
 from ctxext.tasks.base import (
     HarnessTask,
     Helped,
@@ -37,8 +35,6 @@ from ctxext.tasks.base import (
     TokenTask,
 )
 from ctxext.tasks.windows import Windows
-
-NAMED = 96  # characters of a folder's name before its key: Windows takes paths of 259
 
 
 class Session:
@@ -65,6 +61,8 @@ class Session:
         with monitor.outside():
             self.model = loaded.model(plan.source, plan.identity.sha256, monitor.note)
         self._in_parts = reads_in_parts(self.model)
+        source = self._request.source
+        self._tries = Tries(self.model, source, workers, lambda line: self.monitor.note(line))
         self._try_patches(inputs.cells)
 
     def agree(self) -> None:
@@ -109,75 +107,17 @@ class Session:
         for cell in new:
             states.setdefault(_state(cell), cell)
         for cell in states.values():
-            spec, length = cell.requested, cell.length
+            spec, length = cell.method, cell.length
             with (
                 self._refusals.guard(_state(cell)),
-                patched(self.model, spec, length, **self._patch_options()) as handle,
+                patched(self.model, spec, length, **self._tries.options) as handle,
             ):
                 for line in handle.notes:
-                    self.monitor.note(f"{spec} at {length}: {line}")
+                    self.monitor.note(f"{cell.requested} at {length}: {line}")
                 if spec.distance:
                     paths[str(handle.choice)] = None
         for path in paths:
             self.monitor.note(f"attention path: {path}")
-
-    def _patch_options(self) -> dict[str, Any]:
-        source = self._request.source
-        return {
-            "train_len": source.train_len,
-            "own_scaling": source.own_scaling,
-            "attn": source.attn,
-        }
-
-    def _run(
-        self, cell: Cell, tries: Sequence[Attempt], work: Callable[[Attempt], Any]
-    ) -> tuple[list[Any] | Failure, dict[str, Any], Handle | None]:
-        """What the work gives in every process on the patched model, or the failure of one.
-
-        Where memory runs out in any process, all go on to the next attempt.
-        """
-        for tried, attempt in enumerate(tries, 1):
-            found, cost, handle = self._try(cell, attempt, work)
-            cost |= {"batch_size": attempt.batch, "prefill_chunk": attempt.chunk}
-            if not (isinstance(found, Failure) and found.short_of_memory):
-                return found, cost, handle
-            release()
-            if tried < len(tries):
-                self.monitor.note(
-                    f"{cell.requested} at {cell.length}, {cell.asked} ran out of memory with "
-                    f"{attempt}: again with {tries[tried]}"
-                )
-        assert isinstance(found, Failure)
-        return found.after(list(map(str, tries))), cost, handle
-
-    def _try(
-        self, cell: Cell, attempt: Attempt, work: Callable[[Attempt], Any]
-    ) -> tuple[list[Any] | Failure, dict[str, Any], Handle | None]:
-        """One attempt of `_run`; OutputError where one process cannot keep what it has found."""
-        meter, handle, outcome = Meter(str(self.model.device)), None, None
-        options = self._patch_options()
-        try:
-            with patched(self.model, cell.method, cell.length, **options) as handle:
-                if not _by_sequence(cell):
-                    outcome = work(attempt)
-            if _by_sequence(cell):
-                outcome = work(attempt)
-        except OutputError as error:
-            outcome = OutputError(str(error))
-        except ENDS_RUN:
-            raise
-        except BaseException as error:  # a tokenizer's core may panic
-            outcome = Failure.of(error)
-        cost: dict[str, Any] = {"tokens_per_second": None, **meter.read()}
-        everyone = self._workers.gather((outcome, cost["peak_memory_bytes"]))
-        peaks = [peak for _, peak in everyone if peak is not None]
-        cost["peak_memory_bytes"] = max(peaks, default=None)
-        outcomes = [one for one, _ in everyone]
-        for lost in (one for one in outcomes if isinstance(one, OutputError)):
-            raise lost
-        failures = [one for one in outcomes if isinstance(one, Failure)]
-        failures.sort(key=lambda one: one.short_of_memory)  # what less memory would not help first
-        return (failures[0] if failures else outcomes), cost, handle
 
     def _settle(
         self,
@@ -218,7 +158,7 @@ class Session:
 
             return reading.score(self.model, mine, attempt.batch, advance, attempt.chunk)
 
-        shares, cost, handle = self._run(cell, tries, work)
+        shares, cost, handle = self._tries.run(cell, tries, work)
         if isinstance(shares, Failure):
             return shares, cost, handle
         cost["tokens_per_second"] = windows.tokens / cost["seconds"]
@@ -281,8 +221,8 @@ class Session:
         if isinstance(samples, Failure):
             return Measured.failed(cell, samples)
         advance = self.monitor.advance
-        key, path = self._plan.key(cell)[:12], self._predictions(cell)
-        kept = Predictions(path, key)
+        key, path = self._plan.key(cell)[:12], predictions.path_of(self._plan, cell)
+        kept = predictions.Predictions(path, key)
         if self._request.force and workers.first:
             kept.discard_parts()
         fresh = self._request.force or not workers.first
@@ -307,7 +247,7 @@ class Session:
             return rows
 
         with kept:
-            found, cost, handle = self._run(cell, tries, work)
+            found, cost, handle = self._tries.run(cell, tries, work)
         cost |= Spent.together(workers.gather(spent)).record()
         if isinstance(found, Failure):
             return self._settle(cell, found, cost, handle, of_rows)
@@ -329,7 +269,7 @@ class Session:
 
     def _harness(self, cell: Cell, task: HarnessTask) -> Measured:
         """What another library makes of the cell, its answers kept in a file of the cell's own."""
-        request, path = self._request, self._predictions(cell)
+        request, path = self._request, predictions.path_of(self._plan, cell)
         cache = path.with_name(f"{path.stem}-{self._plan.key(cell)[:12]}.cache")
         if request.force:
             cache.unlink(missing_ok=True)
@@ -344,32 +284,9 @@ class Session:
             except sqlite3.Error as error:
                 raise OutputError(f"cannot write {cache}: {error}") from error
 
-        found, cost, handle = self._run(cell, attempts(halves(batch, batch)), work)
+        found, cost, handle = self._tries.run(cell, attempts(halves(batch, batch)), work)
         cost |= spent.record()
         return self._settle(cell, found, cost, handle, of_harness)
-
-    def _predictions(self, cell: Cell) -> Path:
-        """Where a cell's answers are: one folder for the tasks of a benchmark, a file for each.
-
-        The file has the task's bare name, by which `ctxext score` knows it; its other parameters
-        are in the folder's.
-        """
-        name, _, label = str(cell.asked).partition(":")
-        if cell.task.positional:
-            label, _, more = label.partition(",")
-            name = f"{name}:{more}" if more else name
-        else:
-            label = str(cell.asked)
-        model, method = safe_name(self._request.source.name, 48), safe_name(str(cell.requested))
-        names = f"{model}--{method}--{safe_name(name)}"[:NAMED].rstrip("-.")
-        about = f"{names}--{cell.length}--{self._plan.shared_key(cell)}"
-        return self._request.out / "predictions" / about / f"{told_apart(label)}.jsonl"
-
-
-def _by_sequence(cell: Cell) -> bool:
-    """Whether each of its sequences has a length of its own, by which the unpatched model reads
-    it; else L is that of all."""
-    return cell.method.unpatched and not isinstance(cell.task, TokenTask)
 
 
 def _state(cell: Cell) -> tuple[Any, ...]:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from ctxext.errors import UsageError
 from ctxext.methods.base import Distance, Frequency, Method, QueryScale, Rotary, Span
+from ctxext.notation import AUTO
 from ctxext.registry import Registry
 
 __all__ = ["NOTATION", "REGISTRY", "Spec", "given", "names", "parse", "register"]
@@ -48,6 +49,15 @@ class Spec:
     def resolve(self, span: Span) -> Spec:
         """Every default filled in for T and L; UsageError where one needs L and it is not given."""
         return Spec(tuple(method.resolve(span) for method in self.methods))
+
+    @property
+    def at_hand(self) -> tuple[str, ...]:
+        """The parameters that are `auto`, as a spec writes them."""
+        return tuple(f"{m.name}:{name}={AUTO}" for m in self.methods for name in m.at_hand)
+
+    def settle(self, span: Span) -> Spec:
+        """`resolve`, but for methods that go by the length of each sequence."""
+        return Spec(tuple(m if m.at_hand else m.resolve(span) for m in self.methods))
 
     @property
     def versions(self) -> dict[str, int]:

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ctxext.errors import UsageError
-from ctxext.notation import format_entry
+from ctxext.notation import AUTO, Auto, format_entry
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -89,12 +90,42 @@ def tokens_between(low: float, high: float) -> Range:
     return Range(least, max(least, int(high)), whole=True)
 
 
+def parse_ladder(ladder: str | None) -> tuple[float, ...] | None:
+    """The rungs of `1/4/16`; None for the powers of 2. UsageError for anything else."""
+    if ladder is None:
+        return None
+    need = "rising numbers from 1 on, such as 1/4/16"
+    try:
+        rungs = tuple(map(float, ladder.split("/")))
+    except ValueError:
+        rungs = ()
+    rising = all(low < high for low, high in itertools.pairwise(rungs))
+    require(bool(rungs) and rungs[0] >= 1 and rising, "ladder", repr(ladder), need)
+    require(math.isfinite(rungs[-1]), "ladder", repr(ladder), need)
+    return rungs
+
+
+def rung(need: float, ladder: str | None = None) -> float:
+    """The smallest of a ladder that is at least `need`; UsageError where none is."""
+    rungs = parse_ladder(ladder)
+    if rungs is None:
+        return 2.0 ** math.ceil(math.log2(max(1.0, need)))
+    found = next((one for one in rungs if one >= need), None)
+    if found is None:
+        raise UsageError(
+            f"the ladder {ladder} ends at {rungs[-1]:g}, and the sequence needs {need:g}: give "
+            "ladder= a larger one, or a shorter sequence"
+        )
+    return found
+
+
 @dataclass(frozen=True)
 class Method:
     """One method; its fields are its parameters, None where the default depends on T or L.
 
     Attributes:
         version: goes up where the same spec comes to give other numbers.
+        autos: the parameters that may be `auto`: they go by the length of each sequence.
         reads_file: whether a parameter names a file, so that the spec says all with it alone.
     """
 
@@ -102,6 +133,12 @@ class Method:
     kind: ClassVar[str]
     version: ClassVar[int] = 1
     reads_file: ClassVar[bool] = False
+    autos: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def at_hand(self) -> tuple[str, ...]:
+        """The parameters that are `auto`."""
+        return tuple(name for name in self.autos if getattr(self, name) == AUTO)
 
     def resolve(self, span: Span) -> Self:
         """The method with every parameter a value; UsageError where a default needs a length."""
@@ -174,16 +211,34 @@ class Frequency(Method):
 
 @dataclass(frozen=True)
 class Stretch(Frequency):
-    """A frequency method with an extension factor k, by default L/T and at least 1."""
+    """A frequency method with an extension factor k, by default L/T and at least 1.
 
-    factor: float | None = None
+    At k = 1 it changes nothing.
+    """
+
+    autos = ("factor",)
+
+    factor: float | Auto | None = None
+    ladder: str | None = None
 
     def __post_init__(self) -> None:
-        require(self.factor is None or self.factor >= 1, "factor", self.factor, "at least 1")
+        check_auto(self.factor, "factor", self.ladder)
+
+    @classmethod
+    def describe(cls) -> dict[str, str]:
+        """… with what all of them take."""
+        text = super().describe()
+        given = ", ladder (of factor=auto: rising numbers such as 1/4/16; default 1/2/4/8/…)"
+        return {**text, "parameters": text["parameters"] + given}
 
     def resolve(self, span: Span) -> Self:
         """Fill in k."""
-        return self if self.factor is not None else dataclasses.replace(self, factor=span.stretch())
+        if self.factor is None:
+            return dataclasses.replace(self, factor=span.stretch())
+        if self.factor == AUTO:
+            k = rung(span.stretch(), self.ladder)
+            return dataclasses.replace(self, factor=k, ladder=None)
+        return self
 
     def search(self, span: Span) -> dict[str, Range] | None:
         """k up to four times as large as L needs."""
@@ -196,9 +251,18 @@ class Stretch(Frequency):
     @property
     def k(self) -> float:
         """The resolved extension factor."""
-        if self.factor is None:
+        if self.factor is None or self.factor == AUTO:
             raise UsageError(f"{self.name} has no factor yet: resolve it first")
         return self.factor
+
+
+def check_auto(value: float | str | None, key: str, ladder: str | None) -> None:
+    """UsageError, unless a parameter is None, at least 1, or `auto`, which alone takes a ladder."""
+    plain = value is None or isinstance(value, str) or value >= 1
+    require(plain, key, value, "at least 1, or auto")
+    parse_ladder(ladder)
+    alone = ladder is None or value == AUTO
+    require(alone, "ladder", repr(ladder), f"given with {key}=auto, and with that alone")
 
 
 @dataclass(frozen=True)
@@ -218,6 +282,7 @@ class Part:
     Attributes:
         scales: λ_i for each pair [d/2] of a model's own rotation.
         offset: where queries stand before what λ divides, in tokens.
+        extension: the λ of the slowest pairs, by which the part reaches further.
         factor: what scores are multiplied by.
     """
 
@@ -229,6 +294,7 @@ class Part:
     first: int | None = None
     scales: Callable[[Rotary], Sequence[float]] | None = None
     offset: float = 0.0
+    extension: float = 1.0
     factor: float = 1.0
 
     def __post_init__(self) -> None:

@@ -8,7 +8,18 @@ from dataclasses import dataclass
 
 from ctxext.errors import UsageError
 from ctxext.methods import register
-from ctxext.methods.base import Distance, Part, Range, Span, identity, require, tokens_between
+from ctxext.methods.base import (
+    Distance,
+    Part,
+    Range,
+    Span,
+    check_auto,
+    identity,
+    require,
+    rung,
+    tokens_between,
+)
+from ctxext.notation import AUTO, Auto
 
 
 @register("leaky-rerope")
@@ -21,25 +32,33 @@ class LeakyReRoPE(Distance):
     Source: kexue.fm 9708 and 9728 (Transformer upgrade 12, 13)
 
     Parameters: window (w, tokens, at least 1; default T/4), leak (at least 1; default
-    max(1, ⌈(L−1−w)/(T/2−w)⌉), which keeps every relative position within T/2)
+    max(1, ⌈(L−1−w)/(T/2−w)⌉), which keeps every relative position within T/2; auto: 1 up to T,
+    beyond that rule, or the next larger of the ladder), ladder (of leak=auto: rising numbers such
+    as 1/4/16; default 1/2/4/8/…)
 
     Inside T: keys more than w back are seen nearer than they are, which costs little.
 
     Beyond T: relative positions reach w + (L−1−w)/leak, with the default leak at most T/2.
     """
 
+    autos = ("leak",)
+
     window: int | None = None
-    leak: float | None = None
+    leak: float | Auto | None = None
+    ladder: str | None = None
 
     def __post_init__(self) -> None:
         require(self.window is None or self.window >= 1, "window", self.window, "at least 1")
-        require(self.leak is None or self.leak >= 1, "leak", self.leak, "at least 1")
+        check_auto(self.leak, "leak", self.ladder)
 
     def resolve(self, span: Span) -> LeakyReRoPE:
         """w = T/4, and the rule of thumb's leak, by default."""
         w = self.window or max(1, span.trained // 4)
         leak = self.leak if self.leak is not None else self._default_leak(w, span)
-        return dataclasses.replace(self, window=w, leak=leak)
+        if leak == AUTO:
+            inside = span.need_length("leak") <= span.trained
+            leak = rung(1.0 if inside else self._default_leak(w, span), self.ladder)
+        return dataclasses.replace(self, window=w, leak=leak, ladder=None)
 
     @staticmethod
     def _default_leak(w: int, span: Span) -> float:
@@ -60,7 +79,8 @@ class LeakyReRoPE(Distance):
     def parts(self) -> tuple[Part, ...]:
         """Far keys stand at k/leak, far queries at w + (q−w)/leak."""
         require(None not in (self.window, self.leak), "window and leak", None, "resolved first")
-        return leaky_parts(self.window or 1, self.leak or 1.0)
+        require(self.leak != AUTO, "leak", AUTO, "resolved first")
+        return leaky_parts(self.window or 1, float(self.leak or 1.0))
 
 
 def leaky_parts(w: int, leak: float) -> tuple[Part, ...]:

@@ -7,7 +7,19 @@ from dataclasses import dataclass
 
 from ctxext.errors import UsageError
 from ctxext.methods import register
-from ctxext.methods.base import Distance, Part, Range, Span, identity, require, tokens_between
+from ctxext.methods.base import (
+    Distance,
+    Part,
+    Range,
+    Span,
+    check_auto,
+    identity,
+    parse_ladder,
+    require,
+    rung,
+    tokens_between,
+)
+from ctxext.notation import AUTO, Auto
 
 
 @register("self-extend")
@@ -20,7 +32,8 @@ class SelfExtend(Distance):
     Source: SelfExtend, arXiv 2401.01325, with one floor for prefill and decoding
 
     Parameters: window (w, tokens, at least 1; default T/4), group (G, tokens, at least 1; default
-    max(1, ⌈(L−w)/(T−w)⌉))
+    max(1, ⌈(L−w)/(T−w)⌉); auto: that, or the next larger of the ladder), ladder (of group=auto:
+    rising numbers such as 1/4/16; default 1/2/4/8/…)
 
     Inside T: keys more than w back are seen nearer than they are, G at a time at one place;
     identity at G = 1.
@@ -29,18 +42,25 @@ class SelfExtend(Distance):
     """
 
     absolute = True
+    autos = ("group",)
 
     window: int | None = None
-    group: int | None = None
+    group: int | Auto | None = None
+    ladder: str | None = None
 
     def __post_init__(self) -> None:
         require(self.window is None or self.window >= 1, "window", self.window, "at least 1")
-        require(self.group is None or self.group >= 1, "group", self.group, "at least 1")
+        check_auto(self.group, "group", self.ladder)
+        whole = all(rung.is_integer() for rung in parse_ladder(self.ladder) or ())
+        require(whole, "ladder", repr(self.ladder), "whole numbers")
 
     def resolve(self, span: Span) -> SelfExtend:
         """w = T/4, and the smallest group that keeps relative positions within T, by default."""
         w = self.window or max(1, span.trained // 4)
-        return dataclasses.replace(self, window=w, group=self.group or self._default(w, span))
+        group = self.group or self._default(w, span)
+        if group == AUTO:
+            group = int(rung(self._default(w, span), self.ladder))
+        return dataclasses.replace(self, window=w, group=group, ladder=None)
 
     @staticmethod
     def _default(w: int, span: Span) -> int:
@@ -61,7 +81,8 @@ class SelfExtend(Distance):
     def parts(self) -> tuple[Part, ...]:
         """Far keys stand at ⌊k/G⌋, far queries at ⌊q/G⌋ + w − ⌊w/G⌋."""
         require(None not in (self.window, self.group), "window and group", None, "resolved first")
-        w, group = self.window or 0, self.group or 1
+        require(self.group != AUTO, "group", AUTO, "resolved first")
+        w, group = self.window or 0, int(self.group or 1)
         return (
             Part(0, w, identity, identity),
             Part(w, None, lambda q: q // group + (w - w // group), lambda k: k // group),

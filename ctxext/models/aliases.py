@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ctxext.errors import UsageError
-from ctxext.models.gguf import is_gguf
+from ctxext.models.gguf_header import is_gguf
 from ctxext.models.packages import kept
 from ctxext.text import did_you_mean
 

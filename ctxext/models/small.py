@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from ctxext.errors import UnsupportedModelError, short
-from ctxext.models.layout import find_frequency_sets, head_dim
+from ctxext.models.frequency_sets import find_frequency_sets
+from ctxext.models.layout import head_dim
 from ctxext.models.loading import Source, settle
 
 Changes = dict[str, Any]  # keys of a config → values; for a nested config another such dict

@@ -11,12 +11,11 @@ from ctxext.records.record import (
     SHARES,
     SPENT,
     Record,
-    digest,
     is_share,
     over_windows,
-    problem_with,
-    sealed,
 )
+from ctxext.records.seal import digest, sealed
+from ctxext.records.sound import problem_with, schema
 from ctxext.records.store import Store
 
 __all__ = [
@@ -37,5 +36,6 @@ __all__ = [
     "load",
     "over_windows",
     "problem_with",
+    "schema",
     "sealed",
 ]

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _TEXT, _WHOLE, _NUMBER, _TRUTH = "string", "Int64", "Float64", "boolean"
 _RATIOS = [f"{measure}_ratio{end}" for measure in MEASURES for end in ("", "_low", "_high")]
-_FIELDS = {  # of a record
+_FIELDS: dict[str, str] = {  # of a record
     **dict.fromkeys(("model", "requested", "method", "task", "task_resolved", "metric"), _TEXT),
     **dict.fromkeys(("length", "trained_length"), _WHOLE),
     **dict.fromkeys(("status", "reason"), _TEXT),
@@ -89,7 +89,8 @@ def _row(record: Record) -> dict[str, Any]:
     row |= {f"data_{name}": record["data"].get(name) for name in ("name", "sha256", "tokens")}
     row |= {f"version_{name}": str(version) for name, version in record["versions"].items()}
     for measure in MEASURES:
-        ratio = (record.get("ratio") or {}).get(measure) or dict.fromkeys(RATIO)
-        found = (ratio[name] for name in RATIO)
+        ratio = record.get("ratio")
+        spread = ratio[measure] if ratio else None
+        found = (spread[name] if spread else None for name in RATIO)
         row |= zip((f"{measure}_ratio{end}" for end in ("", "_low", "_high")), found, strict=True)
     return row

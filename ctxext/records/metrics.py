@@ -50,8 +50,9 @@ def perfect_score(record: Record) -> float | None:
     said: float | None = record.get("perfect_score")
     if said is not None or known is None or not is_others(record["task"]):
         return known.perfect_score if said is None and known else said
-    scores = (record.get("by_sample") or {}).get("scores", ())
-    return 1.0 if known.perfect_score == 1 and all(score <= 1 for score in scores) else None
+    kept = record.get("by_sample")
+    beyond = any(score > 1 for score in kept["scores"]) if kept else False
+    return 1.0 if known.perfect_score == 1 and not beyond else None
 
 
 def _higher(record: Record) -> bool | None:

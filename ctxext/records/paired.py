@@ -41,8 +41,9 @@ def difference(record: Record, other: Record) -> Difference:
     if not (over_windows(record) or over_windows(other)):
         return _over_samples(record, other)
     ours, theirs = influences(record), influences(other)
+    our, their = record.get("by_window"), other.get("by_window")
     value = record["value"] - other["value"]
-    if not ours or not theirs or record["by_window"]["n"] != other["by_window"]["n"]:
+    if not (our and their and ours and theirs) or our["n"] != their["n"]:
         return Difference(value)
     return Difference(value, spread([a - b for a, b in zip(ours, theirs, strict=True)]))
 

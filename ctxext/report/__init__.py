@@ -5,7 +5,6 @@ Scores come first; the speed and memory that bench records carry have tables of 
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 from collections.abc import Iterable, Sequence
 from functools import partial
@@ -16,6 +15,7 @@ from ctxext.errors import UsageError
 from ctxext.records import Record
 from ctxext.report import aggregate, effective, sheets, speed, tables
 from ctxext.report.groups import chosen as chosen
+from ctxext.system.digests import sha256_of_text
 from ctxext.system.files import write_atomically
 from ctxext.system.names import safe_name
 
@@ -141,7 +141,7 @@ def _ending(methods: Sequence[str]) -> str:
     text = "".join(f"--{safe_name(method, 40)}" for method in dict.fromkeys(methods))
     if len(text) <= _LONGEST:
         return text
-    digest = hashlib.sha256(repr(methods).encode("utf-8", "replace")).hexdigest()
+    digest = sha256_of_text(repr(methods))
     return f"--{len(methods)}-methods--{digest[:8]}"
 
 

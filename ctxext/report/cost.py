@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from ctxext.records import Record
 
@@ -67,7 +68,8 @@ def _rate_beside(
 
 
 def _rate(record: Record, kind: str) -> float | None:
-    tokens, seconds = record.get(f"{kind}_tokens"), record.get(f"{kind}_seconds")
+    spent: Mapping[str, Any] = record
+    tokens, seconds = spent.get(f"{kind}_tokens"), spent.get(f"{kind}_seconds")
     return tokens / seconds if tokens and seconds else None
 
 

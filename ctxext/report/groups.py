@@ -3,13 +3,13 @@ and a kind of device. What else they do not share is told beside them."""
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from ctxext.errors import UsageError
 from ctxext.records import BENCH, Record, is_share
+from ctxext.system.digests import sha256_of_text
 from ctxext.system.names import printable, safe_name
 from ctxext.text import did_you_mean
 
@@ -99,7 +99,7 @@ def file_name(
     parts = [*starts, *describe(group, among, always)]
     name = "--".join(safe_name(part, 40) for part in parts)
     if name.casefold() in taken or len(name) > _LONGEST:
-        digest = hashlib.sha256(repr((starts, group)).encode("utf-8", "replace")).hexdigest()
+        digest = sha256_of_text(repr((starts, group)))
         name = f"{name[:_LONGEST]}--{digest[:8]}"
     taken.add(name.casefold())
     return name

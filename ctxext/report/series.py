@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from ctxext.notation import format_length
-from ctxext.records import BENCH, MEASURES, Record, higher_is_better, interval, is_share
+from ctxext.records import BENCH, Record, higher_is_better, interval, is_share
+from ctxext.records.record import Timed
 from ctxext.report.cost import believable, time_ratio
 from ctxext.report.groups import (
     Cells,
@@ -34,7 +35,7 @@ _ROOM, _ROOM_FOR_ROPE = 3.0, 1.5  # nats per token above the lowest loss that ar
 _NEARLY = 0.1  # of the range in view, so much more is shown rather than cut
 _NEAR = 8  # T is marked where it is at most so many times beyond the lengths
 _LARGEST = 1e300  # no plot shows more
-_PREFILL = MEASURES[0]
+_PREFILL: Timed = "prefill_seconds"
 _LOSS = "loss"  # by position, in nats per token; no metric of a record
 
 
@@ -173,8 +174,8 @@ def _by_position(
 def _positions(record: Record) -> Iterator[Point]:
     """The mean loss at the centre of each bucket."""
     for bucket in record["buckets"]:
-        if bucket["n"]:
-            start, stop, loss = bucket["start"], bucket["stop"], bucket["nll"]
+        start, stop, loss = bucket["start"], bucket["stop"], bucket["nll"]
+        if loss is not None:
             label = f"{start} to {stop}: {loss:.3f} nats per token"
             yield Point((start + stop) / 2, loss, None, label)
 
@@ -314,10 +315,10 @@ def _cost(at: dict[str, Record], bench: list[Record]) -> tuple[dict[str, float],
     """
     settings: dict[tuple[str, ...], dict[str, float]] = {}
     for record in sorted(bench, key=lambda r: (r["created"], r["key"])):
-        ratio = (record["ratio"] or {}).get(_PREFILL)
+        ratio = record["ratio"][_PREFILL] if record["ratio"] else None
         for method, scored in at.items():
             if ratio and _same(scored, record) and believable(ratio["median"]):
-                setting = tuple(str(record[f]) for f in ("device", "batch_size", "seed"))
+                setting = record["device"], str(record["batch_size"]), str(record["seed"])
                 settings.setdefault(setting, {})[method] = ratio["median"]
     best = max(sorted(settings), key=lambda s: len(settings[s]), default=None)
     timed = settings[best] if best else {}
@@ -330,9 +331,11 @@ def _cost(at: dict[str, Record], bench: list[Record]) -> tuple[dict[str, float],
 
 def _same(scored: Record, timed: Record) -> bool:
     """Whether a bench record is of the model, method, length and path that was scored."""
-    fields = ("model", "method", "length", "dtype", "attention")
+    ours, theirs = (
+        (r["model"], r["method"], r["length"], r["dtype"], r["attention"]) for r in (scored, timed)
+    )
     weights = {r["model_sha256"] for r in (scored, timed)} - {None}
-    return all(scored[f] == timed[f] for f in fields) and len(weights) <= 1
+    return ours == theirs and len(weights) <= 1
 
 
 # Words and what is in view.

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ctxext.notation import format_length
 from ctxext.records import BENCH, MEASURES, RATIO, Record
+from ctxext.records.record import TIMED, Spread
 from ctxext.report import latex
 from ctxext.report.cost import bytes_text, short
 from ctxext.report.groups import current, describe, method_order, outdated, unlike
@@ -55,6 +56,9 @@ class Group(NamedTuple):
     case: str  # what is timed, if it is not whole prefills and the steps after them
 
 
+Part = tuple[str, float | None]  # of a row: how it reads, and its number
+
+
 @dataclass(frozen=True)
 class Table:
     """Methods timed with the same model on the same device; rows by length, `rope` first."""
@@ -70,7 +74,7 @@ def build(records: Iterable[Record], order: Sequence[str] = ()) -> list[Table]:
     groups: dict[Group, list[Record]] = {}
     for record in records:
         if record["task"] == BENCH:
-            facts = {**record, "case": record.get("case") or ""}
+            facts: dict[str, Any] = {**record, "case": record.get("case") or ""}
             facts |= {"model_sha256": record["model_sha256"] or ""}
             group = Group(**{name: facts[name] for name in Group._fields})
             groups.setdefault(group, []).append(record)
@@ -98,7 +102,7 @@ def _caption(group: Group, shown: Sequence[Record]) -> str:
     said = []
     if pairs:
         span = NO_VALUE.join(map(str, dict.fromkeys((pairs[0], pairs[-1]))))
-        ratios = [r["ratio"][n] for r in compared for n in MEASURES[:2] if r[n] is not None]
+        ratios = [r["ratio"][n] for r in compared for n in TIMED if r[n] is not None]
         wide = [ratio is not None and ratio["low"] is not None for ratio in ratios]
         brackets = " and its 95% interval" if all(wide) else ", in brackets its 95% interval"
         said.append(
@@ -115,18 +119,19 @@ def _caption(group: Group, shown: Sequence[Record]) -> str:
     return "; ".join(said) + "."
 
 
-def cells(record: Record, space: str = " ") -> list[tuple[str, float | None]]:
+def cells(record: Record, space: str = " ") -> list[Part]:
     """One row, each cell with its number; `space` comes before an interval."""
-    names = (printable(record[name]) for name in ("requested", "attention"))
-    head = [(format_length(record["length"]), record["length"]), *((name, None) for name in names)]
-    nothing = (NO_VALUE, None)
+    names = (printable(name) for name in (record["requested"], record["attention"]))
+    length: Part = format_length(record["length"]), record["length"]
+    head = [length, *((name, None) for name in names)]
+    nothing: Part = NO_VALUE, None
     if record["status"] != "ok":
         return [*head, (record["status"], None), *[nothing] * (len(HEADER) - len(head) - 1)]
-    row: list[tuple[str, float | None]] = head
+    row = head
     for name, show in zip(MEASURES, (short, _milli, bytes_text), strict=True):
         value, ratio = record[name], record["ratio"][name]
         row += [nothing if value is None else (show(value), value)]
-        if name in MEASURES[:2]:
+        if name != "peak_memory_bytes":
             beside = [pair[0] for pair in record["pairs"][name] if len(pair) == 2]
             median = statistics.median(beside) if beside else None
             row += [nothing if median is None else (show(median), median)]
@@ -138,7 +143,7 @@ def _texts(record: Record, space: str = " ") -> list[str]:
     return [text for text, _ in cells(record, space)]
 
 
-def _ratio(ratio: dict[str, Any], space: str) -> str:
+def _ratio(ratio: Spread, space: str) -> str:
     """`1.05 [1.03, 1.07]`, or one number where there is no interval or it has no width."""
     median, low, high = (None if ratio[n] is None else f"{ratio[n]:.2f}" for n in RATIO)
     if ratio["low"] == ratio["high"]:
@@ -196,14 +201,16 @@ def csv_rows(tables: Iterable[Table]) -> Iterator[dict[str, Any]]:
     for record in (record for table in tables for record in table.records):
         shared = ("task", "length", "status", "windows", "seed", "batch_size")
         texts = ("model", "dtype", "attention", "device")
+        fields: dict[str, Any] = {**record}
         row = {
-            **{name: record[name] for name in shared},
-            **{name: printable(record[name]) for name in texts},
+            **{name: fields[name] for name in shared},
+            **{name: printable(fields[name]) for name in texts},
             "data": printable(record["data"]["name"]),
             "method": printable(record["requested"]),
             "versions": printable(versions_text(record)),
         }
         for metric in MEASURES:
-            ratio = (record["ratio"] or {}).get(metric) or dict.fromkeys(RATIO)
-            ends = {name: ratio[end] for name, end in zip(CSV[-3:], RATIO, strict=True)}
-            yield {**row, "metric": metric, "value": record[metric], **ends}
+            ratio = record["ratio"][metric] if record["ratio"] else None
+            ends = [ratio[end] if ratio else None for end in RATIO]
+            named = dict(zip(CSV[-3:], ends, strict=True))
+            yield {**row, "metric": metric, "value": record[metric], **named}

@@ -59,8 +59,11 @@ _COSTS = {
 _MARKDOWN = {ord(c): f"\\{c}" for c in "`*_[]~$"} | {ord(c): f"&#{ord(c)};" for c in "&<>|\\"}
 
 
+Mean = Literal["nll", "acc"]  # of a bucket
+
+
 class _Tax(NamedTuple):
-    bucket: str
+    bucket: Mean
     unit: str
     scale: float
     digits: int
@@ -317,11 +320,11 @@ def _best(table: Table, column: Sequence[Cell], higher: bool) -> str | None:
     return shown[(max if higher else min)(shown)] if len(set(shown.values())) > 1 else None
 
 
-def _inside(record: Record, trained: int, field: str) -> tuple[float, list[tuple[int, int, int]]]:
+def _inside(record: Record, trained: int, field: Mean) -> tuple[float, list[tuple[int, int, int]]]:
     """The mean over the buckets that end within the trained length, and those buckets."""
     inside = [b for b in record["buckets"] or [] if b["stop"] <= trained and b["n"]]
     total = sum(b["n"] for b in inside)
-    mean = sum(b[field] * b["n"] for b in inside) / total if total else 0.0
+    mean = sum((b[field] or 0.0) * b["n"] for b in inside) / total if total else 0.0
     return mean, [(b["start"], b["stop"], b["n"]) for b in inside]
 
 

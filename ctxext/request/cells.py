@@ -1,11 +1,9 @@
-"""Request → cells, and the hash of everything that a cell's numbers depend on."""
+"""EvaluationRequest → cells, and the hash of everything that a cell's numbers depend on."""
 
 from __future__ import annotations
 
 import functools
-import hashlib
 import itertools
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
@@ -15,7 +13,9 @@ from ctxext.errors import UsageError
 from ctxext.methods import Spec
 from ctxext.methods.base import Span
 from ctxext.models import loading
+from ctxext.models.identity import Identity, identify, tell_trained
 from ctxext.request.evaluation import EvaluationRequest
+from ctxext.system.digests import sha256_of_json, sha256_of_text
 from ctxext.tasks.base import Data, HarnessTask, Task, TokenTask
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class Plan:
 
     request: EvaluationRequest
     source: loading.Source
-    identity: loading.Identity
+    identity: Identity
     choice: PathChoice
     cells: list[Cell]
     trained_line: str
@@ -70,7 +70,7 @@ class Plan:
         """The hash of everything that a cell's numbers depend on."""
         known = self._known.get(id(cell))
         if known is None or known[0] is not cell:  # of a plan that was pickled
-            known = self._known[id(cell)] = cell, _hash(self._parts(cell))
+            known = self._known[id(cell)] = cell, sha256_of_json(self._parts(cell))
         return known[1]
 
     def older_keys(self, cell: Cell) -> dict[str, str]:
@@ -81,13 +81,13 @@ class Plan:
         for then in (dict(zip(now, some, strict=True)) for some in itertools.product(*ranges)):
             apart = [f"version {then[w]} of {w}, now {now[w]}" for w in now if then[w] != now[w]]
             if apart:
-                found[_hash(self._parts(cell, then))] = " and ".join(apart)
+                found[sha256_of_json(self._parts(cell, then))] = " and ".join(apart)
         return found
 
     def shared_key(self, cell: Cell) -> str:
         """Twelve digits that the cells of a benchmark's tasks have in common."""
         parts = {**self._parts(cell), "task": cell.task.name, "data": self.request.data}
-        return _hash(parts)[:12]
+        return sha256_of_json(parts)[:12]
 
     def _parts(self, cell: Cell, of: dict[str, int] | None = None) -> dict[str, object]:
         """What the key is made of, with the versions that it is `of`; None for today's."""
@@ -145,18 +145,14 @@ def _evaluator(task: Task, source: loading.Source) -> _Beside | None:
 @functools.cache
 def _sha256(name: str, device: str) -> str:
     source = loading.Source(name, device=device)
-    return loading.identify(source, loading.load_config(source)).sha256
-
-
-def _hash(parts: dict[str, object]) -> str:
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    return identify(source, loading.load_config(source)).sha256
 
 
 class _Unread(NamedTuple):
     """What stands for data that cannot be read."""
 
     name: str
-    sha256: str = hashlib.sha256(b"unread").hexdigest()
+    sha256: str = sha256_of_text("unread")
 
 
 class _Asked(NamedTuple):
@@ -187,13 +183,13 @@ def make(request: EvaluationRequest, processes: int = 1) -> Plan:
     check_split(request, processes)
     config = loading.load_config(request.source)
     source = loading.settle(request.source, config)
-    identity = loading.identify(source, config)
+    identity = identify(source, config)
     asked = [_with_evaluator(one, source) for one in _read(request, processes)]
     cells = list(_cells(request, identity.trained, asked))
     choice = choose(
         request.source.attn, source.device, getattr(torch, source.dtype), head_dim(config)
     )
-    line = loading.tell_trained(request.source, config)
+    line = tell_trained(request.source, config)
     return Plan(request, source, identity, choice, cells, line)
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
+
+from ctxext.system.digests import sha256_of_text
 
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\.|$)", re.IGNORECASE)  # by Windows
 
@@ -21,7 +22,7 @@ def told_apart(text: str, limit: int = 64) -> str:
     whole = safe_name(text, len(text) + 1)
     if len(whole) <= limit:
         return whole
-    digest = hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()
+    digest = sha256_of_text(text)
     return f"{whole[: limit - 9].rstrip('-.')}-{digest[:8]}"
 
 

@@ -8,7 +8,6 @@ All end in a `Score`: one number, its standard error, and what it is made of.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import inspect
 import itertools
 from collections.abc import Mapping, Sequence
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 from ctxext.errors import UsageError
 from ctxext.notation import format_entry
+from ctxext.system.digests import sha256_of_text
 from ctxext.tasks.data import load_text
 from ctxext.tasks.scoring.base import Row as Row
 from ctxext.tasks.scoring.base import Score as Score
@@ -306,7 +306,7 @@ class Sample:
     @property
     def digest(self) -> str:
         """Sixteen digits that tell its prompt from others."""
-        return hashlib.sha256(" ".join(map(str, self.ids)).encode()).hexdigest()[:16]
+        return sha256_of_text(" ".join(map(str, self.ids)))[:16]
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,13 @@ figures.py   as figures
 from __future__ import annotations
 
 import functools
-import hashlib
 from pathlib import Path
 
 from ctxext.advise.explain import figures, tables
 from ctxext.advise.explain.study import ExplainRequest, Study, explain, records
 from ctxext.notation import format_length
 from ctxext.report.plots import save
+from ctxext.system.digests import sha256_of_text
 from ctxext.system.files import write_atomically
 from ctxext.system.names import safe_name
 
@@ -35,7 +35,7 @@ def write_files(study: Study) -> list[Path]:
     methods = "--".join(safe_name(str(one.requested)) for one in study.explained[1:]) or "rope"
     asked = repr([str(one.requested) for one in study.explained])
     if len(methods) > 80 or any(c not in asked for c in methods.split("--")):
-        methods = f"{methods[:70].rstrip('-')}--{hashlib.sha256(asked.encode()).hexdigest()[:8]}"
+        methods = f"{methods[:70].rstrip('-')}--{sha256_of_text(asked)[:8]}"
     model = safe_name(request.source.name, 40)
     stem = f"explain--{model}--{format_length(request.length)}--{methods}"
     written = [out / f"{stem}.md"]

@@ -14,7 +14,8 @@ from ctxext.engine.probe import learn
 from ctxext.errors import UnsupportedModelError, UsageError, short
 from ctxext.methods import Spec
 from ctxext.methods.base import Part
-from ctxext.models.layout import FrequencySet, find_frequency_sets, layer_windows
+from ctxext.models.frequency_sets import FrequencySet, find_frequency_sets
+from ctxext.models.layout import layer_windows
 
 ATTENTION = ("full_attention", "sliding_attention", "chunked_attention", "attention")
 

@@ -18,6 +18,7 @@ from ctxext.measure.monitor import Monitor, Step
 from ctxext.methods import Spec
 from ctxext.methods.base import Part, Span
 from ctxext.models import loading
+from ctxext.models.identity import tell_trained
 from ctxext.models.trained import explain_trained
 from ctxext.notation import format_length
 from ctxext.system.files import check_writable
@@ -184,7 +185,7 @@ def explain(request: ExplainRequest, monitor: Monitor) -> Study:
     ]
     if run is not None:
         _measure(request, run, explained, monitor)
-    monitor.note(loading.tell_trained(asked, config))
+    monitor.note(tell_trained(asked, config))
     return Study(request, trained.tokens, trained.why, explained, run)
 
 
@@ -200,7 +201,7 @@ def _measure(
         source = request.source
         with patched(
             run.model,
-            one.requested,
+            one.method,
             request.length,
             train_len=source.train_len,
             own_scaling=source.own_scaling,

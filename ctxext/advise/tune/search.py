@@ -130,7 +130,7 @@ class Search:
         )
         self._loaded, self._told = Loaded(), set[str]()
         self._tried = dict[str, Trial]()
-        self._read = dict[str, tuple[str, str]]()
+        self._read = dict[str, tuple[str | None, str]]()
         self._count = 0
 
     def run(self) -> Outcome:

@@ -134,7 +134,7 @@ class Space:
 
 def _scales() -> dict[str, Method | None]:
     """The query scales by name, with none of them first."""
-    found = (methods.REGISTRY.get(name) for name in methods.names())
+    found = methods.REGISTRY.classes()
     return {NONE: None, **{c.name: c() for c in found if issubclass(c, QueryScale)}}
 
 
@@ -165,5 +165,5 @@ def parse_families(texts: Sequence[str], span: Span) -> tuple[Family, ...]:
 
 def _alone(span: Span) -> list[str]:
     """The methods that can be tried by themselves, but for query scales."""
-    found = [methods.REGISTRY.get(name) for name in methods.names()]
+    found = methods.REGISTRY.classes()
     return [c.name for c in found if not issubclass(c, QueryScale) and c().search(span) is not None]

@@ -6,6 +6,7 @@ import math
 
 from ctxext.records import Record
 from ctxext.records.paired import Difference, difference
+from ctxext.records.record import BySample, ByWindow
 from ctxext.tasks.base import mean_score
 
 
@@ -20,7 +21,7 @@ def compare(ours: Record, theirs: Record, seen: int) -> tuple[Difference, int] |
         Ours minus theirs on the records' scale, and how many windows or samples are left; None
         where none are, or where the records do not keep what was measured of each.
     """
-    kept = [(record.get("by_sample") or {}).get("prompts") for record in (ours, theirs)]
+    kept = [by["prompts"] if (by := r.get("by_sample")) else None for r in (ours, theirs)]
     rest = [_rest(record, seen) for record in (ours, theirs) if kept[0] == kept[1]] or [None, None]
     if rest[0] is None or rest[1] is None:
         return None
@@ -34,8 +35,9 @@ def _rest(record: Record, seen: int) -> Record | None:
         if not scores:
             return None
         value, stderr = mean_score(scores)
-        more = {"by_sample": {**kept, "scores": scores}, "n": len(scores), "windows": len(scores)}
-        return {**record, **more, "value": value, "stderr": stderr}
+        some: BySample = {**kept, "scores": scores}
+        found: Record = {**record, "by_sample": some, "n": len(scores), "windows": len(scores)}
+        return {**found, "value": value, "stderr": stderr}
     return _rest_of_windows(record, seen)
 
 
@@ -49,10 +51,11 @@ def _rest_of_windows(record: Record, seen: int) -> Record | None:
         return None
     count = len(kept["n"])
     start = (seen - 1) * count // windows + 1
-    rest = {name: values[start:] for name, values in kept.items()}
+    n, nll, hits = kept["n"][start:], kept["nll"][start:], kept["hits"][start:]
+    rest: ByWindow = {"n": n, "nll": nll, "hits": hits}
     left = windows + -start * windows // count
     try:
-        value = math.exp(math.fsum(rest["nll"]) / sum(rest["n"]))
+        value = math.exp(math.fsum(nll) / sum(n))
     except ArithmeticError:
         return None
     return {**record, "by_window": rest, "windows": left, "value": value}

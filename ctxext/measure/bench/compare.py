@@ -20,20 +20,16 @@ from ctxext.measure.bench.record import Cell, Recorder, Side
 from ctxext.measure.bench.request import BenchRequest
 from ctxext.measure.bench.timed import CASES, Case, Timing, random_model
 from ctxext.measure.costs import Shape
-from ctxext.measure.machine import (
-    allocated_peak,
-    failure,
-    release,
-    reset_resident_peak,
-    resident_peak,
-)
+from ctxext.measure.failure import failure
+from ctxext.measure.memory import allocated_peak, release, reset_resident_peak, resident_peak
 from ctxext.measure.monitor import Monitor, Step
 from ctxext.methods import Spec
 from ctxext.methods.base import Span
 from ctxext.models import loading
 from ctxext.models.hashes import keep
+from ctxext.models.identity import identify, tell_trained
 from ctxext.notation import format_length
-from ctxext.records import Record, Store, sealed
+from ctxext.records import Record, Store
 from ctxext.request.lists import BASELINE
 
 UNTIMED = 2  # runs before the pairs: one for peak memory, one to warm up
@@ -75,7 +71,7 @@ class Bench:
             self.monitor.note(line)
         config = loading.load_config(request.source)
         self.source = loading.settle(request.source, config)
-        self.identity = loading.identify(self.source, config)
+        self.identity = identify(self.source, config)
         keep()
         for path in request.paths:
             choose(path, self.source.device, getattr(torch, self.source.dtype), head_dim(config))
@@ -90,7 +86,7 @@ class Bench:
         if self._unfit and all(cell in self._unfit for some in cells.values() for cell in some):
             raise UsageError("; ".join(dict.fromkeys(self._unfit.values())))
         self._plan(cells)
-        self.monitor.note(loading.tell_trained(self.source, config))
+        self.monitor.note(tell_trained(self.source, config))
         gc.freeze()  # what is there by now stays, so that looking for garbage is quick
         try:
             for length in request.lengths:
@@ -110,7 +106,7 @@ class Bench:
 
         source = self.request.source
         options = {"train_len": source.train_len, "own_scaling": source.own_scaling}
-        return patched(self.model, spec, length, attn=path, **options)
+        return patched(self.model, self._resolve(spec, length), length, attn=path, **options)
 
     def _cells(self, length: int) -> list[Cell]:
         """The methods beside `rope` on each path; paths that come to the same are one cell."""
@@ -291,7 +287,6 @@ class Bench:
 
     def _emit(self, record: Record, place: int | None = None) -> None:
         """Keep a cell's record."""
-        record = sealed(record)
         self.records.insert(len(self.records) if place is None else place, record)
         self.store.write(record)
         self.monitor.done(record)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import hashlib
-import json
 import math
 import statistics
 from collections.abc import Callable, Sequence
@@ -18,7 +17,9 @@ from ctxext.measure.bench.timed import CASES, Case, Timing
 from ctxext.measure.machine import device_name, versions
 from ctxext.methods import Spec
 from ctxext.models import loading
-from ctxext.records import BENCH, MEASURES, RATIO, Record
+from ctxext.models.identity import Identity
+from ctxext.records import BENCH, MEASURES, RATIO, Record, sealed
+from ctxext.system.digests import sha256_of_json
 
 
 class Cell(NamedTuple):
@@ -71,7 +72,7 @@ class Recorder:
 
     request: BenchRequest
     source: loading.Source
-    identity: loading.Identity
+    identity: Identity
     model: Any
 
     @property
@@ -85,7 +86,7 @@ class Recorder:
 
         request, case = self.request, self.case
         outcome = _failed(side) if side.failed else _outcome(case, side, base, beside, ids.numel())
-        record = {
+        record: dict[str, Any] = {
             "model": request.source.name,
             "requested": str(cell.requested),
             "method": cell.method.full(),
@@ -127,9 +128,9 @@ class Recorder:
             record["case"] = request.case
         if side.patching:
             record["patch_seconds"] = statistics.median(side.patching)
-        return {**record, "key": self._key(record)}
+        return sealed({**record, "key": self._key(record)})
 
-    def _key(self, record: Record) -> str:
+    def _key(self, record: dict[str, Any]) -> str:
         """The hash of everything that was asked for, and of the machine."""
         names = (
             *("model_sha256", "random_weights", "trained_length", "method", "task", "length"),
@@ -140,7 +141,7 @@ class Recorder:
         parts |= {"case": record["case"]} if "case" in record else {}
         raised = {what: n for what, n in record["version_of"].items() if n > 1}
         parts |= {"versions": raised} if raised else {}
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+        return sha256_of_json(parts)
 
 
 def _hash(ids: Any) -> str:
@@ -162,7 +163,7 @@ def _outcome(
     the first pair, the third, and so on; its own record has its runs alone and the ratio 1. What
     a case does not time has no pairs.
     """
-    prefill, decode, memory = MEASURES
+    prefill, decode, memory = map(str, MEASURES)
     runs = list(zip(beside, side.runs, strict=True))
     pairs = {
         prefill: [[a.prefill, b.prefill] for a, b in runs if a.prefill and b.prefill],

@@ -17,7 +17,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ctxext.errors import CtxextError, UsageError, short
 from ctxext.measure.growing import GrowingCache, new_cache
-from ctxext.measure.machine import clock, synchronize
+from ctxext.measure.meter import clock, synchronize
 from ctxext.models import loading
 from ctxext.models.calls import cache_name
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,7 +17,8 @@ from ctxext.measure.costs.probe import Held, Probe, Speed
 from ctxext.measure.costs.work import Shape, Work, works
 from ctxext.measure.inputs import Inputs, place
 from ctxext.measure.loaded import Loaded
-from ctxext.measure.machine import device_name, resident
+from ctxext.measure.machine import device_name
+from ctxext.measure.memory import resident
 from ctxext.measure.tokens import LOGITS_AT_ONCE
 from ctxext.methods import Spec
 from ctxext.models import loading
@@ -86,15 +87,18 @@ class Estimate:
 Note = Callable[[str], None]
 
 
-def estimates(plan: Plan, store: Store, note: Note, loaded: Loaded) -> list[Estimate]:
+def estimates(
+    plan: Plan, records: Mapping[str, Record | None], store: Store, note: Note, loaded: Loaded
+) -> list[Estimate]:
     """All cells of a plan, in order; nothing is written. Where the model cannot be had, those that
     are not found are refused.
 
     Args:
+        records: what there is under each cell's key.
+        store: of earlier records, by which time is told.
         note: told, in a line, what could not be measured.
         loaded: what was loaded for plans before this one.
     """
-    records = store.get_all(plan.keys)
     states = [_state(records[plan.key(cell)], plan.request.force) for cell in plan.cells]
     name = plan.request.source.name
     found = [
@@ -227,13 +231,14 @@ class _Costs:
             for record in self._records
             if self._reads_alike(record, cell)
         ]
-        far, record = min(near, key=lambda pair: pair[0], default=(math.inf, {}))
-        if far > math.log(NEAR):
+        far, record = min(near, key=lambda pair: pair[0], default=(math.inf, None))
+        rate = record["tokens_per_second"] if record else None
+        if record is None or rate is None or far > math.log(NEAR):
             return None
         trained, measured = self._plan.identity.trained, methods.parse(record["method"])
         both = ((cell.method, cell.length), (measured, record["length"]))
         each, known = (self._shape.under(spec, trained).read(n) / n for spec, n in both)
-        return float(work.tokens / record["tokens_per_second"] * each / known)
+        return float(work.tokens / rate * each / known)
 
     def _reads_alike(self, record: Record, cell: Cell) -> bool:
         try:

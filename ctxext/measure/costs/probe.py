@@ -14,10 +14,11 @@ from torch import Tensor
 
 from ctxext.engine.patch import patched
 from ctxext.measure.costs.work import Shape
-from ctxext.measure.machine import allocated_peak, clock, release
+from ctxext.measure.memory import allocated_peak, release
+from ctxext.measure.meter import clock
 from ctxext.methods import Spec
 from ctxext.models.calls import cache_name
-from ctxext.models.layout import find_frequency_sets
+from ctxext.models.frequency_sets import find_frequency_sets
 from ctxext.models.loading import Source
 from ctxext.models.small import fewer_layers, outline
 

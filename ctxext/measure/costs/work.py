@@ -22,8 +22,8 @@ from torch import nn
 from ctxext.engine.pinned import alike
 from ctxext.errors import CtxextError
 from ctxext.measure.answers import common, schedule
+from ctxext.measure.failure import Failure
 from ctxext.measure.inputs import Inputs, place
-from ctxext.measure.outcome import Failure
 from ctxext.methods import Spec
 from ctxext.models import loading
 from ctxext.models.layout import WINDOWS, head_dim, layer_configs, layer_windows

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ctxext.errors import UsageError
+from ctxext.system.digests import sha256_of_text
 from ctxext.tasks.data import files, hub
 from ctxext.tasks.data.stdlib import stdlib_documents
 
@@ -61,7 +62,7 @@ class Synthetic:
     @property
     def sha256(self) -> str:
         """The hash of the templates."""
-        return hashlib.sha256("\0".join(self.templates).encode()).hexdigest()
+        return sha256_of_text("\0".join(self.templates))
 
 
 def load_text(name: str, tokens: int | None = None) -> Text:

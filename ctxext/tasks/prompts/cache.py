@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from array import array
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from typing import Any, NamedTuple
 
 from ctxext.models.prompting import Prompter
 from ctxext.system import caches
+from ctxext.system.digests import sha256_of_json
 from ctxext.system.names import safe_name
 
 _PROBE = "One of the special magic numbers"
@@ -26,7 +26,7 @@ class Entry(NamedTuple):
 
 def cache_path(task: str, length: int, key: Sequence[Any]) -> Path | None:
     """The file of the prompts that `key` describes; None where there is no place for it."""
-    digest = hashlib.sha256(json.dumps([task, length, *key]).encode()).hexdigest()
+    digest = sha256_of_json([task, length, *key])
     folder = caches.folder("ruler")
     return folder and folder / f"{safe_name(task)}-{length}-{digest[:24]}.jsonl"
 
@@ -38,8 +38,7 @@ def prompter_sha256(prompter: Prompter) -> str:
     said = core.to_str() if core is not None else sorted(tokenizer.get_vocab().items())
     template = [str(tokenizer.chat_template)] if prompter.chat else []
     ids = prompter.ids(_PROBE)
-    text = json.dumps([type(tokenizer).__name__, said, ids, *template])
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+    return sha256_of_json([type(tokenizer).__name__, said, ids, *template])
 
 
 def load(path: Path | None, count: int) -> list[Entry] | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import importlib.resources
 import random
 import re
@@ -11,6 +10,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from ctxext.errors import UsageError
+from ctxext.system.digests import sha256_of_text
 from ctxext.system.extras import need
 
 _FILES = ("nounlist.txt", "adjectivelist.txt", "verblist.txt")
@@ -50,7 +50,7 @@ def lexicon() -> Lexicon:
         tuple(sorted({line.strip() for line in text.splitlines()} - {""})) for text in texts
     )
     words = tuple(sorted({*nouns, *adjectives, *verbs}))
-    return Lexicon(nouns, adjectives, words, hashlib.sha256("\0".join(texts).encode()).hexdigest())
+    return Lexicon(nouns, adjectives, words, sha256_of_text("\0".join(texts)))
 
 
 class Essay:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from ctxext.errors import UsageError
-from ctxext.records import interval
+from ctxext.records import Record, interval
 from ctxext.tasks.scoring.base import Row
 from ctxext.tasks.scoring.longbench import BANDS, TASKS, averages, check_task, problem_with, score
 
@@ -74,7 +74,7 @@ def _result(task: str, rows: Sequence[Row], extended: bool) -> Result:
     }
     return {
         **number,
-        "interval": list(interval(number) or ()),
+        "interval": list(interval(cast(Record, number)) or ()),
         "also": dict(found.also),
         "parts": [dict(part) for part in found.parts],
     }
