@@ -56,7 +56,7 @@ reproduce: $(READY)
 # again. `make real-check` measures one cell again, in some minutes, and compares.
 real: real-model
 	$(BIN)/python scripts/real.py
-	$(BIN)/ctxext report --write --format html --out results/real > /dev/null
+	$(BIN)/python scripts/real.py --report
 	$(BIN)/python scripts/readme.py
 
 real-check: real-model

@@ -15,6 +15,8 @@ Quantization = Literal["4bit", "8bit"]
 DeviceMap = Literal["auto"]
 ExportFormat = Literal["hf", "gguf"]
 Verification = Literal["quick", "full"]
+Benchmark = Literal["ruler", "longbench", "longbench-e"]  # whose tasks have a mean
+Seeds = Literal["each", "mean"]
 ReportFormat = Literal["table", "md", "csv", "latex", "html"]
 
 

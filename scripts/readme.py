@@ -17,6 +17,7 @@ import typing
 from pathlib import Path
 from typing import Any
 
+import real_table
 import seed_table
 
 from ctxext import methods as registry
@@ -264,6 +265,7 @@ def main() -> None:
         "models": models,
         "families": families,
         "shipped": shipped,
+        "real": lambda: real_table.part(_records("real")),
         "results": results,
         "seed": seed,
         "speed": speed,

@@ -1,9 +1,11 @@
 """The comparison on SmolLM2-135M: measure what has no record yet, or one cell again.
 
 python scripts/real.py            work off results/real/grids/ in order; what has a record stays
+python scripts/real.py --report   tables, plots and a page of the records, beside them
 python scripts/real.py --check    rope and rerope over the first window of 16,384 tokens, against
                                   the committed records; exit 1 where they do not agree
 
+The report leaves out speed and memory: the records are of a machine that did other work besides.
 Nothing is fetched: without the model one line says how to have it. The text is the standard
 library's, which follows the running Python: where it is not that of the records, the check allows
 for what windows differ by.
@@ -22,17 +24,21 @@ import yaml
 
 from ctxext.models.packages import kept
 from ctxext.notation import format_length
-from ctxext.records import Record, Store
+from ctxext.records import MEASURES, SPENT, Record, Store
+from ctxext.report import write_files
 from ctxext.tasks.data import load_text
 
 FOLDER = Path("results/real")
 MODEL, DTYPE, LENGTH, METHODS = "smollm2-135m", "bfloat16", 16384, ("rope", "rerope")
+ORDER = ("rerope", "rerope+logn", "ntk", "ntk+logn", "yarn", "window")  # others follow
 ROUNDING = 0.005  # nats per token that bfloat16 may differ by from machine to machine
 SURE = 3  # standard deviations of the loss of a window
 
 
 def main() -> int:
     """The exit code."""
+    if sys.argv[1:] == ["--report"]:
+        return report()
     if kept(MODEL) is None:
         print(f"no {MODEL}: `ctxext models --fetch {MODEL}` downloads it, 93 MB", file=sys.stderr)
         return 2
@@ -59,6 +65,20 @@ def measure() -> int:
             return code
         worst = max(worst, code)
     return worst
+
+
+def report() -> int:
+    """Write tables, plots and the page; the exit code."""
+    costs = dict.fromkeys(("tokens_per_second", "peak_memory_bytes", *MEASURES, *SPENT))
+    records, problems = Store(FOLDER).read_all()
+    for problem in problems:
+        print(f"skipped: {problem}", file=sys.stderr)
+    shown = [{name: record[name] for name in record if name not in costs} for record in records]
+    unknown = {"tokens_per_second": None, "peak_memory_bytes": None, "seconds": 0}
+    shown = [{**record, **unknown} for record in shown]
+    for path in write_files(FOLDER, shown, ORDER, format="html"):
+        print(f"wrote {path}", file=sys.stderr)
+    return 0
 
 
 def check() -> int:

@@ -81,7 +81,7 @@ def test_seeds_are_averaged_with_their_spread(records: list[dict[str, Any]]) -> 
 def test_refuses_what_it_has_no_records_of(records: list[dict[str, Any]]) -> None:
     with pytest.raises(UsageError, match="no record of longbench: run"):
         aggregate.headlines(records, "longbench")
-    with pytest.raises(UsageError, match="unknown --aggregate 'nolima': valid: ruler"):
+    with pytest.raises(UsageError, match="unknown benchmark 'nolima': valid: "):
         aggregate.headlines(records, "nolima")
 
 

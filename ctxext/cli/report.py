@@ -51,16 +51,19 @@ def report(
         ),
     ] = False,
     aggregate: Annotated[
-        str | None,
-        typer.Option(
-            metavar="ruler|longbench|longbench-e",
-            help="The mean over a benchmark's tasks by length in place of all tables; with --write "
-            "also as one picture.",
+        choices.Benchmark | None,
+        word(
+            "aggregate",
+            "The mean over a benchmark's tasks by length, in place of all tables; --write draws it "
+            "as one picture.",
+            choices.Benchmark,
         ),
     ] = None,
     seeds: Annotated[
-        str,
-        typer.Option(help="With --aggregate: each seed apart, or their mean with its spread."),
+        choices.Seeds,
+        word(
+            "seeds", "With --aggregate: each apart, or their mean, with its spread.", choices.Seeds
+        ),
     ] = "each",
 ) -> None:
     """Tables from record files alone, printed; --write puts them and plots beside the records."""

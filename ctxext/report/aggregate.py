@@ -12,6 +12,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from ctxext.choices import Benchmark, Seeds, check_word
 from ctxext.errors import UsageError
 from ctxext.notation import format_length
 from ctxext.records import Record
@@ -21,9 +22,6 @@ from ctxext.report.groups import Group, current, describe, group_of, method_orde
 from ctxext.report.sheets import Item, Sheet
 from ctxext.system.names import printable
 from ctxext.text import counted
-
-BENCHMARKS = ("ruler", "longbench", "longbench-e")
-SEEDS = ("each", "mean")
 
 
 class Score(NamedTuple):
@@ -90,9 +88,8 @@ def headlines(
     Raises:
         UsageError: no such benchmark, or no record of it.
     """
-    for name, value, valid in (("aggregate", benchmark, BENCHMARKS), ("seeds", seeds, SEEDS)):
-        if value not in valid:
-            raise UsageError(f"unknown --{name} {value!r}: valid: {', '.join(valid)}")
+    check_word("benchmark", benchmark, Benchmark)
+    check_word("seeds", seeds, Seeds)
     places: dict[_Place, list[Record]] = {}
     for record in current(records):
         if record["status"] == "ok" and record["task"].partition(":")[0] == benchmark:
