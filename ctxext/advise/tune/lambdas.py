@@ -57,7 +57,7 @@ def asked(texts: Sequence[str]) -> Spec | None:
 
 def rotary(config: Any, source: Source, length: int) -> Rotary:
     """What a model's λ divide; UsageError where its rotary modules need lists of several sizes."""
-    from ctxext.models.layout import find_frequency_sets
+    from ctxext.models.frequency_sets import find_frequency_sets
     from ctxext.models.small import small_model
 
     small, _ = small_model(config, trust_remote_code=source.trust_remote_code)
