@@ -35,6 +35,9 @@ demo: $(READY)
 results: $(READY)
 	$(BIN)/ctxext eval --model tiny --len 512,2k,4k --tokens 64k --task ppl,acc \
 	  $(foreach m,pi ntk-old ntk ntk-fixed beta-radix dynamic-ntk yarn llama3 \
+	    abf p-rope cope cope:hard=true mrrope mrrope:kind=uni jet-long jet-long-freq string \
+	    logn:power=0.5 logn:power=2 mscale infoscale llama4 ntk-old+logn cope+logn mrrope+logn \
+	    dca+mscale window+mscale string+mscale:factor=2 \
 	    rerope leaky-rerope self-extend dca lm-infinite streaming window \
 	    logn ntk+logn beta-radix+logn rerope+logn leaky-rerope+logn,--method $(m)) --out results/tiny
 	$(BIN)/ctxext eval --model tiny --len 512,4k,16k --task passkey \

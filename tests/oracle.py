@@ -12,7 +12,7 @@ is optional:
     {"T": 256,                                       # trained length; for yarn, dca, logn, …
      "frequency": [("ntk", {"factor": 8.0}), ...],   # the λs multiply
      "distance": ("rerope", {"window": 256}),        # or ("leaky-rerope", {"window":, "leak":}), …
-     "logn": {"clip": True}}
+     "scales": [("logn", {"clip": True}), ...]}      # query scales multiply
 
 `weights` is a LlamaForCausalLM state dict, `config` its config as a plain dict.
 """
@@ -108,6 +108,45 @@ def yarn_lambda(
     return 1 / (gamma + (1 - gamma) / factor)
 
 
+def mrrope_lambda(
+    d: int,
+    base: float,
+    trained: int,
+    factor: float,
+    kind: str = "pro",
+    beta_fast: float = 32.0,
+    beta_slow: float = 1.0,
+) -> Tensor:
+    """MrRoPE's λ, [d/2]: a number's digits change radix one after the other, each by its share.
+
+    Pairs are digits. Of the m of the middle band, from the last that turns beta_fast times to the
+    first that does not turn more than beta_slow times, the j-th radix grows by k^(1/m), or by
+    k^(2j/(m(m+1))) where growth is progressive; λ is the product of all that came before.
+    """
+    turns = [trained * base ** (-2 * i / d) / (2 * math.pi) for i in range(4 * d)]
+    start = max(0, sum(t >= beta_fast for t in turns) - 1)
+    end = min(sum(t > beta_slow for t in turns), d - 1)
+    m, lams = end - start, [1.0]
+    for i in range(1, d // 2):
+        j = i - start
+        grown = 0.0
+        if m <= 0:
+            grown = float(j == 1)  # all at once
+        elif 1 <= j <= m:
+            grown = 1 / m if kind == "uni" else 2 * j / (m * (m + 1))
+        lams.append(lams[-1] * factor**grown)
+    return torch.tensor(lams, dtype=F64)
+
+
+def cope_lambda(d: int, clip: int, hard: bool) -> Tensor:
+    """CoPE's λ, [d/2]: θ/λ is θ faded out by half a cosine over the slowest `clip` pairs."""
+    clip = min(clip, d // 2)
+    fading = torch.zeros(clip) if hard else (torch.linspace(0, 1, clip, dtype=F64) * math.pi).cos()
+    kept = torch.cat((torch.ones(d // 2 - clip), fading if hard else (1 + fading) / 2)).to(F64)
+    kept[kept < 1e-9] = 0  # cos π is not −1 to the last bit
+    return 1 / kept
+
+
 def llama3_lambda(
     theta: Tensor, trained: int, factor: float, low_freq_factor: float, high_freq_factor: float
 ) -> Tensor:
@@ -142,6 +181,10 @@ def frequencies(config: Config, method: Method) -> tuple[Tensor, float]:
         "yarn": lambda factor, beta_fast=32.0, beta_slow=1.0: yarn_lambda(
             d, base, method["T"], factor, beta_fast, beta_slow
         ),
+        "mrrope": lambda **args: mrrope_lambda(d, base, method["T"], **args),
+        "p-rope": lambda keep: torch.ones_like(i).where(i < math.floor(keep * d / 2), math.inf),
+        "cope": lambda clip, hard=False: cope_lambda(d, clip, hard),
+        "abf": lambda new: (new / base) ** (2 * i / d),
         "dynamic-ntk": lambda length, factor=1.0: (
             max(1.0, factor * length / method["T"] - (factor - 1)) ** (2 * i / (d - 2))
         ),
@@ -155,7 +198,7 @@ def frequencies(config: Config, method: Method) -> tuple[Tensor, float]:
     theta, attention_factor = base ** (-2 * i / d), 1.0
     for name, args in method.get("frequency", ()):
         theta = theta / lambdas[name](**args)
-        if name == "yarn":
+        if name in ("yarn", "mrrope"):
             attention_factor *= 0.1 * math.log(max(1.0, args["factor"])) + 1
         if name == "longrope" and args["length"] > method["T"]:
             k = args["length"] / method["T"]
@@ -267,6 +310,8 @@ RELATIVE: dict[str, Callable[..., Tensor]] = {
         d < window, q // group - k // group + window - window // group
     ),
     "dca": _dca,
+    "jet-long": lambda q, k, d, _, window, group: d.where(d <= window, q // group - k // group),
+    "string": lambda q, k, d, _, shift, local: d.where(d < shift, d - shift + local),
     "lm-infinite": lambda q, k, d, _, window, sinks: d.clamp(max=window),
     "streaming": _streaming,
     "window": lambda q, k, d, _, window: d,
@@ -274,13 +319,45 @@ RELATIVE: dict[str, Callable[..., Tensor]] = {
 }
 
 
-def query_scale(length: int, method: Method) -> Tensor:
-    """What log-n multiplies the query at n = 1 … L by, [L]; ones without log-n."""
-    n = torch.arange(1, length + 1, dtype=F64)
-    if method.get("logn") is None:
-        return torch.ones_like(n)
-    scale = n.log() / math.log(method["T"])
-    return scale.clamp(min=1) if method["logn"]["clip"] else scale
+def _logn(n: int, trained: int, head: int, clip: bool, power: float = 1.0) -> float:
+    scale = math.log(n) / math.log(trained)
+    return float(max(scale, 1.0) if clip else scale) ** power
+
+
+def _mscale(
+    n: int, trained: int, head: int, factor: float | None = None, power: float = 2.0
+) -> float:
+    """What yarn's two attention factors make of a score."""
+    longer = n / trained if factor is None else factor
+    return float(0.1 * math.log(longer) + 1) ** power if longer > 1 else 1.0
+
+
+def _llama4(n: int, trained: int, head: int, floor: int, scale: float = 0.1) -> float:
+    """By whole spans of `floor` tokens that lie before the query."""
+    return 1 + scale * math.log(1 + (n - 1) // floor)
+
+
+def _infoscale(n: int, trained: int, head: int, dim: int | None = None, clip: bool = True) -> float:
+    """How far the n-th root of the sphere's dimension has come, against what it had at T."""
+    now, then = (math.sqrt(-math.expm1(-2 * math.log(x) / (dim or head))) for x in (n, trained))
+    return max(now / then, 1.0) if clip else now / then
+
+
+SCALES: dict[str, Callable[..., float]] = {
+    "logn": _logn,
+    "mscale": _mscale,
+    "llama4": _llama4,
+    "infoscale": _infoscale,
+}
+
+
+def query_scale(length: int, method: Method, head: int) -> Tensor:
+    """What the query at n = 1 … L is multiplied by, [L]; ones without a query scale."""
+    scale = torch.ones(length, dtype=F64)
+    for name, args in method.get("scales", ()):
+        each = [SCALES[name](n, method["T"], head, **args) for n in range(1, length + 1)]
+        scale *= torch.tensor(each, dtype=F64)
+    return scale
 
 
 # The model --------------------------------------------------------------------------------------
@@ -307,14 +384,14 @@ def scores(q: Tensor, k: Tensor, theta: Tensor, r: Tensor) -> Tensor:
 
 def hidden_states(weights: Weights, config: Config, ids: Sequence[int], method: Method) -> Tensor:
     """The last hidden states after the final norm, [L, hidden]."""
-    if unknown := set(method) - {"T", "frequency", "distance", "logn"}:
+    if unknown := set(method) - {"T", "frequency", "distance", "scales"}:
         raise ValueError(f"unknown keys in the method: {sorted(unknown)}")
     if config.get("hidden_act", "silu") != "silu":
         raise ValueError("the oracle is a Llama: hidden_act must be silu")
     length, d, heads = len(ids), head_dim(config), config["num_attention_heads"]
     groups = heads // (config.get("num_key_value_heads") or heads)
     theta, attention_factor = frequencies(config, method)
-    r, scale = pair_positions(length, config, method), query_scale(length, method)
+    r, scale = pair_positions(length, config, method), query_scale(length, method, d)
     scale = scale * temperature(method)
     hidden = ~seen(length, method)
 

@@ -68,23 +68,27 @@ SPECS = ["rope", "ntk", "yarn", *DISTANCE, *SCALED, MIX]
 WIDE = {
     "dca": "dca:chunk=4096,reach=8192",
     "inv-leaky-rerope": "inv-leaky-rerope:window=4096,expansion=2",
+    "jet-long": "jet-long:window=4096,group=3",
     "jet-long-freq": "jet-long-freq:window=4096,factor=1",
     "leaky-rerope": "leaky-rerope:window=4096,leak=3",
     "lm-infinite": "lm-infinite:window=4096",
     "rerope": "rerope:window=4096",
     "self-extend": "self-extend:window=4096,group=3",
     "streaming": "streaming:window=4096",
+    "string": "string:shift=4096,local=100",
     "window": "window:window=4096",
 }
 NARROW = {
     "dca": "dca:chunk=5,local=3,reach=12",
     "inv-leaky-rerope": "inv-leaky-rerope:window=5,expansion=2",
+    "jet-long": "jet-long:window=4,group=3",
     "jet-long-freq": "jet-long-freq:window=5,factor=4,beta_slow=0.05",
     "leaky-rerope": "leaky-rerope:window=5,leak=3",
     "lm-infinite": "lm-infinite:window=5,sinks=3",
     "rerope": "rerope:window=5",
     "self-extend": "self-extend:window=5,group=3",
     "streaming": "streaming:window=5,sinks=3",
+    "string": "string:shift=5,local=2",
     "window": "window:window=5",
 }
 FEW = ["ntk", "rerope:window=5", "dca:chunk=5,local=3,reach=12", "logn", MIX]  # one of each kind
@@ -145,6 +149,7 @@ def arguments(kind: str, window: int, leak: float) -> dict[str, Any]:
     group = math.ceil(leak)
     more: dict[str, dict[str, Any]] = {
         "inv-leaky-rerope": {"expansion": leak},
+        "jet-long": {"group": group},
         "leaky-rerope": {"leak": leak},
         "lm-infinite": {"sinks": group},
         "self-extend": {"group": group},
@@ -152,6 +157,8 @@ def arguments(kind: str, window: int, leak: float) -> dict[str, Any]:
     }
     if kind == "dca":
         return {"chunk": window, "local": max(1, window // 2)}
+    if kind == "string":
+        return {"shift": window, "local": max(1, window // 2)}
     return {"window": window, **more.get(kind, {})}
 
 

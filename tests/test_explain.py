@@ -386,7 +386,7 @@ def test_entropy_and_keys_are_those_of_the_oracles_weights(name: str) -> None:
             found = measure(model, whole(ids))
         r, seen = oracle.effective_positions(n, method), oracle.seen(n, method)
         theta, factor = oracle.frequencies({"head_dim": 16, "rope_theta": 1e4}, method)
-        scaled = q * oracle.query_scale(n, method)[:, None]
+        scaled = q * oracle.query_scale(n, method, 16)[:, None]
         scores = oracle.scores(scaled, k, theta, r) * factor**2 / 4
         weights = torch.softmax(scores.masked_fill(~seen, -math.inf), -1)
         atol = 2e-5 * max(1.0, float(r.max()) / n)

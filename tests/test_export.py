@@ -17,6 +17,7 @@ import torch
 import transformers
 from conftest import TRAINED, fitted, pairs_of, random_model, tokens
 from families import tiny_model
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 import ctxext
 from ctxext import patches
@@ -319,6 +320,16 @@ def test_one_pair_of_dimensions(tmp_path: Path) -> None:
         assert_same(source, spec, tmp_path / spec)
 
 
+def test_pairs_that_do_not_turn(llama: Path, tmp_path: Path) -> None:
+    """A config says so of all the slowest, by the share of the others, and has no other way."""
+    if "proportional" in ROPE_INIT_FUNCTIONS:
+        assert run(llama, "p-rope:keep=0.5", tmp_path / "p").expression == "proportional"
+        assert_same(llama, "p-rope:keep=0.5", tmp_path / "p")
+    assert run(llama, "cope:clip=3", tmp_path / "c").expression == CARRIED
+    assert "Infinity" not in (tmp_path / "c" / "config.json").read_text()
+    assert_same(llama, "cope:clip=3", tmp_path / "c", trust_remote_code=True)
+
+
 def test_what_a_config_cannot_express(llama: Path, tmp_path: Path) -> None:
     for spec in ("rerope:window=8", "logn", "ntk+logn"):
         with pytest.raises(
@@ -458,12 +469,17 @@ def test_frequencies_reach_as_far_as_they_stretch(spec: str, covered: int) -> No
     assert f"reaches {covered} tokens and not 4096" in line
 
 
-@pytest.mark.parametrize("name", [n for n in patches.names() if n not in ("rope", "logn")])
+UNSCALED = [n for n in patches.names() if patches.REGISTRY.get(n).changes != "query scale"]
+
+
+@pytest.mark.parametrize("name", [n for n in UNSCALED if n != "rope"])
 def test_every_method_reaches_the_length_by_default(name: str) -> None:
-    """But for one that is for training, and none at all."""
+    """But for one that is for training, one that is for lengths around T, and none at all."""
     for trained, length in ((512, 4096), (3000, 10000), (37, 1001)):
         spec = patches.parse(fitted(name, 8)).resolve(Span(trained, length))
-        assert (reach.reach(spec, trained, length) == length) is (name != "inv-leaky-rerope")
+        assert (reach.reach(spec, trained, length) == length) is (
+            name not in ("inv-leaky-rerope", "string")
+        )
 
 
 def test_a_spec_that_does_not_reach_the_length_is_told(llama: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import hashlib
 import itertools
@@ -46,11 +47,11 @@ from ctxext.registry import Registry
 pytestmark = pytest.mark.quick
 
 T = TRAINED
-LENGTHS = (T, 97, 8 * T)  # inside T, odd, and the longest that the issue asks for
+LENGTHS = (T - 5, T, 97, 8 * T)  # below T and odd, T, odd, and the longest
 Row = tuple[str, Callable[[int], oracle.Method]]
 
 
-def freq(name: str, **args: float) -> Callable[[int], oracle.Method]:
+def freq(name: str, **args: Any) -> Callable[[int], oracle.Method]:
     """The oracle's method with a frequency λ; without a factor, the default one for the length."""
     return lambda n: {
         "T": T,
@@ -75,6 +76,11 @@ def distance(name: str, **args: float) -> Callable[[int], oracle.Method]:
     return lambda n: {"T": T, "distance": (name, args)}
 
 
+def given_lambda(name: str, **args: Any) -> Callable[[int], oracle.Method]:
+    """The oracle's method with a λ that depends on no length."""
+    return lambda n: {"T": T, "frequency": [(name, args)]}
+
+
 def by_length(name: str, **args: Any) -> Callable[[int], oracle.Method]:
     """The oracle's method with a λ that is chosen by the length."""
     return lambda n: {"T": T, "frequency": [(name, {"length": n} | args)]}
@@ -87,26 +93,42 @@ def self_extend(window: int) -> Callable[[int], oracle.Method]:
     )(n)
 
 
-def jet_long(window: int) -> Callable[[int], oracle.Method]:
+def jet_long_freq(window: int) -> Callable[[int], oracle.Method]:
     """… with the default factor."""
     return lambda n: distance(
         "jet-long-freq", window=window, factor=max(1.0, (n - window) / (T - window))
     )(n)
 
 
-def logn(clip: bool) -> Callable[[int], oracle.Method]:
-    return lambda n: {"T": T, "logn": {"clip": clip}}
+def jet_long(group: int) -> Callable[[int], oracle.Method]:
+    return distance("jet-long", window=T // 16, group=group)
+
+
+def by_default(n: int) -> dict[str, int]:
+    """STRING's S and W: 0.33 of the length, or as much as it needs, and S."""
+    third = min(33 * n // 100, T)
+    return {"shift": max(third, min(n - T + third, T)), "local": third}
+
+
+def scaled(name: str, **args: Any) -> Callable[[int], oracle.Method]:
+    """The oracle's method with a query scale."""
+    return lambda n: {"T": T, "scales": [(name, args)]}
+
+
+def logn(clip: bool, **args: Any) -> Callable[[int], oracle.Method]:
+    return scaled("logn", clip=clip, **args)
 
 
 def both(*methods: Callable[[int], oracle.Method]) -> Callable[[int], oracle.Method]:
-    """The oracle's methods in one; their λs multiply."""
+    """The oracle's methods in one; their λs multiply, and so do their query scales."""
 
     def merged(n: int) -> oracle.Method:
         made = [method(n) for method in methods]
         lambdas = [pair for one in made for pair in one.get("frequency", [])]
-        out: oracle.Method = {"T": T, "frequency": lambdas}
+        scales = [pair for one in made for pair in one.get("scales", [])]
+        out: oracle.Method = {"T": T, "frequency": lambdas, "scales": scales}
         for one in made:
-            out |= {key: one[key] for key in ("distance", "logn") if key in one}
+            out |= {key: one[key] for key in ("distance",) if key in one}
         return out
 
     return merged
@@ -137,6 +159,34 @@ ROWS: dict[str, list[Row]] = {
             freq("yarn", factor=4, beta_fast=1e6, beta_slow=1e-6),
         ),
     ],
+    "abf": [
+        ("abf", given_lambda("abf", new=5e5)),
+        ("abf:base=3e5", given_lambda("abf", new=3e5)),
+    ],
+    "p-rope": [
+        ("p-rope", given_lambda("p-rope", keep=0.75)),
+        ("p-rope:keep=0.4", given_lambda("p-rope", keep=0.4)),
+    ],
+    "cope": [
+        ("cope", given_lambda("cope", clip=20)),
+        ("cope:clip=5", given_lambda("cope", clip=5)),
+        ("cope:clip=3,hard=true", given_lambda("cope", clip=3, hard=True)),
+    ],
+    "mrrope": [
+        ("mrrope", freq("mrrope")),
+        ("mrrope:kind=uni", freq("mrrope", kind="uni")),
+        *(
+            (
+                f"mrrope:factor=4,kind={kind},beta_fast=1.5,beta_slow=0.01",
+                freq("mrrope", factor=4, kind=kind, beta_fast=1.5, beta_slow=0.01),
+            )
+            for kind in ("pro", "uni")
+        ),
+        (
+            "mrrope:factor=4,beta_fast=32,beta_slow=8",  # no pair between
+            freq("mrrope", factor=4, beta_fast=32, beta_slow=8),
+        ),
+    ],
     "rerope": [("rerope", rerope(T // 2))]
     + [(f"rerope:window={w}", rerope(w)) for w in (1, 2, 7, 94, 300)],
     "leaky-rerope": [
@@ -145,7 +195,40 @@ ROWS: dict[str, list[Row]] = {
         ("leaky-rerope:leak=3", leaky(T // 4, 3)),
     ]
     + [(f"leaky-rerope:window={w},leak=2.5", leaky(w, 2.5)) for w in (1, 2, 7, 94, 300)],
-    "logn": [("logn", logn(True)), ("logn:clip=false", logn(False))],
+    "logn": [
+        ("logn", logn(True)),
+        ("logn:clip=false", logn(False)),
+        ("logn:power=0.5", logn(True, power=0.5)),
+        ("logn:clip=false,power=2", logn(False, power=2.0)),
+    ],
+    "mscale": [
+        ("mscale", scaled("mscale")),
+        ("mscale:factor=6", scaled("mscale", factor=6.0)),
+        ("mscale:power=1", scaled("mscale", power=1.0)),
+    ],
+    "infoscale": [
+        ("infoscale", scaled("infoscale")),
+        ("infoscale:clip=false", scaled("infoscale", clip=False)),
+        ("infoscale:dim=64", scaled("infoscale", dim=64)),
+    ],
+    "llama4": [
+        ("llama4", scaled("llama4", floor=T)),
+        ("llama4:floor=7,scale=0.5", scaled("llama4", floor=7, scale=0.5)),
+    ],
+    "jet-long": [
+        ("jet-long", lambda n: jet_long(-(-n // T))(n)),
+        *(
+            (f"jet-long:window={w},group={g}", distance("jet-long", window=w, group=g))
+            for w, g in ((1, 3), (7, 5), (60, 2))
+        ),
+    ],
+    "string": [
+        ("string", lambda n: distance("string", **by_default(n))(n)),
+        *(
+            (f"string:shift={s},local={w}", distance("string", shift=s, local=w))
+            for s, w in ((1, 1), (7, 2), (94, 1))
+        ),
+    ],
     "llama3": [
         ("llama3", freq("llama3")),
         (
@@ -178,8 +261,8 @@ ROWS: dict[str, list[Row]] = {
         ),
     ],
     "jet-long-freq": [
-        ("jet-long-freq", jet_long(T // 16)),
-        ("jet-long-freq:window=7", jet_long(7)),
+        ("jet-long-freq", jet_long_freq(T // 16)),
+        ("jet-long-freq:window=7", jet_long_freq(7)),
         (
             "jet-long-freq:window=5,factor=6,beta_fast=3,beta_slow=0.01",
             distance("jet-long-freq", window=5, factor=6, beta_fast=3, beta_slow=0.01),
@@ -242,6 +325,24 @@ COMPOSED: list[Row] = [
         "llama3:factor=4+streaming:window=9+logn",
         both(freq("llama3", factor=4), distance("streaming", window=9, sinks=4), logn(True)),
     ),
+    (
+        "dca:chunk=24,local=8+mscale:factor=8",  # Qwen2.5-1M's
+        both(distance("dca", chunk=24, local=8), scaled("mscale", factor=8.0)),
+    ),
+    (
+        "mrrope+string:shift=9,local=2+llama4:floor=9+mscale",
+        both(
+            freq("mrrope"),
+            distance("string", shift=9, local=2),
+            scaled("llama4", floor=9),
+            scaled("mscale"),
+        ),
+    ),
+    (
+        "string:shift=9,local=2+mscale:factor=2",  # as its authors' code
+        both(distance("string", shift=9, local=2), scaled("mscale", factor=2.0)),
+    ),
+    ("jet-long:group=4+logn:power=2", both(jet_long(4), logn(True, power=2.0))),
     (
         "dynamic-ntk+lm-infinite:window=9",
         both(by_length("dynamic-ntk"), distance("lm-infinite", window=9, sinks=10)),
@@ -413,7 +514,8 @@ def float64_nll(family: str, ids: Tensor, method: oracle.Method) -> Tensor:
     head = {"head_dim": width, "rope_theta": model.config.rope_parameters["rope_theta"]}
     theta, factor = oracle.frequencies(head, method)
     assert theta.shape == model.base_model.rotary_emb.inv_freq.shape
-    r, n = oracle.pair_positions(length, head, method), oracle.query_scale(length, method)
+    d = model.config.hidden_size // model.config.num_attention_heads
+    r, n = oracle.pair_positions(length, head, method), oracle.query_scale(length, method, d)
     hidden = ~oracle.seen(length, method)
     order = torch.arange(width).view(-1, 2).mT.flatten() if neighbours else torch.arange(width)
 
@@ -455,7 +557,7 @@ def test_methods_differ() -> None:
     model, ids = random_model(), tokens(97)
     seen: dict[str, Tensor] = {}
     same = [
-        {"rope", "rerope:window=300", "leaky-rerope:window=300,leak=2.5"},  # w ≥ L
+        {"rope", "rerope:window=300", "leaky-rerope:window=300,leak=2.5", "string:shift=1,local=1"},
         {"dynamic-ntk", "ntk"},  # the same factor, by default
     ]
     for spec, _ in all_rows():
@@ -543,6 +645,20 @@ def test_published_by_transformers(spec: str, rope: dict[str, Any], family: str)
         assert not torch.equal(rotary.inv_freq, own)
 
 
+@pytest.mark.parametrize("keep", [0.25, 0.3, 0.75, 1.0])
+def test_p_rope_is_that_of_transformers(keep: float) -> None:
+    """Bit for bit."""
+    if "proportional" not in ROPE_INIT_FUNCTIONS:
+        pytest.skip("this transformers has no `proportional`")
+    rope = {"rope_type": "proportional", "partial_rotary_factor": keep}
+    expected, factor = transformers_inv_freq(rope)
+    model = random_model()
+    with ctxext.patched(model, f"p-rope:keep={keep}"):
+        assert torch.equal(model.model.rotary_emb.inv_freq, expected)
+        assert model.model.rotary_emb.attention_scaling == factor == 1
+    assert int((expected == 0).sum()) == 8 - int(8 * keep)
+
+
 @pytest.mark.parametrize("family", ["llama-gqa", "glm-interleaved-partial", "phi-partial-outside"])
 @pytest.mark.parametrize("length", [T - 1, T, T + 1, 8 * T])
 def test_longrope_is_that_of_transformers(length: int, family: str) -> None:
@@ -561,6 +677,27 @@ def test_longrope_is_that_of_transformers(length: int, family: str) -> None:
         torch.testing.assert_close(rotary.inv_freq, expected, rtol=2.4e-7, atol=0)
         assert rotary.attention_scaling == pytest.approx(factor, rel=1e-12)
         assert (factor > 1) == (length > T)
+
+
+@pytest.mark.parametrize("settings", [{"floor": T, "scale": 0.1}, {"floor": 7, "scale": 0.5}])
+def test_llama4_is_that_of_transformers(settings: dict[str, Any]) -> None:
+    """As Ministral 3 has it, whose positions begin at 0."""
+    theirs = pytest.importorskip("transformers.models.ministral3.modeling_ministral3")
+    positions = torch.arange(8 * T)[None]
+    scale = theirs.get_llama_4_attn_scale(positions, settings["scale"], settings["floor"])
+    ours = REGISTRY.get("llama4")(**settings).scale_on(positions[0].double() + 1, T, 8)
+    torch.testing.assert_close(ours.float(), scale[0, 0, :, 0], rtol=2.4e-7, atol=0)
+
+
+def test_entropy_abf_is_a_larger_base_with_log_n() -> None:
+    """A base of 8 times the model's, and scores × max(1, ln n/ln T), of the unscaled model."""
+    model, ids = shake(random_model()), tokens(97)
+    config = model.config.to_dict()
+    config["rope_parameters"] = {"rope_type": "default", "rope_theta": 80000.0}
+    method = {"T": T, "scales": [("logn", {"clip": True})]}
+    truth = oracle.token_nll(model.state_dict(), config, ids[0].tolist(), method)
+    with ctxext.patched(model, "ntk-old:factor=8+logn"):
+        assert_nll(nll(model, ids), truth)
 
 
 @pytest.mark.parametrize("factor", [1.0, 2.5])
@@ -587,12 +724,20 @@ def assert_close_logits(ours: Tensor, truth: Tensor) -> None:
     assert (ours - truth).abs().max() <= 1e-5 * truth.abs().max()
 
 
-@pytest.mark.parametrize(("name", "exponent"), [("ntk", 16 / 14), ("ntk-old", 1.0)])
-def test_ntk_is_a_larger_base(name: str, exponent: float) -> None:
-    rope = {"rope_type": "default", "rope_theta": 10000.0 * 8**exponent}
+@pytest.mark.parametrize(
+    ("spec", "base"),
+    [
+        ("ntk:factor=8", 10000.0 * 8 ** (16 / 14)),
+        ("ntk-old:factor=8", 80000.0),
+        ("abf:base=80000", 80000.0),
+        ("abf:base=500", 500.0),
+    ],
+)
+def test_another_base(spec: str, base: float) -> None:
+    rope = {"rope_type": "default", "rope_theta": base}
     expected = random_model(rope_parameters=rope).model.rotary_emb.inv_freq
     model = random_model()
-    with ctxext.patched(model, f"{name}:factor=8"):
+    with ctxext.patched(model, spec):
         torch.testing.assert_close(model.model.rotary_emb.inv_freq, expected, rtol=2.4e-7, atol=0)
 
 
@@ -603,10 +748,11 @@ def test_beta_radix_ends_at_its_neighbours() -> None:
         assert radix == pytest.approx(parse(f"{name}:factor=8").scales(rotary), rel=1e-14)
 
 
-def test_logn_is_exactly_the_identity_up_to_the_trained_length() -> None:
+@pytest.mark.parametrize("spec", ["logn", "logn:power=0.5", "mscale", "llama4", "infoscale"])
+def test_query_scales_are_exactly_the_identity_up_to_the_trained_length(spec: str) -> None:
     model, ids = random_model(), tokens(T + 1)
     plain = model(ids).logits
-    with ctxext.patched(model, "logn"):
+    with ctxext.patched(model, spec):
         ours = model(ids).logits
     assert torch.equal(ours[:, :T], plain[:, :T])
     assert not torch.equal(ours[:, T], plain[:, T])
@@ -656,6 +802,7 @@ def test_no_default_leak_for_a_window_of_half() -> None:
 NEEDS_LENGTH = dict.fromkeys(STRETCHED, "factor") | {
     "dynamic-ntk": "sequence",
     "inv-leaky-rerope": "expansion",
+    "jet-long": "group",
     "jet-long-freq": "factor",
     "leaky-rerope": "leak",
     "longrope": "sequence",
@@ -688,6 +835,12 @@ def test_default_groups_chunks_and_sinks() -> None:
         assert chunked.full() == str(parse(f"dca:chunk={s},local={trained - s},reach={trained}"))
         assert parse("window").resolve(span) == parse(f"window:window={trained}")
         assert parse("lm-infinite").resolve(span) == parse(f"lm-infinite:window={trained}")
+        jet = parse("jet-long").resolve(span).methods[0]
+        assert jet.window == max(1, trained // 16)
+        assert (jet.group - 1) * trained < length <= jet.group * trained
+        assert oracle.effective_positions(
+            min(length, 999), distance("jet-long", window=jet.window, group=jet.group)(0)
+        ).max() < max(trained, 2)
         kept = max(1, trained - 4)
         assert parse("streaming").resolve(span) == parse(f"streaming:window={kept}")
         inverse = parse("inv-leaky-rerope").resolve(span).methods[0]
@@ -699,6 +852,10 @@ def test_groups_and_chunks_that_cannot_be() -> None:
     assert parse("self-extend:window=40").resolve(Span(32, 40)).methods[0].group == 1
     with pytest.raises(UsageError, match=r"window 40.*give group, or window < T"):
         parse("self-extend:window=40").resolve(Span(32, 41))
+    shifts = [parse("string").resolve(Span(512, n)).methods[0] for n in (512, 700, 940, 4096)]
+    assert [(m.shift, m.local) for m in shifts] == [(168, 128), (316, 128), (512, 128), (512, 128)]
+    with pytest.raises(UsageError, match=r"local 11 is above 10: give a smaller local, or shift"):
+        parse("string:local=11").resolve(Span(32))
     for text in ("dca:chunk=32", "dca:chunk=40,local=3"):
         with pytest.raises(UsageError, match=r"chunk \d+ is not below 32: give a smaller chunk"):
             parse(text).resolve(Span(32, 400))
@@ -725,6 +882,8 @@ def values(kind: str, below: float) -> st.SearchStrategy[Any]:
         return st.booleans()
     if kind.startswith("Count"):
         return st.integers(0, 2**31 - 1)
+    if kind.startswith("Literal"):
+        return st.sampled_from(ast.literal_eval(kind.removeprefix("Literal")))
     if kind.startswith("str"):
         return st.sampled_from(["@lists.json", "@a/b c#0123456789ab", "@@"])
     if kind.startswith("int"):
@@ -785,6 +944,9 @@ def test_exponents_round_trip(text: str) -> None:
         ("yarn:beta_slow=2", "yarn:beta_slow=2", "yarn:beta_fast=32,beta_slow=2"),
         ("leaky-rerope:leak=8,window=128", "leaky-rerope:window=128,leak=8", None),
         ("rope", "rope", "rope"),
+        ("logn:power=2", "logn:power=2", "logn:clip=true,power=2"),
+        ("logn:power=1.0", "logn", "logn:clip=true"),  # which records of before `power` say
+        ("mrrope:kind=pro", "mrrope", "mrrope:kind=pro,beta_fast=32,beta_slow=1"),
     ],
 )
 def test_canonical_text(text: str, canonical: str, full: str | None) -> None:
@@ -830,6 +992,18 @@ MISTAKES = {
     "dca:chunk=9,reach=9": ["9", "'chunk'", "below reach, 9"],
     "inv-leaky-rerope:expansion=0.5": ["0.5", "'expansion'", "at least 1"],
     "dynamic-ntk:factor=0.5": ["0.5", "'factor'", "at least 1"],
+    "mrrope:kind=PRO": ["'PRO'", "'kind'", "one of: pro, uni"],
+    "mrrope:beta_fast=1,beta_slow=2": ["1", "'beta_fast'", "beta_slow"],
+    "string:shift=4,local=5": ["5", "'local'", "at most shift, 4"],
+    "mscale:factor=0.5": ["0.5", "'factor'", "at least 1"],
+    "p-rope:keep=0": ["0", "'keep'", "above 0, at most 1"],
+    "p-rope:keep=1.5": ["1.5", "'keep'", "above 0, at most 1"],
+    "cope:clip=0": ["'0'", "'clip'", "whole number"],
+    "infoscale:dim=0": ["'0'", "'dim'", "whole number"],
+    "mscale:power=0": ["0", "'power'", "from 0.01 to 10"],
+    "llama4:scale=-1": ["-1", "'scale'", "from 0 to 100"],
+    "logn:power=0": ["0", "'power'", "from 0.01 to 10"],
+    "abf:base=1": ["1", "'base'", "from 1.1 to 1e15"],
     "llama3:low_freq_factor=4": ["4", "'high_freq_factor'", "above low_freq_factor"],
     "llama3:low_freq_factor=0": ["0", "'low_freq_factor'", "at least 1e-6"],
     "longrope:factors=a.json": ["'a.json'", "'factors'", "@ and the name of a JSON file"],
@@ -851,13 +1025,22 @@ def test_mistakes_are_named(text: str) -> None:
         assert part in message
 
 
+def needs_resolving(name: str) -> bool:
+    """Whether a method has parameters whose defaults depend on T or L."""
+    method = REGISTRY.get(name)()
+    try:
+        return method.resolve(Span(T, 97)) != method
+    except UsageError:  # no default at all
+        return True
+
+
 @pytest.mark.parametrize("kwargs", [{"window": 0}, {"window": -1}, {"window": 4, "leak": 0.5}])
 def test_mistakes_in_python(kwargs: dict[str, float]) -> None:
     with pytest.raises(UsageError, match="bad value"):
         REGISTRY.get("leaky-rerope")(**kwargs)
 
 
-@pytest.mark.parametrize("name", [n for n in names() if n not in ("rope", "logn")])
+@pytest.mark.parametrize("name", [n for n in FREQUENCY + DISTANCE if needs_resolving(n)])
 def test_unresolved_methods_refuse(name: str) -> None:
     method = REGISTRY.get(name)()
     with pytest.raises(UsageError, match="resolve"):

@@ -238,7 +238,7 @@ def test_beyond_the_window_order_is_lost(ids: list[int]) -> None:
     window, cut = 24, 80
     shuffled = ids[:cut][::-1] + ids[cut:]
     for frequency in ([], [("yarn", {"factor": 4.0})]):
-        method = {"T": T, "frequency": frequency, "logn": {"clip": False}}
+        method = {"T": T, "frequency": frequency, "scales": [("logn", {"clip": False})]}
         rerope = method | {"distance": ("rerope", {"window": window})}
         a, b = nll(ids, rerope, layers=1), nll(shuffled, rerope, layers=1)
         first = cut - 1 + window  # the first query with every shuffled key at w or more
@@ -249,23 +249,26 @@ def test_beyond_the_window_order_is_lost(ids: list[int]) -> None:
 
 
 def test_logn(ids: list[int]) -> None:
-    clip, plain = {"T": T, "logn": {"clip": True}}, {"T": T, "logn": {"clip": False}}
+    clip, plain = (
+        {"T": T, "scales": [("logn", {"clip": True})]},
+        {"T": T, "scales": [("logn", {"clip": False})]},
+    )
     same(nll(ids[:T], clip), nll(ids[:T], {}))
     a, b, rope = nll(ids, clip), nll(ids, plain), nll(ids, {})
     same(a[:T], rope[:T])
     assert abs(a[T] - rope[T]) > 1e-6
     assert abs(b[1] - rope[1]) > 1e-6
     ln_t = math.log(T)
-    same(oracle.query_scale(T + 1, plain)[[0, 1, T]],
+    same(oracle.query_scale(T + 1, plain, 16)[[0, 1, T]],
          torch.tensor([0, math.log(2) / ln_t, math.log(T + 1) / ln_t]).double(), 1e-6)  # fmt: skip
-    assert oracle.query_scale(T + 1, clip)[:T].eq(1).all()
+    assert oracle.query_scale(T + 1, clip, 16)[:T].eq(1).all()
 
 
 def test_logn_scales_the_query(ids: list[int]) -> None:
     """In one layer, the last position sees log-n as a query projection that much larger."""
     model = build(layers=1)
     weights, config = model.state_dict(), model.config.to_dict()
-    scaled = oracle.logits(weights, config, ids, {"T": T, "logn": {"clip": True}})[-1]
+    scaled = oracle.logits(weights, config, ids, {"T": T, "scales": [("logn", {"clip": True})]})[-1]
     name = "model.layers.0.self_attn.q_proj.weight"
     weights[name] = weights[name] * (math.log(L) / math.log(T))
     same(oracle.logits(weights, config, ids, {})[-1], scaled)
@@ -291,7 +294,7 @@ def test_mistakes_are_errors(ids: list[int]) -> None:
         ({"frequency": [("nkt", {})]}, KeyError),
         ({"frequency": [("pi", {"b": 1})]}, TypeError),
         ({"distance": ("rerope", {"window": 4, "leak": 2})}, TypeError),
-        ({"logn": {"clip": True}}, KeyError),
+        ({"scales": [("logn", {"clip": True})]}, KeyError),
     ]:
         with pytest.raises(error):
             nll(ids, method)

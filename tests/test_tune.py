@@ -51,6 +51,7 @@ from ctxext.tasks.ppl import Perplexity
 
 TRAINED, LENGTH = 32, 64
 TAIL = tasks.parse("ppl-tail")
+SCALES = {n for n in patches.names() if patches.REGISTRY.get(n).changes == "query scale"}
 SPECS = (
     "ntk+rerope",
     "rerope+logn:clip=false",
@@ -159,14 +160,14 @@ def _values(spec: str) -> list[str]:
 
 def test_all_methods_but_those_for_training_or_with_a_file_are_searched() -> None:
     names = {family.name for family in parse_families((), Span(512, 4096))}
-    left_out = set(patches.names()) - names
-    assert left_out == {"inv-leaky-rerope", "longrope", "logn"}
+    left_out = {n for n in patches.names() if n not in names and n not in SCALES}
+    assert left_out == {"inv-leaky-rerope", "longrope"}
     assert len(list(space(512, 4096).defaults())) == 2 * len(names)
 
 
 def test_every_parameter_but_a_few_is_searched() -> None:
-    """What is left out: dca's other two, the length that dynamic-ntk is for, which is L, and the
-    ladder of what goes by the length at hand."""
+    """What is left out: dca's other two, the length that dynamic-ntk is for, which is L, the ladder
+    of what goes by the length at hand, the bands of jet-long-freq, and what is no number."""
     span = Span(512, 4096)
     missing = set()
     for family in parse_families((), span):
@@ -174,7 +175,15 @@ def test_every_parameter_but_a_few_is_searched() -> None:
         searched = {name for _, name in family.ranges(span)}
         fields = {field.name for field in dataclasses.fields(method)} - {"ladder"}
         missing |= {f"{method.name}:{name}" for name in fields - searched}
-    assert missing == {"dca:local", "dca:reach", "dynamic-ntk:sequence"}
+    assert missing == {
+        "dca:local",
+        "dca:reach",
+        "dynamic-ntk:sequence",
+        "mrrope:kind",
+        "cope:hard",
+        "jet-long-freq:beta_fast",
+        "jet-long-freq:beta_slow",
+    }
 
 
 def test_given_parameters_stay() -> None:
@@ -190,8 +199,8 @@ def test_given_parameters_stay() -> None:
 
 
 def test_a_query_scale_is_drawn_unless_one_is_given() -> None:
-    drawn = {str(space(512, 4096, "rope").draw(Drawn(seed))) for seed in range(20)}
-    assert drawn == {"rope", "logn"}
+    drawn = {str(space(512, 4096, "rope").draw(Drawn(seed))) for seed in range(99)}
+    assert drawn == {"rope", *SCALES}
     fixed = space(512, 4096, "rerope+logn:clip=false").families[1]
     assert fixed.draw(Drawn(1), Span(512, 4096)).query_scales == (
         patches.parse("logn:clip=false").methods[0],

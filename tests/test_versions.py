@@ -65,7 +65,7 @@ def table(name: str, folder: Path) -> Any:
             for p in (part.on(ROTARY) for part in method.parts())
         ]
     assert isinstance(method, QueryScale)
-    return method.scale(torch.arange(1.0, LENGTH + 1), TRAINED).tolist()
+    return method.scale_on(torch.arange(1.0, LENGTH + 1), TRAINED, 16).tolist()
 
 
 TEXT = " ".join(f"Sentence number {i} ends {'here ' * (i % 7)}now." for i in range(1500))

@@ -51,7 +51,7 @@ class Yarn(Stretch):
 
     def scales(self, rotary: Rotary) -> list[float]:
         """λ_i = 1/((1−m_i)/k + m_i)."""
-        low, high = (self._pair_turning(b, rotary) for b in (self.beta_fast, self.beta_slow))
+        low, high = (pair_turning(b, rotary) for b in (self.beta_fast, self.beta_slow))
         if rotary.variant.get("truncate", True):
             low, high = math.floor(low), math.ceil(high)
         low, high = max(low, 0), min(high, rotary.dim - 1)
@@ -86,8 +86,8 @@ class Yarn(Stretch):
             **rotary.variant,
         }
 
-    @staticmethod
-    def _pair_turning(turns: float, rotary: Rotary) -> float:
-        """The (fractional) pair that makes so many full turns within T tokens."""
-        ratio = math.log(rotary.trained / (turns * 2 * math.pi))
-        return rotary.dim * ratio / (2 * math.log(rotary.base))
+
+def pair_turning(turns: float, rotary: Rotary) -> float:
+    """The (fractional) pair that makes so many full turns within T tokens."""
+    ratio = math.log(rotary.trained / (turns * 2 * math.pi))
+    return rotary.dim * ratio / (2 * math.log(rotary.base))

@@ -16,6 +16,7 @@ from ctxext.methods import Spec
 from ctxext.methods.base import Method, QueryScale, Range, Span
 
 NONE = "none"  # among the query scales
+USUAL = (NONE, "logn")  # those that defaults are tried with
 DIGITS = 3  # significant ones of a number that is not whole
 
 
@@ -108,7 +109,7 @@ class Space:
         return _scaled(spec, scales[draw.suggest_categorical("query scale", list(scales))])
 
     def defaults(self) -> Iterator[Default]:
-        """Every family with its parameters at their defaults, without a query scale and with each.
+        """Every family with its parameters at their defaults, without a query scale and with logn.
 
         A family whose defaults do not exist at this span has none of them.
 
@@ -128,8 +129,8 @@ class Space:
             if family.spec.query_scales:
                 yield Default(family.spec, drawn)
                 continue
-            for name, scale in _scales().items():
-                yield Default(_scaled(family.spec, scale), {**drawn, "query scale": name})
+            for name in USUAL:
+                yield Default(_scaled(family.spec, _scales()[name]), {**drawn, "query scale": name})
 
     def mutants(self) -> Iterator[dict[str, Any]]:
         """Nothing: what is drawn by itself is as good."""

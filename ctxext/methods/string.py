@@ -1,0 +1,64 @@
+"""STRING."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from ctxext.errors import UsageError
+from ctxext.methods import register
+from ctxext.methods.base import Distance, Part, Range, Span, identity, require, tokens_between
+
+
+@register("string")
+@dataclass(frozen=True)
+class String(Distance):
+    """STRING: far keys come nearer by a constant, to distances that training has seen more often.
+
+    Formula: relative position δ if δ < S, else δ − S + W
+
+    Source: STRING, arXiv 2410.18745, as its vLLM port has it; its code for transformers sharpens
+    logits, as `string+mscale:factor=2` does, and sees the key at δ = S twice in a prefill
+
+    Parameters: shift (S, tokens, at least 1; default 0.33 L, or L − T + W where that is more, but
+    T at most), local (W, tokens, 1 to S; default 128, but S at most)
+
+    Inside T: identity up to S; keys from there on are seen nearer, where others are as well.
+
+    Beyond T: relative positions stay below T up to 2T − W tokens, and no further.
+    """
+
+    shift: int | None = None
+    local: int | None = None
+
+    def __post_init__(self) -> None:
+        require(self.shift is None or self.shift >= 1, "shift", self.shift, "at least 1")
+        require(self.local is None or self.local >= 1, "local", self.local, "at least 1")
+        if self.shift is not None and self.local is not None:
+            require(self.local <= self.shift, "local", self.local, f"at most shift, {self.shift}")
+
+    def resolve(self, span: Span) -> String:
+        """W = 128 and S = 0.33 L, or as much as L needs, by default."""
+        third = max(1, min(33 * (span.length or span.trained) // 100, span.trained))
+        local = self.local or min(128, self.shift or third)
+        needed = (span.length or 0) - span.trained + local
+        shift = self.shift or max(third, min(needed, span.trained))
+        if local > shift:
+            raise UsageError(f"local {local} is above {shift}: give a smaller local, or shift")
+        return dataclasses.replace(self, shift=shift, local=local)
+
+    def search(self, span: Span) -> dict[str, Range] | None:
+        """S from T/8 to T, W up to T/8."""
+        return {
+            "shift": tokens_between(span.trained / 8, span.trained),
+            "local": tokens_between(1, span.trained / 8),
+        }
+
+    def parts(self) -> tuple[Part, ...]:
+        """Far queries stand S − W before where they are, keys where they are."""
+        require(None not in (self.shift, self.local), "shift and local", None, "resolved first")
+        shift, local = self.shift or 1, self.local or 1
+        return (
+            Part(0, shift, identity, identity),
+            Part(shift, None, lambda q: q - (shift - local), identity),
+        )
