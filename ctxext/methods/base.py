@@ -374,6 +374,28 @@ class QueryScale(Method):
         return self.scale(n, trained)
 
 
+@dataclass(frozen=True)
+class AttentionRule(Method):
+    """A method that multiplies each query by a number that depends on its own scores.
+
+    It goes with frequency methods and query scales, whose scores it sees, and with no distance.
+    """
+
+    kind: ClassVar[str] = "attention rule"
+
+    def sharper(self, scores: Tensor, place: Tensor, trained: int) -> Tensor:
+        """The multipliers of queries [b, h, n, 1], exactly 1 for one that sees T keys at most.
+
+        Args:
+            scores: of all keys [b, h, n, m], as softmax would have them; of those that are not
+                seen anything finite.
+            place: of each key among those that its query sees, counted from 1, 0 where it does
+                not [b or 1, 1, n, m].
+            trained: T in tokens.
+        """
+        raise NotImplementedError
+
+
 def identity(position: Tensor) -> Tensor:
     """The true position."""
     return position
