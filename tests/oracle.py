@@ -360,6 +360,31 @@ def query_scale(length: int, method: Method, head: int) -> Tensor:
     return scale
 
 
+def entropy_scale(s: Tensor, hidden: Tensor, T: int, sinks: int, most: float) -> Tensor:
+    """The γ of each row of logits [H, L, L], by bisection: [H, L, 1].
+
+    1 up to T keys; beyond, what brings the entropy of all keys down to that of the first `sinks`
+    and the last T − sinks of them, if it is above, and at most `most`.
+    """
+
+    def entropy(logits: Tensor) -> Tensor:
+        log_p = logits.log_softmax(-1)
+        return -(log_p.exp() * log_p).sum(-1)
+
+    gamma = torch.ones(*s.shape[:2], 1, dtype=F64)
+    for n in range(T + 1, s.shape[1] + 1):
+        row = s[:, n - 1, ~hidden[n - 1]]  # [H, n]
+        goal = entropy(torch.cat((row[:, :sinks], row[:, sinks - T :]), 1))
+        low, high = torch.ones(len(row), dtype=F64), torch.full((len(row),), most, dtype=F64)
+        settled, capped = entropy(row) <= goal, entropy(row * most) >= goal
+        for _ in range(45):
+            middle = (low + high) / 2
+            above = entropy(row * middle[:, None]) > goal
+            low, high = low.where(~above, middle), high.where(above, middle)
+        gamma[:, n - 1, 0] = low.masked_fill(capped, most).masked_fill(settled, 1.0)
+    return gamma
+
+
 # The model --------------------------------------------------------------------------------------
 
 
@@ -384,7 +409,7 @@ def scores(q: Tensor, k: Tensor, theta: Tensor, r: Tensor) -> Tensor:
 
 def hidden_states(weights: Weights, config: Config, ids: Sequence[int], method: Method) -> Tensor:
     """The last hidden states after the final norm, [L, hidden]."""
-    if unknown := set(method) - {"T", "frequency", "distance", "scales"}:
+    if unknown := set(method) - {"T", "frequency", "distance", "scales", "entropy"}:
         raise ValueError(f"unknown keys in the method: {sorted(unknown)}")
     if config.get("hidden_act", "silu") != "silu":
         raise ValueError("the oracle is a Llama: hidden_act must be silu")
@@ -414,6 +439,8 @@ def hidden_states(weights: Weights, config: Config, ids: Sequence[int], method: 
         q, k, v = (split(linear(y, f"{at}.self_attn.{n}_proj")) for n in "qkv")
         k, v = k.repeat_interleave(groups, 0), v.repeat_interleave(groups, 0)
         s = scores(q * scale[:, None], k, theta, r) * (attention_factor**2 / math.sqrt(d))
+        if rule := method.get("entropy"):
+            s = s * entropy_scale(s, hidden, method["T"], **rule)
         y = s.masked_fill_(hidden, -math.inf).softmax(-1) @ v  # [H, L, d]
         x = x + linear(y.transpose(0, 1).reshape(length, -1), f"{at}.self_attn.o_proj")
         y = norm(x, f"{at}.post_attention_layernorm")

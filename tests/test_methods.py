@@ -34,6 +34,7 @@ from ctxext.errors import UsageError
 from ctxext.methods import REGISTRY, Spec, names, parse
 from ctxext.methods.base import (
     SECTIONS,
+    AttentionRule,
     Distance,
     Frequency,
     Method,
@@ -119,6 +120,10 @@ def logn(clip: bool, **args: Any) -> Callable[[int], oracle.Method]:
     return scaled("logn", clip=clip, **args)
 
 
+def entropy(sinks: int = 4, most: float = 2.0) -> Callable[[int], oracle.Method]:
+    return lambda n: {"T": T, "entropy": {"sinks": sinks, "most": most}}
+
+
 def both(*methods: Callable[[int], oracle.Method]) -> Callable[[int], oracle.Method]:
     """The oracle's methods in one; their λs multiply, and so do their query scales."""
 
@@ -128,7 +133,7 @@ def both(*methods: Callable[[int], oracle.Method]) -> Callable[[int], oracle.Met
         scales = [pair for one in made for pair in one.get("scales", [])]
         out: oracle.Method = {"T": T, "frequency": lambdas, "scales": scales}
         for one in made:
-            out |= {key: one[key] for key in ("distance",) if key in one}
+            out |= {key: one[key] for key in ("distance", "entropy") if key in one}
         return out
 
     return merged
@@ -195,6 +200,11 @@ ROWS: dict[str, list[Row]] = {
         ("leaky-rerope:leak=3", leaky(T // 4, 3)),
     ]
     + [(f"leaky-rerope:window={w},leak=2.5", leaky(w, 2.5)) for w in (1, 2, 7, 94, 300)],
+    "entropy-cap": [
+        ("entropy-cap", entropy()),
+        ("entropy-cap:sinks=0,most=1.05", entropy(0, 1.05)),
+        ("entropy-cap:sinks=9,most=8", entropy(9, 8.0)),
+    ],
     "logn": [
         ("logn", logn(True)),
         ("logn:clip=false", logn(False)),
@@ -306,6 +316,7 @@ ROWS: dict[str, list[Row]] = {
 }
 COMPOSED: list[Row] = [
     ("ntk+logn", both(freq("ntk"), logn(True))),
+    ("yarn+entropy-cap+logn", both(freq("yarn"), entropy(), logn(True))),
     ("yarn+rerope:window=5+logn", both(freq("yarn"), rerope(5), logn(True))),
     ("logn+leaky-rerope+beta-radix", both(freq("beta-radix"), leaky(T // 4), logn(True))),
     ("yarn:factor=4+leaky-rerope:leak=3", both(freq("yarn", factor=4), leaky(T // 4, 3))),
@@ -349,6 +360,7 @@ COMPOSED: list[Row] = [
     ),
 ]
 FREQUENCY = [name for name in names() if issubclass(REGISTRY.get(name), Frequency)]
+RULES = [name for name in names() if issubclass(REGISTRY.get(name), AttentionRule)]
 DISTANCE = [name for name in names() if issubclass(REGISTRY.get(name), Distance)]
 STRETCHED = [name for name in FREQUENCY if issubclass(REGISTRY.get(name), Stretch)]
 
@@ -432,7 +444,7 @@ def test_nll_distance_and_unclipped_logn(distance: str) -> None:
 @pytest.mark.parametrize(
     ("name", "attn"),
     [
-        *((name, "sdpa") for name in names()),
+        *((name, "eager" if name in RULES else "sdpa") for name in names()),
         *((name, attn) for name in DISTANCE for attn in ("eager", "dense")),
     ],
 )
@@ -527,6 +539,8 @@ def float64_nll(family: str, ids: Tensor, method: oracle.Method) -> Tensor:
         k, v = k.repeat_interleave(groups, 0), v.repeat_interleave(groups, 0)
         s = oracle.scores(q[..., order], k[..., order], theta, r) * factor**2
         s = (s + q[..., width:] @ k[..., width:].mT) * scaling
+        if rule := method.get("entropy"):
+            s = s * oracle.entropy_scale(s, hidden, method["T"], **rule)
         return (s.masked_fill(hidden, -math.inf).softmax(-1) @ v).transpose(0, 1)[None], None
 
     AttentionInterface.register("oracle", attend)
@@ -1159,7 +1173,12 @@ def test_described(name: str) -> None:
     cls = REGISTRY.get(name)
     assert cls.__module__ == f"ctxext.methods.{name.replace('-', '_')}"
     text = cls.describe()
-    kinds = {Frequency: "frequency", Distance: "distance", QueryScale: "query scale"}
+    kinds = {
+        Frequency: "frequency",
+        Distance: "distance",
+        QueryScale: "query scale",
+        AttentionRule: "attention rule",
+    }
     assert text["kind"] == next(kind for base, kind in kinds.items() if issubclass(cls, base))
     assert text["name"] == cls.name == name
     for section in ("summary", "formula", "source", "inside_t", "beyond_t"):

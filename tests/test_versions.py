@@ -23,7 +23,7 @@ from ctxext.errors import UsageError
 from ctxext.measure import session
 from ctxext.measure.loaded import Loaded
 from ctxext.measure.run import Evaluation
-from ctxext.methods.base import Distance, Frequency, QueryScale, Rotary, Span
+from ctxext.methods.base import AttentionRule, Distance, Frequency, QueryScale, Rotary, Span
 from ctxext.models.loading import Source
 from ctxext.request import cells as plan
 from ctxext.request.evaluation import EvaluationRequest
@@ -64,6 +64,10 @@ def table(name: str, folder: Path) -> Any:
             + (p.factor,) * (p.factor != 1)
             for p in (part.on(ROTARY) for part in method.parts())
         ]
+    if isinstance(method, AttentionRule):
+        scores = 5 * torch.sin(torch.arange(float(LENGTH**2), dtype=torch.float64) * 0.7)
+        place = torch.arange(1, LENGTH + 1).expand(LENGTH, -1).tril()[None, None]
+        return method.sharper(scores.view(1, 1, LENGTH, LENGTH), place, TRAINED).flatten().tolist()
     assert isinstance(method, QueryScale)
     return method.scale_on(torch.arange(1.0, LENGTH + 1), TRAINED, 16).tolist()
 

@@ -34,6 +34,7 @@ attention.py    what one attention is given, and what a path says of itself: Att
 paths.py        the attention paths, and which one is taken: PathChoice
 merged.py       a few plain attentions, merged: Region, Call; operators.py what computes one
 chunked.py      by query chunks, memory linear in length; the entropy of attention
+sharpened.py    what an attention rule multiplies queries by, from their scores
 reference.py    dense, in a few lines: what every path is tested against
 watch.py        what each attention layer scores while a model runs, patched or not
 """

@@ -79,7 +79,7 @@ def examine(model: Any, freq_sets: list[FrequencySet], spec: Spec) -> Anatomy:
     frequency methods where all of their layers are alike.
     """
     kind = model.config.get_text_config().model_type
-    deep = bool(spec.distance or spec.query_scales)  # attention itself is changed
+    deep = spec.changes_attention
     if spec.unpatched:
         return Anatomy([], {}, [])
     try:

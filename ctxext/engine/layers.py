@@ -50,8 +50,10 @@ class AttentionSite:
         """Why this layer keeps a model from taking a spec, in a few words."""
         if self.not_understood:
             return self.not_understood
-        if not self.causal and (spec.distance or spec.query_scales):
+        if not self.causal and spec.changes_attention:
             return "its attention is not causal"
+        if spec.rule and (self.softcap or self.sinks):
+            return "its scores are capped, or it has attention sinks"
         if self.unsupported and spec.distance:
             return self.unsupported
         return None

@@ -231,6 +231,11 @@ def _saved_otherwise(model: Any, spec: Spec) -> list[str]:
 def _choose(model: Any, anatomy: Anatomy, spec: Spec, attn: str) -> PathChoice:
     """The attention path; errors as for `paths.choose`, whatever the spec."""
     choice = _fitting(model, anatomy.taking, attn)
+    if spec.rule and attn not in ("auto", "eager"):
+        raise UsageError(
+            f"attention path {attn!r} cannot run {spec.rule.name}, which looks at every score "
+            "before its attention: valid: auto, eager"
+        )
     return choice if spec.distance and anatomy.changed else PathChoice(_own(model), ())
 
 
@@ -275,20 +280,21 @@ def _apply_seams(
     """Put the seams on, and check on a few tokens that they are the ones the model uses."""
     distance = spec.distance if sites else None
     parts = distance.parts() if distance else ()
-    deep = bool(parts or spec.query_scales)
+    deep = bool(parts or spec.query_scales or (sites and spec.rule))
     alone = anatomy.alone if parts or spec.frequencies else {}
     if not (deep or alone):
         return
     own = _own(model)
     if parts and any(x.softcap or x.sinks for x in anatomy.layers):
         own = "eager"  # torch's sdpa leaves both out
-    elif parts and own not in ("eager", "sdpa"):
+    elif (parts or spec.rule) and own not in ("eager", "sdpa"):
         own = "sdpa"
     layers = {layer.module: layer for layer in anatomy.layers}
     by_freqs = {site.freqs: site for site in sites}
     state = PatchState(layers, by_freqs, trained, spec.query_scales, path, own)
     if distance:
         state.cached, state.absolute = parts[distance.cached], distance.absolute
+    state.rule = spec.rule if sites else None
     for site in sites:
         site.before = site.before if alone else None
     told = anatomy.axes if spec.query_scales else by_freqs  # of true positions

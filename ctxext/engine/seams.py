@@ -19,6 +19,7 @@ from ctxext.engine.layers import AttentionSite, handed
 from ctxext.engine.masks import padding_mask
 from ctxext.engine.paths import attend
 from ctxext.engine.runs import FEW, Run, attend_runs
+from ctxext.engine.sharpened import sharpened
 from ctxext.engine.state import STATE, WHOLE, PatchState
 from ctxext.engine.switch import registered
 from ctxext.engine.turned import Turned
@@ -51,6 +52,8 @@ def attention(
         raise UnsupportedModelError(f"{type(module).__name__} did not run when it was patched")
     if layer is not None and not layer.inside:
         query = state.scale_query(layer, query, attention_mask)
+        if state.rule is not None:
+            query = sharpened(state.rule, state.trained, query, key, attention_mask, **kwargs)
         if state.parts:
             return _distance_attention(state, layer, query, key, value, attention_mask, **kwargs)
     own = own_attention(state.own, module)

@@ -34,7 +34,7 @@ from ctxext.engine.rotary import RotarySite
 from ctxext.engine.runs import Run, find_runs
 from ctxext.engine.slots import counts_padding
 from ctxext.errors import UnsupportedModelError, UsageError
-from ctxext.methods.base import Part, QueryScale, Rotary, as_held, identity
+from ctxext.methods.base import AttentionRule, Part, QueryScale, Rotary, as_held, identity
 from ctxext.models.frequency_sets import FrequencySet
 
 WHOLE = Part(0, None, identity, identity)
@@ -57,6 +57,7 @@ class PatchState:
     own: str  # transformers' implementation, for what the methods leave alone
     rotary: frozenset[nn.Module] = frozenset()  # the modules whose tables are changed or seen
     parts: tuple[Part, ...] = ()  # empty: only query scales, or only frequencies
+    rule: AttentionRule | None = None
     name: str | None = None  # what the attention function is registered as
     cached: Part = WHOLE  # as whose keys a cache holds keys
     # … for what is turned so

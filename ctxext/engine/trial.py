@@ -75,11 +75,12 @@ def check_outputs(model: Any, state: PatchState, before: Outputs) -> None:
     kept = state.parts
     state.take(_wide(state) if kept else ())
     scales, state.query_scales = state.query_scales, ()
+    rule, state.rule = state.rule, None
     try:
         after = _outputs(model, state.layers, state.sites, before.real)
     finally:
         state.take(kept)
-        state.query_scales = scales
+        state.query_scales, state.rule = scales, rule
     weight = next(model.parameters())
     wide = weight.dtype in (torch.float32, torch.float64)
     wide = wide and not torch.is_autocast_enabled(weight.device.type)

@@ -49,7 +49,7 @@ def write_native(
             goes by the length of each sequence.
     """
     kind = config.model_type
-    if spec.distance or spec.query_scales:
+    if spec.changes_attention:
         raise UnsupportedModelError(f"{spec} changes attention itself, which no config can say")
     if at_hand := ", ".join(spec.at_hand):
         raise UnsupportedModelError(

@@ -15,7 +15,7 @@ import re
 from dataclasses import dataclass
 
 from ctxext.errors import UsageError
-from ctxext.methods.base import Distance, Frequency, Method, QueryScale, Rotary, Span
+from ctxext.methods.base import AttentionRule, Distance, Frequency, Method, QueryScale, Rotary, Span
 from ctxext.notation import AUTO
 from ctxext.registry import Registry
 
@@ -85,6 +85,16 @@ class Spec:
         """Whether this is plain `rope`, the model as it is."""
         return all(method.name == "rope" for method in self.methods)
 
+    @property
+    def rule(self) -> AttentionRule | None:
+        """The attention rule, if there is one."""
+        return next((m for m in self.methods if isinstance(m, AttentionRule)), None)
+
+    @property
+    def changes_attention(self) -> bool:
+        """Whether attention itself is changed, and not frequencies alone."""
+        return bool(self.distance or self.query_scales or self.rule)
+
     def scales(self, rotary: Rotary) -> list[float]:
         """The product of the frequency methods' λ [d/2], each from the model's own θ."""
         columns = [method.scales(rotary) for method in self.frequencies]
@@ -120,5 +130,11 @@ def parse(text: str) -> Spec:
         raise UsageError(
             f"two distance methods in {text!r}: {' and '.join(distances)} exclude each other; "
             "keep one (frequency methods and logn compose with it)"
+        )
+    rules = [m.name for m in spec.methods if isinstance(m, AttentionRule)]
+    if len(rules) > 1 or (rules and distances):
+        raise UsageError(
+            f"{rules[0]} in {text!r} goes with frequency methods and query scales alone, not with "
+            f"{[*distances, *rules[1:]][0]}: keep one of the two"
         )
     return spec

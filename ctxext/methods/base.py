@@ -124,7 +124,7 @@ class Method:
     """One method; its fields are its parameters, None where the default depends on T or L.
 
     Attributes:
-        changes: what it changes: frequency, distance or query scale.
+        changes: what it changes: frequency, distance, query scale or attention rule.
         version: goes up where the same spec comes to give other numbers.
         autos: the parameters that may be `auto`: they go by the length of each sequence.
         reads_file: whether a parameter names a file, so that the spec says all with it alone.
@@ -375,6 +375,28 @@ class QueryScale(Method):
     def scale_on(self, n: Tensor, trained: int, head_dim: int) -> Tensor:
         """The multiplier in heads of this dimension."""
         return self.scale(n, trained)
+
+
+@dataclass(frozen=True)
+class AttentionRule(Method):
+    """A method that multiplies each query by a number that depends on its own scores.
+
+    It goes with frequency methods and query scales, whose scores it sees, and with no distance.
+    """
+
+    changes: ClassVar[str] = "attention rule"
+
+    def sharper(self, scores: Tensor, place: Tensor, trained: int) -> Tensor:
+        """The multipliers of queries [b, h, n, 1], exactly 1 for one that sees T keys at most.
+
+        Args:
+            scores: of all keys [b, h, n, m], as softmax would have them; of those that are not
+                seen anything finite.
+            place: of each key among those that its query sees, counted from 1, 0 where it does
+                not [b or 1, 1, n, m].
+            trained: T in tokens.
+        """
+        raise NotImplementedError
 
 
 def identity(position: Tensor) -> Tensor:

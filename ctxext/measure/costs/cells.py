@@ -133,11 +133,12 @@ def _state(record: Record | None, force: bool) -> str:
     return FOUND if record is not None and not force else COMPUTE
 
 
-Group = tuple[str, bool]  # methods that cost the same: the distance method, and query scales
+Group = tuple[str, bool]  # methods that cost the same: the distance method or rule, and scales
 
 
 def _group(spec: Spec) -> Group:
-    return spec.distance.name if spec.distance else "", bool(spec.query_scales)
+    method = spec.distance or spec.rule
+    return method.name if method else "", bool(spec.query_scales)
 
 
 _ROPE = methods.parse("rope")
