@@ -873,7 +873,7 @@ def test_the_module_and_the_script_are_the_command(run: Run) -> None:
 # Completion.
 
 COMPLETED = {
-    "ctxext ": "eval bench patch export explain tune report methods models tasks score",
+    "ctxext ": "eval bench patch export explain tune report check methods models tasks score",
     "ctxext eval --attn ": "auto flash sdpa eager",
     "ctxext eval --dtype f": "float32 float16",
     "ctxext eval --own-scaling r": "replace",

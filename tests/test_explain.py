@@ -180,7 +180,7 @@ def test_every_query_sees_the_oracles_keys_where_they_seem_to_be(
 ) -> None:
     for spec, _ in ROWS[name]:
         found = patches.parse(spec).resolve(Span(trained, length)).distance
-        args = dict(vars(found))
+        args = {key: value for key, value in vars(found).items() if key != "ladder"}
         method = {"T": args.pop("reach", trained), "distance": (name, args)}
         for q, row in enumerate(truth(length, method)):
             np.testing.assert_allclose(shown(found.parts(), q), row[: q + 1], atol=1e-9)
@@ -384,10 +384,13 @@ def test_entropy_and_keys_are_those_of_the_oracles_weights(name: str) -> None:
         method = expected(n)
         with ctxext.patched(model, fitted(spec, 8), n):
             found = measure(model, whole(ids))
-        r, seen = oracle.effective_positions(n, method), oracle.seen(n, method)
-        theta, factor = oracle.frequencies({"head_dim": 16, "rope_theta": 1e4}, method)
-        scaled = q * oracle.query_scale(n, method, 16)[:, None]
+        config = {"head_dim": 16, "rope_theta": 1e4}
+        r, seen = oracle.pair_positions(n, config, method), oracle.seen(n, method)
+        theta, factor = oracle.frequencies(config, method)
+        scaled = q * oracle.query_scale(n, method, 16)[:, None] * oracle.temperature(method)
         scores = oracle.scores(scaled, k, theta, r) * factor**2 / 4
+        if rule := method.get("entropy"):
+            scores *= oracle.entropy_scale(scores, ~seen, method["T"], **rule)
         weights = torch.softmax(scores.masked_fill(~seen, -math.inf), -1)
         atol = 2e-5 * max(1.0, float(r.max()) / n)
         np.testing.assert_allclose(found.nats[0], plain_entropy(weights[None, None])[0], atol=atol)

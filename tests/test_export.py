@@ -351,7 +351,7 @@ def test_a_wrong_expression_is_passed_over(
     for wrong in ({"rope_theta": 10001.0}, {"rope_type": "dynamic", "factor": 4.0}):
         monkeypatch.setattr(pi, "stock", lambda *_, wrong=wrong: wrong)
         assert run(llama, "pi", tmp_path / str(len(wrong))).expression == "longrope"
-    monkeypatch.setattr(module, "ways", lambda *_: iter(()))
+    monkeypatch.setattr(module, "stock_ropes", lambda *_: iter(()))
     with pytest.raises(UnsupportedModelError, match="cannot express"):
         run(llama, "pi", tmp_path / "out", native_only=True)
     assert not (tmp_path / "out").exists()

@@ -40,7 +40,7 @@ from ctxext.measure.attempts import attempts, halves, reads_in_parts
 from ctxext.measure.failure import failure
 from ctxext.measure.predictions import Predictions
 from ctxext.methods import names
-from ctxext.models import loading
+from ctxext.models import identity, loading
 from ctxext.records import SPENT
 
 METHODS = ("rope", "rerope:window=8", "leaky-rerope:window=8")
@@ -688,7 +688,7 @@ def test_weights_that_cannot_be_read_are_named(
     def refuse(*_: Any) -> None:
         raise PermissionError(errno.EACCES, "Permission denied", "plain/model.safetensors")
 
-    monkeypatch.setattr(loading, "folder_sha256", refuse)
+    monkeypatch.setattr(identity, "folder_sha256", refuse)
     ran = evaluate(run)
     (line,) = ran.err.splitlines()
     assert ran.code == 2

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from test_eval import letters, runner, save_model
 
-from ctxext.models import adapter, hashes, loading
+from ctxext.models import adapter, hashes, identity, loading
 from ctxext.models.hashes import folder_sha256, keep
 from ctxext.system import caches, files
 
@@ -125,7 +125,7 @@ def test_an_adapter_is_told_by_its_base_too(
     found = set()
     for weights in (b"weights", b"changed"):
         (base / "model.safetensors").write_bytes(weights)
-        found.add(loading._model_sha256(loading.Source(str(folder)), None))
+        found.add(identity._model_sha256(loading.Source(str(folder)), None))
     assert len(found - {folder_sha256(base), folder_sha256(folder)}) == 2
 
 

@@ -367,7 +367,7 @@ def test_every_command_takes_it(run: Run, here: Path) -> None:
     Path("bad.yaml").write_text("models: {model: of-yarn, own-scaling: half}\nlengths: 96\n")
     ran = run("eval", "--grid", "bad.yaml")
     assert ran.code == 2
-    assert "unknown --own-scaling 'half': valid: keep, replace" in ran.err
+    assert "unknown own-scaling 'half': valid: keep, replace" in ran.err
 
 
 def test_records_from_before_are_records_still(run: Run, here: Path) -> None:

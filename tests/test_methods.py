@@ -977,7 +977,7 @@ MISTAKES = {
     "base": ["'base'", VALID],
     "leaky_rerope": ["'leaky_rerope'", "did you mean 'leaky-rerope'?", VALID],
     "ntk:fctor=2": ["'fctor'", "did you mean 'factor'?", "valid: factor"],
-    "leaky-rerope:factor=2": ["'factor'", "valid: leak, window"],
+    "leaky-rerope:factor=2": ["'factor'", "valid: ladder, leak, window"],
     "rope:factor=2": ["'factor'", "it takes none"],
     "ntk:": ["''", "'ntk:'", "name:key=value"],
     "ntk:factor": ["'factor'", "'ntk:factor'", "name:key=value"],

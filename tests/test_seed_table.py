@@ -16,7 +16,7 @@ import pytest
 
 from ctxext import patches
 from ctxext.methods.base import Span
-from ctxext.records import Record
+from ctxext.records import Record, Store
 
 ROOT = Path(__file__).parents[1]
 METHODS = ROOT.parent / "shared" / "METHODS.md"
@@ -255,13 +255,12 @@ def test_the_factors_beside_the_records_are_no_record(
 ) -> None:
     """What is written, without the plots, is of the table's records alone."""
     written: list[Any] = []
-    out, own = tmp_path / "out", sorted((ROOT / "results" / "seed-table").glob("tiny*.json"))[:3]
-    shutil.copytree(ROOT / "results" / "tiny", out, ignore=lambda f, n: [
-        name for name in n if not name.endswith(".json")
-    ])  # fmt: skip
-    others = len(list(out.iterdir()))
-    for path in own:
-        shutil.copy(path, out)
+    out = tmp_path / "out"
+    out.mkdir()
+    shutil.copy(ROOT / "results" / "tiny" / "records.jsonl", out)
+    others = len((out / "records.jsonl").read_text("utf-8").splitlines())
+    packed = (ROOT / "results" / "seed-table" / "records.jsonl").read_text("utf-8").splitlines()
+    own = [Store(out).write(json.loads(line)) for line in packed[:3]]
     (out / Path(table.FACTORS).name).write_text('{"short_factor": []}')
     (out / "broken.json").write_text("{")
     monkeypatch.setattr(reproduce, "OUT", out)
