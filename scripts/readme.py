@@ -214,10 +214,7 @@ def folders() -> str:
     found = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
     if found != {*FOLDERS}:
         raise SystemExit(f"scripts/readme.py does not know of {', '.join(found ^ {*FOLDERS})}")
-    names = sorted([*FOLDERS, "py.typed", *(path.name for path in PACKAGE.glob("*.py"))])
-    lines = ["    $ ls ctxext", *textwrap.wrap("  ".join(names), 90), ""]
-    lines = [f"    {line}" if place and line else line for place, line in enumerate(lines)]
-    lines += ["| folder | what it is | imports |", "|---|---|---|"]
+    lines = ["| folder | what it is | imports |", "|---|---|---|"]
     for name in FOLDERS:
         others = [other for other in FOLDERS if other in _imported(name) and other != name]
         said = ", ".join(f"`{other}`" for other in others) or "–"
@@ -225,6 +222,13 @@ def folders() -> str:
     lines += ["", "Files beside them:", ""]
     files = [path for path in sorted(PACKAGE.glob("*.py")) if path.name != "__init__.py"]
     return "\n".join([*lines, *(f"- `{path.name}`: {_sentence(path)}" for path in files)])
+
+
+def listing() -> str:
+    """The names in the package."""
+    names = sorted([*FOLDERS, "py.typed", *(path.name for path in PACKAGE.glob("*.py"))])
+    lines = ["$ ls ctxext", *textwrap.wrap("  ".join(names), 90)]
+    return "\n".join(f"    {line}" for line in lines)
 
 
 def _sentence(file: Path) -> str:
@@ -255,6 +259,7 @@ def main() -> None:
     """Rewrite, or check."""
     parts = {
         "folders": folders,
+        "listing": listing,
         "methods": methods,
         "tasks": tasks,
         "options": lambda: options(evaluate),
