@@ -78,6 +78,7 @@ WIDE = {
     "string": "string:shift=4096,local=100",
     "window": "window:window=4096",
 }
+IDLE = {"abf": "abf:base=10000", "cope": "cope:clip=1", "p-rope": "p-rope:keep=1"}
 NARROW = {
     "dca": "dca:chunk=5,local=3,reach=12",
     "inv-leaky-rerope": "inv-leaky-rerope:window=5,expansion=2",
@@ -473,7 +474,7 @@ def test_nothing_to_do_is_unpatched(family: str, name: str) -> None:
     """An infinite window, a factor of 1, log-n within T: the unpatched logits."""
     model, ids = random_model(family), tokens(L, 2)
     plain = logits(model, ids)
-    spec = WIDE.get(name, fitted(name, pairs_of(model)))
+    spec = {**WIDE, **IDLE}.get(name, fitted(name, pairs_of(model)))
     with ctxext.patched(model, spec, 2, train_len=4096):
         close(logits(model, ids), plain)
 
@@ -650,7 +651,7 @@ ABSOLUTE = [spec for name, spec in NARROW.items() if KINDS[name].absolute]
 
 def test_which_methods_go_by_more_than_distance() -> None:
     names_of = {spec.partition(":")[0] for spec in ABSOLUTE}
-    assert names_of == {"dca", "lm-infinite", "self-extend", "streaming"}
+    assert names_of == {"dca", "jet-long", "lm-infinite", "self-extend", "streaming"}
 
 
 @pytest.mark.parametrize("spec", NARROW.values())

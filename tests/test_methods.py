@@ -106,9 +106,10 @@ def jet_long(group: int) -> Callable[[int], oracle.Method]:
 
 
 def by_default(n: int) -> dict[str, int]:
-    """STRING's S and W: 0.33 of the length, or as much as it needs, and S."""
-    third = min(33 * n // 100, T)
-    return {"shift": max(third, min(n - T + third, T)), "local": third}
+    """STRING's S and W: 0.33 of the length, or as much as it needs, and T/4."""
+    third = max(1, min(33 * n // 100, T))
+    local = max(1, min(T // 4, third))
+    return {"shift": max(third, min(n - T + local, T)), "local": local}
 
 
 def scaled(name: str, **args: Any) -> Callable[[int], oracle.Method]:

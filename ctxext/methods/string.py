@@ -21,7 +21,8 @@ class String(Distance):
     logits, as `string+mscale:factor=2` does, and sees the key at δ = S twice in a prefill
 
     Parameters: shift (S, tokens, at least 1; default 0.33 L, or L − T + W where that is more, but
-    T at most), local (W, tokens, 1 to S; default 128, but S at most)
+    T at most), local (W, tokens, 1 to S; default 128, but T/4 and S
+    at most)
 
     Inside T: identity up to S; keys from there on are seen nearer, where others are as well.
 
@@ -38,9 +39,9 @@ class String(Distance):
             require(self.local <= self.shift, "local", self.local, f"at most shift, {self.shift}")
 
     def resolve(self, span: Span) -> String:
-        """W = 128 and S = 0.33 L, or as much as L needs, by default."""
+        """W = 128, where T has room for it, and S = 0.33 L, or as much as L needs, by default."""
         third = max(1, min(33 * (span.length or span.trained) // 100, span.trained))
-        local = self.local or min(128, self.shift or third)
+        local = self.local or max(1, min(128, span.trained // 4, self.shift or third))
         needed = (span.length or 0) - span.trained + local
         shift = self.shift or max(third, min(needed, span.trained))
         if local > shift:
