@@ -130,7 +130,10 @@ def test_a_window_in_chunks_is_the_whole_window(family: str, chunk: int) -> None
             parts = reading.score(model, windows, 1 + chunk % 2, lambda read: None, chunk)
         np.testing.assert_array_equal(parts.window, whole.window)
         np.testing.assert_array_equal(parts.position, whole.position)
-        np.testing.assert_allclose(parts.nll, whole.nll, rtol=1e-5, atol=1e-5)
+        # entropy-cap's γ moves with a rounding of the entropy by 1/(γ·Var) of it, Var of the logits:
+        # in float64 both are equal to 1e-15
+        atol = 1e-4 if spec == "entropy-cap" else 1e-5
+        np.testing.assert_allclose(parts.nll, whole.nll, rtol=1e-5, atol=atol)
         np.testing.assert_array_equal(parts.hit, whole.hit)
 
 
@@ -745,6 +748,7 @@ def test_what_plans_share_is_loaded_once(run: Run, here: Path, calls: list[str])
             *("--dtype", record["dtype"], "--len", "48", "--limit", "2"),
             *("--method", record["requested"], "--out", "alone"),
         )
+        assert alone.code == 0, alone.err
         found = {one["key"]: measured(one) for one in alone.records}
         assert found[record["key"]] == measured(record)
 

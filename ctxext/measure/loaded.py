@@ -35,9 +35,8 @@ class Loaded:
         for `load_model`."""
         name = (source, sha256)
         if self._model is None or self._model[0] != name:
-            if self._model is not None:
-                self._model = None
-                release()
+            self._model = None
+            release()  # also what an evaluation before this one has left
             self._model = (name, loading.load_model(source, note))
         return self._model[1]
 
