@@ -130,8 +130,8 @@ def test_a_window_in_chunks_is_the_whole_window(family: str, chunk: int) -> None
             parts = reading.score(model, windows, 1 + chunk % 2, lambda read: None, chunk)
         np.testing.assert_array_equal(parts.window, whole.window)
         np.testing.assert_array_equal(parts.position, whole.position)
-        # entropy-cap's γ moves with a rounding of the entropy by 1/(γ·Var) of it, Var of the logits:
-        # in float64 both are equal to 1e-15
+        # a rounding of the entropy moves entropy-cap's γ by 1/(γ·Var) of it, Var of the logits; in
+        # float64 both are equal to 1e-15
         atol = 1e-4 if spec == "entropy-cap" else 1e-5
         np.testing.assert_allclose(parts.nll, whole.nll, rtol=1e-5, atol=atol)
         np.testing.assert_array_equal(parts.hit, whole.hit)

@@ -105,7 +105,7 @@ def test_one_value_needs_no_list_and_the_rest_has_defaults(tmp_path: Path) -> No
         ("lengths: true", "bad value 'True' in lengths"),
         ("lengths: []", "lengths is empty"),
         ("lengths: 512\nmethods: nkt", "did you mean 'ntk'"),
-        ("lengths: 512\nseeds: [-1]", "bad value '-1' for --seed"),
+        ("lengths: 512\nseeds: [-1]", "bad value -1 for --seed"),
         ("lengths: 512\nlimit: [1, 2]", "limit has 2 values"),
         ("lengths: 512\nlimit: 0", "bad value 0 for limit"),
         ("lengths: 512\nmodels: {name: x}", "unknown key 'name'"),

@@ -921,7 +921,8 @@ def methods(draw: st.DrawFn, below: float) -> Method:
 
 
 def is_a_spec(found: list[Method]) -> bool:
-    return sum(isinstance(m, Distance) for m in found) < 2
+    rules = sum(isinstance(m, AttentionRule) for m in found)
+    return sum(isinstance(m, Distance) for m in found) + rules < 2
 
 
 def specs(below: float) -> st.SearchStrategy[Spec]:

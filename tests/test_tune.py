@@ -129,7 +129,7 @@ def test_every_spec_of_the_space_parses_resolves_and_can_be_computed(
     assert patches.parse(str(method)) == method == patches.parse(method.full())
     theta = tuple(10000 ** (-i / 4) for i in range(4))
     scales = method.scales(Rotary(theta, 10000.0, trained))
-    assert all(math.isfinite(scale) and scale > 0 for scale in scales)
+    assert all(scale > 0 for scale in scales)  # NaN is not; ∞ is of pairs that do not turn
     if method.distance is not None:
         assert method.distance.parts()[0].start == 0
         window = getattr(method.distance, "window", None)
@@ -334,8 +334,8 @@ def test_the_comparison_is_over_the_windows_that_follow() -> None:
     """Against sums by hand: two windows seen, two left, of 10 and 30 tokens."""
     n = [10, 10, 10, 30]
     facts = {"metric": "perplexity", "value": 99.0, "windows": 4}
-    a = {**facts, "by_window": {"n": n, "nll": [1, 9, 20, 30]}}
-    b = {**facts, "by_window": {"n": n, "nll": [7, 7, 24, 48]}}
+    a = {**facts, "by_window": {"n": n, "nll": [1, 9, 20, 30], "hits": [0] * 4}}
+    b = {**facts, "by_window": {"n": n, "nll": [7, 7, 24, 48], "hits": [0] * 4}}
     found = compare(a, b, 2)
     assert found is not None
     assert found[0].value == pytest.approx(math.exp(50 / 40) - math.exp(72 / 40))
@@ -343,7 +343,7 @@ def test_the_comparison_is_over_the_windows_that_follow() -> None:
     assert found[1] == 2
     assert compare(a, b, 4) is None
     assert compare({**a, "by_window": None}, b, 2) is None
-    hostile = {**b, "by_window": {"n": n, "nll": [7, 7, 1e308, 1e308]}}
+    hostile = {**b, "by_window": {**b["by_window"], "nll": [7, 7, 1e308, 1e308]}}
     assert compare(a, hostile, 2) is None
 
 
@@ -389,7 +389,7 @@ def test_the_comparison_of_answers_is_over_the_samples_that_follow() -> None:
 def tune(run: Run, *more: Any) -> Ran:  # noqa: F811
     """A short search of a random model, a family, two windows a trial."""
     given = ["--model", "plain", "--data", "t.txt", "--limit", 2, "--out", "out"]
-    given += ["--trials", 8, "--method", "streaming", "--seed", 1]
+    given += ["--trials", 8, "--method", "streaming", "--seed", 3]
     given += ["--tax", 0.05]
     return run("tune", *given, *(() if "--len" in more else ("--len", LENGTH)), *more)
 
@@ -413,7 +413,7 @@ def made(
             trials=8,
             tax=0.05,
             limit=2,
-            seed=1,
+            seed=3,
             out=Path("out"),
         )
         found = outcomes.records(Search(request).run())

@@ -49,10 +49,10 @@ class String(Distance):
         return dataclasses.replace(self, shift=shift, local=local)
 
     def search(self, span: Span) -> dict[str, Range] | None:
-        """S from T/8 to T, W up to T/8."""
+        """S from T/8 to T, W up to T/4."""
         return {
             "shift": tokens_between(span.trained / 8, span.trained),
-            "local": tokens_between(1, span.trained / 8),
+            "local": tokens_between(1, span.trained / 4),
         }
 
     def parts(self) -> tuple[Part, ...]:

@@ -27,7 +27,8 @@ def _tokens(name: str, text: str) -> int:
 
 def whole(name: str, text: str, least: int = 1) -> int:
     """A whole number from `least` on; UsageError, with the name, where the text is none."""
-    if not (text.strip().isascii() and text.strip().isdigit() and len(text) <= 20):
+    digits = text.strip().removeprefix("-")
+    if not (digits.isascii() and digits.isdigit() and len(text) <= 20):
         raise UsageError(f"bad value {text!r} for {name}: give a whole number")
     if not least <= int(text) <= MOST:
         raise UsageError(f"bad value {int(text)} for {name}: give {least} … {MOST}")
