@@ -49,9 +49,9 @@ class String(Distance):
         return dataclasses.replace(self, shift=shift, local=local)
 
     def search(self, span: Span) -> dict[str, Range] | None:
-        """S from T/8 to T, W up to T/4."""
+        """S from T/4 to T, W up to T/4."""
         return {
-            "shift": tokens_between(span.trained / 8, span.trained),
+            "shift": tokens_between(span.trained / 4, span.trained),
             "local": tokens_between(1, span.trained / 4),
         }
 
