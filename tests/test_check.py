@@ -155,6 +155,7 @@ def test_a_grid_says_the_cells(baseline: Path, run: Run, here: Path) -> None:  #
 def test_what_is_asked_wrongly_is_told(baseline: Path, run: Run) -> None:  # noqa: F811
     for arguments, said in (
         (("--baseline", "none"), "no baseline 'none'"),
+        (("--baseline", "base", "--out", "./base"), "it is the baseline's folder"),
         (("--baseline", "base", "--sigma", "-1"), "bad value -1.0 for --sigma"),
         (("--baseline", "base", "--tolerance", "nan"), "bad value nan for --tolerance"),
     ):

@@ -113,6 +113,16 @@ def read_baseline(path: str | Path) -> list[Record]:
     return list(latest.values())
 
 
+def check_out(baseline: str | Path, out: str | Path) -> None:
+    """UsageError where new records would take the place of those that they are compared with."""
+    path = Path(baseline)
+    if Path(out).resolve() == (path if path.is_dir() else path.parent).resolve():
+        raise UsageError(
+            f"bad value {str(out)!r} for --out: it is the baseline's folder: give another, or "
+            "--update to put the new records there"
+        )
+
+
 def requests(
     baseline: Iterable[Record], out: Path, device: str = "auto"
 ) -> list[EvaluationRequest]:
@@ -326,6 +336,8 @@ def check(
     from ctxext.measure.run import Evaluation
 
     before = read_baseline(baseline)
+    if out is not None:
+        check_out(baseline, out)
     with tempfile.TemporaryDirectory() as spare:
         work = Evaluation(requests(before, Path(out or spare), device))
         work.run()

@@ -60,6 +60,8 @@ def check(
     if update and baseline.is_file():
         raise UsageError(f"--update of one file {str(baseline)!r}: give its folder")
     before = checks.read_baseline(baseline)
+    if out is not None:
+        checks.check_out(baseline, out)
     with tempfile.TemporaryDirectory(prefix="ctxext-check-") as spare:
         where = Path(out or spare)
         if grid is None:
