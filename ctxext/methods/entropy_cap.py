@@ -52,8 +52,8 @@ class EntropyCap(AttentionRule):
         return self
 
     def search(self, span: Span) -> dict[str, Range] | None:
-        """γ up to 8."""
-        return {"most": Range(1, 8)}
+        """γ up to 8; not searched where T is no more than the sinks."""
+        return {"most": Range(1, 8)} if self.sinks < span.trained else None
 
     def sharper(self, scores: Tensor, place: Tensor, trained: int) -> Tensor:
         """γ by Newton's method within a bracket: dH/dγ = −γ·(variance of the logits)."""
