@@ -154,6 +154,7 @@ def test_every_path_is_the_reference(path: str, data: st.DataObject) -> None:
     sizes = {
         "BLOCK": draw(st.sampled_from([1, 7, 64])),
         "BLOCKS_AT_ONCE": draw(st.sampled_from([1, 32])),
+        "WIDE": draw(st.sampled_from([2, 1024])),
     }
     parts = parts_of(kind, window, leak)
     expected = truth(q, k, v, kind, window, leak, [0] * b)
@@ -233,8 +234,12 @@ def test_half_precision_errs_no_more_than_plain_attention(
 
 @pytest.mark.parametrize("kind", [*ALIKE, "three"])
 @pytest.mark.parametrize("heads", [(2, 2), (4, 2), (2, 1)])
-def test_gradients(kind: str, heads: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("wide", [2, 1024])
+def test_gradients(
+    kind: str, heads: tuple[int, int], wide: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The merged backward by finite differences, and against autograd through the dense truth."""
+    monkeypatch.setattr(merged, "WIDE", wide)
     monkeypatch.setattr(merged, "BLOCK", 3)
     monkeypatch.setattr(merged, "BLOCKS_AT_ONCE", 2)
     parts = parts_of(kind, 4, 2.5)
@@ -309,10 +314,12 @@ def test_rows_of_one_query_in_half_precision(spec: str) -> None:
 
 @pytest.mark.parametrize("operator", [CudaEfficient(), CudaFlash()])
 @pytest.mark.parametrize("heads", [(4, 4), (4, 2)])
+@pytest.mark.parametrize("wide", [2, 1024])
 def test_cuda_operators_take_what_they_are_given(
-    operator: Any, heads: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+    operator: Any, heads: tuple[int, int], wide: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """torch's shape functions of the CUDA operators, both ways: no number is computed."""
+    monkeypatch.setattr(merged, "WIDE", wide)
     monkeypatch.setattr(CudaFlash, "_package", None, raising=False)
     h, g = heads
     q = torch.empty(2, 300, h, 64, device="meta", dtype=torch.float16).transpose(1, 2)

@@ -3,8 +3,9 @@
 No pair is scored twice but at the corners of the window's blocks, and memory is linear in length.
 Each part falls into regions of consecutive queries and keys, and these into calls of a plain
 attention operator: where every query sees every key, where as many queries see as many keys
-causally, and along a window's far edge blocks of queries, each with the keys that it sees. With the
-same views of its gradients a call serves the backward.
+causally, and along a window's far edge blocks of queries: each with the keys that it sees, or, in a
+wide window, causally to the near edge and, read backwards, to the far one. With the same views of
+its gradients a call serves the backward.
 
 Dimensions: b batch, h query heads, g key heads, n queries, m keys, d head dimension.
 """
@@ -25,6 +26,7 @@ from ctxext.methods.base import Part
 
 BLOCK = 64  # queries in a block: it scores (window + BLOCK − 1) keys to each
 BLOCKS_AT_ONCE = 32  # bounds what the backward holds: the blocks' keys overlap
+WIDE = 1024  # a window from which on two causal calls for a block cost less than one under a mask
 
 View = Callable[[Tensor], Tensor]
 Bands = tuple[Band, ...]
@@ -60,6 +62,11 @@ class Call(NamedTuple):
     blocks: bool
     fresh: bool  # these rows have had no call yet
     none: Tensor | None = None  # of a mask of each row [b, 1, 1]: rows that see no key of the part
+    backwards: bool = False  # queries and keys are read from the last to the first
+
+    def read(self, x: Tensor) -> Tensor:
+        """Rows or keys [b', g, ·, ·], or what was computed of them, in the order of the call."""
+        return x.flip(2) if self.backwards else x
 
 
 def merged_attention(
@@ -231,7 +238,54 @@ def _corners(
     if left < low - lag and low < whole:
         yield Call(index, here, partial(keys, a=left, z=low - lag), Pattern(), False, False)
     if whole < high and window is not None:
-        yield from _blocks(index, lag, window, rows, keys, whole, high, b, like)
+        if window < WIDE:
+            yield from _blocks(index, lag, window, rows, keys, whole, high, b, like)
+        else:
+            yield from _wide_blocks(index, lag, window, rows, keys, whole, high, b)
+
+
+def _wide_blocks(
+    index: int,
+    lag: int,
+    window: int,
+    rows: Callable[..., Tensor],
+    keys: Callable[..., Tensor],
+    low: int,
+    high: int,
+    b: int,
+) -> Iterator[Call]:
+    """As `_blocks`: the last window − 1 keys of a block's first query, in front of the block's own.
+
+    A block's queries see of the former ever fewer, which is causal when both are read backwards.
+    """
+    start, far = low, lag + window - 1
+    while start < high:
+        size = min(window - 1, high - start)
+        stop = start + (high - start) // size * size
+        for i in range(b):
+
+            def blocks(x: Tensor, i: int = i, n: int = size) -> Tensor:
+                out: Tensor = x[i].unflatten(1, (-1, n))
+                return out.transpose(0, 1)
+
+            def here(x: Tensor, a: int = start, z: int = stop, blocks: View = blocks) -> Tensor:
+                return blocks(rows(x, a, z))
+
+            def own(x: Tensor, a: int = start, z: int = stop, blocks: View = blocks) -> Tensor:
+                return blocks(keys(x, a - lag, z - lag))
+
+            def old(x: Tensor, a: int = start, z: int = stop, blocks: View = blocks) -> Tensor:
+                return blocks(keys(x, a - far, z - far))
+
+            def middle(x: Tensor, i: int = i, a: int = start, n: int = size) -> Tensor:
+                return keys(x, a + n - far, a - lag)[i : i + 1]
+
+            causal = Pattern(causal=True)
+            yield Call(index, here, own, causal, False, index == 0)
+            if size < window - 1:
+                yield Call(index, here, middle, Pattern(), False, False)
+            yield Call(index, here, old, causal, False, False, backwards=True)
+        start = stop
 
 
 def _blocks(
@@ -295,10 +349,12 @@ def _merge(
     for call in calls:
         q, k = call.rows(queries[call.part]), call.keys(keys[call.part])
         v = call.keys(value[:, :, firsts[call.part] :])
+        q, k, v = (call.read(x) for x in (q, k, v))
         new, its = operator.forward(q, k, v, scalings[call.part], call.pattern)
         if call.none is not None:
             its = its.masked_fill(call.none, torch.finfo(wide).min / 4)
-        o, s, its = call.rows(out), call.rows(lse), its[..., None]
+        new, its = call.read(new), call.read(its[..., None])
+        o, s = call.rows(out), call.rows(lse)
         if call.fresh:
             o.copy_(new)
             s.copy_(its)
@@ -337,9 +393,11 @@ class _Merge(torch.autograd.Function):
             p, first = call.part, ctx.firsts[call.part]
             rows = [call.rows(x) for x in (grad, turned[p], out, lse)]
             k, v = call.keys(turned[count + p]), call.keys(value[:, :, first:])
-            new = ctx.operator.backward(
-                rows[0], rows[1], k, v, rows[2], rows[3][..., 0], ctx.scalings[p], call.pattern
+            do, q, o, its, k, v = (call.read(x) for x in (*rows, k, v))
+            found = ctx.operator.backward(
+                do, q, k, v, o, its[..., 0], ctx.scalings[p], call.pattern
             )
+            new = [call.read(x) for x in found]
             call.rows(gradients[1 + p]).add_(new[0])
             _add(call, gradients[1 + count + p], new[1])
             _add(call, gradients[0][:, :, first:], new[2])
