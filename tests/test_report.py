@@ -27,6 +27,7 @@ from ctxext.notation import format_length
 from ctxext.records import SPENT, Record, problem_with, sealed
 from ctxext.records.intervals import tango, wilson
 from ctxext.report import formats, groups, heatmaps, latex, plots, series, tables
+from ctxext.report.figure import Figure
 
 
 def cell(method: str, length: int, losses: tuple[float, float] = (2.0, 2.0), **more: Any) -> Record:
@@ -783,12 +784,12 @@ def test_latex_keeps_its_shape_whatever_the_names(name: str) -> None:
 # What plots show.
 
 
-def figure(records: list[Record], start: str) -> series.Figure:
+def figure(records: list[Record], start: str) -> Figure:
     (found,) = [f for f in series.figures(records) if f.name.startswith(f"{start}--")]
     return found
 
 
-def axes_of(shown: series.Figure) -> Any:
+def axes_of(shown: Figure) -> Any:
     (axes,) = plots.draw(shown).axes
     return axes
 
