@@ -24,7 +24,7 @@ from ctxext.models.loading import Source
 from ctxext.notation import format_length
 from ctxext.records import Store
 from ctxext.report import plots
-from ctxext.report.series import Figure, Line, Point, view
+from ctxext.report.figure import Figure, Line, Point, view
 from ctxext.request.evaluation import EvaluationRequest
 from ctxext.request.lists import parse_methods, parse_tasks
 from ctxext.system.files import write_atomically
