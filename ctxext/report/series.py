@@ -18,6 +18,7 @@ from ctxext.report.groups import (
     Cells,
     Column,
     Group,
+    bracketed,
     count_text,
     describe,
     file_name,
@@ -25,6 +26,7 @@ from ctxext.report.groups import (
     method_order,
     mixed,
     newest,
+    titled,
 )
 from ctxext.report.tables import unit_of
 from ctxext.system.names import printable
@@ -63,12 +65,14 @@ class Line:
 class Figure:
     """A plot with a line for each method; where each has one point, a scatter.
 
-    `name` is a safe file name without an ending. Where `x_tokens`, x is in tokens, and `mark` the
-    trained length if it is near them. What `y_range` leaves out of view is told in `notes`.
+    `name` is a safe file name without an ending, `place` a model and its data. Where `x_tokens`, x
+    is in tokens, and `mark` the trained length if it is near them. What `y_range` leaves out of
+    view is told in `notes`.
     """
 
     name: str
-    title: str
+    place: str
+    subject: str
     about: str
     x: str
     y: str
@@ -80,6 +84,19 @@ class Figure:
     log_y: bool = False
     mark: int | None = None
     notes: tuple[str, ...] = ()
+
+    @property
+    def title(self) -> str:
+        """No other figure of the same records has it."""
+        return f"{self.place}: {self.subject}"
+
+
+class _Named(NamedTuple):
+    """A free file name, model and data in short, and what else tells a group from others."""
+
+    file: str
+    place: str
+    apart: list[str]
 
 
 def figures(records: Iterable[Record], order: Sequence[str] = ()) -> list[Figure]:
@@ -97,15 +114,16 @@ def figures(records: Iterable[Record], order: Sequence[str] = ()) -> list[Figure
     made: list[Figure | None] = []
     for groups in (grouped(losses, ignore=("task", "metric")), grouped(others)):
         for group, members in groups.items():
-            name, more = _named(["loss-by-position"], group, groups, taken)
-            made.append(_by_position(name, more, members, order))
+            named = _named(["loss-by-position"], group, groups, groups, taken)
+            made.append(_by_position(named, group, members, order))
     for group, members in scores.items():
         start = f"metric-{group.metric}" if group.metric in _STARTS else group.metric
-        name, more = _named([start], group, _of_metric(group, scores), taken)
-        made.append(_by_length(name, more, group, members, order))
+        named = _named([start], group, _of_metric(group, scores), scores, taken)
+        made.append(_by_length(named, group, members, order))
     for group, members in scores.items():
-        name, more = _named(["cost", group.metric], group, _of_metric(group, scores), taken)
-        made.append(_by_cost(name, more, group, members, bench, order))
+        starts = ["cost", group.metric]
+        named = _named(starts, group, _of_metric(group, scores), scores, taken)
+        made.append(_by_cost(named, group, members, bench, order))
     return [figure for figure in made if figure is not None]
 
 
@@ -114,16 +132,20 @@ def _of_metric(group: Group, among: Iterable[Group]) -> list[Group]:
 
 
 def _named(
-    starts: Sequence[str], group: Group, among: Iterable[Group], taken: set[str]
-) -> tuple[str, str]:
-    """A free file name, and in words what tells the group from others but for its dtype."""
+    starts: Sequence[str],
+    group: Group,
+    among: Iterable[Group],
+    all_groups: Iterable[Group],
+    taken: set[str],
+) -> _Named:
+    """What to call the figure of a group `among` those that have figures of its kind."""
     scored = group.metric in starts  # its name tells the task
     plain = group.task in ("", *_SAME_LOSSES) or (scored and group.task == group.metric)
     always = ("model", "data") if plain else ("model", "task", "data")
-    more = describe(group, among, always)[len(always) :]
-    return file_name(starts, group, among, always, taken), ", ".join(
-        word for word in more if word not in (group.dtype, group.metric)
-    )
+    apart = [word for word in describe(group, among, always)[len(always) :] if word != group.metric]
+    model, data = titled(group, all_groups, ("model", "data"))[:2]
+    place = printable(f"{model} on {data}")
+    return _Named(file_name(starts, group, among, always, taken), place, apart)
 
 
 def _common(cells: Cells) -> Column:
@@ -146,7 +168,7 @@ def _position_lines(
 
 
 def _by_position(
-    name: str, more: str, records: list[Record], order: Sequence[str]
+    named: _Named, group: Group, records: list[Record], order: Sequence[str]
 ) -> Figure | None:
     column, members = _position_lines(records, order)
     if not members:
@@ -155,12 +177,13 @@ def _by_position(
     lines = tuple(Line(method, tuple(_positions(r))) for method, r in members.items())
     y_range, notes = view(lines)
     trained, length = record["trained_length"], column.length
+    plain = group.task in ("", *_SAME_LOSSES)
+    subject = "loss by position" if plain else f"{group.task}, loss by position"
     return Figure(
-        name,
-        title=printable(f"{record['model']} on {record['data']['name']}: loss by position"),
-        about=_about(
-            [column.windows], length, records, more, None if trained <= length else trained
-        ),
+        named.file,
+        named.place,
+        printable(bracketed(subject, named.apart)),
+        about=_about([column.windows], length, records, None if trained <= length else trained),
         x="position in the window (tokens)",
         y="mean loss (nats per token)",
         lines=lines,
@@ -184,7 +207,7 @@ def _positions(record: Record) -> Iterator[Point]:
 
 
 def _by_length(
-    name: str, more: str, group: Group, records: list[Record], order: Sequence[str]
+    named: _Named, group: Group, records: list[Record], order: Sequence[str]
 ) -> Figure | None:
     cells = newest(records)
     columns = _columns(cells)
@@ -203,13 +226,13 @@ def _by_length(
     pad = (high / low) ** 0.04
     y_range, notes = view(lines, group.metric, share=group.is_share)
     return Figure(
-        name,
-        title=printable(f"{group.model} on {group.data}: {_subject(group)} by length"),
+        named.file,
+        named.place,
+        printable(bracketed(f"{_subject(group)} by length", named.apart)),
         about=_about(
             [c.windows for c in columns],
             None,
             records,
-            more,
             None if near else group.trained_length,
             lines,
         ),
@@ -266,8 +289,7 @@ def _value(record: Record | None) -> Point | None:
 
 
 def _by_cost(
-    name: str,
-    more: str,
+    named: _Named,
     group: Group,
     records: list[Record],
     bench: list[Record],
@@ -289,9 +311,10 @@ def _by_cost(
     pad = max(0.06 * (highest - lowest), 0.02 * highest)
     subject = f"{_subject(group)} against cost at {format_length(column.length)}"
     return Figure(
-        name,
-        title=printable(f"{group.model} on {group.data}: {subject}"),
-        about=_about([column.windows], column.length, records, more, group.trained_length, lines),
+        named.file,
+        named.place,
+        printable(bracketed(subject, named.apart)),
+        about=_about([column.windows], column.length, records, group.trained_length, lines),
         x=f"{measured} (1 is rope)",
         y=_words(group, records),
         lines=lines,
@@ -357,7 +380,6 @@ def _about(
     windows: Sequence[int],
     length: int | None,
     records: Sequence[Record],
-    more: str,
     trained: int | None,
     lines: Iterable[Line] = (),
 ) -> str:
@@ -365,7 +387,6 @@ def _about(
     unit = unit_of(records)
     count = count_text(min(windows), max(windows), unit)
     words = [f"{count} of {length} tokens" if length else count, records[0]["dtype"]]
-    words += [more] if more else []
     words += [f"trained length {format_length(trained)}"] if trained is not None else []
     if any(point.bar for line in lines for point in line.points):
         intervals = any(r["status"] == "ok" and interval(r) for r in records)
