@@ -26,7 +26,7 @@ from ctxext.errors import UsageError
 from ctxext.notation import format_length
 from ctxext.records import SPENT, Record, problem_with, sealed
 from ctxext.records.intervals import tango, wilson
-from ctxext.report import formats, groups, heatmaps, latex, plots, series, tables
+from ctxext.report import formats, groups, heatmaps, labels, latex, plots, series, tables
 from ctxext.report.figure import Figure
 
 
@@ -809,6 +809,47 @@ def test_which_plots_there_are() -> None:
         "metric-cost--tiny--cost--stdlib",
         "cost--cost--tiny--stdlib",
     ]
+
+
+def test_titles_tell_plots_apart_and_name_no_folders() -> None:
+    """What tells two of them apart may be the task, the dtype, the data or a folder of a path."""
+    data = make()["data"]
+    changes: list[dict[str, Any]] = [
+        {},
+        {"task": "ppl-tail:span=128"},
+        {"dtype": "bfloat16"},
+        {"data": data | {"name": "/home/me/book.txt", "sha256": "ab" * 32}},
+        {"model": "/home/me/a/llama"},
+        {"model": "/home/me/b/llama"},
+        {"model": "Qwen/Qwen3-8B"},
+    ]
+    records = [
+        cell(m, n, **change) for change in changes for m in ("rope", "ntk") for n in (64, 128)
+    ]
+    figures = series.figures(records)
+    titles = [shown.title for shown in figures]
+    assert len(set(titles)) == len(titles) == 3 * len(changes)
+    assert "tiny on stdlib: ppl-tail:span=128, loss by position (float32)" not in titles
+    assert "tiny on stdlib: loss by position (bfloat16)" in titles
+    assert "tiny on book.txt: loss by position" in titles
+    assert {"a/llama", "b/llama", "Qwen3-8B"} < {shown.place.split(" on ")[0] for shown in figures}
+    assert not any("/home" in title for title in titles)
+    assert not any("/home" in table.title for table in tables.build(records))
+    depths = [found(m, 64, {0.5: 1.0}, **change) for change in changes[2:] for m in ("rope", "ntk")]
+    maps = [shown.title for shown in heatmaps.heatmaps(depths)]
+    assert len(set(maps)) == len(maps) == len(changes) - 2
+
+
+def test_short_names_of_methods_keep_what_tells_them_apart() -> None:
+    several = ["rope", "rerope:window=256+logn", "yarn:factor=4", "ntk:factor=2", "ntk:factor=4"]
+    assert list(labels.short_methods(several).values()) == [
+        *("rope", "rerope+logn", "yarn", "ntk:factor=2", "ntk:factor=4")
+    ]
+    one, two = (f"longrope:factors=@/home/{who}/a.json" for who in ("me", "you"))
+    assert labels.short_methods([one]) == {one: "longrope"}
+    assert labels.short_methods([one, two]) == {one: one, two: two}  # else both were @a.json
+    odd = ["", "+", "a+", ":", "a=b", *HOSTILE]
+    assert len(set(labels.short_methods(odd).values())) == len(set(odd))
 
 
 def test_loss_by_position_is_of_the_longest_common_length() -> None:

@@ -40,12 +40,14 @@ class Line:
 class Figure:
     """A plot with a line for each method; where each has one point, a scatter.
 
-    `name` is a safe file name without an ending. Where `x_tokens`, x is in tokens, and `mark` the
-    trained length if it is near them. What `y_range` leaves out of view is told in `notes`.
+    `name` is a safe file name without an ending, `place` a model and its data. Where `x_tokens`, x
+    is in tokens, and `mark` the trained length if it is near them. What `y_range` leaves out of
+    view is told in `notes`.
     """
 
     name: str
-    title: str
+    place: str
+    subject: str
     about: str
     x: str
     y: str
@@ -57,6 +59,11 @@ class Figure:
     log_y: bool = False
     mark: int | None = None
     notes: tuple[str, ...] = ()
+
+    @property
+    def title(self) -> str:
+        """No other figure of the same records has it."""
+        return f"{self.place}: {self.subject}"
 
 
 def view(

@@ -6,6 +6,7 @@ Titles and words are safe to print on one line; the names of methods are as they
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 from ctxext.notation import format_length
 from ctxext.records import BENCH, Record, higher_is_better, interval, is_share
@@ -15,6 +16,7 @@ from ctxext.report.groups import (
     Cells,
     Column,
     Group,
+    bracketed,
     count_text,
     describe,
     file_name,
@@ -22,6 +24,7 @@ from ctxext.report.groups import (
     method_order,
     mixed,
     newest,
+    titled,
 )
 from ctxext.report.tables import unit_of
 from ctxext.system.names import printable
@@ -30,6 +33,14 @@ _SAME_LOSSES = ("ppl", "acc")  # tasks over the same tokens, which one plot is e
 _STARTS = ("loss-by-position", "cost", "depth")  # of file names; a metric of that name gives way
 _NEAR = 8  # T is marked where it is at most so many times beyond the lengths
 _LARGEST = 1e300  # no plot shows more
+
+
+class _Named(NamedTuple):
+    """A free file name, model and data in short, and what else tells a group from others."""
+
+    file: str
+    place: str
+    apart: list[str]
 
 
 def figures(records: Iterable[Record], order: Sequence[str] = ()) -> list[Figure]:
@@ -47,15 +58,16 @@ def figures(records: Iterable[Record], order: Sequence[str] = ()) -> list[Figure
     made: list[Figure | None] = []
     for groups in (grouped(losses, ignore=("task", "metric")), grouped(others)):
         for group, members in groups.items():
-            name, more = _named(["loss-by-position"], group, groups, taken)
-            made.append(_by_position(name, more, members, order))
+            named = _named(["loss-by-position"], group, groups, groups, taken)
+            made.append(_by_position(named, group, members, order))
     for group, members in scores.items():
         start = f"metric-{group.metric}" if group.metric in _STARTS else group.metric
-        name, more = _named([start], group, _of_metric(group, scores), taken)
-        made.append(_by_length(name, more, group, members, order))
+        named = _named([start], group, _of_metric(group, scores), scores, taken)
+        made.append(_by_length(named, group, members, order))
     for group, members in scores.items():
-        name, more = _named(["cost", group.metric], group, _of_metric(group, scores), taken)
-        made.append(_by_cost(name, more, group, members, bench, order))
+        starts = ["cost", group.metric]
+        named = _named(starts, group, _of_metric(group, scores), scores, taken)
+        made.append(_by_cost(named, group, members, bench, order))
     return [figure for figure in made if figure is not None]
 
 
@@ -64,16 +76,20 @@ def _of_metric(group: Group, among: Iterable[Group]) -> list[Group]:
 
 
 def _named(
-    starts: Sequence[str], group: Group, among: Iterable[Group], taken: set[str]
-) -> tuple[str, str]:
-    """A free file name, and in words what tells the group from others but for its dtype."""
+    starts: Sequence[str],
+    group: Group,
+    among: Iterable[Group],
+    all_groups: Iterable[Group],
+    taken: set[str],
+) -> _Named:
+    """What to call the figure of a group `among` those that have figures of its kind."""
     scored = group.metric in starts  # its name tells the task
     plain = group.task in ("", *_SAME_LOSSES) or (scored and group.task == group.metric)
     always = ("model", "data") if plain else ("model", "task", "data")
-    more = describe(group, among, always)[len(always) :]
-    return file_name(starts, group, among, always, taken), ", ".join(
-        word for word in more if word not in (group.dtype, group.metric)
-    )
+    apart = [word for word in describe(group, among, always)[len(always) :] if word != group.metric]
+    model, data = titled(group, all_groups, ("model", "data"))[:2]
+    place = printable(f"{model} on {data}")
+    return _Named(file_name(starts, group, among, always, taken), place, apart)
 
 
 def _common(cells: Cells) -> Column:
@@ -96,7 +112,7 @@ def _position_lines(
 
 
 def _by_position(
-    name: str, more: str, records: list[Record], order: Sequence[str]
+    named: _Named, group: Group, records: list[Record], order: Sequence[str]
 ) -> Figure | None:
     column, members = _position_lines(records, order)
     if not members:
@@ -105,12 +121,13 @@ def _by_position(
     lines = tuple(Line(method, tuple(_positions(r))) for method, r in members.items())
     y_range, notes = view(lines)
     trained, length = record["trained_length"], column.length
+    plain = group.task in ("", *_SAME_LOSSES)
+    subject = "loss by position" if plain else f"{group.task}, loss by position"
     return Figure(
-        name,
-        title=printable(f"{record['model']} on {record['data']['name']}: loss by position"),
-        about=_about(
-            [column.windows], length, records, more, None if trained <= length else trained
-        ),
+        named.file,
+        named.place,
+        printable(bracketed(subject, named.apart)),
+        about=_about([column.windows], length, records, None if trained <= length else trained),
         x="position in the window (tokens)",
         y="mean loss (nats per token)",
         lines=lines,
@@ -134,7 +151,7 @@ def _positions(record: Record) -> Iterator[Point]:
 
 
 def _by_length(
-    name: str, more: str, group: Group, records: list[Record], order: Sequence[str]
+    named: _Named, group: Group, records: list[Record], order: Sequence[str]
 ) -> Figure | None:
     cells = newest(records)
     columns = _columns(cells)
@@ -153,13 +170,13 @@ def _by_length(
     pad = (high / low) ** 0.04
     y_range, notes = view(lines, group.metric, share=group.is_share)
     return Figure(
-        name,
-        title=printable(f"{group.model} on {group.data}: {_subject(group)} by length"),
+        named.file,
+        named.place,
+        printable(bracketed(f"{_subject(group)} by length", named.apart)),
         about=_about(
             [c.windows for c in columns],
             None,
             records,
-            more,
             None if near else group.trained_length,
             lines,
         ),
@@ -216,8 +233,7 @@ def _value(record: Record | None) -> Point | None:
 
 
 def _by_cost(
-    name: str,
-    more: str,
+    named: _Named,
     group: Group,
     records: list[Record],
     bench: list[Record],
@@ -239,9 +255,10 @@ def _by_cost(
     pad = max(0.06 * (highest - lowest), 0.02 * highest)
     subject = f"{_subject(group)} against cost at {format_length(column.length)}"
     return Figure(
-        name,
-        title=printable(f"{group.model} on {group.data}: {subject}"),
-        about=_about([column.windows], column.length, records, more, group.trained_length, lines),
+        named.file,
+        named.place,
+        printable(bracketed(subject, named.apart)),
+        about=_about([column.windows], column.length, records, group.trained_length, lines),
         x=f"{measured} (1 is rope)",
         y=_words(group, records),
         lines=lines,
@@ -276,7 +293,6 @@ def _about(
     windows: Sequence[int],
     length: int | None,
     records: Sequence[Record],
-    more: str,
     trained: int | None,
     lines: Iterable[Line] = (),
 ) -> str:
@@ -284,7 +300,6 @@ def _about(
     unit = unit_of(records)
     count = count_text(min(windows), max(windows), unit)
     words = [f"{count} of {length} tokens" if length else count, records[0]["dtype"]]
-    words += [more] if more else []
     words += [f"trained length {format_length(trained)}"] if trained is not None else []
     if any(point.bar for line in lines for point in line.points):
         intervals = any(r["status"] == "ok" and interval(r) for r in records)

@@ -17,7 +17,7 @@ from ctxext.records import BENCH, MEASURES, RATIO, Record
 from ctxext.records.record import TIMED, Spread
 from ctxext.report import latex, markdown
 from ctxext.report.cost import bytes_text, short
-from ctxext.report.groups import current, describe, method_order, outdated, unlike
+from ctxext.report.groups import current, method_order, outdated, titled, unlike
 from ctxext.report.spreadsheet import versions_text
 from ctxext.report.tables import NO_VALUE
 from ctxext.system.names import printable
@@ -91,7 +91,7 @@ def _table(group: Group, groups: dict[Group, list[Record]], order: Sequence[str]
     )
     for record in newest_last:
         rows[record["length"], methods[record["requested"]], record["attention"]] = record
-    told = describe(group, groups, ("model", "device", "dtype", "case"))
+    told = titled(group, groups, ("model", "device", "dtype", "case"))
     title = " · ".join(["speed and memory", *filter(None, told)])
     shown = tuple(rows[place] for place in sorted(rows))
     said = [_caption(group, shown), *unlike(shown, but=("attention",)), *outdated(groups[group])]

@@ -26,11 +26,11 @@ from ctxext.report.groups import (
     Group,
     alike,
     count_text,
-    describe,
     grouped,
     method_order,
     mixed,
     newest,
+    titled,
 )
 from ctxext.report.tax import TAXES, Tax, mean_inside, taxes_at
 
@@ -209,7 +209,7 @@ def _table(group: Group, groups: dict[Group, list[Record]], order: Sequence[str]
     for method in method_order(cells.values(), order):
         found = (_cell(cells, method, column) for column in columns)
         rows.append(Row(method, tuple(found), taxes.get(method)))
-    words = describe(group, groups, ("model", "task", "metric", "data"))
+    words = titled(group, groups, ("model", "task", "metric", "data"))
     if words[1].partition(":")[0] == words[2]:
         del words[2]
     title = " · ".join(words)
