@@ -16,8 +16,8 @@ from typing import Any
 import seed_table as table
 import typer
 
+from ctxext.advise.progress import Progress
 from ctxext.cli import console
-from ctxext.cli.progress import Progress
 from ctxext.errors import CtxextError
 from ctxext.measure.run import Evaluation
 from ctxext.models.loading import Source

@@ -43,7 +43,7 @@ WITHOUT = {
     "export": {"typer", "rich"},
     "advise": {"typer", "datasets"},
     "advise/tune": {*HEAVY, "typer"},
-    "cli/progress.py": {*HEAVY, "typer"},
+    "advise/progress.py": {*HEAVY, "typer"},
 }
 
 # What runs a model imports torch or transformers at its head; all else inside functions alone.

@@ -1,5 +1,7 @@
 """What to do with a model, before and after it is measured.
 
+evaluate.py  the evaluation of `ctxext eval`, from Python; its Results
+progress.py  how far a run is, on stderr
 check.py     whether a model still measures as a baseline has it
 estimate.py  what an evaluation will cost, as a table
 explain/     what a method does to angles, distances and the entropy of attention

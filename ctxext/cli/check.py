@@ -46,7 +46,7 @@ def check(
 ) -> None:
     """Measure the cells of a baseline again: exit code 1 where one got worse or is missing."""
     from ctxext.advise import check as checks
-    from ctxext.cli.progress import Progress
+    from ctxext.advise.progress import Progress
     from ctxext.errors import UsageError
     from ctxext.measure.run import Evaluation
     from ctxext.models.loading import Source

@@ -37,7 +37,7 @@ def run(work: Any, as_json: bool, again: str, refused: Sequence[str] = ()) -> in
         again: what the same command would do after an interrupt.
         refused: what the run finds that it can make no record of, in lines.
     """
-    from ctxext.cli.progress import Progress
+    from ctxext.advise.progress import Progress
     from ctxext.errors import CtxextError
     from ctxext.measure.workers import launched_alone, leave, several, speaks
 
@@ -92,7 +92,7 @@ def announce(names: Iterable[str]) -> None:
 def tune(request: Any, as_json: bool) -> int:
     """Run a search and print what it has found; the exit code."""
     from ctxext.advise import tune
-    from ctxext.cli.progress import Progress
+    from ctxext.advise.progress import Progress
 
     quieten()
     interrupted = False

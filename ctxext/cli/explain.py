@@ -65,7 +65,7 @@ def explain(
     )
     text = check_data(data) if entropy else None
     from ctxext.advise import explain as study_of
-    from ctxext.cli.progress import Progress
+    from ctxext.advise.progress import Progress
 
     console.quieten()
     console.announce([model])

@@ -19,13 +19,13 @@ class Loaded:
     """Loads what is not there yet; of models and tokenizers it holds one, of token ids all."""
 
     def __init__(self) -> None:
-        self._tokenizer: tuple[tuple[dict[str, Any], str], Any] | None = None
+        self._tokenizer: tuple[tuple[Any, str], Any] | None = None
         self._model: tuple[tuple[Source, str], Any] | None = None
         self._ids: dict[tuple[str, str, int | None], Tensor] = {}
 
     def tokenizer(self, source: Source, sha256: str) -> Any:
         """The tokenizer of a model with this hash; errors as for `loading.load_model`."""
-        name = (source.pretrained(), sha256)
+        name = (source.held or source.pretrained(), sha256)
         if self._tokenizer is None or self._tokenizer[0] != name:
             self._tokenizer = (name, loading.load_tokenizer(source))
         return self._tokenizer[1]

@@ -5,6 +5,7 @@ aliases.py   short names of models that people use
 packages.py  models that packages of the Python index carry, as GGUF files
 contents.py  what files a model folder has
 loading.py   a name, an id or a folder → config, model and tokenizer
+held.py      a model that the caller has loaded
 adapter.py   PEFT adapters, alone or beside a whole model's weights
 folder.py    a model's folder on this machine
 identity.py  what a model is: a hash, and its trained length

@@ -57,7 +57,10 @@ def identify(source: Source, config: Any) -> Identity:
 
 
 def _model_sha256(source: Source, config: Any) -> str:
-    """The hash of a folder's files, that of its base with an adapter's, or of a Hub commit."""
+    """The hash of a folder's files, that of its base with an adapter's, or of a Hub commit; of a
+    loaded model that of its weights."""
+    if source.held is not None:
+        return source.held.sha256
     folder, base = Path(locate(source.name)), with_base(source)
     if folder.is_dir():
         found = folder_sha256(folder)

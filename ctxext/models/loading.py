@@ -6,7 +6,7 @@ import contextlib
 import importlib.util
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from ctxext.models.gguf_loading import (
     one_reader,
     settings_once,
 )
+from ctxext.models.held import Held
 from ctxext.models.mark import MARK, plain_line, take_mark
 from ctxext.models.packages import PACKAGED
 from ctxext.models.rope import check_config, check_raw, made_up
@@ -51,6 +52,8 @@ class Source:
         attn: the attention path asked for; once settled, transformers' implementation for it.
         train_len: T in tokens where the config's is not right.
         own_scaling: whether methods "keep" or "replace" the rope scaling that the config names.
+        held: the model itself, where it is loaded; it is on its own device, in its own dtype, and
+            the name is for records alone.
     """
 
     name: str
@@ -63,10 +66,13 @@ class Source:
     attn: str = "auto"
     train_len: int | None = None
     own_scaling: str = "keep"
+    held: Held | None = field(default=None, repr=False)
 
     @property
     def file(self) -> Path | None:
         """The GGUF file that the name means, if it does."""
+        if self.held is not None:
+            return None
         where = locate(self.name)
         return Path(where) if is_gguf(where) else None
 
@@ -93,6 +99,10 @@ def settle(source: Source, config: Any) -> Source:
     `sdpa`; so it is under `flash` where transformers finds no FlashAttention 2, since sdpa runs
     FlashAttention on CUDA by itself.
     """
+    if source.held is not None:
+        device, dtype = source.held.device, source.held.dtype
+        attn = str(config._attn_implementation)
+        return replace(source, device=device, dtype=dtype, attn=attn)
     check_word("dtype", source.dtype, Dtype)
     from transformers.utils import is_flash_attn_2_available
 
@@ -121,6 +131,27 @@ def _takes_sdpa(config: Any) -> bool:
 
 def load_config(source: Source) -> Any:
     """The model's transformers config; errors as for `load_model`, and for an exported model."""
+    config = _read_config(source) if source.held is None else _config_of(source, source.held)
+    carried = getattr(config, "ctxext", None)
+    if isinstance(carried, dict):
+        raise UsageError(
+            f"model {source.name!r} carries its own patch ({str(carried.get('spec'))[:100]}): give "
+            "the model that it was made of, with --method; or measure it as it is, with `lm_eval "
+            "--model hf --model_args pretrained=…,trust_remote_code=True`"
+        )
+    vars(config).pop(MARK, None)  # the plain model is meant
+    return config
+
+
+def _config_of(source: Source, held: Held) -> Any:
+    """That of a loaded model, checked."""
+    config = held.config
+    with _named(source):
+        check_config(config.get_text_config())
+    return config
+
+
+def _read_config(source: Source) -> Any:
     from transformers import AutoConfig, PreTrainedConfig
 
     given = with_base(source)
@@ -144,14 +175,6 @@ def load_config(source: Source) -> Any:
         if header is not None:
             raw |= complete(config, header)
         _check_scaling(source, config, raw)
-    carried = getattr(config, "ctxext", None)
-    if isinstance(carried, dict):
-        raise UsageError(
-            f"model {source.name!r} carries its own patch ({str(carried.get('spec'))[:100]}): give "
-            "the model that it was made of, with --method; or measure it as it is, with `lm_eval "
-            "--model hf --model_args pretrained=…,trust_remote_code=True`"
-        )
-    vars(config).pop(MARK, None)  # the plain model is meant
     return config
 
 
@@ -182,6 +205,8 @@ def _check_scaling(source: Source, config: Any, raw: dict[str, Any]) -> None:
 
 def load_tokenizer(source: Source) -> Any:
     """The model's tokenizer; errors as for `load_model`."""
+    if source.held is not None:
+        return source.held.tokenizer
     from transformers import AutoTokenizer
 
     return explained(with_base(source, (CONFIG, *TOKENIZER)), AutoTokenizer.from_pretrained)
@@ -209,6 +234,8 @@ def load_saved(source: Source, note: Callable[[str], None] = logging.warning) ->
     from transformers import AutoModelForCausalLM
 
     config = load_config(source)
+    if source.held is not None:
+        return source.held.model, vars(source.held.model.config).get(MARK)
     source = settle(source, config)
     options: dict[str, Any] = {"dtype": source.dtype, "attn_implementation": source.attn}
     if source.load_in is not None:

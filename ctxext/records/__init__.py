@@ -1,6 +1,6 @@
 """The record of one cell, and the folder that keeps one JSON file for each."""
 
-from ctxext.records.frame import load
+from ctxext.records.frame import load, to_frame
 from ctxext.records.intervals import Interval, interval
 from ctxext.records.metrics import higher_is_better
 from ctxext.records.paired import Difference, difference
@@ -38,4 +38,5 @@ __all__ = [
     "problem_with",
     "schema",
     "sealed",
+    "to_frame",
 ]

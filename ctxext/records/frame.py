@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,13 +60,18 @@ def load(folder: str | Path) -> DataFrame:
     Raises:
         UsageError: there is no such folder, or it cannot be read.
     """
-    import pandas
-
     if not Path(folder).is_dir():
         raise UsageError(f"no folder {str(folder)!r}: give one that ctxext wrote records to")
     records, problems = Store(folder).read_all()
     for problem in problems:
         warnings.warn(f"left out: {problem}", stacklevel=2)
+    return to_frame(records)
+
+
+def to_frame(records: Sequence[Record]) -> DataFrame:
+    """Records in their order, a row each, with the columns of `load`."""
+    import pandas
+
     names = sorted({name for record in records for name in record["versions"]})
     types = {**_FIELDS, **_MADE, **dict.fromkeys((f"version_{name}" for name in names), _TEXT)}
     rows = [_row(record) for record in records]

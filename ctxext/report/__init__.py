@@ -6,10 +6,10 @@ Scores come first; the speed and memory that bench records carry have tables of 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ctxext.errors import UsageError
 from ctxext.records import Record
@@ -147,15 +147,26 @@ def _ending(methods: Sequence[str]) -> str:
 
 
 def _draw(folder: Path, records: list[Record], order: Sequence[str], ending: str) -> list[Path]:
-    from ctxext.report import heatmaps, plots, series
+    from ctxext.report import plots
 
     written = []
-    drawn = [
-        *((f.name, partial(plots.draw, f)) for f in series.figures(records, order)),
-        *((m.name, partial(heatmaps.draw, m)) for m in heatmaps.heatmaps(records, order)),
-    ]
-    for name, draw in drawn:
+    for name, draw in _drawings(records, order).items():
         for suffix in plots.SUFFIXES:
             written.append(folder / f"{name}{ending}{suffix}")
             plots.save(written[-1], draw)
     return written
+
+
+def figures(records: Iterable[Record], order: Sequence[str] = ()) -> dict[str, Any]:
+    """Each plot and map by depth as a matplotlib figure in the caller's look, by the name that
+    `write_files` gives it."""
+    return {name: draw() for name, draw in _drawings(list(records), order).items()}
+
+
+def _drawings(records: list[Record], order: Sequence[str]) -> dict[str, Callable[[], Any]]:
+    """What draws each plot and map by depth, by its name."""
+    from ctxext.report import heatmaps, plots, series
+
+    lines = {one.name: partial(plots.draw, one) for one in series.figures(records, order)}
+    maps = {one.name: partial(heatmaps.draw, one) for one in heatmaps.heatmaps(records, order)}
+    return {**lines, **maps}
