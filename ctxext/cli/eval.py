@@ -28,6 +28,7 @@ from ctxext.cli.options import (
     Trust,
     listed,
     shared,
+    source_of,
 )
 
 
@@ -72,26 +73,14 @@ def evaluate(
 ) -> None:
     """Measure methods at lengths: every combination, beside the unpatched model."""
     from ctxext.errors import UsageError
-    from ctxext.models.loading import Source
     from ctxext.request import lists
     from ctxext.request.evaluation import EvaluationRequest
-    from ctxext.request.options import check_data, check_device_map
+    from ctxext.request.options import check_data
 
     if grid is None and not length:
         raise UsageError("missing --len: give lengths such as --len 512,4k, or a --grid")
     base = EvaluationRequest(
-        source=Source(
-            model,
-            revision=revision,
-            trust_remote_code=trust_remote_code,
-            dtype=dtype,
-            device=device,
-            load_in=load_in,
-            device_map=check_device_map(device_map, device),
-            attn=attn,
-            train_len=train_len,
-            own_scaling=own_scaling,
-        ),
+        source=source_of(context),
         methods=lists.parse_methods(method),
         lengths=lists.parse_lengths(length),
         tasks=lists.parse_tasks(task),
