@@ -29,7 +29,8 @@ from ctxext.methods.base import Span
 from ctxext.models.frequency_sets import find_frequency_sets
 from ctxext.models.layout import head_dim
 from ctxext.models.loading import Source
-from ctxext.models.small import merge, small_model
+from ctxext.models.sizes import merge
+from ctxext.models.small import small_model
 
 LENGTH = 4 * TRAINED
 

@@ -25,7 +25,8 @@ from ctxext.export.fresh import fresh
 from ctxext.export.job import Job, free_settings, make_job, options
 from ctxext.methods import Spec
 from ctxext.models.loading import Source, load_config, load_saved
-from ctxext.models.small import Changes, flat, merge, quiet, small_model
+from ctxext.models.sizes import Changes, flat, merge
+from ctxext.models.small import quiet, small_model
 
 FAR = 100  # times what is allowed: a method that moves logits less is hardly seen
 FULL_ROWS = 64  # logits that are compared with the real weights, whose vocabulary is large
