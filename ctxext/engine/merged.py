@@ -22,6 +22,7 @@ from torch.autograd.function import once_differentiable
 
 from ctxext.engine.operators import Operator, Pattern
 from ctxext.engine.positions import Band, Positions
+from ctxext.engine.single import single_attention
 from ctxext.methods.base import Part
 
 BLOCK = 64  # queries in a block: it scores (window + BLOCK − 1) keys to each
@@ -61,7 +62,6 @@ class Call(NamedTuple):
     pattern: Pattern
     blocks: bool
     fresh: bool  # these rows have had no call yet
-    none: Tensor | None = None  # of a mask of each row [b, 1, 1]: rows that see no key of the part
     backwards: bool = False  # queries and keys are read from the last to the first
 
     def read(self, x: Tensor) -> Tensor:
@@ -93,8 +93,8 @@ def merged_attention(
         turned: the keys low … high−1 of some parts, by index, that are turned already.
         mask: as there, of one query, for operators with `row_masks`; without gradients.
     """
-    n, m = query.shape[2], key.shape[2]
-    at = at or Positions.consecutive(n, m)
+    n = query.shape[2]
+    at = at or Positions.consecutive(n, key.shape[2])
     key, value = (x if x.stride(3) == 1 else x.contiguous() for x in (key, value))
     bands = at.bands(parts)
     queries, keys = [], []
@@ -107,43 +107,22 @@ def merged_attention(
             keys.append(turn(k, k_at) if low < high and k_at is not None else k)
     firsts = [band.low for band in bands]
     scalings = [scaling * band.part.factor for band in bands]
-    (b, h, _, d), g = query.shape, key.shape[1]
-    single = n == 1 and not operator.windows
+    tensors = (value, *queries, *keys)
+    graded = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+    if n == 1 and not operator.windows and not graded:
+        return single_attention(operator, bands, at, queries, keys, value, scalings, mask)
 
     def divide() -> list[Call]:
-        if single:
-            return list(_single(bands, at, mask, query))
         regions = _windows if operator.windows else _triangles
         return list(regions(bands, at.offset or 0, query, key))
 
     what = ("calls", query.shape, key.shape, query.dtype, query.device)
-    calls = at.once((parts, mask, operator), what, divide)
-    if single:  # one query's heads are as many queries of their keys
-        queries = [q.reshape(b, g, h // g, d) for q in queries]
-    tensors = (value, *queries, *keys)
-    if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
-        given = (operator, calls, firsts, scalings, *tensors)
-        merged: Tensor = _Merge.apply(*given)  # type: ignore[no-untyped-call]
-    else:
-        merged, _ = _merge(operator, calls, firsts, scalings, *tensors)
-    return merged.reshape(query.shape) if n == 1 else merged
-
-
-def _single(bands: Bands, at: Positions, mask: Tensor | None, like: Tensor) -> Iterator[Call]:
-    """One call for each part of a single query, which sees all of the part's keys.
-
-    Where rows differ, or a mask hides some, each row sees its own.
-    """
-    for index, (part, low, high, *_) in enumerate(bands):
-        if low >= high:
-            continue
-        pattern, none = Pattern(), None
-        if mask is not None or at.offset is None:
-            seen = at.held(part, 0, 1, low, high)[:, None].to(like.device)
-            seen = seen if mask is None else seen & mask[..., low:high]
-            hides = torch.zeros_like(seen, dtype=like.dtype).masked_fill_(~seen, -torch.inf)
-            pattern, none = Pattern(mask=hides), ~seen.any(-1)
-        yield Call(index, _cut(0, None), _cut(0, high - low), pattern, False, index == 0, none)
+    calls = at.once((parts, operator), what, divide)
+    if not graded:
+        return _merge(operator, calls, firsts, scalings, *tensors)[0]
+    given = (operator, calls, firsts, scalings, *tensors)
+    merged: Tensor = _Merge.apply(*given)  # type: ignore[no-untyped-call]
+    return merged
 
 
 def _windows(bands: Bands, offset: int, query: Tensor, key: Tensor) -> Iterator[Call]:
@@ -351,8 +330,6 @@ def _merge(
         v = call.keys(value[:, :, firsts[call.part] :])
         q, k, v = (call.read(x) for x in (q, k, v))
         new, its = operator.forward(q, k, v, scalings[call.part], call.pattern)
-        if call.none is not None:
-            its = its.masked_fill(call.none, torch.finfo(wide).min / 4)
         new, its = call.read(new), call.read(its[..., None])
         o, s = call.rows(out), call.rows(lse)
         if call.fresh:
