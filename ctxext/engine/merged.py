@@ -22,6 +22,7 @@ from torch.autograd.function import once_differentiable
 
 from ctxext.engine.operators import Operator, Pattern
 from ctxext.engine.positions import Band, Positions
+from ctxext.engine.regions import Region, all_regions
 from ctxext.engine.single import single_attention
 from ctxext.methods.base import Part
 
@@ -31,22 +32,6 @@ WIDE = 1024  # a window from which on two causal calls for a block cost less tha
 
 View = Callable[[Tensor], Tensor]
 Bands = tuple[Band, ...]
-
-
-class Region(NamedTuple):
-    """Queries low … high−1 and keys left … right−1, by position, within one part.
-
-    Without a `lag` every query sees every key. With one, a query at p sees keys up to p − lag, of
-    them the last `window`; right is then high − lag.
-    """
-
-    part: int
-    low: int
-    high: int
-    left: int
-    right: int
-    lag: int | None = None
-    window: int | None = None
 
 
 class Call(NamedTuple):
@@ -128,7 +113,7 @@ def merged_attention(
 def _windows(bands: Bands, offset: int, query: Tensor, key: Tensor) -> Iterator[Call]:
     """One call for each region, for operators that take windows."""
     end, n = offset + key.shape[2], query.shape[2]
-    for part, low, high, left, right, lag, window in _all_regions(bands, offset, end, n):
+    for part, low, high, left, right, lag, window in all_regions(bands, offset, end, n):
         rows = _cut(low - (end - n), high - (end - n))
         begin = offset + bands[part].low
         keys = _cut(left - begin, right - begin)
@@ -139,49 +124,11 @@ def _cut(start: int, stop: int | None) -> View:
     return lambda x: x[:, :, start:stop]
 
 
-def _all_regions(bands: Bands, begin: int, end: int, n: int) -> Iterator[Region]:
-    """The regions of every part for the last n of positions begin … end−1, the first part's first.
-
-    No key before `begin` is held.
-    """
-    for index, (part, *_) in enumerate(bands):
-        divide = _chunks if part.unit > 1 else _range
-        yield from divide(part, index, begin, end, n)
-
-
-def _range(part: Part, index: int, begin: int, m: int, n: int) -> Iterator[Region]:
-    """The regions of a part that is a range of distances."""
-    low = max(m - n, begin + part.start)  # the first position whose query sees a key of this part
-    last = m if part.first is None else part.start + part.first  # from which on it sees all `first`
-    if part.stop is not None:
-        window, left = part.stop - part.start, max(begin, low - part.stop + 1)
-        if low < m:
-            yield Region(index, low, m, left, m - part.start, part.start, window)
-        return
-    high = min(m, last)
-    if low < high:
-        yield Region(index, low, high, begin, high - part.start, part.start)
-    if part.first and max(low, high) < m and begin < part.first:
-        yield Region(index, max(low, high), m, begin, part.first)
-
-
-def _chunks(part: Part, index: int, begin: int, m: int, n: int) -> Iterator[Region]:
-    """The regions of a part that goes by chunks of `unit` positions: one or two for each chunk."""
-    for chunk in range((m - n) // part.unit, (m - 1) // part.unit + 1):
-        low, high = max(m - n, chunk * part.unit), min(m, (chunk + 1) * part.unit)
-        left, right = part.span(low, low)
-        left = max(begin, left)
-        if part.start == 0:  # of which the query's own chunk is causal
-            yield Region(index, low, high, left, high, 0)
-        elif left < right:
-            yield Region(index, low, high, left, right)
-
-
 def _triangles(bands: Bands, offset: int, query: Tensor, key: Tensor) -> Iterator[Call]:
     """The calls that cover every pair of every part once, those of the first part first."""
     (b, h, n, _), (g, m) = query.shape, key.shape[1:3]
     end = offset + m
-    for region in _all_regions(bands, offset, end, n):
+    for region in all_regions(bands, offset, end, n):
         for r in range(h // g):
 
             def rows(x: Tensor, a: int, z: int, r: int = r) -> Tensor:
