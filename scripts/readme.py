@@ -277,6 +277,7 @@ def main() -> None:
         "families": families,
         "shipped": shipped,
         "real": lambda: real_table.part(_records("real")),
+        "entropy_cap": lambda: real_table.entropy_cap([*_records("tiny"), *_records("real")]),
         "results": results,
         "seed": seed,
         "speed": speed,

@@ -134,6 +134,24 @@ def _share(record: Record | None) -> str:
     return f"{right} of {record['n']}"
 
 
+def entropy_cap(records: Sequence[Record]) -> str:
+    """What `entropy-cap` gains on log n, wherever both have read the same windows."""
+    read = {
+        (r["model"], r["length"], r["requested"]): r
+        for r in sorted(records, key=lambda r: (r["created"], r["key"]))
+        if (r["task"], r["status"]) == ("ppl", "ok")
+    }
+    lines = ["| model | length | method | against | nats per token | windows |"]
+    lines.append("|---|---:|---|---|---:|---:|")
+    for model, length, method in sorted(read):
+        other = method.replace("entropy-cap", "logn")
+        difference = apart(read[model, length, method], read.get((model, length, other)))
+        if other != method and difference is not None:
+            cells = (f"`{model}`", format_length(length), f"`{method}`", f"`{other}`")
+            lines.append(f"| {' | '.join(cells)} | {difference} | {difference.count} |")
+    return "\n".join(lines)
+
+
 def claims(found: Found) -> Iterator[str]:
     """What the seed says, and whether it holds here."""
     at, trained = format_length(LENGTH), format_length(TRAINED)
