@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_eval import Run, folders, here, run  # noqa: F401 - fixtures
+from test_eval import Run, folders, here  # noqa: F401 - fixtures
 
 from ctxext.advise import check
 from ctxext.advise.baseline import read_baseline
@@ -118,7 +118,7 @@ def test_what_is_no_baseline_is_refused(tmp_path: Path) -> None:
 
 def test_the_command_tells_and_updates(
     baseline: Path,
-    run: Run,  # noqa: F811
+    run: Run,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
@@ -153,7 +153,7 @@ def test_a_grid_says_the_cells(baseline: Path, run: Run, here: Path) -> None:  #
     )  # fmt: skip
 
 
-def test_what_is_asked_wrongly_is_told(baseline: Path, run: Run) -> None:  # noqa: F811
+def test_what_is_asked_wrongly_is_told(baseline: Path, run: Run) -> None:
     for arguments, said in (
         (("--baseline", "none"), "no baseline 'none'"),
         (("--baseline", "base", "--out", "./base"), "it is the baseline's folder"),

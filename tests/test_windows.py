@@ -17,7 +17,7 @@ import transformers
 from conftest import TRAINED
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_eval import BOS, Run, folders, here, letters, run  # noqa: F401 - fixtures
+from test_eval import BOS, Run, folders, here, letters  # noqa: F401 - fixtures
 
 import ctxext
 from ctxext import tasks
@@ -243,7 +243,7 @@ SPECS = tuple(
 @pytest.mark.parametrize("name", ["plain", "bos"])
 @pytest.mark.parametrize("method", ["rope", "rerope:window=8+logn:clip=false"])
 def test_values_and_errors_are_those_of_plain_forwards(
-    run: Run,  # noqa: F811
+    run: Run,
     here: Path,  # noqa: F811
     name: str,
     method: str,
