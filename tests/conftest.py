@@ -124,3 +124,11 @@ def whole(ids: torch.Tensor) -> Windows:
 def by_window(values: np.ndarray, windows: int) -> np.ndarray:
     """What was found of the tokens of equal windows [windows, length − 1]."""
     return values.reshape(windows, -1)
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+    """The command line, in this process."""
+    from test_eval import runner
+
+    return runner(monkeypatch, capsys)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_eval import Run, run  # noqa: F401 - fixtures
+from test_eval import Run
 
 from ctxext.errors import UsageError
 from ctxext.records import Store, sealed
@@ -88,7 +88,7 @@ def test_refuses_what_it_has_no_records_of(records: list[dict[str, Any]]) -> Non
 def test_the_command_prints_and_writes_them(
     records: list[dict[str, Any]],
     tmp_path: Path,
-    run: Run,  # noqa: F811
+    run: Run,
 ) -> None:
     store = Store(tmp_path)
     for record in records:

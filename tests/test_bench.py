@@ -20,7 +20,7 @@ import pytest
 import torch
 from conftest import random_model
 from rich.console import Console
-from test_eval import Ran, Run, kept, runner, tables
+from test_eval import Ran, Run, kept, tables
 from test_results import HOSTILE
 from test_results import make as make_score
 from torch import nn
@@ -45,11 +45,6 @@ SMALL = {
     "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,
     "num_key_value_heads": 1, "vocab_size": 50, "max_position_embeddings": 32,
 }  # fmt: skip
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    return runner(monkeypatch, capsys)
 
 
 @pytest.fixture(autouse=True)

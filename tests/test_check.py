@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_eval import Run, folders, here, run  # noqa: F401 - fixtures
+from test_eval import Run, folders, here  # noqa: F401 - fixtures
 
 from ctxext.advise import check
+from ctxext.advise.baseline import read_baseline
 from ctxext.errors import UsageError
 from ctxext.measure import tokens as reading
 from ctxext.records import sealed
@@ -81,12 +82,12 @@ def test_other_text_and_cells_that_fail_do_not_pass(baseline: Path) -> None:
         "acc": check.MOVED,
         "passkey:samples=1,depths=2": check.MOVED,
     }
-    old = check.read_baseline(baseline)
+    old = read_baseline(baseline)
     assert {one.verdict for one in check.compare(old, []).findings} == {check.MISSING}
 
 
 def test_cells_that_are_new_are_told_and_pass(baseline: Path) -> None:
-    old = check.read_baseline(baseline)
+    old = read_baseline(baseline)
     some = [r for r in old if r["requested"] != "ntk:factor=4"]
     outcome = check.compare(some, old)
     assert outcome.passed
@@ -97,27 +98,27 @@ def test_a_baseline_may_be_one_file_and_its_latest_records_count(baseline: Path)
     store = Store(baseline)
     (record,) = (r for r in store.read_all()[0]
                  if (r["requested"], r["task"]) == ("rope", "acc"))  # fmt: skip
-    assert check.read_baseline(store.path(record)) == [record]
+    assert read_baseline(store.path(record)) == [record]
     later = {**record, "key": "f" * 64, "created": "2999-01-01T00:00:00+00:00", "value": 0.5}
     path = store.write(later)
-    found = {r["key"]: r for r in check.read_baseline(baseline)}
+    found = {r["key"]: r for r in read_baseline(baseline)}
     assert record["key"] not in found
     assert found["f" * 64] == sealed(later)
     path.write_text(json.dumps(later))
     with pytest.raises(UsageError, match=r"not sound: .*digest"):
-        check.read_baseline(baseline)
+        read_baseline(baseline)
 
 
 def test_what_is_no_baseline_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no baseline"):
-        check.read_baseline(tmp_path / "none")
+        read_baseline(tmp_path / "none")
     with pytest.raises(UsageError, match="no finished record"):
-        check.read_baseline(tmp_path)
+        read_baseline(tmp_path)
 
 
 def test_the_command_tells_and_updates(
     baseline: Path,
-    run: Run,  # noqa: F811
+    run: Run,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
@@ -152,7 +153,7 @@ def test_a_grid_says_the_cells(baseline: Path, run: Run, here: Path) -> None:  #
     )  # fmt: skip
 
 
-def test_what_is_asked_wrongly_is_told(baseline: Path, run: Run) -> None:  # noqa: F811
+def test_what_is_asked_wrongly_is_told(baseline: Path, run: Run) -> None:
     for arguments, said in (
         (("--baseline", "none"), "no baseline 'none'"),
         (("--baseline", "base", "--out", "./base"), "it is the baseline's folder"),

@@ -27,7 +27,6 @@ from test_eval import (
     failing,
     kept,
     letters,
-    runner,
     save_model,
     tables,
 )
@@ -46,11 +45,6 @@ pytestmark = pytest.mark.quick
 
 PACKAGE = Path(ctxext.__file__).parent
 MAIN = "from ctxext.cli.app import main; main()"
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    return runner(monkeypatch, capsys)
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ import tokenizers
 import torch
 import transformers
 from datasets.packaged_modules.parquet.parquet import Parquet
-from test_eval import Run, run  # noqa: F401 - a fixture
+from test_eval import Run
 
 import ctxext
 from ctxext.errors import UsageError
@@ -708,7 +708,7 @@ def published(lines: list[str], length: int, windows: int) -> float:
 
 
 @pytest.mark.skipif(not WIKITEXT.exists(), reason="../shared/corpus/wikitext2_test.txt is not here")
-def test_wikitext_by_the_published_recipe(run: Run, here: Path) -> None:  # noqa: F811
+def test_wikitext_by_the_published_recipe(run: Run, here: Path) -> None:
     """By its file, and by rows as the Hub has them."""
     with WIKITEXT.open(encoding="utf-8") as file:
         lines = file.readlines()

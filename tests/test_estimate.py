@@ -10,7 +10,7 @@ import oracle
 import pytest
 import torch
 from conftest import TRAINED, random_model
-from test_eval import VOCABULARY, Ran, Run, letters, runner, save_model
+from test_eval import VOCABULARY, Ran, Run, letters, save_model
 from test_methods import ROWS
 
 from ctxext import patches
@@ -22,11 +22,6 @@ from ctxext.models import loading
 from ctxext.records import sealed
 
 ASKED = ("--model", "plain", "--data", "t.txt", "--limit", "3")
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    return runner(monkeypatch, capsys)
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from conftest import FAMILIES, SETTINGS, TRAINED, fitted, random_model, tokens, 
 from families import tiny_config, tiny_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_eval import VOCABULARY, Ran, Run, letters, runner, save_model, save_tokenizer
+from test_eval import VOCABULARY, Ran, Run, letters, save_model, save_tokenizer
 from test_methods import COMPOSED, ROWS
 
 import ctxext
@@ -446,11 +446,6 @@ def test_a_model_that_cannot_be_watched_is_refused(kind: str, why: str) -> None:
 
 
 # The command.
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    return runner(monkeypatch, capsys)
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,7 @@ import torch
 import transformers
 from conftest import FAMILIES, fitted, pairs_of, random_model, tokens
 from test_answers import MOST, SPECS, Words, by_hand, plain, prompts, words
-from test_eval import Run, evaluate, kept, letters, runner, save_model
+from test_eval import Run, evaluate, kept, letters, save_model
 
 import ctxext
 from ctxext.errors import UnsupportedModelError
@@ -46,11 +46,6 @@ from ctxext.records import SPENT
 METHODS = ("rope", "rerope:window=8", "leaky-rerope:window=8")
 COSTS = {"seconds", "tokens_per_second", "peak_memory_bytes", "created", "digest", *SPENT}
 STDLIB = ("--len", "64", "--limit", "2", "--json")
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    return runner(monkeypatch, capsys)
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_eval import Ran, Run, folders, here, letters, run, scored  # noqa: F401
+from test_eval import Ran, Run, folders, here, letters, scored  # noqa: F401
 from test_tune import Drawn, Given
 
 from ctxext.advise.tune.lambdas import FIRST, Lambdas, asked
@@ -73,7 +73,7 @@ def test_searched_for_alone(tmp_path: Path) -> None:
         Lambdas(parse("longrope"), SPAN, ROTARY, tmp_path / "a,b")
 
 
-def tune(run: Run) -> Ran:  # noqa: F811
+def tune(run: Run) -> Ran:
     given = ["--model", "plain", "--data", "t.txt", "--limit", 1, "--out", "out", "--len", 64]
     return run("tune", *given, "--method", "longrope", "--trials", 2, "--tax", 9, "--json")
 

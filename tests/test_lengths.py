@@ -20,7 +20,7 @@ import torch
 import transformers
 from conftest import SETTINGS, TRAINED, tokens, whole
 from test_answers import Words
-from test_eval import Run, letters, runner, save_model
+from test_eval import Run, letters, save_model
 from test_processes import TORCHRUN, launched, same_answers
 
 import ctxext
@@ -124,11 +124,6 @@ def test_only_what_reads_the_same_tables_is_together(kind: str) -> None:
 
 
 # The command line, on the shipped model with another config.
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    return runner(monkeypatch, capsys)
 
 
 def scale(folder: Path, kind: str, trained: int) -> Path:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_eval import Run, folders, here, run  # noqa: F401 - fixtures
+from test_eval import Run, folders, here  # noqa: F401 - fixtures
 
 import ctxext
 from ctxext.errors import UsageError
@@ -36,7 +36,7 @@ def scores(records: Any) -> list[dict[str, Any]]:
 
 
 def test_what_the_command_line_measured_is_found(
-    run: Run,  # noqa: F811
+    run: Run,
     here: Path,  # noqa: F811
     capsys: pytest.CaptureFixture[str],
 ) -> None:

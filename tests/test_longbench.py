@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import transformers
-from test_eval import Ran, Run, runner
+from test_eval import Ran, Run
 
 from ctxext import tasks
 from ctxext.errors import UsageError
@@ -488,11 +488,6 @@ def test_real_rows(task: str, answer: str, count: int, tokenizer: Any) -> None:
 
 
 # The whole way.
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    return runner(monkeypatch, capsys)
 
 
 def scored_again(run: Run, ran: Ran, out: Path) -> None:

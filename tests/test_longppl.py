@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import TRAINED
-from test_eval import BOS, Run, folders, here, letters, run, save_model  # noqa: F401 - fixtures
+from test_eval import BOS, Run, folders, here, letters, save_model  # noqa: F401 - fixtures
 
 import ctxext
 from ctxext.measure import helped
@@ -56,7 +56,7 @@ def keys(model: Any, ids: list[int], start: int | None, rule: Helped) -> list[in
 def test_scores_the_tokens_that_an_evaluator_is_helped_with(
     name: str,
     here: Path,  # noqa: F811
-    run: Run,  # noqa: F811
+    run: Run,
 ) -> None:
     start = BOS if name == "bos" else None
     task = f"longppl:{ASKED},ppl"
@@ -85,7 +85,7 @@ def test_scores_the_tokens_that_an_evaluator_is_helped_with(
 
 def test_takes_the_word_of_another_model(
     here: Path,  # noqa: F811
-    run: Run,  # noqa: F811
+    run: Run,
 ) -> None:
     """Whose tokenizer parts text as the model's does, but for the BOS."""
     task = f"longppl:{ASKED},evaluator=other"

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import transformers
-from test_eval import Run, runner, save_tokenizer
+from test_eval import Run, save_tokenizer
 
 from ctxext import tasks
 from ctxext.errors import UsageError
@@ -34,11 +34,6 @@ ANSWER = 8  # tokens
 @pytest.fixture(scope="module")
 def tokenizer() -> Any:
     return transformers.AutoTokenizer.from_pretrained(TINY)
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    return runner(monkeypatch, capsys)
 
 
 def drawn(

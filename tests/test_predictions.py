@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_eval import Ran, Run, runner
+from test_eval import Ran, Run
 
 from ctxext.errors import CtxextError
 from ctxext.measure import answers as answering
@@ -197,11 +197,6 @@ ASKED = (
     *("--method", "rerope", "--json", "--batch-size", "2", "--out"),
 )
 SAMPLES = 20
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    return runner(monkeypatch, capsys)
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_eval import Ran, Run, runner
+from test_eval import Ran, Run
 
 TORCHRUN = ("torch.distributed.run", "--nproc-per-node", "2", "--master-port")
 ACCELERATE = (
@@ -27,11 +27,6 @@ ACCELERATE = (
 ASKED = ("eval", "--model", "tiny", "--len", "256", "--method", "rerope", "--device", "cpu")
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="gloo as it is launched here")
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    return runner(monkeypatch, capsys)
 
 
 def launched(launcher: tuple[str, ...], *argv: str) -> Ran:

@@ -26,7 +26,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from test_eval import Ran, Run, folders, here, letters, run  # noqa: F401
+from test_eval import Ran, Run, folders, here, letters  # noqa: F401
 
 from ctxext import patches, tasks
 from ctxext.advise.tune import outcome as outcomes
@@ -386,7 +386,7 @@ def test_the_comparison_of_answers_is_over_the_samples_that_follow() -> None:
     assert compare(a, other, 2) is compare(a, {**b, "by_sample": None}, 2) is None
 
 
-def tune(run: Run, *more: Any) -> Ran:  # noqa: F811
+def tune(run: Run, *more: Any) -> Ran:
     """A short search of a random model, a family, two windows a trial."""
     given = ["--model", "plain", "--data", "t.txt", "--limit", 2, "--out", "out"]
     given += ["--trials", 8, "--method", "streaming", "--seed", 3]
@@ -434,7 +434,7 @@ def ppl_of(path: str, key: str) -> dict[str, Any]:
 
 
 def test_a_search_is_made_of_records_and_the_best_of_them_are_read_again(
-    run: Run,  # noqa: F811
+    run: Run,
     done: list[dict[str, Any]],
 ) -> None:
     ran = tune(run, "--json")
@@ -468,7 +468,7 @@ def test_a_search_is_made_of_records_and_the_best_of_them_are_read_again(
 
 
 def evaluated(
-    run: Run,  # noqa: F811
+    run: Run,
     methods: Sequence[str],
     task: str,
     length: int,
@@ -483,7 +483,7 @@ def evaluated(
 
 
 def test_the_winner_is_the_best_finalist_on_six_times_the_windows(
-    run: Run,  # noqa: F811
+    run: Run,
     done: list[dict[str, Any]],
 ) -> None:
     finalists = [r for r in done if r["final"]]
@@ -507,7 +507,7 @@ def test_the_winner_is_the_best_finalist_on_six_times_the_windows(
 
 
 def test_a_finalist_that_fails_drops_out_with_its_reason(
-    run: Run,  # noqa: F811
+    run: Run,
     done: list[dict[str, Any]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -528,7 +528,7 @@ def test_a_finalist_that_fails_drops_out_with_its_reason(
 
 
 def test_the_winner_is_compared_on_windows_that_neither_trial_nor_finalist_read(
-    run: Run,  # noqa: F811
+    run: Run,
     done: list[dict[str, Any]],
 ) -> None:
     winner = done[0]
@@ -544,7 +544,7 @@ def test_the_winner_is_compared_on_windows_that_neither_trial_nor_finalist_read(
 
 @pytest.mark.parametrize(("windows", "final", "left"), [(30, 12, 12), (16, 8, 8), (11, 5, 6)])
 def test_what_there_is_is_shared_by_the_finals_and_the_comparison(
-    run: Run,  # noqa: F811
+    run: Run,
     done: list[dict[str, Any]],
     windows: int,
     final: int,
@@ -558,7 +558,7 @@ def test_what_there_is_is_shared_by_the_finals_and_the_comparison(
 
 
 def test_a_search_begun_again_computes_nothing_and_finds_the_same(
-    run: Run,  # noqa: F811
+    run: Run,
     done: list[dict[str, Any]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -569,7 +569,7 @@ def test_a_search_begun_again_computes_nothing_and_finds_the_same(
 
 
 def test_a_search_that_was_interrupted_goes_on_where_it_ended(
-    run: Run,  # noqa: F811
+    run: Run,
     here: Path,  # noqa: F811
     made: tuple[Path, list[dict[str, Any]]],
     monkeypatch: pytest.MonkeyPatch,
@@ -627,7 +627,7 @@ def test_a_model_that_has_changed_is_loaded_again(run: Run, here: Path) -> None:
 
 @pytest.mark.parametrize("what", ["model", "data"])
 def test_a_search_ends_where_the_model_or_the_data_changes(
-    run: Run,  # noqa: F811
+    run: Run,
     here: Path,  # noqa: F811
     monkeypatch: pytest.MonkeyPatch,
     what: str,
@@ -650,7 +650,7 @@ def test_a_search_ends_where_the_model_or_the_data_changes(
 
 
 def test_a_killed_search_leaves_its_finished_trials(
-    run: Run,  # noqa: F811
+    run: Run,
     here: Path,  # noqa: F811
 ) -> None:
     given = ["tune", "--model", "plain", "--data", "t.txt", "--len", "64", "--limit", "2"]
@@ -670,7 +670,7 @@ def test_a_killed_search_leaves_its_finished_trials(
 
 
 def test_the_table_has_every_default_and_the_winner(
-    run: Run,  # noqa: F811
+    run: Run,
     done: list[dict[str, Any]],
 ) -> None:
     ran = tune(run)
@@ -685,7 +685,7 @@ def test_the_table_has_every_default_and_the_winner(
 
 
 def test_names_are_shown_as_they_are(
-    run: Run,  # noqa: F811
+    run: Run,
     here: Path,  # noqa: F811
 ) -> None:
     """In the table, brackets are no markup, and nothing of a name commands the terminal."""
@@ -703,7 +703,7 @@ def test_names_are_shown_as_they_are(
 
 
 def test_what_failed_inside_has_no_figures_and_large_ones_are_short(
-    run: Run,  # noqa: F811
+    run: Run,
     here: Path,  # noqa: F811
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -741,7 +741,7 @@ def test_a_retrieval_score_is_sought_too(run: Run, here: Path) -> None:  # noqa:
 
 
 def test_a_method_that_the_model_cannot_take_is_a_failed_trial(
-    run: Run,  # noqa: F811
+    run: Run,
     done: list[dict[str, Any]],
 ) -> None:
     ran = tune(run, "--json", "--trials", 0, "--method", "longrope:factors=@lists.json")
@@ -781,7 +781,7 @@ def test_a_method_that_the_model_cannot_take_is_a_failed_trial(
     ],
 )
 def test_what_cannot_be_searched_is_refused_in_one_line(
-    run: Run,  # noqa: F811
+    run: Run,
     here: Path,  # noqa: F811
     given: tuple[Any, ...],
     said: str,
@@ -831,7 +831,7 @@ def test_without_text_left_there_are_no_finals_and_no_comparison(run: Run, here:
 
 
 def test_without_optuna_one_line_says_how_to_have_it(
-    run: Run,  # noqa: F811
+    run: Run,
     here: Path,  # noqa: F811
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

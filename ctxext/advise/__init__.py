@@ -1,5 +1,6 @@
 """What to do with a model, before and after it is measured.
 
+baseline.py  records to compare with, and what measures their cells again
 evaluate.py  the evaluation of `ctxext eval`, from Python; its Results
 progress.py  how far a run is, on stderr
 check.py     whether a model still measures as a baseline has it

@@ -9,22 +9,23 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ctxext import tasks
-from ctxext.errors import CtxextError, UsageError
-from ctxext.models.loading import Source
+from ctxext.advise.baseline import cell_of, check_out, read_baseline, requests
 from ctxext.notation import format_length
 from ctxext.records import Record, difference, higher_is_better
-from ctxext.records.record import BENCH, over_windows
+from ctxext.records.record import over_windows
 from ctxext.records.store import Store
 from ctxext.request.evaluation import EvaluationRequest
-from ctxext.request.lists import parse_lengths, parse_methods, parse_tasks
 from ctxext.system.names import printable
 from ctxext.text import counted
+
+if TYPE_CHECKING:
+    from ctxext.measure.run import Evaluation
+    from ctxext.request.evaluation import EvaluationRequest
 
 SAME, BETTER, WORSE = "same", "better", "worse"
 MISSING, MOVED, NEW = "missing", "other text", "new"
@@ -64,9 +65,14 @@ class Finding(NamedTuple):
 
 @dataclass(frozen=True)
 class Outcome:
-    """All findings, in the order of the baseline; new cells behind them."""
+    """All findings, in the order of the baseline; new cells behind them.
+
+    Attributes:
+        refused: what could not be measured, a line each.
+    """
 
     findings: tuple[Finding, ...]
+    refused: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -83,105 +89,6 @@ class Outcome:
         return f"{counted(len(verdicts), 'cell')}: {', '.join(said)}"
 
 
-def read_baseline(path: str | Path) -> list[Record]:
-    """The finished records of a folder, or of one file of it, each cell once: its latest.
-
-    Raises:
-        UsageError: there is none, or one is not sound.
-    """
-    path = Path(path)
-    if not path.exists():
-        raise UsageError(
-            f"no baseline {str(path)!r}: give a folder of records, or one of its files"
-        )
-    folder = path if path.is_dir() else path.parent
-    records, problems = Store(folder).read_all()
-    if path.is_file():
-        of = [r for r in records if Store(folder).path(r) == path]
-        problems = [p for p in problems if path.name in p] or (
-            [] if of else [f"{path.name}: no record"]
-        )
-        records = of
-    if problems:
-        raise UsageError(f"baseline {str(path)!r} is not sound: {problems[0]}")
-    latest: dict[Any, Record] = {}
-    for record in sorted(records, key=lambda r: r["created"]):
-        if record["status"] == "ok" and record["task"] != BENCH:
-            latest[_cell(record)] = record
-    if not latest:
-        raise UsageError(f"baseline {str(path)!r} has no finished record of a task: measure some")
-    return list(latest.values())
-
-
-def check_out(baseline: str | Path, out: str | Path) -> None:
-    """UsageError where new records would take the place of those that they are compared with."""
-    path = Path(baseline)
-    if Path(out).resolve() == (path if path.is_dir() else path.parent).resolve():
-        raise UsageError(
-            f"bad value {str(out)!r} for --out: it is the baseline's folder: give another, or "
-            "--update to put the new records there"
-        )
-
-
-def requests(
-    baseline: Iterable[Record], out: Path, device: str = "auto"
-) -> list[EvaluationRequest]:
-    """What measures the cells of a baseline again, into a folder.
-
-    Raises:
-        UsageError: one of them says nothing that can be asked for.
-    """
-    asked: dict[tuple[Any, ...], list[str]] = {}
-    for r in baseline:
-        own = r.get("own_scaling") or "keep"
-        source = Source(
-            r["model"], r.get("revision"), dtype=r["dtype"], device=device, own_scaling=own
-        )
-        where = (source, _data(r), r["data"].get("at_most"), r.get("limit"))
-        asked.setdefault((*where, r["length"], r["task"], r["seed"]), []).append(r["requested"])
-    alike: dict[tuple[Any, ...], list[tuple[int, str, int]]] = {}
-    for (*place, length, task, seed), methods in asked.items():
-        alike.setdefault((*place, tuple(methods)), []).append((length, task, seed))
-    return [
-        EvaluationRequest(
-            source,
-            parse_methods(methods),
-            parse_lengths([str(length) for length in lengths]),
-            parse_tasks(names),
-            data,
-            limit,
-            tokens,
-            seeds,
-            out=out,
-            force=True,
-        )
-        for (source, data, tokens, limit, methods), places in alike.items()
-        for lengths, names, seeds in _products(places)
-    ]
-
-
-def _products(
-    places: Sequence[tuple[int, str, int]],
-) -> Iterator[tuple[Sequence[int], list[str], tuple[int, ...]]]:
-    """Lengths, tasks and seeds, all of whose combinations are asked for."""
-    lengths, named, seeds = (list(dict.fromkeys(x)) for x in zip(*places, strict=True))
-    if len(places) == len(lengths) * len(named) * len(seeds):
-        yield lengths, named, tuple(seeds)
-    else:
-        for length, task, seed in places:
-            yield [length], [task], (seed,)
-
-
-def _data(record: Record) -> str | None:
-    """What was measured on, as `--data` takes it; None where it is the task's own."""
-    name: str = record["data"]["name"]
-    try:
-        own = tasks.parse(record["task"]).read(None).name
-    except CtxextError:
-        return name
-    return None if own == name else name
-
-
 def compare(
     baseline: Sequence[Record],
     found: Iterable[Record],
@@ -196,16 +103,10 @@ def compare(
         tolerance: by how much instead: of a perplexity in nats per token, of other metrics on
             their own scale.
     """
-    now = {_cell(r): r for r in found}
-    findings = [_finding(old, now.pop(_cell(old), None), sigma, tolerance) for old in baseline]
+    now = {cell_of(r): r for r in found}
+    findings = [_finding(old, now.pop(cell_of(old), None), sigma, tolerance) for old in baseline]
     extra = [r for r in now.values() if r["requested"] != "rope"]  # which comes with every other
     return Outcome((*findings, *(Finding(NEW, None, r) for r in extra)))
-
-
-def _cell(record: Record) -> tuple[Any, ...]:
-    fields = ("model", "requested", "task", "length", "seed", "dtype", "limit")
-    data = record["data"]
-    return (*(record.get(name) for name in fields), data["name"], data.get("at_most"))
 
 
 def _finding(old: Record, new: Record | None, sigma: float, tolerance: float | None) -> Finding:
@@ -333,12 +234,32 @@ def check(
     Raises:
         UsageError: there is no such baseline, or nothing of it can be measured.
     """
+    return check_by(
+        lambda before, where: requests(before, where, device), baseline, sigma, tolerance, out
+    )
+
+
+def check_by(
+    asked: Callable[[Sequence[Record], Path], Sequence[EvaluationRequest]],
+    baseline: str | Path,
+    sigma: float = 3.0,
+    tolerance: float | None = None,
+    out: str | Path | None = None,
+    run: Callable[[Evaluation], object] | None = None,
+) -> Outcome:
+    """`check` of the cells that are asked for.
+
+    Args:
+        asked: what measures them, from the baseline's records and the folder of the new ones.
+        run: runs what was asked for, if it is more than that.
+    """
     from ctxext.measure.run import Evaluation
 
     before = read_baseline(baseline)
     if out is not None:
         check_out(baseline, out)
-    with tempfile.TemporaryDirectory() as spare:
-        work = Evaluation(requests(before, Path(out or spare), device))
-        work.run()
-    return compare(before, work.records, sigma, tolerance)
+    with tempfile.TemporaryDirectory(prefix="ctxext-check-") as spare:
+        work = Evaluation(asked(before, Path(out or spare)))
+        (run or Evaluation.run)(work)
+    outcome = compare(before, work.records, sigma, tolerance)
+    return replace(outcome, refused=tuple(work.refused))

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ctxext.cli import console
 from ctxext.cli.options import Device, Json
+
+if TYPE_CHECKING:
+    from ctxext.measure.run import Evaluation
+    from ctxext.records import Record
 
 
 def check(
@@ -46,45 +50,40 @@ def check(
 ) -> None:
     """Measure the cells of a baseline again: exit code 1 where one got worse or is missing."""
     from ctxext.advise import check as checks
+    from ctxext.advise.baseline import requests
     from ctxext.advise.progress import Progress
     from ctxext.errors import UsageError
-    from ctxext.measure.run import Evaluation
     from ctxext.models.loading import Source
-    from ctxext.request import lists
     from ctxext.request.evaluation import EvaluationRequest
     from ctxext.request.grid import read_grid
+    from ctxext.request.lists import parse_methods
 
     for name, value in (("--sigma", sigma), ("--tolerance", tolerance)):
         if value is not None and not 0 <= value < float("inf"):
             raise UsageError(f"bad value {value} for {name}: give a number from 0 on")
     if update and baseline.is_file():
         raise UsageError(f"--update of one file {str(baseline)!r}: give its folder")
-    before = checks.read_baseline(baseline)
-    if out is not None:
-        checks.check_out(baseline, out)
-    with tempfile.TemporaryDirectory(prefix="ctxext-check-") as spare:
-        where = Path(out or spare)
+
+    def asked(before: Sequence[Record], where: Path) -> Sequence[EvaluationRequest]:
+        found: Sequence[EvaluationRequest]
         if grid is None:
-            asked = checks.requests(before, where, device)
+            found = requests(before, where, device)
         else:
-            base = EvaluationRequest(
-                Source("tiny", device=device),
-                lists.parse_methods([]),
-                (),
-                (),
-                out=where,
-                force=True,
-            )
-            asked = list(read_grid(grid, base))
-        console.announce(request.source.name for request in asked)
-        work = Evaluation(asked)
+            source, rope = Source("tiny", device=device), parse_methods([])
+            base = EvaluationRequest(source, rope, (), (), out=where, force=True)
+            found = read_grid(grid, base)
+        console.announce(request.source.name for request in found)
+        return found
+
+    def run(work: Evaluation) -> None:
         console.quieten()
         with Progress() as progress, console.terminable():
             work.monitor = progress.monitor()
             work.run()
-        outcome = checks.compare(before, work.records, sigma, tolerance)
-        if update:
-            checks.take(outcome, baseline)
+
+    outcome = checks.check_by(asked, baseline, sigma, tolerance, out, run)
+    if update:
+        checks.take(outcome, baseline)
     if as_json:
         for line in checks.to_json(outcome):
             typer.echo(json.dumps(line, ensure_ascii=False, allow_nan=False))
@@ -95,6 +94,6 @@ def check(
     if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
         with open(summary, "a", encoding="utf-8") as file:
             file.write(f"### ctxext check\n\n{outcome}\n")
-    for refused in work.refused:
+    for refused in outcome.refused:
         typer.echo(refused, err=True)
     raise typer.Exit(console.OK if outcome.passed or update else console.FAILED)

@@ -27,6 +27,7 @@ from ctxext.methods.values import check_auto as check_auto
 from ctxext.methods.values import parse_ladder as parse_ladder
 from ctxext.methods.values import require as require
 from ctxext.methods.values import rung as rung
+from ctxext.methods.values import settled as settled
 from ctxext.methods.values import tokens_between as tokens_between
 from ctxext.notation import AUTO, Auto, format_entry
 
@@ -103,6 +104,13 @@ class Method:
     def resolve(self, span: Span) -> Self:
         """The method with every parameter a value; UsageError where a default needs a length."""
         return self
+
+    def resolved(self, *names: str) -> tuple[Any, ...]:
+        """The values of these parameters; UsageError where one has none yet."""
+        values = tuple(getattr(self, name) for name in names)
+        for name, value in zip(names, values, strict=True):
+            require(value not in (None, AUTO), name, value, "resolved first")
+        return values
 
     def search(self, span: Span) -> dict[str, Range] | None:
         """Where a search looks for each parameter, beside what the method was given.
@@ -193,12 +201,8 @@ class Stretch(Frequency):
 
     def resolve(self, span: Span) -> Self:
         """Fill in k."""
-        if self.factor is None:
-            return dataclasses.replace(self, factor=span.stretch())
-        if self.factor == AUTO:
-            k = rung(span.stretch(), self.ladder)
-            return dataclasses.replace(self, factor=k, ladder=None)
-        return self
+        k = settled(self.factor, span.stretch, self.ladder)
+        return dataclasses.replace(self, factor=k, ladder=None)
 
     def search(self, span: Span) -> dict[str, Range] | None:
         """k up to four times as large as L needs."""

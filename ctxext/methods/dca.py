@@ -64,9 +64,8 @@ class DualChunk(Distance):
 
     def parts(self) -> tuple[Part, ...]:
         """The same chunk, the one before, and all older ones."""
-        unknown = None in (self.chunk, self.local, self.reach)
-        require(not unknown, "chunk, local and reach", None, "resolved first")
-        s, local, last = self.chunk or 1, self.local or 1, (self.reach or 1) - 1
+        s, local, reach = map(int, self.resolved("chunk", "local", "reach"))
+        last = reach - 1
 
         def inside(position: Tensor) -> Tensor:
             return position % s

@@ -56,6 +56,5 @@ class InvLeakyReRoPE(Distance):
 
     def parts(self) -> tuple[Part, ...]:
         """Far keys stand at 2·expansion·k, far queries at w + 2·expansion·(q−w)."""
-        w, expansion = self.window, self.expansion
-        require(None not in (w, expansion), "window and expansion", None, "resolved first")
-        return leaky_parts(w or 1, 1 / (2 * (expansion or 1)))
+        w, expansion = self.resolved("window", "expansion")
+        return leaky_parts(w, 1 / (2 * expansion))

@@ -52,8 +52,8 @@ class JetLong(Distance):
 
     def parts(self) -> tuple[Part, ...]:
         """Far queries stand at ⌊q/G⌋, far keys at ⌊k/G⌋."""
-        require(None not in (self.window, self.group), "window and group", None, "resolved first")
-        near, group = (self.window or 0) + 1, self.group or 1
+        window, group = self.resolved("window", "group")
+        near = window + 1
         return (
             Part(0, near, identity, identity),
             Part(near, None, lambda q: q // group, lambda k: k // group),

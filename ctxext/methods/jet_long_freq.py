@@ -76,8 +76,7 @@ class JetLongFreq(Distance):
 
     def parts(self) -> tuple[Part, ...]:
         """Far keys stand at k/λ_i, far queries at w + (q−w)/λ_i."""
-        require(None not in (self.window, self.factor), "window and factor", None, "resolved first")
-        w, s = self.window or 1, self.factor or 1.0
+        w, s = self.resolved("window", "factor")
         far = Part(w, None, lambda q: q - w, identity, scales=self.far, offset=w, extension=s)
         parts = (Part(0, w, identity, identity), far)
         return tuple(dataclasses.replace(part, factor=0.1 * math.log(s) + 1) for part in parts)

@@ -16,7 +16,7 @@ from ctxext.methods.base import (
     check_auto,
     identity,
     require,
-    rung,
+    settled,
     tokens_between,
 )
 from ctxext.notation import AUTO, Auto
@@ -54,16 +54,13 @@ class LeakyReRoPE(Distance):
     def resolve(self, span: Span) -> LeakyReRoPE:
         """w = T/4, and the rule of thumb's leak, by default."""
         w = self.window or max(1, span.trained // 4)
-        leak = self.leak if self.leak is not None else self._default_leak(w, span)
-        if leak == AUTO:
-            inside = span.need_length("leak") <= span.trained
-            leak = rung(1.0 if inside else self._default_leak(w, span), self.ladder)
+        leak = settled(self.leak, lambda: self._default(w, span), self.ladder)
         return dataclasses.replace(self, window=w, leak=leak, ladder=None)
 
-    @staticmethod
-    def _default_leak(w: int, span: Span) -> float:
-        room, far = span.trained / 2 - w, span.need_length("leak") - 1 - w
-        if far <= 0:
+    def _default(self, w: int, span: Span) -> float:
+        length = span.need_length("leak")
+        room, far = span.trained / 2 - w, length - 1 - w
+        if far <= 0 or (self.leak == AUTO and length <= span.trained):
             return 1.0
         if room <= 0:
             raise UsageError(f"window {w} leaves no default leak: give leak, or window < T/2")
@@ -78,9 +75,7 @@ class LeakyReRoPE(Distance):
 
     def parts(self) -> tuple[Part, ...]:
         """Far keys stand at k/leak, far queries at w + (q−w)/leak."""
-        require(None not in (self.window, self.leak), "window and leak", None, "resolved first")
-        require(self.leak != AUTO, "leak", AUTO, "resolved first")
-        return leaky_parts(self.window or 1, float(self.leak or 1.0))
+        return leaky_parts(*self.resolved("window", "leak"))
 
 
 def leaky_parts(w: int, leak: float) -> tuple[Part, ...]:

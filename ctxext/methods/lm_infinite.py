@@ -50,8 +50,7 @@ class LMInfinite(Distance):
 
     def parts(self) -> tuple[Part, ...]:
         """Sinks that the window has left behind stand at 0, their queries at w."""
-        require(self.window is not None, "window", None, "resolved first")
-        w = self.window or 0
+        (w,) = self.resolved("window")
         return (
             Part(0, w, identity, identity),
             Part(w, None, lambda q: q * 0 + w, lambda k: k * 0, first=self.sinks),

@@ -40,8 +40,7 @@ class ReRoPE(Distance):
 
     def parts(self) -> tuple[Part, ...]:
         """Far queries stand at w, far keys at 0."""
-        require(self.window is not None, "window", None, "resolved first")
-        w = self.window or 0
+        (w,) = self.resolved("window")
         return (
             Part(0, w, identity, identity),
             Part(w, None, lambda q: q * 0 + w, lambda k: k * 0),

@@ -16,10 +16,10 @@ from ctxext.methods.base import (
     identity,
     parse_ladder,
     require,
-    rung,
+    settled,
     tokens_between,
 )
-from ctxext.notation import AUTO, Auto
+from ctxext.notation import Auto
 
 
 @register("self-extend")
@@ -57,9 +57,7 @@ class SelfExtend(Distance):
     def resolve(self, span: Span) -> SelfExtend:
         """w = T/4, and the smallest group that keeps relative positions within T, by default."""
         w = self.window or max(1, span.trained // 4)
-        group = self.group or self._default(w, span)
-        if group == AUTO:
-            group = int(rung(self._default(w, span), self.ladder))
+        group = int(settled(self.group, lambda: self._default(w, span), self.ladder))
         return dataclasses.replace(self, window=w, group=group, ladder=None)
 
     @staticmethod
@@ -80,9 +78,7 @@ class SelfExtend(Distance):
 
     def parts(self) -> tuple[Part, ...]:
         """Far keys stand at ⌊k/G⌋, far queries at ⌊q/G⌋ + w − ⌊w/G⌋."""
-        require(None not in (self.window, self.group), "window and group", None, "resolved first")
-        require(self.group != AUTO, "group", AUTO, "resolved first")
-        w, group = self.window or 0, int(self.group or 1)
+        w, group = self.resolved("window", "group")
         return (
             Part(0, w, identity, identity),
             Part(w, None, lambda q: q // group + (w - w // group), lambda k: k // group),

@@ -52,8 +52,7 @@ class Streaming(Distance):
 
     def parts(self) -> tuple[Part, ...]:
         """A query with sinks beyond its window stands at the end of what is kept."""
-        require(self.window is not None, "window", None, "resolved first")
-        w = self.window or 0
+        (w,) = self.resolved("window")
         last = self.sinks + w - 1
         return (
             Part(0, w, identity, identity),

@@ -57,8 +57,7 @@ class String(Distance):
 
     def parts(self) -> tuple[Part, ...]:
         """Far queries stand S − W before where they are, keys where they are."""
-        require(None not in (self.shift, self.local), "shift and local", None, "resolved first")
-        shift, local = self.shift or 1, self.local or 1
+        shift, local = self.resolved("shift", "local")
         return (
             Part(0, shift, identity, identity),
             Part(shift, None, lambda q: q - (shift - local), identity),

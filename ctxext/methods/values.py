@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from ctxext.errors import UsageError
-from ctxext.notation import AUTO
+from ctxext.notation import AUTO, Auto
 
 
 def require(holds: bool, key: str, value: object, need: str) -> None:
@@ -44,6 +45,13 @@ def check_auto(value: float | str | None, key: str, ladder: str | None) -> None:
     parse_ladder(ladder)
     alone = ladder is None or value == AUTO
     require(alone, "ladder", repr(ladder), f"given with {key}=auto, and with that alone")
+
+
+def settled(value: float | Auto | None, default: Callable[[], float], ladder: str | None) -> float:
+    """What was given; the default for None, and for `auto` the smallest rung not below it."""
+    if value is None:
+        return default()
+    return rung(default(), ladder) if value == AUTO else value
 
 
 def parse_ladder(ladder: str | None) -> tuple[float, ...] | None:

@@ -41,5 +41,5 @@ class Window(Distance):
 
     def parts(self) -> tuple[Part, ...]:
         """One part, which ends at w."""
-        require(self.window is not None, "window", None, "resolved first")
-        return (Part(0, self.window, identity, identity),)
+        (w,) = self.resolved("window")
+        return (Part(0, w, identity, identity),)

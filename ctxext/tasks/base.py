@@ -192,7 +192,8 @@ class TokenTask(Task):
         return None
 
     def summarise(self, scores: TokenScores) -> Score:
-        """The number, from the scores of all windows."""
+        """The number, from all of the scores, as its paired errors are: which tokens count is said
+        by `windows`."""
         raise NotImplementedError
 
 
