@@ -17,6 +17,7 @@ ExportFormat = Literal["hf", "gguf"]
 Verification = Literal["quick", "full"]
 Benchmark = Literal["ruler", "longbench", "longbench-e"]  # whose tasks have a mean
 Seeds = Literal["each", "mean"]
+PlotFormat = Literal["png", "svg", "pdf"]
 ReportFormat = Literal["table", "md", "csv", "latex", "html"]
 
 

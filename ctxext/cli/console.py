@@ -20,8 +20,6 @@ import typer
 from ctxext.system.names import printable
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from rich.console import Console
 
     from ctxext.records import Record
@@ -147,32 +145,18 @@ def print_tables(records: list[Record], order: list[str]) -> None:
         terminal.print(table, crop=False)
 
 
-def print_headlines(
-    records: list[Record],
-    order: list[str],
-    benchmark: str,
-    seeds: str,
-    style: str,
-    out: Path,
-    write: bool,
-    plots: bool,
-) -> None:
-    """The means over a benchmark's tasks, printed in a format, and written where that is asked."""
+def print_headlines(found: list[Any], style: str) -> None:
+    """The means over a benchmark's tasks, in a format."""
     from ctxext import report
     from ctxext.report import aggregate, sheets
 
-    found = aggregate.headlines(records, benchmark, seeds, order)
-    form = "md" if style == "table" else style
-    text = report.render_headlines(found, form)
     if style == "table":
         terminal = screen()
         for sheet in (sheet for headline in found for sheet in aggregate.sheets(headline)):
             terminal.print(sheets.to_rich(sheet), crop=False)
     else:
-        typer.echo(text, nl=False)
+        typer.echo(report.render_headlines(found, style), nl=False)
     sys.stdout.flush()
-    for path in report.write_headlines(out, found, form, plots) if write else ():
-        typer.echo(f"wrote {path}", err=True)
 
 
 def print_sheets(study: Any) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from ctxext.report import latex
+from ctxext.report.labels import short_methods, told
 from ctxext.report.tables import escape, write_csv
 from ctxext.system.names import printable
 
@@ -34,6 +36,17 @@ def to_markdown(sheet: Sheet) -> str:
     lines += [[escape(item.text) for item in row] for row in sheet.rows]
     body = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     return f"### {escape(sheet.title)}\n\n{body}\n\n{escape(sheet.caption)}\n"
+
+
+def to_latex(sheet: Sheet) -> str:
+    """A booktabs table, with short names of methods."""
+    labels = short_methods(row[0].text for row in sheet.rows)
+    rows = [
+        [(labels[row[0].text], False), *((item.text, False) for item in row[1:])]
+        for row in sheet.rows
+    ]
+    caption = " ".join(filter(None, [sheet.caption, told(labels)]))
+    return latex.table(sheet.title, caption, sheet.header, rows)
 
 
 CSV = ("table", "method", "column", "text", "value")
