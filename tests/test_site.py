@@ -18,7 +18,8 @@ ROOT = Path(__file__).parent.parent
 @pytest.fixture(scope="module")
 def hook() -> Any:
     spec = importlib.util.spec_from_file_location("hook", ROOT / "scripts" / "mkdocs_hook.py")
-    assert spec and spec.loader
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
