@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import signal
 import sys
 import traceback
@@ -259,10 +260,34 @@ def quieten() -> None:
     huggingface_hub.utils.disable_progress_bars()  # type: ignore[attr-defined]
     transformers.utils.logging.disable_progress_bar()
     if _verbose:
+        hear()
         return
     warnings.simplefilter("ignore")
     huggingface_hub.utils.logging.set_verbosity_error()
     transformers.utils.logging.set_verbosity(transformers.utils.logging.CRITICAL)
+
+
+class _Stderr(logging.StreamHandler[Any]):
+    """Writes to what is stderr at the time."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stderr
+        super().emit(record)
+
+
+def hear() -> None:
+    """Show on stderr what ctxext and libraries log, from INFO on."""
+    import transformers
+
+    root = logging.getLogger()
+    if not any(isinstance(handler, _Stderr) for handler in root.handlers):
+        handler = _Stderr()
+        handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
+        root.addHandler(handler)
+    root.setLevel(logging.INFO)
+    transformers.utils.logging.set_verbosity_info()
+    transformers.utils.logging.disable_default_handler()
+    transformers.utils.logging.enable_propagation()
 
 
 @contextlib.contextmanager
