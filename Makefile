@@ -24,7 +24,7 @@ MODEL := smollm2-135m
 
 .PHONY: demo reproduce real real-check real-model test quick test-families test-oldest \
   test-families-oldest test-newest test-gguf test-threads pins check format lock results bench \
-  bench-long test-gpu bench-gpu clean
+  bench-long test-gpu bench-gpu docs clean
 
 demo: $(READY)
 	$(BIN)/ctxext eval --model tiny --len 512,2k,4k --tokens 64k \
@@ -134,6 +134,12 @@ test-gpu:
 bench-gpu:
 	PYTHONPATH=. $(PYTHON) scripts/bench.py cuda
 
+# The site of the documentation, in build/site: every link is checked.
+docs: .venv-docs/.over
+	.venv-docs/bin/python -m pip install --quiet --no-build-isolation \
+	  --constraint requirements.lock --editable '.[docs]'
+	.venv-docs/bin/python -m mkdocs build --strict
+
 check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -178,4 +184,4 @@ $(OLD)/.ready: $(OLD)/.over
 	touch $@
 
 clean:
-	rm -rf .venv $(OLD) $(NEW) .venv-lock build .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv $(OLD) $(NEW) .venv-lock .venv-docs build .mypy_cache .pytest_cache .ruff_cache

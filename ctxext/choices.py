@@ -18,6 +18,7 @@ BenchCase = Literal["model", "packed", "steps", "padded", "attention"]
 Verification = Literal["quick", "full"]
 Benchmark = Literal["ruler", "longbench", "longbench-e"]  # whose tasks have a mean
 Seeds = Literal["each", "mean"]
+PlotFormat = Literal["png", "svg", "pdf"]
 ReportFormat = Literal["table", "md", "csv", "latex", "html"]
 
 

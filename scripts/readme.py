@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import inspect
 import json
+import math
 import re
 import sys
 import textwrap
@@ -84,7 +85,7 @@ def options(command: Any) -> str:
         info: Any = hints[name].__metadata__[0]
         flags = [d for d in (info.default, *(info.param_decls or ())) if isinstance(d, str)]
         flag = flags[0] if flags else f"--{name.replace('_', '-')}"
-        said = f"{info.help} {_words(info)}".strip()
+        said = f"{info.help} {_words(info)}".strip().replace("[", r"\[")  # is no link
         lines.append(f"| `{flag}` | {said} | {_default(parameter.default)} |")
     return "\n".join(lines)
 
@@ -162,6 +163,53 @@ def results() -> str:
 
 def _bold(table: tables.Table, cell: tables.Cell) -> str:
     return f"**{table.cell_text(cell)}**" if cell.best else table.cell_text(cell)
+
+
+LOSS = ("ppl", "perplexity")
+#: Of which the decision table tells, by kind.
+DECIDED = ("yarn", "ntk", "llama3", "rerope", "rerope+logn", "leaky-rerope+logn", "self-extend",
+           "dca", "streaming", "lm-infinite", "window")  # fmt: skip
+
+
+def decision() -> str:
+    """What methods gain and cost on the two models, by the committed records."""
+    tiny, real = _records("tiny"), _records("real")
+    lines = [
+        "| method | tax on tiny (nats) | change at 4k (nats) | pass keys at 4k, 16k (%) | "
+        "tax on SmolLM2-135M (nats) | change at 16k (nats) |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for method in DECIDED:
+        small, large = _apart(tiny, method, 4096), _apart(real, method, 16384)
+        cells = [small[0], small[1], _keys(tiny, method, (4096, 16384)), large[0], large[1]]
+        lines.append(f"| `{method}` | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _apart(records: list[Record], method: str, length: int) -> tuple[str, str]:
+    """A method's tax and its paired change in loss against rope, in nats per token."""
+    found = [t for t in tables.build(records) if (t.group.task, t.group.metric) == LOSS]
+    table = next(t for t in found if length in [column.length for column in t.columns])
+    rows = {row.method: row for row in table.rows}
+    if method not in rows:
+        return "–", "–"
+    place = [column.length for column in table.columns].index(length)
+    cell, rope = (rows[name].cells[place].record for name in (method, "rope"))
+    if cell is None or rope is None:
+        return "–", "–"
+    paired = real_table.apart(cell, rope)
+    plain = f"{math.log(cell['value'] / rope['value']):+.3f}"
+    return table.tax_texts(rows[method])[0], str(paired) if paired else plain
+
+
+def _keys(records: list[Record], method: str, lengths: tuple[int, ...]) -> str:
+    """How many of the pass keys are found, in percent."""
+    found = {
+        r["length"]: f"{100 * r['value']:.0f}"
+        for r in records
+        if (r["requested"], r["metric"], r["status"]) == (method, "passkey", "ok")
+    }
+    return ", ".join(found.get(length, "–") for length in lengths) if found else "–"
 
 
 def seed() -> str:
@@ -279,6 +327,7 @@ def main() -> None:
         "real": lambda: real_table.part(_records("real")),
         "entropy_cap": lambda: real_table.entropy_cap([*_records("tiny"), *_records("real")]),
         "results": results,
+        "decision": decision,
         "seed": seed,
         "speed": speed,
     }

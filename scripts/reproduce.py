@@ -23,7 +23,7 @@ from ctxext.measure.run import Evaluation
 from ctxext.models.loading import Source
 from ctxext.notation import format_length
 from ctxext.records import Store
-from ctxext.report import plots
+from ctxext.report import PLOTS, plots
 from ctxext.report.figure import Figure, Line, Point, view
 from ctxext.request.evaluation import EvaluationRequest
 from ctxext.request.lists import parse_methods, parse_tasks
@@ -129,10 +129,10 @@ def document(found: table.Found) -> str:
 def write(found: table.Found) -> None:
     """seed-table.md and both plots."""
     write_atomically(OUT / "seed-table.md", (document(found) + "\n").encode())
-    for suffix in plots.SUFFIXES:
-        plots.save(OUT / f"seed-table{suffix}", lambda: shares(found))
+    for form in PLOTS:
+        plots.save(OUT / f"seed-table.{form}", lambda: shares(found))
         if table.losses(found):
-            plots.save(OUT / f"tail{suffix}", lambda: plots.draw(tail(found)))
+            plots.save(OUT / f"tail.{form}", lambda: plots.draw(tail(found)))
 
 
 def shares(found: table.Found) -> Any:

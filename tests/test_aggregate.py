@@ -102,7 +102,11 @@ def test_the_command_prints_and_writes_them(
     assert names == {path.name for path in tmp_path.iterdir() if path.suffix != ".json"}
     assert "effective" in run(*asked).out
     assert run("report", "--out", tmp_path, "--seeds", "mean").code == 2
-    assert run(*asked, "--format", "latex").code == 2
+    assert "\\toprule" in run(*asked, "--format", "latex").out
+    assert run(*asked, "--format", "html", "--write").code == 2
+    wide = run(*asked, "--write", "--format", "latex", "--plots", "pdf", "--width", "3.3in")
+    told = {Path(line.split()[1]).name for line in wide.err.splitlines()}
+    assert told == {"ruler.md", "ruler.tex", "ruler--plots.pdf", "ruler--plots.tex"}
 
 
 def test_draws_a_small_plot_for_the_mean_and_each_task(

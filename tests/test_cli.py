@@ -977,3 +977,33 @@ def test_the_environment_is_left_alone(run: Run, here: Path) -> None:
     evaluate(run, "--method", "rerope", "--dtype", "bfloat16")
     assert (torch.get_default_dtype(), torch.get_num_threads(), torch.is_grad_enabled()) == before
     assert os.getcwd() == str(here)
+
+
+def test_verbose_shows_what_is_logged_and_tracebacks(here: Path) -> None:
+    command = [sys.executable, "-m", "ctxext", "-v", "eval", "--model", "plain", "--data", "t.txt"]
+    command += ["--len", "64", "--limit", "1", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert "INFO ctxext: loading plain: float32 on cpu, sdpa\n" in done.stderr
+    assert json.loads(done.stdout)["status"] == "ok"
+    done = subprocess.run([*command, "--attn", "none"], capture_output=True, text=True, timeout=200)
+    assert done.returncode == 2
+    assert "Traceback" in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: unknown attention path 'none'")
+
+
+@pytest.mark.parametrize(
+    ("method", "package"),
+    [("gptq", "optimum"), ("awq", "gptqmodel"), ("bitsandbytes", "bitsandbytes")],
+)
+def test_a_quantized_folder_says_what_to_install(
+    run: Run, here: Path, method: str, package: str
+) -> None:
+    if importlib.util.find_spec(package) is not None:
+        pytest.skip("it is there")
+    quantized = {"quant_method": method, "bits": 4, "group_size": 128}
+    quantized |= {"load_in_4bit": True} if method == "bitsandbytes" else {}
+    config = json.loads(Path("plain/config.json").read_text())
+    Path("plain/config.json").write_text(json.dumps({**config, "quantization_config": quantized}))
+    ran = run("eval", "--model", "plain", "--data", "t.txt", "--len", "64")
+    refused(ran, "model folder 'plain' cannot be loaded: ", "pip install", package)

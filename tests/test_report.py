@@ -26,7 +26,7 @@ from ctxext.errors import UsageError
 from ctxext.notation import format_length
 from ctxext.records import SPENT, Record, problem_with, sealed
 from ctxext.records.intervals import tango, wilson
-from ctxext.report import formats, groups, heatmaps, labels, latex, plots, series, tables
+from ctxext.report import formats, groups, heatmaps, labels, latex, paper, plots, series, tables
 from ctxext.report.figure import Figure
 
 
@@ -507,7 +507,7 @@ def test_a_picture_is_deterministic(suffix: str, tmp_path: Path) -> None:
 
 
 def test_a_picture_needs_a_known_suffix(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"\.png or \.svg"):
+    with pytest.raises(UsageError, match=r"\.png, \.svg or \.pdf"):
         plots.save(tmp_path / "a.gif", lambda: None)
     assert list(tmp_path.iterdir()) == []
 
@@ -741,7 +741,7 @@ def test_the_terminal_shows_differences_below_values() -> None:
 
 def test_latex_is_a_booktabs_table() -> None:
     lines = report.render(EXAMPLE, "latex").splitlines()
-    assert lines[:3] == ["% \\usepackage{booktabs}", "\\begin{table}", "\\centering"]
+    assert lines[:3] == ["% \\usepackage{booktabs,graphicx}", "\\begin{table}", "\\centering"]
     assert "\\begin{tabular}{lrrrrrr}" in lines
     head = lines.index("\\toprule") + 1
     assert lines[head] == (
@@ -752,7 +752,7 @@ def test_latex_is_a_booktabs_table() -> None:
     assert {row.count(" & ") for row in rows} == {6}
     assert all(row.endswith(" \\\\") for row in rows)
     assert any(row.startswith("rerope & \\textbf{") and " & oom & " in row for row in rows)
-    assert lines[-2:] == ["\\end{tabular}", "\\end{table}"]
+    assert lines[-2:] == ["\\end{tabular}}", "\\end{table}"]
 
 
 def test_nothing_in_a_name_is_latex() -> None:
@@ -774,7 +774,7 @@ def test_nothing_in_a_name_is_latex() -> None:
 def test_latex_keeps_its_shape_whatever_the_names(name: str) -> None:
     records = [sealed(cell(m, 64, model=name, metric=name)) for m in ("rope", name)]
     text = report.render(records, "latex")
-    assert len(text.splitlines()) == 13
+    assert len(text.splitlines()) == 14
     body = re.sub(r"\\[{}$&#_%]", "", text)
     assert body.count("{") == body.count("}")
     assert body.count("$") % 2 == 0
@@ -850,6 +850,65 @@ def test_short_names_of_methods_keep_what_tells_them_apart() -> None:
     assert labels.short_methods([one, two]) == {one: one, two: two}  # else both were @a.json
     odd = ["", "+", "a+", ":", "a=b", *HOSTILE]
     assert len(set(labels.short_methods(odd).values())) == len(set(odd))
+
+
+def inches_of(pdf: Path) -> float:
+    found = re.search(rb"/MediaBox \[ *0 0 ([0-9.]+) ", pdf.read_bytes())
+    assert found
+    return float(found[1]) / 72
+
+
+def test_pictures_for_a_paper_are_as_wide_as_is_asked_and_have_captions(tmp_path: Path) -> None:
+    longer = [cell("rerope:window=8+logn", n) for n in (64, 128)]
+    records = [*EXAMPLE, *longer, *MAPPED]
+    written = report.write_files(tmp_path, records, plots=("pdf",), format="latex", width=3.3)
+    pdfs = {path.stem for path in written if path.suffix == ".pdf"}
+    assert pdfs == {path.stem for path in written if path.suffix == ".tex"} - {"tables"}
+    assert {"overview", "perplexity--tiny--stdlib", "depth--tiny--passkey--stdlib"} < pdfs
+    for name in pdfs:
+        pdf = tmp_path / f"{name}.pdf"
+        assert inches_of(pdf) == pytest.approx(3.3, abs=0.01)
+        assert b"/Type3" not in pdf.read_bytes()
+        tex = pdf.with_suffix(".tex").read_text()
+        assert f"\\includegraphics{{{name}}}" in tex
+        assert "tiny on stdlib" in tex
+    overview = (tmp_path / "overview.tex").read_text()
+    assert "rope up to 323.6" in overview  # what is out of view stands in the caption
+    assert "rerope+logn is rerope:window=8+logn." in overview
+    assert "rerope+logn &" in (tmp_path / "tables.tex").read_text()
+    again = next(one for one in paper.pictures(series.figures(records), [], 3.3))
+    plots.save(tmp_path / "again.pdf", again.draw, cut=False)
+    assert (tmp_path / "again.pdf").read_bytes() == (tmp_path / "overview.pdf").read_bytes()
+
+
+def test_small_multiples_share_a_legend_and_fill_pages() -> None:
+    many = [
+        cell(m, n, dtype=f"type{i}") for i in range(40) for m in ("rope", "ntk") for n in (64, 128)
+    ]
+    shown = paper.pictures(series.figures(many), [], 3.3)
+    names = [picture.name for picture in shown if picture.name.startswith("overview")]
+    assert names == [f"overview-{number}" for number in range(1, 8)]  # 80 plots, 12 on each
+    canvas = shown[0].draw()
+    assert canvas.get_size_inches()[0] == pytest.approx(3.3)
+    assert canvas.get_size_inches()[1] < 9.5
+    assert [text.get_text() for text in canvas.legends[0].get_texts()] == ["rope", "ntk"]
+    titles = [axes.get_title().replace("\n", " ") for axes in canvas.axes if axes.get_title()]
+    assert titles[0] == "loss by position (type0)"
+    assert len(set(titles)) == len(titles)
+
+
+@pytest.mark.parametrize(
+    ("text", "inches"),
+    [("3.3in", 3.3), ("84mm", 84 / 25.4), (" 8.4 cm", 8.4 / 2.54), ("72.27pt", 1)],
+)
+def test_widths(text: str, inches: float) -> None:
+    assert paper.parse_width(text) == pytest.approx(inches)
+
+
+@pytest.mark.parametrize("text", ["", "3.3", "in", "-3in", "0in", "99in", "nanin", "1e1in", "٣in"])
+def test_what_is_no_width(text: str) -> None:
+    with pytest.raises(UsageError, match="for --width: give 1in to 40in"):
+        paper.parse_width(text)
 
 
 def test_loss_by_position_is_of_the_longest_common_length() -> None:
@@ -1125,7 +1184,7 @@ def test_maps_stand_beside_the_tables_one_for_each_group(tmp_path: Path) -> None
         for dtype in ("bfloat16", "float32")
         for suffix in ("png", "svg")
     ]
-    assert {path.suffix for path in report.write_files(tmp_path, MAPPED, plots=False)} == {".md"}
+    assert {path.suffix for path in report.write_files(tmp_path, MAPPED, plots=())} == {".md"}
     many = [f"a-method-of-number-{number}" for number in range(9)]
-    (table,) = report.write_files(tmp_path, MAPPED, plots=False, methods=many)
+    (table,) = report.write_files(tmp_path, MAPPED, plots=(), methods=many)
     assert re.fullmatch(r"tables--9-methods--[0-9a-f]{8}\.md", table.name)

@@ -229,7 +229,8 @@ def check(
     Args:
         baseline: a folder of records, or one of its files.
         out: where the new records go; a temporary folder without.
-        sigma, tolerance: see `compare`.
+        sigma: see `compare`.
+        tolerance: see `compare`.
 
     Raises:
         UsageError: there is no such baseline, or nothing of it can be measured.

@@ -20,7 +20,7 @@ from ctxext.cli.score import score
 from ctxext.cli.tasks import tasks
 from ctxext.cli.tune import tune
 
-VERBOSE = "Also show tracebacks of errors, and what libraries warn of, on stderr."
+VERBOSE = "Also show tracebacks of errors, and what is logged and warned of, on stderr."
 
 app = typer.Typer(
     name="ctxext",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import signal
 import sys
 import traceback
@@ -20,8 +21,6 @@ import typer
 from ctxext.system.names import printable
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from rich.console import Console
 
     from ctxext.records import Record
@@ -147,32 +146,18 @@ def print_tables(records: list[Record], order: list[str]) -> None:
         terminal.print(table, crop=False)
 
 
-def print_headlines(
-    records: list[Record],
-    order: list[str],
-    benchmark: str,
-    seeds: str,
-    style: str,
-    out: Path,
-    write: bool,
-    plots: bool,
-) -> None:
-    """The means over a benchmark's tasks, printed in a format, and written where that is asked."""
+def print_headlines(found: list[Any], style: str) -> None:
+    """The means over a benchmark's tasks, in a format."""
     from ctxext import report
     from ctxext.report import aggregate, sheets
 
-    found = aggregate.headlines(records, benchmark, seeds, order)
-    form = "md" if style == "table" else style
-    text = report.render_headlines(found, form)
     if style == "table":
         terminal = screen()
         for sheet in (sheet for headline in found for sheet in aggregate.sheets(headline)):
             terminal.print(sheets.to_rich(sheet), crop=False)
     else:
-        typer.echo(text, nl=False)
+        typer.echo(report.render_headlines(found, style), nl=False)
     sys.stdout.flush()
-    for path in report.write_headlines(out, found, form, plots) if write else ():
-        typer.echo(f"wrote {path}", err=True)
 
 
 def print_sheets(study: Any) -> None:
@@ -275,10 +260,34 @@ def quieten() -> None:
     huggingface_hub.utils.disable_progress_bars()  # type: ignore[attr-defined]
     transformers.utils.logging.disable_progress_bar()
     if _verbose:
+        hear()
         return
     warnings.simplefilter("ignore")
     huggingface_hub.utils.logging.set_verbosity_error()
     transformers.utils.logging.set_verbosity(transformers.utils.logging.CRITICAL)
+
+
+class _Stderr(logging.StreamHandler[Any]):
+    """Writes to what is stderr at the time."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stderr
+        super().emit(record)
+
+
+def hear() -> None:
+    """Show on stderr what ctxext and libraries log, from INFO on."""
+    import transformers
+
+    root = logging.getLogger()
+    if not any(isinstance(handler, _Stderr) for handler in root.handlers):
+        handler = _Stderr()
+        handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
+        root.addHandler(handler)
+    root.setLevel(logging.INFO)
+    transformers.utils.logging.set_verbosity_info()
+    transformers.utils.logging.disable_default_handler()
+    transformers.utils.logging.enable_propagation()
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -40,8 +41,21 @@ def report(
         ),
     ] = False,
     plots: Annotated[
-        bool, typer.Option("--plots/--no-plots", help="Whether --write draws, which takes seconds.")
-    ] = True,
+        str | None,
+        typer.Option(
+            help="Formats of the plots that --write draws: png, svg and pdf. Default: png,svg."
+        ),
+    ] = None,
+    no_plots: Annotated[
+        bool, typer.Option("--no-plots", help="Have --write draw none, which takes seconds.")
+    ] = False,
+    width: Annotated[
+        str | None,
+        typer.Option(
+            help="Draw for a paper, so wide (3.3in, 84mm, 240pt): in small type, each with its "
+            "caption as a LaTeX figure, and all line plots as small multiples in overview."
+        ),
+    ] = None,
     pack: Annotated[
         bool,
         typer.Option(
@@ -71,9 +85,11 @@ def report(
     from ctxext import report as reports
     from ctxext.errors import UsageError
     from ctxext.records import Store
+    from ctxext.report import aggregate as aggregates
 
     if style == "html" and not write:
         raise UsageError("--format html is a page for a browser: add --write, for report.html")
+    drawn, inches = _pictures(plots, no_plots, width, write)
     if not out.is_dir():
         raise UsageError(f"no folder {str(out)!r}: give --out, where ctxext eval wrote records")
     for line in Store(out).pack() if pack else ():
@@ -87,7 +103,11 @@ def report(
     order = [name if name in known else str(methods.parse(name)) for name in method]
     records = reports.chosen(records, order)
     if aggregate is not None:
-        return console.print_headlines(records, order, aggregate, seeds, style, out, write, plots)
+        found = aggregates.headlines(records, aggregate, seeds, order)
+        form = "md" if style == "table" else style
+        console.print_headlines(found, style)
+        written = reports.write_headlines(out, found, form, drawn, inches) if write else ()
+        return _tell(written)
     if seeds != "each":
         raise UsageError("--seeds is for a benchmark's means: add --aggregate, or leave it out")
     if style == "table":
@@ -97,6 +117,27 @@ def report(
     sys.stdout.flush()
     if write:
         form = "md" if style == "table" else style
-        for path in reports.write_files(out, records, order, plots, form, order):
-            typer.echo(f"wrote {path}", err=True)
+        _tell(reports.write_files(out, records, order, drawn, form, order, inches))
     return None
+
+
+def _pictures(
+    plots: str | None, none: bool, width: str | None, write: bool
+) -> tuple[tuple[str, ...], float | None]:
+    """The formats of pictures, and how many inches wide they are; None for as they come."""
+    from ctxext.errors import UsageError
+    from ctxext.report import PLOTS
+    from ctxext.report.paper import parse_width
+
+    for option, given in (("--plots", plots), ("--width", width)):
+        if given is not None and (none or not write):
+            less = "leave --no-plots out" if none else "add --write"
+            raise UsageError(f"{option} is for the plots that --write draws: {less}")
+    words = PLOTS if plots is None else tuple(dict.fromkeys(plots.split(",")))
+    drawn = tuple(choices.check_word("plot format", word, choices.PlotFormat) for word in words)
+    return () if none else drawn, None if width is None else parse_width(width)
+
+
+def _tell(written: Iterable[Path]) -> None:
+    for path in written:
+        typer.echo(f"wrote {path}", err=True)

@@ -10,6 +10,8 @@ from ctxext.models.aliases import taken
 from ctxext.models.loading import Source, load_saved, load_tokenizer
 from ctxext.models.mark import read_mark
 
+_LOG = logging.getLogger("ctxext")
+
 
 def load(name: str, **options: Any) -> tuple[Any, Any]:
     """A causal language model, in evaluation mode, and its tokenizer.
@@ -26,7 +28,7 @@ def load(name: str, **options: Any) -> tuple[Any, Any]:
             patch it was saved with; the message says why.
     """
     if line := taken(name):
-        logging.warning(line)
+        _LOG.warning("%s", line)
     source = Source(name, **options)
     model, given = load_saved(source)
     tokenizer = load_tokenizer(source)
@@ -34,5 +36,5 @@ def load(name: str, **options: Any) -> tuple[Any, Any]:
         mark = read_mark(given)
         options = {"train_len": source.train_len or mark.trained, "own_scaling": mark.own_scaling}
         patch(model, mark.spec, mark.length, attn=source.attn, **options)
-        logging.warning(f"model {name!r} is patched with {mark.spec}, as it was when it was saved")
+        _LOG.warning("model %r is patched with %s, as it was when it was saved", name, mark.spec)
     return model, tokenizer

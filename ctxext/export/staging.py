@@ -22,6 +22,8 @@ from pathlib import Path
 
 from ctxext.errors import UsageError, short
 
+_LOG = logging.getLogger("ctxext")
+
 if sys.platform != "win32":
     import fcntl
 
@@ -228,4 +230,4 @@ def _clear(box: Path) -> None:
                     os.chmod(path, 0o700)  # a folder that is read-only cannot be emptied
         shutil.rmtree(box)
     except OSError as error:
-        logging.warning("%s", f"could not remove {str(box)!r}: {_why(error)}")
+        _LOG.warning("could not remove %r: %s", str(box), _why(error))

@@ -36,6 +36,12 @@ from ctxext.models.rope import check_config, check_raw, made_up
 from ctxext.system import hub
 from ctxext.text import counted
 
+_LOG = logging.getLogger("ctxext")
+
+
+def _warn(line: str) -> None:
+    _LOG.warning("%s", line)
+
 
 @dataclass(frozen=True)
 class Source:
@@ -212,7 +218,7 @@ def load_tokenizer(source: Source) -> Any:
     return explained(with_base(source, (CONFIG, *TOKENIZER)), AutoTokenizer.from_pretrained)
 
 
-def load_model(source: Source, note: Callable[[str], None] = logging.warning) -> Any:
+def load_model(source: Source, note: Callable[[str], None] = _warn) -> Any:
     """The plain model in evaluation mode on its device.
 
     Args:
@@ -229,7 +235,7 @@ def load_model(source: Source, note: Callable[[str], None] = logging.warning) ->
     return model
 
 
-def load_saved(source: Source, note: Callable[[str], None] = logging.warning) -> tuple[Any, Any]:
+def load_saved(source: Source, note: Callable[[str], None] = _warn) -> tuple[Any, Any]:
     """`load_model` that is silent of the patch which the model was saved with, and its mark."""
     from transformers import AutoModelForCausalLM
 
@@ -237,6 +243,7 @@ def load_saved(source: Source, note: Callable[[str], None] = logging.warning) ->
     if source.held is not None:
         return source.held.model, vars(source.held.model.config).get(MARK)
     source = settle(source, config)
+    _LOG.info("loading %s: %s on %s, %s", source.name, source.dtype, source.device, source.attn)
     options: dict[str, Any] = {"dtype": source.dtype, "attn_implementation": source.attn}
     if source.load_in is not None:
         options["quantization_config"] = _quantization(source.load_in)

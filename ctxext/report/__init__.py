@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ctxext.errors import UsageError
 from ctxext.records import Record
-from ctxext.report import aggregate, effective, formats, sheets, speed, tables
+from ctxext.report import aggregate, effective, formats, latex, sheets, speed, tables
 from ctxext.report.groups import chosen as chosen
 from ctxext.report.spreadsheet import write_csv
 from ctxext.system.digests import sha256_of_text
@@ -23,6 +23,8 @@ from ctxext.system.names import safe_name
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
+    from ctxext.report.paper import Picture
+
 #: The file of each format: its name, and what it ends in.
 FILES = {
     "md": ("tables", ".md"),
@@ -31,6 +33,7 @@ FILES = {
     "html": ("report", ".html"),
 }
 FORMATS = tuple(FILES)
+PLOTS = ("png", "svg")  # formats of pictures, where no others are asked for
 _LONGEST = 80  # characters of a file name that are methods
 
 
@@ -53,7 +56,7 @@ def render(records: Iterable[Record], format: str = "md", order: Sequence[str] =
         return write_csv(formats.CSV + (speed.CSV if speeds else ()), rows)
     if format == "latex":
         texts = [*map(formats.to_latex, scores), *map(speed.to_latex, speeds)]
-        return "\n".join(["% \\usepackage{booktabs}", *texts])
+        return "\n".join([latex.NEEDS, *texts])
     texts = [*map(formats.to_markdown, scores)]
     texts += map(sheets.to_markdown, effective.sheets(records, order))
     texts += map(speed.to_markdown, speeds)
@@ -77,12 +80,13 @@ def write_files(
     folder: str | Path,
     records: Iterable[Record],
     order: Sequence[str] = (),
-    plots: bool = True,
+    plots: Sequence[str] = PLOTS,
     format: str = "md",
     methods: Sequence[str] = (),
+    width: float | None = None,
 ) -> list[Path]:
-    """Write `tables.md`, the format's own file where that is another, and with `plots` each plot
-    and map by depth as PNG and SVG; the paths.
+    """Write `tables.md`, the format's own file where that is another, and each plot and map by
+    depth in the formats of `plots`; the paths.
 
     Plots are named after what they show, as `loss-by-position--MODEL--DATA` or
     `depth--MODEL--TASK--DATA`. Where several groups have the same model and data, the name goes
@@ -91,6 +95,9 @@ def write_files(
     Args:
         methods: those that were chosen, if the records are not all: every name ends in them, so
             that no file takes the place of one that shows all.
+        width: inches of each picture, which is then drawn for a paper: in small type, without a
+            title, beside it a LaTeX figure with its caption, and all line plots as small multiples
+            in `overview` too.
     """
     folder, records, ending = Path(folder), list(records), _ending(methods)
     written = []
@@ -98,43 +105,55 @@ def write_files(
         stem, suffix = FILES[form]
         written.append(folder / f"{stem}{ending}{suffix}")
         write_atomically(written[-1], render(records, form, order).encode("utf-8", "replace"))
-    return [*written, *(_draw(folder, records, order, ending) if plots else ())]
+    return [*written, *(_draw(folder, records, order, ending, plots, width) if plots else ())]
 
 
 def write_headlines(
-    folder: str | Path, found: Sequence[aggregate.Headline], format: str = "md", plots: bool = True
+    folder: str | Path,
+    found: Sequence[aggregate.Headline],
+    format: str = "md",
+    plots: Sequence[str] = PLOTS,
+    width: float | None = None,
 ) -> list[Path]:
-    """Write the tables of a benchmark's means as `BENCHMARK.md`, and as CSV where that is the
-    format, and with `plots` each picture of small plots as PNG and SVG; the paths."""
+    """Write the tables of a benchmark's means as `BENCHMARK.md`, and in the format where that is
+    another, and each picture of small plots in the formats of `plots`; the paths.
+
+    Args:
+        width: as for `write_files`.
+    """
     folder, name = Path(folder), found[0].benchmark
-    texts = {".md": render_headlines(found, "md")}
-    texts |= {".csv": render_headlines(found, "csv")} if format == "csv" else {}
     written = []
-    for suffix, text in texts.items():
-        written.append(folder / f"{name}{suffix}")
+    for form in dict.fromkeys(("md", format)):
+        written.append(folder / f"{name}{FILES[form][1]}")
+        text = render_headlines(found, form)
         write_atomically(written[-1], text.encode("utf-8", "replace"))
     if plots:
-        from ctxext.report import multiples
-        from ctxext.report.plots import SUFFIXES, save
+        from ctxext.report import multiples, paper
 
         for number, headline in enumerate(found, 1):
             stem = name if len(found) == 1 else f"{name}--{number}"
-            for suffix in SUFFIXES:
-                written.append(folder / f"{stem}{suffix}")
-                save(written[-1], partial(multiples.draw, headline))
+            if width is None:
+                drawn = paper.Picture(stem, "", partial(multiples.draw, headline))
+            else:
+                drawn = paper.headline(f"{stem}--plots", headline, width)  # NAME.tex has tables
+            written += _save(folder, drawn, "", plots, width)
     return written
 
 
 def render_headlines(found: Sequence[aggregate.Headline], format: str = "md") -> str:
-    """The tables of benchmarks' means as Markdown ("md") or one CSV ("csv").
+    """The tables of benchmarks' means as Markdown ("md"), one CSV ("csv") or LaTeX ("latex").
 
     Raises:
         UsageError: another format.
     """
-    if format not in ("md", "csv"):
-        raise UsageError(f"--aggregate has no format {format!r}: give table, md or csv")
     some = [sheet for headline in found for sheet in aggregate.sheets(headline)]
-    return sheets.to_csv(some) if format == "csv" else "\n".join(map(sheets.to_markdown, some))
+    if format == "csv":
+        return sheets.to_csv(some)
+    if format == "latex":
+        return "\n".join([latex.NEEDS, *map(sheets.to_latex, some)])
+    if format != "md":
+        raise UsageError(f"--aggregate has no format {format!r}: give table, md, csv or latex")
+    return "\n".join(map(sheets.to_markdown, some))
 
 
 def _ending(methods: Sequence[str]) -> str:
@@ -146,14 +165,39 @@ def _ending(methods: Sequence[str]) -> str:
     return f"--{len(methods)}-methods--{digest[:8]}"
 
 
-def _draw(folder: Path, records: list[Record], order: Sequence[str], ending: str) -> list[Path]:
+def _draw(
+    folder: Path,
+    records: list[Record],
+    order: Sequence[str],
+    ending: str,
+    formats: Sequence[str],
+    width: float | None,
+) -> list[Path]:
+    from ctxext.report import heatmaps, paper, series
+
+    if width is None:
+        drawn = [paper.Picture(name, "", draw) for name, draw in _drawings(records, order).items()]
+    else:
+        maps = heatmaps.heatmaps(records, order)
+        drawn = paper.pictures(series.figures(records, order), maps, width)
+    return [path for picture in drawn for path in _save(folder, picture, ending, formats, width)]
+
+
+def _save(
+    folder: Path, picture: Picture, ending: str, formats: Sequence[str], width: float | None
+) -> list[Path]:
+    """Write a picture in each format, and for a paper its LaTeX figure."""
     from ctxext.report import plots
 
-    written = []
-    for name, draw in _drawings(records, order).items():
-        for suffix in plots.SUFFIXES:
-            written.append(folder / f"{name}{ending}{suffix}")
-            plots.save(written[-1], draw)
+    stem = f"{picture.name}{ending}"
+    written = [folder / f"{stem}.{form}" for form in formats]
+    for path in written:
+        plots.save(path, picture.draw, cut=width is None)
+    if width is not None:
+        written.append(folder / f"{stem}.tex")
+        write_atomically(
+            written[-1], latex.figure(stem, picture.caption).encode("utf-8", "replace")
+        )
     return written
 
 

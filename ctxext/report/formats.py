@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ctxext.records import Record
 from ctxext.report import latex, markdown
+from ctxext.report.labels import short_methods, told
 from ctxext.report.spreadsheet import versions_text, write_csv
 from ctxext.report.tables import Table
 from ctxext.system.names import printable
@@ -82,8 +83,11 @@ def to_markdown(table: Table) -> str:
 
 
 def to_latex(table: Table) -> str:
-    """A booktabs table; the best of a column in bold."""
-    return latex.table(table.title, table.caption, table.header(), list(_texts(table)))
+    """A booktabs table with short names of methods; the best of a column in bold."""
+    labels = short_methods(row.method for row in table.rows)
+    rows = [[(labels[method], bold), *cells] for (method, bold), *cells in _texts(table)]
+    caption = " ".join(filter(None, [table.caption, told(labels)]))
+    return latex.table(table.title, caption, table.header(), rows)
 
 
 def _texts(table: Table) -> Iterator[list[tuple[str, bool]]]:

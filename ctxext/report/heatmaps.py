@@ -19,10 +19,12 @@ from ctxext.report.groups import (
     newest,
     titled,
 )
+from ctxext.report.labels import short_methods
 from ctxext.report.plots import set_text, wrapped
 from ctxext.system.names import printable
 
 _ACROSS = 6  # maps in a row, at most
+PAGE = 8.5  # inches that a picture for a paper is high at most
 DARK = 0.47  # numbers are dark from this share on: readable on cividis
 
 
@@ -92,20 +94,27 @@ def _shares(record: Record) -> dict[float, float]:
     return {part["depth"]: part["value"] for part in parts if "depth" in part}
 
 
-def draw(heatmap: Heatmap) -> Any:
-    """The matplotlib figure: lengths across, depths down, the share found in percent."""
+def draw(heatmap: Heatmap, width: float | None = None) -> Any:
+    """The matplotlib figure: lengths across, depths down, the share found in percent.
+
+    Args:
+        width: inches of a picture for a paper: in small type, with short names and no title.
+    """
     from matplotlib.figure import Figure
 
     maps = heatmap.maps
     lengths = sorted({length for shares in maps.values() for length in shares})
     depths = sorted({d for shares in maps.values() for column in shares.values() for d in column})
-    down = -(-len(maps) // _ACROSS)
+    labels = short_methods(maps) if width else {method: method for method in maps}
+    least = 0.22 * len(lengths) + 0.35
+    down = -(-len(maps) // (max(1, int((width - 0.6) / least)) if width else _ACROSS))
     across = -(-len(maps) // down)
-    width = max(2.2, 0.55 * len(lengths) + 1.0)
-    titles = [wrapped(method, 24) for method in maps]
+    titles = [wrapped(labels[method], 24) for method in maps]
     heading = f"{wrapped(heatmap.title, 60)}\n{wrapped(heatmap.about, 80)}"
     height = 0.24 * len(depths) + 1.0 + _more(titles, 0.17)
-    size = (width * across + 1.6, height * down + 0.8 + _more([heading], 0.2))
+    size = max(2.2, 0.55 * len(lengths) + 1.0) * across + 1.6, height * down + 0.8
+    tall = (0.14 * len(depths) + 0.5 + _more(titles, 0.12)) * down + 0.4
+    size = (width, min(tall, PAGE)) if width else (size[0], size[1] + _more([heading], 0.2))
     figure = Figure(figsize=size, layout="constrained")
     panels = figure.subplots(down, across, squeeze=False, sharex=True, sharey=True)
     image: Any = None
@@ -114,8 +123,8 @@ def draw(heatmap: Heatmap) -> Any:
             panel.set_axis_off()
             continue
         method = list(maps)[number]
-        image = _map(panel, maps[method], lengths, depths)
-        set_text(panel.set_title("", fontsize=10), titles[number])
+        image = _map(panel, maps[method], lengths, depths, 4.5 if width else 7)
+        set_text(panel.set_title("", fontsize=7 if width else 10), titles[number])
         if number % across == 0:
             panel.set_ylabel("depth")
         if number + across >= len(maps):
@@ -123,7 +132,8 @@ def draw(heatmap: Heatmap) -> Any:
             panel.tick_params(labelbottom=True)
     bar = figure.colorbar(image, ax=panels, fraction=0.05, pad=0.02, shrink=1 / down)
     bar.set_label("found (%)")
-    set_text(figure.suptitle("", x=0.02, ha="left", fontsize=12), heading)
+    if not width:
+        set_text(figure.suptitle("", x=0.02, ha="left", fontsize=12), heading)
     return figure
 
 
@@ -133,9 +143,13 @@ def _more(texts: list[str], line: float) -> float:
 
 
 def _map(
-    panel: Any, shares: dict[int, dict[float, float]], lengths: list[int], depths: list[float]
+    panel: Any,
+    shares: dict[int, dict[float, float]],
+    lengths: list[int],
+    depths: list[float],
+    type_size: float,
 ) -> Any:
-    """One method's map; what was not measured stays blank."""
+    """One method's map, with numbers of this size; what was not measured stays blank."""
     percent = [
         [100 * shares.get(length, {}).get(depth, float("nan")) for length in lengths]
         for depth in depths
@@ -145,12 +159,14 @@ def _map(
         for column, value in enumerate(values):
             if value == value:
                 colour = "black" if value >= 100 * DARK else "white"
-                spot = {"ha": "center", "va": "center", "fontsize": 7, "color": colour}
+                spot = {"ha": "center", "va": "center", "fontsize": type_size, "color": colour}
                 panel.text(column, row, f"{value:.0f}", **spot)
     for edge in range(1, len(depths)):
         panel.axhline(edge - 0.5, color="white", linewidth=1)
     for edge in range(1, len(lengths)):
         panel.axvline(edge - 0.5, color="white", linewidth=1)
     panel.set_xticks(range(len(lengths)), [format_length(length) for length in lengths])
-    panel.set_yticks(range(len(depths)), [f"{depth:.3g}" for depth in depths], fontsize=8)
+    panel.set_yticks(
+        range(len(depths)), [f"{depth:.3g}" for depth in depths], fontsize=type_size + 1
+    )
     return image

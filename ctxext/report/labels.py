@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import PurePath
+
+from ctxext.system.names import printable
 
 _Part = tuple[str, dict[str, str]]  # a method's name, and its parameters
 
@@ -44,6 +46,12 @@ def short_methods(methods: Iterable[str]) -> dict[str, str]:
             )
     texts = list(found.values())
     return {m: found[m] if texts.count(found[m]) == 1 else m for m in whole}
+
+
+def told(labels: Mapping[str, str]) -> str:
+    """A sentence on what the short names stand for; "" where none is short."""
+    short = [f"{label} is {method}" for method, label in labels.items() if label != method]
+    return printable(f"{'; '.join(short)}.") if short else ""
 
 
 def _parts(text: str) -> _Part:

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 from ctxext.system.names import printable
 
+NEEDS = "% \\usepackage{booktabs,graphicx}"  # stands above tables
+_FITTED = "\\resizebox{\\ifdim\\width>\\linewidth\\linewidth\\else\\width\\fi}{!}"
 _GREEK = (
     *("alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa"),
     *("lambda", "mu", "nu", "xi", "omicron", "pi", "rho", "varsigma", "sigma", "tau"),
@@ -51,10 +53,25 @@ def table(
             "\\begin{table}",
             "\\centering",
             f"\\caption{{{escape(title)}. {escape(caption)}}}",
+            f"{_FITTED}{{%",
             f"\\begin{{tabular}}{{{sides}}}",
             *("\\toprule", head, "\\midrule", *body, "\\bottomrule"),
-            "\\end{tabular}",
+            "\\end{tabular}}",
             "\\end{table}\n",
+        ]
+    )
+
+
+def figure(name: str, caption: str) -> str:
+    """A `figure` with a picture, whose name is without its ending."""
+    return "\n".join(
+        [
+            "\\begin{figure}",
+            "\\centering",
+            f"\\includegraphics{{{name}}}",
+            f"\\caption{{{escape(caption)}}}",
+            f"\\label{{fig:{name}}}",
+            "\\end{figure}\n",
         ]
     )
 

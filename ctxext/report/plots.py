@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import textwrap
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +19,25 @@ from ctxext.system.names import printable
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _STYLES = ("-", "--", "-.", (0, (2, 1)))
-_METADATA = {".png": {"Software": "ctxext"}, ".svg": {"Creator": "ctxext", "Date": None}}
-SUFFIXES = tuple(_METADATA)
+_METADATA: dict[str, dict[str, str | None]] = {
+    ".png": {"Software": "ctxext"},
+    ".svg": {"Creator": "ctxext", "Date": None},
+    ".pdf": {"Creator": "ctxext", "Producer": "matplotlib", "CreationDate": None},
+}
 _LINES = 50  # of a legend in one column
 _APART = 0.06  # of a logarithmic axis, at least, from tick to tick
 _FEW, _DECADES = 4, 1e5  # ranges of a logarithmic axis: few ticks below, decades above
 
 
-def save(path: Path, draw: Callable[[], Any]) -> None:
-    """Write what `draw` makes, a matplotlib figure, to a .png or .svg; same figure, same bytes."""
+def save(path: Path, draw: Callable[[], Any], cut: bool = True) -> None:
+    """Write what `draw` makes, a matplotlib figure, to a .png, .svg or .pdf; same figure, same
+    bytes.
+
+    Args:
+        cut: whether to cut off margins, or else leave the figure as large as it is.
+    """
     if path.suffix not in _METADATA:
-        raise UsageError(f"cannot draw {path.name!r}: the name must end in .png or .svg")
+        raise UsageError(f"cannot draw {path.name!r}: the name must end in .png, .svg or .pdf")
     import matplotlib
 
     out = io.BytesIO()
@@ -37,8 +45,9 @@ def save(path: Path, draw: Callable[[], Any]) -> None:
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         matplotlib.rcdefaults()
         matplotlib.rcParams["svg.hashsalt"] = "ctxext"
-        look = {"dpi": 150, "bbox_inches": "tight", "metadata": _METADATA[path.suffix]}
-        draw().savefig(out, format=path.suffix[1:], **look)
+        matplotlib.rcParams["pdf.fonttype"] = 42  # journals take no Type 3
+        look: dict[str, Any] = {"dpi": 150, "bbox_inches": "tight"} if cut else {"dpi": 300}
+        draw().savefig(out, format=path.suffix[1:], metadata=_METADATA[path.suffix], **look)
     write_atomically(path, out.getvalue())
 
 
@@ -51,9 +60,8 @@ def draw(figure: Figure) -> Any:
     columns = 1 + int(rows > _LINES)
     height = min(max(4.5, 0.175 * rows / columns), 9.0)
     axes = Canvas(figsize=(8, height)).add_subplot()
-    _limit(axes, figure)
-    drawn = _lines(axes, figure.lines)
-    _ticks(axes, figure)
+    fit(axes, figure)
+    drawn = put_lines(axes, figure.lines, looks(line.method for line in figure.lines))
     _label(axes, figure)
     legend = axes.legend(
         drawn,
@@ -70,25 +78,35 @@ def draw(figure: Figure) -> Any:
     return axes.figure
 
 
-def _lines(axes: Any, lines: Sequence[Line]) -> list[Any]:
-    """The lines, with error bars where there are any."""
+def put_lines(
+    axes: Any, lines: Sequence[Line], styles: Mapping[str, dict[str, Any]], size: float = 1.0
+) -> list[Any]:
+    """Draw the lines, with error bars where there are any, in the looks of their methods."""
     drawn = []
-    number = 0
     for line in lines:
-        style = look(number, line.method)
+        style = dict(styles[line.method])
         if line.method == "rope":  # wider and beneath, so that what lies on it can be seen
             style |= {"linewidth": 3.4, "zorder": 1.9}
-        number += line.method != "rope"
         if all(len(other.points) == 1 for other in lines):
             style |= {"linestyle": "none", "markersize": 14 if line.method == "rope" else 8}
+        style |= {name: size * style[name] for name in ("linewidth", "markersize")}
         x, y = [p.x for p in line.points], [p.y for p in line.points]
         drawn += axes.plot(x, y, **style)
         with_bar = [(p.x, p.y, p.y - p.bar[0], p.bar[1] - p.y) for p in line.points if p.bar]
         if with_bar:
             x, y, *errors = map(list, zip(*with_bar, strict=True))
-            bars = {"ecolor": style["color"], "elinewidth": 1, "capsize": 2.5}
+            bars = {"ecolor": style["color"], "elinewidth": size, "capsize": 2.5 * size}
             axes.errorbar(x, y, errors, fmt="none", **bars)
     return drawn
+
+
+def looks(methods: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """How each method is drawn, in their order."""
+    found: dict[str, dict[str, Any]] = {}
+    for method in methods:
+        if method not in found:
+            found[method] = look(len(found.keys() - {"rope"}), method)
+    return found
 
 
 def look(number: int, method: str) -> dict[str, Any]:
@@ -106,13 +124,15 @@ def look(number: int, method: str) -> dict[str, Any]:
     }
 
 
-def _limit(axes: Any, figure: Figure) -> None:
+def fit(axes: Any, figure: Figure) -> None:
+    """Let the axes show what is in view, with ticks and a grid."""
     if figure.log_x:
         axes.set_xscale("log", base=2)
     if figure.log_y:
         axes.set_yscale("log")
     axes.set_xlim(figure.x_range)
     axes.set_ylim(figure.y_range)
+    _ticks(axes, figure)
 
 
 def _ticks(axes: Any, figure: Figure) -> None:

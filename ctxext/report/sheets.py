@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
-from ctxext.report import markdown
+from ctxext.report import latex, markdown
+from ctxext.report.labels import short_methods, told
 from ctxext.report.markdown import escape
 from ctxext.report.spreadsheet import write_csv
 from ctxext.system.names import printable
@@ -34,6 +35,17 @@ def to_markdown(sheet: Sheet) -> str:
     """A GitHub table under a heading."""
     rows = [[escape(item.text) for item in row] for row in sheet.rows]
     return markdown.table(sheet.title, sheet.caption, sheet.header, rows)
+
+
+def to_latex(sheet: Sheet) -> str:
+    """A booktabs table, with short names of methods."""
+    labels = short_methods(row[0].text for row in sheet.rows)
+    rows = [
+        [(labels[row[0].text], False), *((item.text, False) for item in row[1:])]
+        for row in sheet.rows
+    ]
+    caption = " ".join(filter(None, [sheet.caption, told(labels)]))
+    return latex.table(sheet.title, caption, sheet.header, rows)
 
 
 CSV = ("table", "method", "column", "text", "value")

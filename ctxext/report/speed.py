@@ -18,6 +18,7 @@ from ctxext.records.record import TIMED, Spread
 from ctxext.report import latex, markdown
 from ctxext.report.cost import bytes_text, short
 from ctxext.report.groups import current, method_order, outdated, titled, unlike
+from ctxext.report.labels import short_methods, told
 from ctxext.report.spreadsheet import versions_text
 from ctxext.report.tables import NO_VALUE
 from ctxext.system.names import printable
@@ -191,9 +192,14 @@ def to_markdown(table: Table) -> str:
 
 
 def to_latex(table: Table) -> str:
-    """A booktabs table."""
-    rows = [[(text, False) for text in _texts(record)] for record in table.records]
-    return latex.table(table.title, table.caption, HEADER, rows, left=WORDS)
+    """A booktabs table, with short names of methods."""
+    labels = short_methods(record["requested"] for record in table.records)
+    rows = [
+        [(text, False) for text in _texts({**record, "requested": labels[record["requested"]]})]
+        for record in table.records
+    ]
+    caption = " ".join(filter(None, [table.caption, told(labels)]))
+    return latex.table(table.title, caption, HEADER, rows, left=WORDS)
 
 
 def csv_rows(tables: Iterable[Table]) -> Iterator[dict[str, Any]]:
