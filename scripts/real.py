@@ -25,12 +25,13 @@ import yaml
 from ctxext.models.packages import kept
 from ctxext.notation import format_length
 from ctxext.records import MEASURES, SPENT, Record, Store
-from ctxext.report import write_files
+from ctxext.report import chosen, write_files
 from ctxext.tasks.data import load_text
 
 FOLDER = Path("results/real")
 MODEL, DTYPE, LENGTH, METHODS = "smollm2-135m", "bfloat16", 16384, ("rope", "rerope")
 ORDER = ("rerope", "rerope+logn", "ntk", "ntk+logn", "yarn", "window")  # others follow
+PICTURE = ("rerope", "ntk", "yarn", "dca", "window")  # in README's, beside rope
 ROUNDING = 0.005  # nats per token that bfloat16 may differ by from machine to machine
 SURE = 3  # standard deviations of the loss of a window
 
@@ -76,7 +77,10 @@ def report() -> int:
     shown = [{name: record[name] for name in record if name not in costs} for record in records]
     unknown = {"tokens_per_second": None, "peak_memory_bytes": None, "seconds": 0}
     shown = [{**record, **unknown} for record in shown]
-    for path in write_files(FOLDER, shown, ORDER, format="html"):
+    written = write_files(FOLDER, shown, ORDER, format="html")
+    some = [record for record in shown if (record["task"], record["length"]) == ("ppl", LENGTH)]
+    written += write_files(FOLDER, chosen(some, PICTURE), ORDER, methods=PICTURE)
+    for path in written:
         print(f"wrote {path}", file=sys.stderr)
     return 0
 
