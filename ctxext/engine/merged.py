@@ -111,9 +111,9 @@ def merged_attention(
 
     what = ("calls", query.shape, key.shape, query.dtype, query.device)
     calls = at.once((parts, operator), what, divide)
-    given = (operator, calls, firsts, scalings, *tensors)
     if not graded:
-        return _merge(*given)[0]
+        return _merge(operator, calls, firsts, scalings, *tensors)[0]
+    given = (operator, calls, firsts, scalings, *tensors)
     merged: Tensor = _Merge.apply(*given)  # type: ignore[no-untyped-call]
     return merged
 
