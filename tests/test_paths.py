@@ -483,6 +483,26 @@ def test_compiled_models_give_the_same() -> None:
     torch.compiler.reset()
 
 
+@pytest.mark.parametrize("layers", [1, 4])
+def test_query_scales_break_no_layers_graph(layers: int) -> None:
+    """As many graphs for any number of layers: what a scale is of is found in one operation."""
+    model, graphs = random_model(num_hidden_layers=layers), []
+    ids, mask, positions = padded([tokens(n, seed=n)[0] for n in (40, 33)])
+    given = {"attention_mask": mask, "position_ids": positions}
+
+    def backend(graph: torch.fx.GraphModule, _: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    torch.compiler.reset()
+    with ctxext.patched(model, "logn", 64), torch.no_grad():
+        plain = logits(model, ids, **given)
+        ours = torch.compile(model, backend=backend)(ids, **given).logits
+        close(ours[mask.bool()], plain[mask.bool()])
+        assert len(graphs) <= 4
+    torch.compiler.reset()
+
+
 def test_chunked_masks_stay_linear() -> None:
     """A mask that nothing else serves goes to the chunked reference from every path."""
     q, k, v = inputs(1, 2, 2, 40, 40)

@@ -10,6 +10,7 @@ carried.py      model classes that are patched whenever they run
 at_hand.py      parameters by the length of each sequence that a patched model reads
 pinned.py       one length for each sequence that the unpatched model reads
 switch.py       changes that can be undone
+compiled.py     what torch.compile leaves alone, or takes as one operation
 
 what is learnt of a model
 few_tokens.py   a few tokens through it, without most of its matrix products

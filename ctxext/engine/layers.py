@@ -29,6 +29,7 @@ class AttentionSite:
         causal: whether each token sees itself and what is before it, and no more.
         handed: the names of what else its attention was handed that could change what it gives.
         unsupported: what its attention goes by that the engine does not know, in a few words.
+        index: which of the model's layers it is, from 0.
         not_understood: why it is not known how it is rotated, in a few words.
     """
 
@@ -44,6 +45,7 @@ class AttentionSite:
     freqs: FrequencySet | None = None
     rotation: Rotation | None = None
     weights: tuple[nn.Module, nn.Module] | None = None
+    index: int = 0
     not_understood: str | None = None
 
     def why_not(self, spec: Spec) -> str | None:

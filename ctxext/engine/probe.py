@@ -129,6 +129,8 @@ def _learn(
         known = layers.setdefault(before.module, layer)
         if (known.freqs, known.inside) != (layer.freqs, layer.inside):
             known.not_understood = "a layer of it is called in two ways"
+    for index, layer in enumerate(layers.values()):
+        layer.index = index
     return list(layers.values()), still.axes
 
 

@@ -30,7 +30,6 @@ WATCH = "_ctxext_watch"  # the attribute by which an attention module finds who 
 CAUSAL: tuple[Part, ...] = (WHOLE,)  # of layers without positions
 
 
-@uncompiled
 def attention(
     module: nn.Module,
     query: Tensor,
@@ -68,6 +67,7 @@ def own_attention(name: str, module: nn.Module) -> Callable[..., Any]:
     return cast("Callable[..., Any]", ALL_ATTENTION_FUNCTIONS.get_interface(name, eager))
 
 
+@uncompiled
 def _distance_attention(
     state: PatchState,
     layer: AttentionSite,

@@ -7,11 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ctxext.engine.compiled import uncompiled
 from ctxext.methods.base import AttentionRule
 
 SCORES_AT_ONCE = 2**19  # that a CPU's cache still holds a few times
 
 
+@uncompiled
 @torch.no_grad()
 def sharpened(
     rule: AttentionRule,

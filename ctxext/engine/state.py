@@ -15,7 +15,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from ctxext.engine.compiled import uncompiled
+from ctxext.engine.compiled import compiled_scale, number_of, uncompiled
 from ctxext.engine.forward import (
     AS_BEFORE,
     FORWARD,
@@ -63,6 +63,9 @@ class PatchState:
     # … for what is turned so
     left: dict[FrequencySet, tuple[Part, ...]] = field(default_factory=dict)
     absolute: bool = False  # whether the parts go by more than distance
+
+    def __post_init__(self) -> None:
+        self.number = number_of(self)
 
     def take(self, parts: tuple[Part, ...]) -> None:
         """Attend by these parts from now on."""
@@ -183,6 +186,7 @@ class PatchState:
     def __deepcopy__(self, memo: dict[int, Any]) -> PatchState:
         copied = memo[id(self)] = object.__new__(PatchState)
         copied.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        copied.number = number_of(copied)
         return copied
 
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -231,15 +235,22 @@ class PatchState:
         n = query.shape[2]
         return bool(self.forward().once(x, (n,), lambda: _are_ends(x, n)))
 
+    def query_scale(self, layer: int, query: Tensor, mask: Any) -> Tensor:
+        """The query scales of true positions [b or 1, 1, n, 1], of queries [b, h, n, d]."""
+        site, n = [*self.layers.values()][layer], query.shape[2]
+        now, shape = self.forward(n), (n, site.window, site.head_dim)
+        scale: Tensor = now.once(mask, shape, lambda: self._scales(site, now.positions, n, mask))
+        return scale.to(query.device, torch.promote_types(query.dtype, torch.float32))
+
     def scale_query(self, layer: AttentionSite, query: Tensor, mask: Any) -> Tensor:
         """Queries [b, h, n, d] times the query scales of their true positions."""
         if not self.query_scales:
             return query
-        n = query.shape[2]
-        now, shape = self.forward(n), (n, layer.window, layer.head_dim)
-        scale: Tensor = now.once(mask, shape, lambda: self._scales(layer, now.positions, n, mask))
-        wide = torch.promote_types(query.dtype, torch.float32)
-        scaled: Tensor = query * scale.to(query.device, wide)
+        if torch.compiler.is_compiling() and (mask is None or isinstance(mask, Tensor)):
+            scale = compiled_scale(query, mask, self.number, layer.index)
+        else:
+            scale = self.query_scale(layer.index, query, mask)
+        scaled: Tensor = query * scale
         return scaled.to(query.dtype)
 
     def _scales(self, layer: AttentionSite, positions: Tensor, n: int, mask: Any) -> Tensor:
