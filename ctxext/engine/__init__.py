@@ -2,6 +2,7 @@
 
 what is put on a model
 patch.py        a spec on a model in place, and off again, bit for bit
+around.py       its seams and hooks around each forward
 anatomy.py      what a spec meets in a model: which layers take it, and why not any
 frequencies.py  frequencies on its rotary modules, as stock.py has transformers compute them
 guards.py       hooks around each forward, which refuse what is not as the patch left it

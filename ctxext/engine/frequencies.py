@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ctxext.engine.stock import numbers, stock_model, stock_ropes
+from ctxext.engine.stock import numbers, stock_ropes
 from ctxext.engine.switch import replace
 from ctxext.errors import UnsupportedModelError, UsageError
 from ctxext.methods import Spec
@@ -83,9 +83,8 @@ def apply_numbers(model: Any, ropes: dict[FrequencySet, Rope], undo: contextlib.
     """Change what modules beside the rotary ones have of a scaling that is taken off."""
     if not ropes:
         return
-    inner = stock_model(model)
-    for (name, key), value in numbers(inner, ropes).items():
-        replace(undo, inner.get_submodule(name), key, value)
+    for (name, key), value in numbers(model, ropes).items():
+        replace(undo, model.get_submodule(name), key, value)
     for freqs in ropes:
         if not freqs.beside:
             continue
@@ -93,7 +92,7 @@ def apply_numbers(model: Any, ropes: dict[FrequencySet, Rope], undo: contextlib.
         rope = config.rope_parameters
         rope = rope if freqs.layer_type is None else rope[freqs.layer_type]
         rope |= dict.fromkeys(freqs.beside, 0)
-        for module in inner.modules():
+        for module in model.modules():
             reads = module.__dict__.get("config") is freqs.config
             if reads and module is not freqs.module and not isinstance(module, PreTrainedModel):
                 replace(undo, module, "config", config)

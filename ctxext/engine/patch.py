@@ -3,32 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import time
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
 
 from ctxext.engine.anatomy import Anatomy, examine
+from ctxext.engine.around import apply_at_hand, apply_seams, own_implementation, site_of
 from ctxext.engine.at_hand import AtHand, check_at_hand
-from ctxext.engine.few_tokens import WithoutProducts, forward
 from ctxext.engine.frequencies import apply_frequencies, apply_numbers, start
-from ctxext.engine.guards import (
-    check_cache,
-    check_inputs,
-    check_weights,
-    find_turned,
-    mark_cache,
-)
 from ctxext.engine.layers import AttentionSite
 from ctxext.engine.paths import PathChoice, choose
-from ctxext.engine.rotary import RotarySite, as_it_is, check_module
-from ctxext.engine.seams import register_distance, register_scaled
-from ctxext.engine.state import STATE, UNPICKLED, PatchState
-from ctxext.engine.switch import own_configs, renew, replace, use_attention
-from ctxext.engine.trial import check_outputs, outputs
+from ctxext.engine.rotary import check_module
+from ctxext.engine.state import STATE, UNPICKLED
+from ctxext.engine.switch import own_configs, replace
 from ctxext.errors import UnsupportedModelError, UsageError
 from ctxext.methods import Spec, parse
 from ctxext.methods.base import Span
@@ -146,7 +136,7 @@ def patch(
     notes = [*anatomy.notes(resolved), *_saved_otherwise(model, resolved)]
     with contextlib.ExitStack() as undo:
         ropes = start(freq_sets, undo)
-        sites = [_site(freqs, anatomy) for freqs in anatomy.changed]
+        sites = [site_of(freqs, anatomy) for freqs in anatomy.changed]
         for freqs in anatomy.changed if resolved.frequencies and not resolved.at_hand else []:
             ropes[freqs] = apply_frequencies(freqs, resolved, length, undo)
         apply_numbers(model, {s: ropes[s] for s in freq_sets if s.replaced}, undo)
@@ -154,9 +144,9 @@ def patch(
             _mark(model, Mark(resolved, length, trained, own), undo)
         for freqs in anatomy.changed:
             check_module(freqs, anatomy.axes[freqs])
-        _apply_seams(model, anatomy, sites, trained, resolved, attention.name, undo)
+        apply_seams(model, anatomy, sites, trained, resolved, attention.name, undo)
         if resolved.at_hand:
-            _apply_at_hand(model, AtHand(resolved, trained, anatomy.changed), undo)
+            apply_at_hand(model, AtHand(resolved, trained, anatomy.changed), undo)
         handle = Handle(resolved, attention, notes, undo)
         replace(undo, holder, HANDLE, handle)
         replace(undo, model, "ctxext", handle)
@@ -200,14 +190,6 @@ def _unwrapped(model: Any) -> Any:
     return inside[0]
 
 
-def _core(model: Any, needed: set[nn.Module]) -> nn.Module:
-    """The innermost module that embeds tokens and has all these modules in it."""
-    needed, core = {*needed, model.get_input_embeddings()}, model
-    while inner := next((x for x in core.children() if needed <= {*x.modules()}), None):
-        core = inner
-    return cast(nn.Module, core)
-
-
 def _mark(model: Any, mark: Mark, undo: contextlib.ExitStack) -> None:
     """Leave the patch in the config that the model is saved with, unless that says its own."""
     own_configs(model, undo)
@@ -236,7 +218,9 @@ def _choose(model: Any, anatomy: Anatomy, spec: Spec, attn: str) -> PathChoice:
             f"attention path {attn!r} cannot run {spec.rule.name}, which looks at every score "
             "before its attention: valid: auto, eager"
         )
-    return choice if spec.distance and anatomy.changed else PathChoice(_own(model), ())
+    return (
+        choice if spec.distance and anatomy.changed else PathChoice(own_implementation(model), ())
+    )
 
 
 def _fitting(model: Any, layers: list[AttentionSite], attn: str) -> PathChoice:
@@ -244,18 +228,6 @@ def _fitting(model: Any, layers: list[AttentionSite], attn: str) -> PathChoice:
     wide = max((layer.head_dim for layer in layers), default=None)
     needs = [name for name in ("softcap", "sinks") if any(getattr(x, name) for x in layers)]
     return choose(attn, str(model.device), model.dtype, wide or head_dim(model.config), needs)
-
-
-def _own(model: Any) -> str:
-    """The attention implementation that transformers runs the model on."""
-    return str(model.config.get_text_config()._attn_implementation)
-
-
-def _site(freqs: FrequencySet, anatomy: Anatomy) -> RotarySite:
-    """A set of frequencies as it is before the patch."""
-    shared = freqs in anatomy.alone.values()
-    before = as_it_is(freqs.module) if shared else None
-    return RotarySite(freqs, anatomy.axes[freqs], before=before)
 
 
 def _check_length(freq_sets: list[FrequencySet], spec: Spec) -> None:
@@ -266,99 +238,3 @@ def _check_length(freq_sets: list[FrequencySet], spec: Spec) -> None:
                 f"the model's own {freqs.scaling} rope scaling goes by the length: give length= "
                 f"for {spec}, or own_scaling='replace'"
             )
-
-
-def _apply_seams(
-    model: Any,
-    anatomy: Anatomy,
-    sites: list[RotarySite],
-    trained: int,
-    spec: Spec,
-    path: str,
-    undo: contextlib.ExitStack,
-) -> None:
-    """Put the seams on, and check on a few tokens that they are the ones the model uses."""
-    distance = spec.distance if sites else None
-    parts = distance.parts() if distance else ()
-    deep = bool(parts or spec.query_scales or (sites and spec.rule))
-    alone = anatomy.alone if parts or spec.frequencies else {}
-    if not (deep or alone):
-        return
-    own = _own(model)
-    if parts and any(x.softcap or x.sinks for x in anatomy.layers):
-        own = "eager"  # torch's sdpa leaves both out
-    elif (parts or spec.rule) and own not in ("eager", "sdpa"):
-        own = "sdpa"
-    layers = {layer.module: layer for layer in anatomy.layers}
-    by_freqs = {site.freqs: site for site in sites}
-    state = PatchState(layers, by_freqs, trained, spec.query_scales, path, own)
-    if distance:
-        state.cached, state.absolute = parts[distance.cached], distance.absolute
-    state.rule = spec.rule if sites else None
-    for site in sites:
-        site.before = site.before if alone else None
-    told = anatomy.axes if spec.query_scales else by_freqs  # of true positions
-    state.rotary = frozenset(freqs.module for freqs in told)
-    for module in state.rotary:  # before others' hooks, which see what the module gives now
-        hook = module.register_forward_hook(state.rotated, prepend=True, with_kwargs=True)
-        undo.callback(hook.remove)
-        renew(module, state.as_is, undo)
-    for module, freqs in alone.items():
-        keep = functools.partial(state.keep_tables, by_freqs[freqs])
-        undo.callback(module.register_forward_pre_hook(keep, with_kwargs=True).remove)
-        renew(module, state.as_is, undo)
-    core = _core(model, {*layers, *state.rotary})
-    cores = dict.fromkeys((model.base_model, core))
-    for module in cores:
-        undo.callback(module.register_forward_hook(state.end, always_call=True).remove)
-    with contextlib.ExitStack() as whole:
-        if own != _own(model):
-            use_attention(model, own, whole)
-        before = outputs(model, layers, anatomy.changed) if deep else None
-    state.take(parts)
-    for site in sites if parts else []:
-        site.factor = site.freqs.factor
-        replace(undo, site.freqs.module, site.freqs.named("attention_scaling"), 1.0)
-    if before is not None:
-        name = register_distance(own) if parts else register_scaled(own)
-        state.name = name
-        use_attention(model, name, undo)
-        for module in model.modules():
-            if "config" in module.__dict__ or module in layers:
-                replace(undo, module, STATE, state)
-        check = functools.partial(check_inputs, state)
-        for module in cores:
-            undo.callback(module.register_forward_pre_hook(check, with_kwargs=True).remove)
-        if parts:
-            undo.callback(core.register_forward_pre_hook(find_turned, with_kwargs=True).remove)
-        writer = spec.full()
-        for module in cores if parts else ():
-            known = functools.partial(check_cache, writer)
-            undo.callback(module.register_forward_pre_hook(known, with_kwargs=True).remove)
-            marked = functools.partial(mark_cache, writer)
-            undo.callback(module.register_forward_hook(marked).remove)
-            undo.callback(module.register_forward_hook(check_weights).remove)
-        for layer in anatomy.taking:
-            run = layer.module
-            undo.callback(
-                run.register_forward_pre_hook(state.before_layer, with_kwargs=True).remove
-            )
-            undo.callback(run.register_forward_hook(state.after_layer, always_call=True).remove)
-        check_outputs(model, state, before)
-    else:
-        # `keep_tables` refuses what it does not understand
-        forward(model, 1, state.sites, WithoutProducts())
-
-
-def _apply_at_hand(model: Any, at_hand: AtHand, undo: contextlib.ExitStack) -> None:
-    """Let rotary modules go by the length of each sequence: before what sees their tables."""
-    rotary = {freqs.module for freqs in at_hand.freq_sets}
-    for module in rotary:
-        hook = module.register_forward_hook(at_hand.rotated, prepend=True, with_kwargs=True)
-        undo.callback(hook.remove)
-        renew(module, at_hand.as_is, undo)
-    core = _core(model, rotary)
-    undo.callback(core.register_forward_pre_hook(at_hand.before, with_kwargs=True).remove)
-    undo.callback(core.register_forward_hook(at_hand.after, always_call=True).remove)
-    if callable(own := getattr(model, "generate", None)):
-        replace(undo, model, "generate", functools.partial(at_hand.generate, own, model))

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel, modeling_rope_utils
 
 from ctxext.errors import UnsupportedModelError, short
@@ -172,11 +172,6 @@ def numbers(model: PreTrainedModel, ropes: dict[FrequencySet, Rope]) -> dict[tup
         for key, value in after.items()
         if key[0] not in names and key in before and before[key] != value
     }
-
-
-def stock_model(model: nn.Module) -> PreTrainedModel:
-    """The transformers model itself, in whatever wraps it."""
-    return next(m for m in model.modules() if isinstance(m, PreTrainedModel))
 
 
 def config_with(model: PreTrainedModel, ropes: dict[FrequencySet, Rope]) -> Any:
