@@ -143,6 +143,20 @@ def lines(shown: progress.Progress, width: int) -> list[str]:
     return capture.get().splitlines()
 
 
+def test_lines_in_a_notebook_which_moves_no_cursor(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`!ctxext …` in a Jupyter cell has a terminal, but of one line."""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("JPY_PARENT_PID", "1")
+    with progress.Progress() as shown:
+        told = shown.monitor()
+        told.plan(1, 0)
+        told.begin(Step("rope 512 ppl", 10, "tokens", 1.0, {}))
+        told.done(record())
+    assert "\x1b" not in capsys.readouterr().err
+
+
 def test_a_monitor_may_be_left_as_it_is() -> None:
     monitor = Monitor()
     monitor.begin(Step("cell"))

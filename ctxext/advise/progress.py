@@ -1,9 +1,11 @@
-"""Progress on stderr: two lines that change on a terminal, a line per cell elsewhere."""
+"""Progress on stderr: two lines that change on a terminal, a line per cell elsewhere, in Jupyter
+too."""
 
 from __future__ import annotations
 
 import contextlib
 import math
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 HEARTBEAT = 60.0  # seconds between two lines about one cell
 REDRAWN = 4  # times a second
 ECHO = 3  # columns where a terminal may echo ^C without a new line
+KERNEL = "JPY_PARENT_PID"  # set in a Jupyter kernel, whose `!command` has a terminal of one line
 WIDE = 96  # columns from which bars are longer
 
 
@@ -112,7 +115,7 @@ class Progress:
         self._said, self._counted = time.monotonic(), False
 
     def __enter__(self) -> Progress:
-        if sys.stderr.isatty() and not self._silent:
+        if sys.stderr.isatty() and not self._silent and KERNEL not in os.environ:
             from rich.console import Console
             from rich.live import Live
 

@@ -3,6 +3,11 @@
 A figure is the difference between two methods on the same tokens: mean loss in nats and accuracy.
 The text is the beginning of some of the documents held out of the models' training, one window of
 each, so that a change of one document between two Pythons moves no other window.
+
+`ctxext check` compares a cell with itself, as a user has it; this gate needs what that has not:
+windows that still hold the pinned tokens where another Python's text has changed the others,
+orderings of two methods that must stay as published, one tolerance for losses (5e-6 nats) and
+another for accuracy (two tokens), and pins that are refused where weights are others.
 """
 
 from __future__ import annotations
