@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from ctxext import choices
-from ctxext.request.options import OPTIONS, Option, of_count, of_tokens, of_words
+from ctxext.request.options import OPTIONS, Option, of_bytes, of_count, of_tokens, of_words
 
 
 def shared(name: str) -> Any:
@@ -30,6 +30,11 @@ def count(name: str, help: str, least: int = 1) -> Any:
 def tokens(name: str, help: str) -> Any:
     """One that takes a number of tokens."""
     return _option(of_tokens(name, help))
+
+
+def size(name: str, help: str) -> Any:
+    """One that takes a number of bytes."""
+    return _option(of_bytes(name, help))
 
 
 def _option(one: Option) -> Any:
