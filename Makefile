@@ -42,6 +42,10 @@ results: $(READY)
 	    logn ntk+logn beta-radix+logn rerope+logn leaky-rerope+logn,--method $(m)) --out results/tiny
 	$(BIN)/ctxext eval --model tiny --len 512,4k,16k --task passkey \
 	  $(foreach m,ntk yarn rerope rerope+logn window,--method $(m)) --out results/tiny
+	$(BIN)/ctxext eval --model tiny --len 512,4k --task passkey \
+	  $(foreach m,dca dca+mscale string jet-long jet-long-freq mrrope,--method $(m)) --out results/tiny
+	$(BIN)/ctxext eval --model tiny --len 2k,4k --tokens 64k --task ppl,acc \
+	  --method entropy-cap --method ntk+entropy-cap --out results/tiny
 	$(BIN)/ctxext report --write --out results/tiny $(foreach m,pi ntk beta-radix yarn \
 	  rerope rerope+logn window,--method $(m))
 	$(BIN)/ctxext report --write --pack --no-plots --out results/tiny

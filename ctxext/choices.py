@@ -14,6 +14,7 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Quantization = Literal["4bit", "8bit"]
 DeviceMap = Literal["auto"]
 ExportFormat = Literal["hf", "gguf"]
+BenchCase = Literal["model", "packed", "steps", "padded", "attention"]
 Verification = Literal["quick", "full"]
 Benchmark = Literal["ruler", "longbench", "longbench-e"]  # whose tasks have a mean
 Seeds = Literal["each", "mean"]

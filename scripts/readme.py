@@ -138,8 +138,8 @@ def families() -> str:
 
 
 def results() -> str:
-    """Every method's row of the committed comparison on tiny, the best at the longest length first,
-    and `rope` above them."""
+    """The rows of the committed comparison on tiny that are picked, the best at the longest length
+    first, and `rope` above them."""
     made = {table.group.metric: table for table in tables.build(_records("tiny"))}
     loss, right = made["perplexity"], made["accuracy"]
     share = {row.method: row for row in right.rows}
@@ -147,11 +147,17 @@ def results() -> str:
     header = ["method", f"perplexity at {lengths[0]}", *lengths[1:], "tax (nats)"]
     header.append(f"accuracy at {lengths[-1]} (%)")
     lines = [f"| {' | '.join(header)} |", "|---" + "|---:" * (len(header) - 1) + "|"]
-    for row in sorted(loss.rows, key=lambda r: (r.method != "rope", r.cells[-1].value)):
+    rows = sorted(loss.rows, key=lambda r: (r.method != "rope", r.cells[-1].value))
+    shown = real_table.picked([row.method for row in rows])
+    for row in rows:
+        if row.method not in shown:
+            continue
         last = share[row.method].cells[-1]
         cells = [_bold(loss, cell) for cell in row.cells]
         cells += [*loss.tax_texts(row), _bold(right, last)]
         lines.append(f"| `{row.method}` | {' | '.join(cells)} |")
+    left = len(rows) - len(shown)
+    lines += ["", f"{left} more are in [tables.md](results/tiny/tables.md)."] if left else []
     return "\n".join(lines)
 
 
@@ -273,6 +279,7 @@ def main() -> None:
         "families": families,
         "shipped": shipped,
         "real": lambda: real_table.part(_records("real")),
+        "entropy_cap": lambda: real_table.entropy_cap([*_records("tiny"), *_records("real")]),
         "results": results,
         "seed": seed,
         "speed": speed,

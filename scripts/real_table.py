@@ -18,6 +18,8 @@ from ctxext.report import tables
 MODEL, LENGTH, TRAINED, TEXT = "smollm2-135m", 16384, 8192, "stdlib"
 LONGER = 32768
 PLAIN = "rope"
+BEST = 10  # rows of a table in README, besides PLAIN
+NAMED = ("window", "rerope", "ntk", "yarn", "dca", "logn", "pi")  # whose rows are there, too
 # Student's quantiles of a 95% interval, by the number of windows.
 _QUANTILES = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365}
 
@@ -82,8 +84,13 @@ class Found:
         return sorted(some, key=lambda name: (name != PLAIN, some[name]["value"]))
 
 
+def picked(methods: Sequence[str]) -> list[str]:
+    """PLAIN, the BEST behind it, and those that are NAMED, of methods in a table's order."""
+    return [m for place, m in enumerate(methods) if place <= BEST or m in NAMED]
+
+
 def table(found: Found) -> str:
-    """A row for each method."""
+    """A row for each method that is picked."""
     at, beyond = format_length(LENGTH), format_length(LONGER)
     longer = any(found.of("ppl", LONGER, method) for method in found.methods())
     keys = any(found.of("passkey", LENGTH, method, "filler") for method in found.methods())
@@ -93,7 +100,7 @@ def table(found: Found) -> str:
     made = {t.group.metric: t for t in tables.build(_of_text(found)) if t.group.task != "ppl-tail"}
     taxes = {row.method: made["perplexity"].tax_texts(row)[0] for row in made["perplexity"].rows}
     lines = [f"| {' | '.join(header)} |", "|---" + "|---:" * (len(header) - 1) + "|"]
-    for method in found.methods():
+    for method in picked(found.methods()):
         record, right = found.of("ppl", LENGTH, method), found.of("acc", LENGTH, method)
         assert record is not None
         to_window = apart(record, found.of("ppl", LENGTH, "window"))
@@ -125,6 +132,24 @@ def _share(record: Record | None) -> str:
     ends = interval(record)
     assert ends is not None
     return f"{right} of {record['n']}"
+
+
+def entropy_cap(records: Sequence[Record]) -> str:
+    """What `entropy-cap` gains on log n, wherever both have read the same windows."""
+    read = {
+        (r["model"], r["length"], r["requested"]): r
+        for r in sorted(records, key=lambda r: (r["created"], r["key"]))
+        if (r["task"], r["status"]) == ("ppl", "ok")
+    }
+    lines = ["| model | length | method | against | nats per token | windows |"]
+    lines.append("|---|---:|---|---|---:|---:|")
+    for model, length, method in sorted(read):
+        other = method.replace("entropy-cap", "logn")
+        difference = apart(read[model, length, method], read.get((model, length, other)))
+        if other != method and difference is not None:
+            cells = (f"`{model}`", format_length(length), f"`{method}`", f"`{other}`")
+            lines.append(f"| {' | '.join(cells)} | {difference} | {difference.count} |")
+    return "\n".join(lines)
 
 
 def claims(found: Found) -> Iterator[str]:
@@ -173,5 +198,8 @@ def part(records: Sequence[Record]) -> str:
     plain = found.of("ppl", LENGTH, PLAIN)
     if plain is None:
         raise SystemExit(f"results/real has no perplexity of {PLAIN} at {LENGTH}")
-    lines = [table(found), "", *(f"- {line}" for line in claims(found))]
+    lines = [table(found), ""]
+    if left := len(found.methods()) - len(picked(found.methods())):
+        lines += [f"{left} more are in [all tables](results/real/tables.md).", ""]
+    lines += [f"- {line}" for line in claims(found)]
     return "\n".join(lines).rstrip()

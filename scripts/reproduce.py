@@ -24,7 +24,7 @@ from ctxext.models.loading import Source
 from ctxext.notation import format_length
 from ctxext.records import Store
 from ctxext.report import plots
-from ctxext.report.series import Figure, Line, Point, view
+from ctxext.report.figure import Figure, Line, Point, view
 from ctxext.request.evaluation import EvaluationRequest
 from ctxext.request.lists import parse_methods, parse_tasks
 from ctxext.system.files import write_atomically
@@ -174,7 +174,8 @@ def tail(found: table.Found) -> Figure:
     y_range, notes = view(lines, room=TAIL_ROOM)
     return Figure(
         name="tail",
-        title="tiny family on stdlib: loss of the same tokens as the context grows",
+        place="tiny family on stdlib",
+        subject="loss of the same tokens as the context grows",
         about=f"the last 511 tokens of {table.TOKENS[table.TAIL] // table.SPAN} spans of "
         f"{table.SPAN}; bars: ± a standard error of what parts it from rope at 512 "
         "on the same model",

@@ -189,7 +189,9 @@ def test_only_what_is_needed_is_carried(llama: Path, tmp_path: Path) -> None:
     assert {*names} >= {"modeling_ctxext.py", "configuration_ctxext.py", "ctxext_methods_rerope.py"}
     assert all((tmp_path / "out" / name).is_file() for name in names)
     methods = {name for name in names if name.startswith("ctxext_methods_")}
-    assert methods == {"ctxext_methods_base.py", "ctxext_methods_rerope.py"}
+    assert methods == {
+        f"ctxext_methods_{name}.py" for name in ("base", "parts", "rerope", "values")
+    }
     folders = {
         name.split("_")[1].removesuffix(".py") for name in names if name.startswith("ctxext_")
     }

@@ -18,7 +18,7 @@ from ctxext.measure.attempts import reads_in_parts
 from ctxext.measure.costs.work import Shape
 from ctxext.models.contents import to_config
 from ctxext.models.layout import head_dim, layer_windows
-from ctxext.models.small import outline
+from ctxext.models.outline import outline
 
 HEADS = {"llama": 16, "gemma4": 32, "gemma4_text": 32, "dots3_note_text": 20, "blt": 16}
 

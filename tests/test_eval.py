@@ -36,7 +36,7 @@ from ctxext.measure import tokens as reading
 from ctxext.measure.head import TOKENS
 from ctxext.models.aliases import TINY
 from ctxext.records import Store, problem_with
-from ctxext.tasks.base import BLOCKS, BUCKETS, TokenScores
+from ctxext.tasks.scoring.tokens import BLOCKS, BUCKETS, TokenScores
 
 Run = Callable[..., "Ran"]
 VOCABULARY, BOS = 300, 1

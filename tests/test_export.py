@@ -24,7 +24,8 @@ from ctxext import patches
 from ctxext.errors import UnsupportedModelError, UsageError
 from ctxext.export import carried, reach, write
 from ctxext.export import native as module
-from ctxext.export.proof import Figure, Proof
+from ctxext.export.figures import Figure
+from ctxext.export.proof import Proof
 from ctxext.export.write import CARRIED, Exported, Order, export
 from ctxext.methods.base import Span
 

@@ -36,11 +36,12 @@ from transformers import DynamicCache
 from transformers.masking_utils import create_causal_mask
 
 import ctxext
-from ctxext.engine import PATHS, merged, paths
+from ctxext.engine import PATHS, merged, paths, single
 from ctxext.engine.chunked import chunked_attention
 from ctxext.engine.merged import merged_attention
-from ctxext.engine.operators import TORCH, CudaEfficient, CudaFlash, Pattern
+from ctxext.engine.operators import TORCH, CpuFlash, CudaEfficient, CudaFlash, Pattern
 from ctxext.engine.paths import attend, choose
+from ctxext.engine.positions import Positions
 from ctxext.engine.runs import FEW, Run, attend_runs, find_runs
 from ctxext.errors import UsageError
 from ctxext.methods.base import Part
@@ -53,8 +54,9 @@ BY_DISTANCE = [*(name for name in ALIKE if not KINDS[name].absolute), "three"]
 
 
 def turn(x: Tensor, positions: Tensor) -> Tensor:
-    """x [b, *, l, d] rotated by positions [l], halves paired, rounded once."""
-    angle = positions.double()[:, None] * THETA.to(positions.device)
+    """x [b, *, l, d] rotated by positions [l] or [b, l], halves paired, rounded once."""
+    angle = positions.double()[..., None] * THETA.to(positions.device)
+    angle = angle[:, None] if angle.ndim == 3 else angle
     wide = torch.promote_types(x.dtype, torch.float32)
     cos, sin = angle.cos().to(wide), angle.sin().to(wide)
     a, b = x.to(wide).chunk(2, -1)
@@ -154,6 +156,7 @@ def test_every_path_is_the_reference(path: str, data: st.DataObject) -> None:
     sizes = {
         "BLOCK": draw(st.sampled_from([1, 7, 64])),
         "BLOCKS_AT_ONCE": draw(st.sampled_from([1, 32])),
+        "WIDE": draw(st.sampled_from([2, 1024])),
     }
     parts = parts_of(kind, window, leak)
     expected = truth(q, k, v, kind, window, leak, [0] * b)
@@ -233,12 +236,16 @@ def test_half_precision_errs_no_more_than_plain_attention(
 
 @pytest.mark.parametrize("kind", [*ALIKE, "three"])
 @pytest.mark.parametrize("heads", [(2, 2), (4, 2), (2, 1)])
-def test_gradients(kind: str, heads: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("wide", [2, 1024])
+def test_gradients(
+    kind: str, heads: tuple[int, int], wide: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The merged backward by finite differences, and against autograd through the dense truth."""
+    monkeypatch.setattr(merged, "WIDE", wide)
     monkeypatch.setattr(merged, "BLOCK", 3)
     monkeypatch.setattr(merged, "BLOCKS_AT_ONCE", 2)
     parts = parts_of(kind, 4, 2.5)
-    for n, m in ((17, 17), (9, 20)):
+    for n, m in ((17, 17), (9, 20), (1, 20)):
         leaves = [x.requires_grad_() for x in inputs(2, *heads, n, m, torch.float64)]
 
         def ours(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -307,12 +314,46 @@ def test_rows_of_one_query_in_half_precision(spec: str) -> None:
     close(found[0][real], found[1][real], ROUNDED)
 
 
+@pytest.mark.parametrize("kind", ALIKE)
+def test_rows_of_one_query_read_the_keys_that_they_see(kind: str) -> None:
+    """Each row by a call of its own, where that spares more than calls cost; else all by one."""
+    first, m = [0, 30, 30, 57, 99], 100
+    parts = parts_of(kind, 17, 2.5)
+    q, k, v = inputs(5, 4, 2, 1, m, torch.float64)
+    rows = [(q[i, None], k[i, None, :, f:], v[i, None, :, f:]) for i, f in enumerate(first)]
+    expected = torch.cat([truth(*row, kind, 17, 2.5, [0]) for row in rows])
+    left, begins = rotated_by(q, k, parts)[2], torch.tensor(first)
+    position = torch.arange(m) - begins[:, None]
+    exact = position.double()
+    q, k = (turn(x, parts[-1].key(exact[:, -x.shape[2] :])) for x in (q, k))
+    mask = (position >= 0)[:, None, None]
+    seen = sum(int(shown(kind, 17, 2.5, m - f)[1][-1].sum()) for f in first)
+    read, plain = [], CpuFlash.forward
+
+    def forward(self: CpuFlash, q: Tensor, k: Tensor, *more: Any) -> tuple[Tensor, Tensor]:
+        read[-1] += len(k) * k.shape[2]
+        return plain(self, q, k, *more)
+
+    for cost in (0, 2**40):
+        read.append(0)
+        at = Positions.by_row(1, m, -begins)
+        with (
+            mock.patch.object(single, "CALL", cost),
+            mock.patch.object(CpuFlash, "forward", forward),
+        ):
+            ours = merged_attention(q, k, v, left, turn, SCALE, CpuFlash(), at, mask=mask)
+        assert float((ours - expected).abs().max()) <= 1e-12
+    assert read[0] == seen < read[1]
+
+
 @pytest.mark.parametrize("operator", [CudaEfficient(), CudaFlash()])
 @pytest.mark.parametrize("heads", [(4, 4), (4, 2)])
+@pytest.mark.parametrize("wide", [2, 1024])
 def test_cuda_operators_take_what_they_are_given(
-    operator: Any, heads: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+    operator: Any, heads: tuple[int, int], wide: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """torch's shape functions of the CUDA operators, both ways: no number is computed."""
+    monkeypatch.setattr(merged, "WIDE", wide)
     monkeypatch.setattr(CudaFlash, "_package", None, raising=False)
     h, g = heads
     q = torch.empty(2, 300, h, 64, device="meta", dtype=torch.float16).transpose(1, 2)

@@ -24,7 +24,8 @@ from ctxext.measure.costs.counted import NotCountedError, count
 from ctxext.measure.memory import allocated_peak, capacity
 from ctxext.methods.base import Rotary
 from ctxext.models.frequency_sets import find_frequency_sets
-from ctxext.models.small import outline, small_model
+from ctxext.models.outline import outline
+from ctxext.models.small import small_model
 from ctxext.notation import parse_bytes
 
 pytestmark = pytest.mark.quick

@@ -20,15 +20,17 @@ import ctxext
 from ctxext import patches
 from ctxext.engine import patch
 from ctxext.errors import UnsupportedModelError, UsageError
-from ctxext.export import check, fresh, proof
+from ctxext.export import check, figures, fresh, job, proof
 from ctxext.export.carried import write_carried
-from ctxext.export.proof import Figure, Proof, prove
+from ctxext.export.figures import Figure
+from ctxext.export.proof import Proof, prove
 from ctxext.export.write import Order, export
 from ctxext.methods.base import Span
 from ctxext.models.frequency_sets import find_frequency_sets
 from ctxext.models.layout import head_dim
 from ctxext.models.loading import Source
-from ctxext.models.small import merge, small_model
+from ctxext.models.sizes import merge
+from ctxext.models.small import small_model
 
 LENGTH = 4 * TRAINED
 
@@ -95,7 +97,7 @@ def test_families_prove_right(kind: str, tmp_path: Path) -> None:
     found = run(source, stage, "pi:factor=4", 256)
     assert all(figure.value == 0 for figure in found.figures), found.rows()
     assert found.moved is not None
-    assert found.moved > proof.FAR * proof.EXACT
+    assert found.moved > proof.FAR * figures.EXACT
     assert found.notes == ()
     with pytest.raises(UnsupportedModelError, match="is not the patched"):
         run(source, edited(source, stage), "pi:factor=4", 256)
@@ -221,7 +223,7 @@ def test_a_method_that_moves_nothing_is_said_to(llama: Path, tmp_path: Path) -> 
 def test_long_tables_are_read_in_part(
     llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(proof, "POSITIONS", 100)
+    monkeypatch.setattr(job, "POSITIONS", 100)
     stage = edited(llama, tmp_path / "stage", rope_parameters=LINEAR)
     names = [figure.what for figure in run(llama, stage, "pi:factor=4", 2**20).figures]
     assert "cos and sin at 100 of 1048576 positions" in names
@@ -625,8 +627,8 @@ def test_carried_code_that_leaves_some_of_a_scaling_is_found(
     *_, figure = done.proof.figures
     given = Source("", own_scaling="replace")
     model = small_model(AutoConfig.from_pretrained(source))[0]
-    assert list(proof._of_stock(model, order.spec, LENGTH, given)) == [figure]
+    assert list(figures.of_stock(model, order.spec, LENGTH, given)) == [figure]
     monkeypatch.setattr(patch, "apply_numbers", lambda *_: None)
-    (wrong,) = proof._of_stock(model, order.spec, LENGTH, given)
+    (wrong,) = figures.of_stock(model, order.spec, LENGTH, given)
     assert not wrong.holds
     assert "against a stock model's" in wrong.what

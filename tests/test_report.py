@@ -26,7 +26,8 @@ from ctxext.errors import UsageError
 from ctxext.notation import format_length
 from ctxext.records import SPENT, Record, problem_with, sealed
 from ctxext.records.intervals import tango, wilson
-from ctxext.report import groups, heatmaps, latex, plots, series, tables
+from ctxext.report import formats, groups, heatmaps, labels, latex, plots, series, tables
+from ctxext.report.figure import Figure
 
 
 def cell(method: str, length: int, losses: tuple[float, float] = (2.0, 2.0), **more: Any) -> Record:
@@ -55,7 +56,7 @@ def texts(table: tables.Table) -> dict[str, list[str]]:
 
 def terminal(table: tables.Table, width: int = 120, **options: Any) -> str:
     console = Console(file=io.StringIO(), width=width, **options)
-    console.print(tables.to_rich(table, width), crop=False)
+    console.print(formats.to_rich(table, width), crop=False)
     return console.file.getvalue()  # type: ignore[attr-defined]
 
 
@@ -130,7 +131,7 @@ def test_accuracy_is_in_percent_and_its_tax_in_points() -> None:
     assert texts(table)["ntk"] == [f"{100 * records[1]['value']:.2f}", f"{points:+.2f}"]
     assert [row.cells[0].best for row in table.rows] == [False, True]
     assert "Percent" in table.caption
-    (first, second) = csv.DictReader(io.StringIO(tables.to_csv([table])))
+    (first, second) = csv.DictReader(io.StringIO(formats.to_csv([table])))
     assert float(first["value"]) == records[0]["value"]
     assert second["stderr"] == ""
 
@@ -440,7 +441,7 @@ def test_a_narrow_terminal_breaks_no_name_and_no_number() -> None:
         assert all(word in printed for word in text.replace("± ", "±").split())
     assert max(map(len, terminal(table, width=73).splitlines())) == 73
     console = Console(file=io.StringIO(), width=30)
-    console.print(tables.to_rich(table), crop=False)
+    console.print(formats.to_rich(table), crop=False)
     whole = console.file.getvalue()  # type: ignore[attr-defined]
     assert re.search(r"leaky-rerope\S+ +│ +10\.12 ±0\.10 +│ +\+0\.123 +│", whole)
 
@@ -616,7 +617,7 @@ def test_differences_are_to_rope_at_the_same_windows() -> None:
     assert shown["ntk", (64, 4)] == "-0.250"
     assert shown["pi", (64, 4)] == "0.000"
     assert shown["ntk", (64, 2)] == shown["ntk", (128, 4)] == "–"
-    rows = list(csv.DictReader(io.StringIO(tables.to_csv([table]))))
+    rows = list(csv.DictReader(io.StringIO(formats.to_csv([table]))))
     assert [
         row["difference"] for row in rows if row["windows"] == "4" and row["length"] == "64"
     ] == [
@@ -640,7 +641,7 @@ def test_differences_have_the_error_of_the_pairs_where_windows_are_recorded() ->
     shown = {row.method: table.difference_text(row.cells[0]) for row in table.rows}
     assert shown == {"rope": "–", "pi": f"+11.67 ± {error:.2f}", "ntk": "+1.67"}
     assert "paired over windows" in table.caption
-    lines = csv.DictReader(io.StringIO(tables.to_csv([table])))
+    lines = csv.DictReader(io.StringIO(formats.to_csv([table])))
     errors = {row["method"]: row["difference_stderr"] for row in lines}
     assert (errors["rope"], errors["ntk"]) == ("", "")
     assert float(errors["pi"]) == pytest.approx(error / 100)
@@ -672,7 +673,7 @@ def test_speed_and_memory_are_those_of_the_longest_length_that_rope_finished() -
     }
     (row,) = [
         row
-        for row in csv.DictReader(io.StringIO(tables.to_csv([table])))
+        for row in csv.DictReader(io.StringIO(formats.to_csv([table])))
         if (row["method"], row["length"]) == ("ntk", "64")
     ]
     named = ("tokens_per_second", "speed_ratio", "peak_memory_bytes", "memory_ratio")
@@ -783,12 +784,12 @@ def test_latex_keeps_its_shape_whatever_the_names(name: str) -> None:
 # What plots show.
 
 
-def figure(records: list[Record], start: str) -> series.Figure:
+def figure(records: list[Record], start: str) -> Figure:
     (found,) = [f for f in series.figures(records) if f.name.startswith(f"{start}--")]
     return found
 
 
-def axes_of(shown: series.Figure) -> Any:
+def axes_of(shown: Figure) -> Any:
     (axes,) = plots.draw(shown).axes
     return axes
 
@@ -808,6 +809,47 @@ def test_which_plots_there_are() -> None:
         "metric-cost--tiny--cost--stdlib",
         "cost--cost--tiny--stdlib",
     ]
+
+
+def test_titles_tell_plots_apart_and_name_no_folders() -> None:
+    """What tells two of them apart may be the task, the dtype, the data or a folder of a path."""
+    data = make()["data"]
+    changes: list[dict[str, Any]] = [
+        {},
+        {"task": "ppl-tail:span=128"},
+        {"dtype": "bfloat16"},
+        {"data": data | {"name": "/home/me/book.txt", "sha256": "ab" * 32}},
+        {"model": "/home/me/a/llama"},
+        {"model": "/home/me/b/llama"},
+        {"model": "Qwen/Qwen3-8B"},
+    ]
+    records = [
+        cell(m, n, **change) for change in changes for m in ("rope", "ntk") for n in (64, 128)
+    ]
+    figures = series.figures(records)
+    titles = [shown.title for shown in figures]
+    assert len(set(titles)) == len(titles) == 3 * len(changes)
+    assert "tiny on stdlib: ppl-tail:span=128, loss by position (float32)" not in titles
+    assert "tiny on stdlib: loss by position (bfloat16)" in titles
+    assert "tiny on book.txt: loss by position" in titles
+    assert {"a/llama", "b/llama", "Qwen3-8B"} < {shown.place.split(" on ")[0] for shown in figures}
+    assert not any("/home" in title for title in titles)
+    assert not any("/home" in table.title for table in tables.build(records))
+    depths = [found(m, 64, {0.5: 1.0}, **change) for change in changes[2:] for m in ("rope", "ntk")]
+    maps = [shown.title for shown in heatmaps.heatmaps(depths)]
+    assert len(set(maps)) == len(maps) == len(changes) - 2
+
+
+def test_short_names_of_methods_keep_what_tells_them_apart() -> None:
+    several = ["rope", "rerope:window=256+logn", "yarn:factor=4", "ntk:factor=2", "ntk:factor=4"]
+    assert list(labels.short_methods(several).values()) == [
+        *("rope", "rerope+logn", "yarn", "ntk:factor=2", "ntk:factor=4")
+    ]
+    one, two = (f"longrope:factors=@/home/{who}/a.json" for who in ("me", "you"))
+    assert labels.short_methods([one]) == {one: "longrope"}
+    assert labels.short_methods([one, two]) == {one: one, two: two}  # else both were @a.json
+    odd = ["", "+", "a+", ":", "a=b", *HOSTILE]
+    assert len(set(labels.short_methods(odd).values())) == len(set(odd))
 
 
 def test_loss_by_position_is_of_the_longest_common_length() -> None:

@@ -45,9 +45,9 @@ from ctxext.records.intervals import tango
 from ctxext.records.paired import Difference
 from ctxext.request.evaluation import EvaluationRequest
 from ctxext.request.lists import parse_methods
-from ctxext.tasks.base import BLOCKS, TokenScores
 from ctxext.tasks.passkey import PassKey
 from ctxext.tasks.ppl import Perplexity
+from ctxext.tasks.scoring.tokens import BLOCKS, TokenScores
 
 TRAINED, LENGTH = 32, 64
 TAIL = tasks.parse("ppl-tail")

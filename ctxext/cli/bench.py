@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ctxext import choices
 from ctxext.cli import console
 from ctxext.cli.options import (
     Device,
@@ -23,6 +24,8 @@ from ctxext.cli.options import (
     count,
     listed,
     one_of,
+    source_of,
+    word,
 )
 from ctxext.request.options import OPTIONS
 
@@ -30,10 +33,11 @@ PATHS = OPTIONS["attn"]
 
 
 def bench(
+    context: typer.Context,
     length: Lengths,
     model: Model = "tiny",
     method: Methods = [],  # noqa: B006
-    attn: Annotated[
+    paths: Annotated[
         list[str],
         listed(
             "attn",
@@ -43,11 +47,14 @@ def bench(
         ),
     ] = ["auto"],  # noqa: B006
     case: Annotated[
-        str,
-        typer.Option(
-            help="model: whole prefills, and steps after them; packed: prefills of packed rows; "
+        choices.BenchCase,
+        word(
+            "case",
+            "model: whole prefills, and steps after them; packed: prefills of packed rows; "
             "steps: after random keys, in a cache that grows in place; padded: such steps of rows "
-            "of many lengths; attention: it alone in such steps."
+            "of many lengths; attention: it alone in such steps.",
+            choices.BenchCase,
+            "case",
         ),
     ] = "model",
     batch_size: Annotated[int, count("batch-size", "Sequences read at once.")] = 1,
@@ -70,24 +77,15 @@ def bench(
 ) -> None:
     """Measure speed and memory of methods against the unpatched model, run by run."""
     from ctxext.measure import bench as measured
-    from ctxext.models.loading import Source
     from ctxext.request import lists
 
     lengths = lists.parse_lengths(length)
     request = measured.BenchRequest(
-        source=Source(
-            model,
-            revision=revision,
-            trust_remote_code=trust_remote_code,
-            dtype=dtype,
-            device=device,
-            train_len=train_len,
-            own_scaling=own_scaling,
-        ),
+        source=source_of(context),
         methods=lists.parse_methods(method),
         lengths=lengths,
-        paths=measured.parse_paths(attn),
-        case=measured.parse_case(case, batch_size, lengths),
+        paths=measured.parse_paths(paths),
+        case=measured.check_case(case, batch_size, lengths),
         batch_size=batch_size,
         pairs=pairs,
         decode_tokens=decode_tokens,

@@ -28,6 +28,7 @@ from ctxext.cli.options import (
     Trust,
     listed,
     shared,
+    source_of,
 )
 
 
@@ -72,27 +73,13 @@ def evaluate(
 ) -> None:
     """Measure methods at lengths: every combination, beside the unpatched model."""
     from ctxext.errors import UsageError
-    from ctxext.models.loading import Source
     from ctxext.request.evaluation import EvaluationRequest
-    from ctxext.request.options import check_device_map
     from ctxext.request.texts import request_of
 
     if grid is None and not length:
         raise UsageError("missing --len: give lengths such as --len 512,4k, or a --grid")
-    source = Source(
-        model,
-        revision=revision,
-        trust_remote_code=trust_remote_code,
-        dtype=dtype,
-        device=device,
-        load_in=load_in,
-        device_map=check_device_map(device_map, device),
-        attn=attn,
-        train_len=train_len,
-        own_scaling=own_scaling,
-    )
     base = request_of(
-        source,
+        source_of(context),
         method,
         length,
         task,

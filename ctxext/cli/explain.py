@@ -20,10 +20,12 @@ from ctxext.cli.options import (
     TrainLen,
     Trust,
     count,
+    source_of,
 )
 
 
 def explain(
+    context: typer.Context,
     length: Annotated[str, typer.Option("--len", help="The length to explain, in tokens.")],
     model: Model = "tiny",
     method: Methods = [],  # noqa: B006
@@ -47,22 +49,13 @@ def explain(
     own_scaling: OwnScaling = "keep",
 ) -> None:
     """Show why a method works: angles that training never saw, distances, entropy of attention."""
-    from ctxext.models.loading import Source
     from ctxext.request import lists
     from ctxext.request.options import check_data
 
     methods, (tokens, *more) = lists.parse_methods(method), lists.parse_lengths([length])
     if more:
         raise typer.BadParameter(f"{length!r}: one length at a time", param_hint="--len")
-    source = Source(
-        model,
-        revision=revision,
-        trust_remote_code=trust_remote_code,
-        dtype=dtype,
-        device=device,
-        train_len=train_len,
-        own_scaling=own_scaling,
-    )
+    source = source_of(context)
     text = check_data(data) if entropy else None
     from ctxext.advise import explain as study_of
     from ctxext.advise.progress import Progress

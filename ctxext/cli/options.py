@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ctxext import choices
-from ctxext.request.options import OPTIONS, Option, of_bytes, of_count, of_tokens, of_words
+from ctxext.request.options import (
+    OPTIONS,
+    Option,
+    check_device_map,
+    of_bytes,
+    of_count,
+    of_tokens,
+    of_words,
+)
+
+if TYPE_CHECKING:
+    from ctxext.models.loading import Source
 
 
 def shared(name: str) -> Any:
@@ -17,9 +29,9 @@ def shared(name: str) -> Any:
     return _option(OPTIONS[name])
 
 
-def word(name: str, help: str, kind: Any) -> Any:
-    """One that takes the words of a type alone."""
-    return _option(of_words(name, help, kind))
+def word(name: str, help: str, kind: Any, what: str = "") -> Any:
+    """One that takes the words of a type alone; messages call it `what`, or by its name."""
+    return _option(of_words(name, help, kind, what))
 
 
 def count(name: str, help: str, least: int = 1) -> Any:
@@ -98,3 +110,13 @@ Batch = Annotated[int | None, shared("batch-size")]
 Tokens = Annotated[int | None, shared("tokens")]
 LoadIn = Annotated[choices.Quantization | None, shared("load-in")]
 DeviceMap = Annotated[choices.DeviceMap | None, shared("device-map")]
+
+
+def source_of(context: typer.Context) -> Source:
+    """The model that a command is given, by those of its parameters that a source has too."""
+    from ctxext.models.loading import Source
+
+    known = {field.name for field in fields(Source)}
+    given = {name: value for name, value in context.params.items() if name in known}
+    check_device_map(given.get("device_map"), given.get("device", "auto"))
+    return Source(context.params["model"], **given)

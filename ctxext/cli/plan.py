@@ -23,11 +23,13 @@ from ctxext.cli.options import (
     count,
     listed,
     size,
+    source_of,
     tokens,
 )
 
 
 def plan(
+    context: typer.Context,
     length: Annotated[int, tokens("len", "The length to read, in tokens.")],
     model: Model = "tiny",
     gpu: Annotated[
@@ -58,7 +60,6 @@ def plan(
 ) -> None:  # fmt: skip
     """What reading at a length takes, and by which method, from a model's config alone."""
     from ctxext.errors import UsageError
-    from ctxext.models.loading import Source
     from ctxext.notation import is_length
     from ctxext.request import lists
     from ctxext.system.names import printable
@@ -67,15 +68,7 @@ def plan(
         raise UsageError(f"bad value {length} for --len: give at least 2 tokens")
     if gpu is not None and device != "auto":
         raise UsageError(f"--gpu is of a device that need not be here: leave out --device {device}")
-    source = Source(
-        model,
-        revision=revision,
-        trust_remote_code=trust_remote_code,
-        dtype=dtype,
-        device=device,
-        train_len=train_len,
-        own_scaling=own_scaling,
-    )
+    source = source_of(context)
     specs = lists.parse_methods(method)[1:] if method else ()
     tasks = lists.parse_tasks(task)
     from ctxext.advise.plan import PlanRequest, make, tables

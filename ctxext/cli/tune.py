@@ -26,10 +26,12 @@ from ctxext.cli.options import (
     Trust,
     count,
     listed,
+    source_of,
 )
 
 
 def tune(
+    context: typer.Context,
     length: Annotated[str, typer.Option("--len", help="The length to stretch to, in tokens.")],
     model: Model = "tiny",
     method: Annotated[
@@ -90,27 +92,15 @@ def tune(
     """Search for the method and the parameters that suit a model at a length best."""
     from ctxext.advise import tune as search
     from ctxext.errors import UsageError
-    from ctxext.models.loading import Source
     from ctxext.request import lists
-    from ctxext.request.options import check_data, check_device_map
+    from ctxext.request.options import check_data
 
     lengths, objectives = lists.parse_lengths([length]), lists.parse_tasks([objective])
     for name, text, found in (("len", length, lengths), ("objective", objective, objectives)):
         if len(found) > 1:
             raise UsageError(f"--{name} {text} are {len(found)}: give one")
     request = search.TuneRequest(
-        source=Source(
-            model,
-            revision=revision,
-            trust_remote_code=trust_remote_code,
-            dtype=dtype,
-            device=device,
-            load_in=load_in,
-            device_map=check_device_map(device_map, device),
-            attn=attn,
-            train_len=train_len,
-            own_scaling=own_scaling,
-        ),
+        source=source_of(context),
         length=lengths[0],
         methods=tuple(method),
         objective=objectives[0],

@@ -32,7 +32,9 @@ turned.py       keys that stay turned from one step of a generation to the next:
 how it is computed
 attention.py    what one attention is given, and what a path says of itself: Attention, Path
 paths.py        the attention paths, and which one is taken: PathChoice
-merged.py       a few plain attentions, merged: Region, Call; operators.py what computes one
+regions.py      where parts lie among queries and keys: Region
+merged.py       a few plain attentions, merged: Call; operators.py what computes one
+single.py       of one query in each row, such as a step of a padded batch: Piece
 chunked.py      by query chunks, memory linear in length; the entropy of attention
 sharpened.py    what an attention rule multiplies queries by, from their scores
 reference.py    dense, in a few lines: what every path is tested against

@@ -3,8 +3,9 @@
 No pair is scored twice but at the corners of the window's blocks, and memory is linear in length.
 Each part falls into regions of consecutive queries and keys, and these into calls of a plain
 attention operator: where every query sees every key, where as many queries see as many keys
-causally, and along a window's far edge blocks of queries, each with the keys that it sees. With the
-same views of its gradients a call serves the backward.
+causally, and along a window's far edge blocks of queries: each with the keys that it sees, or, in a
+wide window, causally to the near edge and, read backwards, to the far one. With the same views of
+its gradients a call serves the backward.
 
 Dimensions: b batch, h query heads, g key heads, n queries, m keys, d head dimension.
 """
@@ -21,29 +22,16 @@ from torch.autograd.function import once_differentiable
 
 from ctxext.engine.operators import Operator, Pattern
 from ctxext.engine.positions import Band, Positions
+from ctxext.engine.regions import Region, all_regions
+from ctxext.engine.single import single_attention
 from ctxext.methods.base import Part
 
 BLOCK = 64  # queries in a block: it scores (window + BLOCK − 1) keys to each
 BLOCKS_AT_ONCE = 32  # bounds what the backward holds: the blocks' keys overlap
+WIDE = 1024  # a window from which on two causal calls for a block cost less than one under a mask
 
 View = Callable[[Tensor], Tensor]
 Bands = tuple[Band, ...]
-
-
-class Region(NamedTuple):
-    """Queries low … high−1 and keys left … right−1, by position, within one part.
-
-    Without a `lag` every query sees every key. With one, a query at p sees keys up to p − lag, of
-    them the last `window`; right is then high − lag.
-    """
-
-    part: int
-    low: int
-    high: int
-    left: int
-    right: int
-    lag: int | None = None
-    window: int | None = None
 
 
 class Call(NamedTuple):
@@ -59,7 +47,11 @@ class Call(NamedTuple):
     pattern: Pattern
     blocks: bool
     fresh: bool  # these rows have had no call yet
-    none: Tensor | None = None  # of a mask of each row [b, 1, 1]: rows that see no key of the part
+    backwards: bool = False  # queries and keys are read from the last to the first
+
+    def read(self, x: Tensor) -> Tensor:
+        """Rows or keys [b', g, ·, ·], or what was computed of them, in the order of the call."""
+        return x.flip(2) if self.backwards else x
 
 
 def merged_attention(
@@ -86,8 +78,8 @@ def merged_attention(
         turned: the keys low … high−1 of some parts, by index, that are turned already.
         mask: as there, of one query, for operators with `row_masks`; without gradients.
     """
-    n, m = query.shape[2], key.shape[2]
-    at = at or Positions.consecutive(n, m)
+    n = query.shape[2]
+    at = at or Positions.consecutive(n, key.shape[2])
     key, value = (x if x.stride(3) == 1 else x.contiguous() for x in (key, value))
     bands = at.bands(parts)
     queries, keys = [], []
@@ -100,49 +92,28 @@ def merged_attention(
             keys.append(turn(k, k_at) if low < high and k_at is not None else k)
     firsts = [band.low for band in bands]
     scalings = [scaling * band.part.factor for band in bands]
-    (b, h, _, d), g = query.shape, key.shape[1]
-    single = n == 1 and not operator.windows
+    tensors = (value, *queries, *keys)
+    graded = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+    if n == 1 and not operator.windows and not graded:
+        return single_attention(operator, bands, at, queries, keys, value, scalings, mask)
 
     def divide() -> list[Call]:
-        if single:
-            return list(_single(bands, at, mask, query))
         regions = _windows if operator.windows else _triangles
         return list(regions(bands, at.offset or 0, query, key))
 
     what = ("calls", query.shape, key.shape, query.dtype, query.device)
-    calls = at.once((parts, mask, operator), what, divide)
-    if single:  # one query's heads are as many queries of their keys
-        queries = [q.reshape(b, g, h // g, d) for q in queries]
-    tensors = (value, *queries, *keys)
-    if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
-        given = (operator, calls, firsts, scalings, *tensors)
-        merged: Tensor = _Merge.apply(*given)  # type: ignore[no-untyped-call]
-    else:
-        merged, _ = _merge(operator, calls, firsts, scalings, *tensors)
-    return merged.reshape(query.shape) if n == 1 else merged
-
-
-def _single(bands: Bands, at: Positions, mask: Tensor | None, like: Tensor) -> Iterator[Call]:
-    """One call for each part of a single query, which sees all of the part's keys.
-
-    Where rows differ, or a mask hides some, each row sees its own.
-    """
-    for index, (part, low, high, *_) in enumerate(bands):
-        if low >= high:
-            continue
-        pattern, none = Pattern(), None
-        if mask is not None or at.offset is None:
-            seen = at.held(part, 0, 1, low, high)[:, None].to(like.device)
-            seen = seen if mask is None else seen & mask[..., low:high]
-            hides = torch.zeros_like(seen, dtype=like.dtype).masked_fill_(~seen, -torch.inf)
-            pattern, none = Pattern(mask=hides), ~seen.any(-1)
-        yield Call(index, _cut(0, None), _cut(0, high - low), pattern, False, index == 0, none)
+    calls = at.once((parts, operator), what, divide)
+    if not graded:
+        return _merge(operator, calls, firsts, scalings, *tensors)[0]
+    given = (operator, calls, firsts, scalings, *tensors)
+    merged: Tensor = _Merge.apply(*given)  # type: ignore[no-untyped-call]
+    return merged
 
 
 def _windows(bands: Bands, offset: int, query: Tensor, key: Tensor) -> Iterator[Call]:
     """One call for each region, for operators that take windows."""
     end, n = offset + key.shape[2], query.shape[2]
-    for part, low, high, left, right, lag, window in _all_regions(bands, offset, end, n):
+    for part, low, high, left, right, lag, window in all_regions(bands, offset, end, n):
         rows = _cut(low - (end - n), high - (end - n))
         begin = offset + bands[part].low
         keys = _cut(left - begin, right - begin)
@@ -153,49 +124,11 @@ def _cut(start: int, stop: int | None) -> View:
     return lambda x: x[:, :, start:stop]
 
 
-def _all_regions(bands: Bands, begin: int, end: int, n: int) -> Iterator[Region]:
-    """The regions of every part for the last n of positions begin … end−1, the first part's first.
-
-    No key before `begin` is held.
-    """
-    for index, (part, *_) in enumerate(bands):
-        divide = _chunks if part.unit > 1 else _range
-        yield from divide(part, index, begin, end, n)
-
-
-def _range(part: Part, index: int, begin: int, m: int, n: int) -> Iterator[Region]:
-    """The regions of a part that is a range of distances."""
-    low = max(m - n, begin + part.start)  # the first position whose query sees a key of this part
-    last = m if part.first is None else part.start + part.first  # from which on it sees all `first`
-    if part.stop is not None:
-        window, left = part.stop - part.start, max(begin, low - part.stop + 1)
-        if low < m:
-            yield Region(index, low, m, left, m - part.start, part.start, window)
-        return
-    high = min(m, last)
-    if low < high:
-        yield Region(index, low, high, begin, high - part.start, part.start)
-    if part.first and max(low, high) < m and begin < part.first:
-        yield Region(index, max(low, high), m, begin, part.first)
-
-
-def _chunks(part: Part, index: int, begin: int, m: int, n: int) -> Iterator[Region]:
-    """The regions of a part that goes by chunks of `unit` positions: one or two for each chunk."""
-    for chunk in range((m - n) // part.unit, (m - 1) // part.unit + 1):
-        low, high = max(m - n, chunk * part.unit), min(m, (chunk + 1) * part.unit)
-        left, right = part.span(low, low)
-        left = max(begin, left)
-        if part.start == 0:  # of which the query's own chunk is causal
-            yield Region(index, low, high, left, high, 0)
-        elif left < right:
-            yield Region(index, low, high, left, right)
-
-
 def _triangles(bands: Bands, offset: int, query: Tensor, key: Tensor) -> Iterator[Call]:
     """The calls that cover every pair of every part once, those of the first part first."""
     (b, h, n, _), (g, m) = query.shape, key.shape[1:3]
     end = offset + m
-    for region in _all_regions(bands, offset, end, n):
+    for region in all_regions(bands, offset, end, n):
         for r in range(h // g):
 
             def rows(x: Tensor, a: int, z: int, r: int = r) -> Tensor:
@@ -231,7 +164,54 @@ def _corners(
     if left < low - lag and low < whole:
         yield Call(index, here, partial(keys, a=left, z=low - lag), Pattern(), False, False)
     if whole < high and window is not None:
-        yield from _blocks(index, lag, window, rows, keys, whole, high, b, like)
+        if window < WIDE:
+            yield from _blocks(index, lag, window, rows, keys, whole, high, b, like)
+        else:
+            yield from _wide_blocks(index, lag, window, rows, keys, whole, high, b)
+
+
+def _wide_blocks(
+    index: int,
+    lag: int,
+    window: int,
+    rows: Callable[..., Tensor],
+    keys: Callable[..., Tensor],
+    low: int,
+    high: int,
+    b: int,
+) -> Iterator[Call]:
+    """As `_blocks`: the last window − 1 keys of a block's first query, in front of the block's own.
+
+    A block's queries see of the former ever fewer, which is causal when both are read backwards.
+    """
+    start, far = low, lag + window - 1
+    while start < high:
+        size = min(window - 1, high - start)
+        stop = start + (high - start) // size * size
+        for i in range(b):
+
+            def blocks(x: Tensor, i: int = i, n: int = size) -> Tensor:
+                out: Tensor = x[i].unflatten(1, (-1, n))
+                return out.transpose(0, 1)
+
+            def here(x: Tensor, a: int = start, z: int = stop, blocks: View = blocks) -> Tensor:
+                return blocks(rows(x, a, z))
+
+            def own(x: Tensor, a: int = start, z: int = stop, blocks: View = blocks) -> Tensor:
+                return blocks(keys(x, a - lag, z - lag))
+
+            def old(x: Tensor, a: int = start, z: int = stop, blocks: View = blocks) -> Tensor:
+                return blocks(keys(x, a - far, z - far))
+
+            def middle(x: Tensor, i: int = i, a: int = start, n: int = size) -> Tensor:
+                return keys(x, a + n - far, a - lag)[i : i + 1]
+
+            causal = Pattern(causal=True)
+            yield Call(index, here, own, causal, False, index == 0)
+            if size < window - 1:
+                yield Call(index, here, middle, Pattern(), False, False)
+            yield Call(index, here, old, causal, False, False, backwards=True)
+        start = stop
 
 
 def _blocks(
@@ -295,10 +275,10 @@ def _merge(
     for call in calls:
         q, k = call.rows(queries[call.part]), call.keys(keys[call.part])
         v = call.keys(value[:, :, firsts[call.part] :])
+        q, k, v = (call.read(x) for x in (q, k, v))
         new, its = operator.forward(q, k, v, scalings[call.part], call.pattern)
-        if call.none is not None:
-            its = its.masked_fill(call.none, torch.finfo(wide).min / 4)
-        o, s, its = call.rows(out), call.rows(lse), its[..., None]
+        new, its = call.read(new), call.read(its[..., None])
+        o, s = call.rows(out), call.rows(lse)
         if call.fresh:
             o.copy_(new)
             s.copy_(its)
@@ -337,9 +317,11 @@ class _Merge(torch.autograd.Function):
             p, first = call.part, ctx.firsts[call.part]
             rows = [call.rows(x) for x in (grad, turned[p], out, lse)]
             k, v = call.keys(turned[count + p]), call.keys(value[:, :, first:])
-            new = ctx.operator.backward(
-                rows[0], rows[1], k, v, rows[2], rows[3][..., 0], ctx.scalings[p], call.pattern
+            do, q, o, its, k, v = (call.read(x) for x in (*rows, k, v))
+            found = ctx.operator.backward(
+                do, q, k, v, o, its[..., 0], ctx.scalings[p], call.pattern
             )
+            new = [call.read(x) for x in found]
             call.rows(gradients[1 + p]).add_(new[0])
             _add(call, gradients[1 + count + p], new[1])
             _add(call, gradients[0][:, :, first:], new[2])

@@ -18,7 +18,7 @@ from ctxext.methods import Spec
 from ctxext.models.contents import to_config
 from ctxext.models.frequency_sets import FrequencySet, Rope, find_frequency_sets
 from ctxext.models.layout import head_dim, layer_configs
-from ctxext.models.small import outline
+from ctxext.models.outline import outline
 from ctxext.models.trained import ORIGINAL
 
 OLD_KEYS = ("rope_theta", "rotary_emb_base", "rope_scaling")  # of transformers 4

@@ -15,7 +15,8 @@ from torch import Tensor
 from ctxext.errors import UsageError
 from ctxext.export.check import one_line
 from ctxext.models.contents import MAX_INDEX_BYTES, read_object
-from ctxext.models.small import outline, quiet
+from ctxext.models.outline import outline
+from ctxext.models.small import quiet
 
 LEGACY = b"\x80\x02"  # how torch's older format begins, a pickle of protocol 2
 

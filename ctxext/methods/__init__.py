@@ -21,7 +21,7 @@ from ctxext.registry import Registry
 
 __all__ = ["NOTATION", "REGISTRY", "Spec", "given", "names", "parse", "register"]
 
-REGISTRY: Registry[Method] = Registry("method", __name__, private=("base",))
+REGISTRY: Registry[Method] = Registry("method", __name__, private=("base", "parts", "values"))
 NOTATION = (
     "T is the trained length and L the evaluated one, in tokens, d the rotary dimension, "
     "i = 0 … d/2−1 the pair index, θ_i = base^(−2i/d) a pair's frequency, which λ_i divides, n the "

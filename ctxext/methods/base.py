@@ -1,29 +1,38 @@
-"""The contract of a method: what it may know, and what each of the three kinds must say.
+"""The contract of a method: what it may know, and what each of the four kinds must say.
 
 Notation: T trained length and L evaluated length in tokens, d rotary dimension, i = 0 … d/2−1
 the pair index, θ_i = base^(−2i/d) the model's own inverse frequencies in radians per token,
 k the extension factor, n a query's position counted from 1, δ ≥ 0 how many tokens a key stands
 behind its query. Formulas are plain arithmetic in float64; nothing here imports torch.
+
+All that a method's file needs is to be had here: the kinds of methods, and from parts.py and
+values.py what they are made of.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import inspect
-import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ctxext.errors import UsageError
+from ctxext.methods.parts import Part as Part
+from ctxext.methods.parts import as_held as as_held
+from ctxext.methods.parts import identity as identity
+from ctxext.methods.values import Range as Range
+from ctxext.methods.values import check_auto as check_auto
+from ctxext.methods.values import parse_ladder as parse_ladder
+from ctxext.methods.values import require as require
+from ctxext.methods.values import rung as rung
+from ctxext.methods.values import tokens_between as tokens_between
 from ctxext.notation import AUTO, Auto, format_entry
 
 if TYPE_CHECKING:
     from torch import Tensor
     from typing_extensions import Self
-
-    Map = Callable[[Tensor], Tensor]
 
 SECTIONS = ("Formula", "Source", "Parameters", "Inside T", "Beyond T")
 
@@ -67,56 +76,6 @@ class Rotary:
     def dim(self) -> int:
         """The rotary dimension d."""
         return 2 * len(self.theta)
-
-
-@dataclass(frozen=True)
-class Range:
-    """Where a search looks for a parameter: from `low` to `high`, both included.
-
-    Attributes:
-        log: whether steps of the same ratio weigh the same, or else steps of the same size.
-        whole: whether it looks at whole numbers alone.
-    """
-
-    low: float
-    high: float
-    log: bool = True
-    whole: bool = False
-
-
-def tokens_between(low: float, high: float) -> Range:
-    """Whole numbers of tokens, at least 1."""
-    least = max(1, int(low))
-    return Range(least, max(least, int(high)), whole=True)
-
-
-def parse_ladder(ladder: str | None) -> tuple[float, ...] | None:
-    """The rungs of `1/4/16`; None for the powers of 2. UsageError for anything else."""
-    if ladder is None:
-        return None
-    need = "rising numbers from 1 on, such as 1/4/16"
-    try:
-        rungs = tuple(map(float, ladder.split("/")))
-    except ValueError:
-        rungs = ()
-    rising = all(low < high for low, high in itertools.pairwise(rungs))
-    require(bool(rungs) and rungs[0] >= 1 and rising, "ladder", repr(ladder), need)
-    require(math.isfinite(rungs[-1]), "ladder", repr(ladder), need)
-    return rungs
-
-
-def rung(need: float, ladder: str | None = None) -> float:
-    """The smallest of a ladder that is at least `need`; UsageError where none is."""
-    rungs = parse_ladder(ladder)
-    if rungs is None:
-        return 2.0 ** math.ceil(math.log2(max(1.0, need)))
-    found = next((one for one in rungs if one >= need), None)
-    if found is None:
-        raise UsageError(
-            f"the ladder {ladder} ends at {rungs[-1]:g}, and the sequence needs {need:g}: give "
-            "ladder= a larger one, or a shorter sequence"
-        )
-    return found
 
 
 @dataclass(frozen=True)
@@ -257,85 +216,6 @@ class Stretch(Frequency):
         return self.factor
 
 
-def check_auto(value: float | str | None, key: str, ladder: str | None) -> None:
-    """UsageError, unless a parameter is None, at least 1, or `auto`, which alone takes a ladder."""
-    plain = value is None or isinstance(value, str) or value >= 1
-    require(plain, key, value, "at least 1, or auto")
-    parse_ladder(ladder)
-    alone = ladder is None or value == AUTO
-    require(alone, "ladder", repr(ladder), f"given with {key}=auto, and with that alone")
-
-
-@dataclass(frozen=True)
-class Part:
-    """Some of the pairs of a query and a key not ahead of it, and the positions they take there.
-
-    The pairs are those with start ≤ ⌊q/unit⌋ − ⌊k/unit⌋ < stop, q and k true positions in tokens;
-    with a `unit` of 1 that is start ≤ δ < stop. `stop` None: no end. With `first` only the keys at
-    positions below it are meant: such a part has no end, and a unit of 1.
-
-    `query` and `key` map true positions (any tensor of numbers, tokens) to effective ones, so
-    that the part is plain attention between R(query(q))·q and R(key(k))·k.
-
-    With `scales` the part has frequencies of its own: pair i stands at offset + query(q)/λ_i and
-    at key(k)/λ_i, a λ of infinity for a pair that does not turn.
-
-    Attributes:
-        scales: λ_i for each pair [d/2] of a model's own rotation.
-        offset: where queries stand before what λ divides, in tokens.
-        extension: the λ of the slowest pairs, by which the part reaches further.
-        factor: what scores are multiplied by.
-    """
-
-    start: int
-    stop: int | None
-    query: Map
-    key: Map
-    unit: int = 1
-    first: int | None = None
-    scales: Callable[[Rotary], Sequence[float]] | None = None
-    offset: float = 0.0
-    extension: float = 1.0
-    factor: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.first is not None and (self.stop is not None or self.unit != 1):
-            raise ValueError("a part of the first keys has no end, and a unit of 1")
-
-    def on(self, rotary: Rotary) -> Part:
-        """The part on this model; with `scales` positions [·] become those of pairs [·, d/2]."""
-        if self.scales is None:
-            return self
-        scales = tuple(self.scales(rotary))
-
-        def each(own: Map, offset: float) -> Map:
-            return lambda p: offset + own(p)[..., None] / p.new_tensor(scales)
-
-        query, key = each(self.query, self.offset), each(self.key, 0.0)
-        return dataclasses.replace(self, query=query, key=key, scales=None, offset=0.0)
-
-    def span(self, oldest: int, newest: int) -> tuple[int, int]:
-        """Between which positions the keys are that queries oldest … newest have: low, high.
-
-        Where there are none, high ≤ low; for one query, oldest = newest, it has all of them.
-        """
-        low, high = 0, min(newest + 1, (newest // self.unit - self.start + 1) * self.unit)
-        if self.stop is not None:
-            low = max(0, (oldest // self.unit - self.stop + 1) * self.unit)
-        return low, high if self.first is None else min(high, self.first)
-
-    def holds(self, query: Tensor, key: Tensor) -> Tensor:
-        """Which pairs are the part's, for integer positions of shapes that broadcast."""
-        steps = query - key
-        held = steps >= (0 if self.unit > 1 else self.start)
-        if self.unit > 1:
-            steps = query // self.unit - key // self.unit
-            held = held & (steps >= self.start)
-        if self.stop is not None:
-            held = held & (steps < self.stop)
-        return held if self.first is None else held & (key < self.first)
-
-
 @dataclass(frozen=True)
 class Distance(Method):
     """A method that changes what a key at distance δ looks like to its query, or hides it.
@@ -397,19 +277,3 @@ class AttentionRule(Method):
             trained: T in tokens.
         """
         raise NotImplementedError
-
-
-def identity(position: Tensor) -> Tensor:
-    """The true position."""
-    return position
-
-
-def as_held(position: Tensor) -> Tensor:
-    """No turn at all: the `key` of parts that take keys as a cache holds them."""
-    return position * 0
-
-
-def require(holds: bool, key: str, value: object, need: str) -> None:
-    """UsageError naming the value and what it must be, unless it holds."""
-    if not holds:
-        raise UsageError(f"bad value {value} for {key!r}: must be {need}")

@@ -24,6 +24,7 @@ frequency_sets.py  a loaded model's rotary frequencies: FrequencySet
 calls.py     how a model's forward is called
 mark.py      what a patched model's config says of its patch
 families.py  what each model type of transformers takes
-small.py     small random models of a config
+outline.py   the modules of a config's model, without weights
+small.py     small random models of a config, its sizes by sizes.py
 prompting.py what a tokenizer makes of a prompt, with a chat template or without
 """

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from ctxext.errors import UsageError
 from ctxext.records import Record
-from ctxext.report import aggregate, effective, sheets, speed, tables
+from ctxext.report import aggregate, effective, formats, sheets, speed, tables
 from ctxext.report.groups import chosen as chosen
+from ctxext.report.spreadsheet import write_csv
 from ctxext.system.digests import sha256_of_text
 from ctxext.system.files import write_atomically
 from ctxext.system.names import safe_name
@@ -48,12 +49,12 @@ def render(records: Iterable[Record], format: str = "md", order: Sequence[str] =
         return page.render(records, order)
     scores, speeds = tables.build(records, order), speed.build(records, order)
     if format == "csv":
-        rows = itertools.chain(tables.csv_rows(scores), speed.csv_rows(speeds))
-        return tables.write_csv(tables.CSV + (speed.CSV if speeds else ()), rows)
+        rows = itertools.chain(formats.csv_rows(scores), speed.csv_rows(speeds))
+        return write_csv(formats.CSV + (speed.CSV if speeds else ()), rows)
     if format == "latex":
-        texts = [*map(tables.to_latex, scores), *map(speed.to_latex, speeds)]
+        texts = [*map(formats.to_latex, scores), *map(speed.to_latex, speeds)]
         return "\n".join(["% \\usepackage{booktabs}", *texts])
-    texts = [*map(tables.to_markdown, scores)]
+    texts = [*map(formats.to_markdown, scores)]
     texts += map(sheets.to_markdown, effective.sheets(records, order))
     texts += map(speed.to_markdown, speeds)
     return "\n".join(texts) or "No records.\n"
@@ -66,7 +67,7 @@ def to_rich(
     records = list(records)
     scores, speeds = tables.build(records, order), speed.build(records, order)
     return [
-        *(tables.to_rich(table, width) for table in scores),
+        *(formats.to_rich(table, width) for table in scores),
         *map(sheets.to_rich, effective.sheets(records, order)),
         *(speed.to_rich(table, width) for table in speeds),
     ]

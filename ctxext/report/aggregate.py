@@ -18,7 +18,7 @@ from ctxext.notation import format_length
 from ctxext.records import Record
 from ctxext.records.metrics import perfect_score
 from ctxext.report.effective import ENOUGH
-from ctxext.report.groups import Group, current, describe, group_of, method_order
+from ctxext.report.groups import Group, current, group_of, method_order, titled
 from ctxext.report.sheets import Item, Sheet
 from ctxext.system.names import printable
 from ctxext.text import counted
@@ -130,7 +130,7 @@ def _headline(
         if len(some) == len(seeds):
             scores.setdefault((method, length), {})[task] = _score(list(some.values()))
     tasks = sorted({task for _, _, task in cells}, key=_numbered)
-    words = describe(place, places, ("model",))
+    words = titled(place, places, ("model",))
     title = printable(" · ".join([words[0], benchmark, *filter(None, words[1:])]))
     lengths = sorted({length for _, length, _ in cells})
     methods = method_order(records, order)

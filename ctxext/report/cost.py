@@ -7,11 +7,13 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from ctxext.records import Record
+from ctxext.records.record import Timed
 
 _SAME_TIME = ("device", "length", "windows", "processes")  # of records whose times can be compared
 _SAME_BATCHES = (*_SAME_TIME, "batch_size", "prefill_chunk")
 _FARTHEST = 1e6  # no ratio of times is higher, or lower than one over it
 PREFILL, DECODE = "prefill", "decode"
+_PREFILL_SECONDS: Timed = "prefill_seconds"
 
 
 class Cost(NamedTuple):
@@ -71,6 +73,37 @@ def _rate(record: Record, kind: str) -> float | None:
     spent: Mapping[str, Any] = record
     tokens, seconds = spent.get(f"{kind}_tokens"), spent.get(f"{kind}_seconds")
     return tokens / seconds if tokens and seconds else None
+
+
+def times_over_rope(at: dict[str, Record], bench: list[Record]) -> tuple[dict[str, float], str]:
+    """Each method's time over that of rope, and what time that is.
+
+    Of prefill, from bench records of one machine and setting, unless the scores' own seconds,
+    which are compared on one device only, tell of more methods.
+    """
+    settings: dict[tuple[str, ...], dict[str, float]] = {}
+    for record in sorted(bench, key=lambda r: (r["created"], r["key"])):
+        ratio = record["ratio"][_PREFILL_SECONDS] if record["ratio"] else None
+        for method, scored in at.items():
+            if ratio and _same_setting(scored, record) and believable(ratio["median"]):
+                setting = record["device"], str(record["batch_size"]), str(record["seed"])
+                settings.setdefault(setting, {})[method] = ratio["median"]
+    best = max(sorted(settings), key=lambda s: len(settings[s]), default=None)
+    timed = settings[best] if best else {}
+    own = {m: ratio for m, r in at.items() if (ratio := time_ratio(r, at.get("rope")))}
+    if best and len(timed) >= max(2, len(own)):
+        return timed, f"prefill time over that of rope, from bench records on {best[0]}"
+    windows = any(record["buckets"] for record in at.values())
+    return own, f"{'evaluation' if windows else 'prefill'} time over that of rope"
+
+
+def _same_setting(scored: Record, timed: Record) -> bool:
+    """Whether a bench record is of the model, method, length and path that was scored."""
+    ours, theirs = (
+        (r["model"], r["method"], r["length"], r["dtype"], r["attention"]) for r in (scored, timed)
+    )
+    weights = {r["model_sha256"] for r in (scored, timed)} - {None}
+    return ours == theirs and len(weights) <= 1
 
 
 def believable(ratio: float) -> bool:

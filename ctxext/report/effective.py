@@ -15,7 +15,7 @@ from ctxext.notation import format_length
 from ctxext.records import Interval, Record, interval
 from ctxext.records.intervals import apart
 from ctxext.records.metrics import perfect_score
-from ctxext.report.groups import Cells, Column, describe, grouped, method_order, newest
+from ctxext.report.groups import Cells, Column, grouped, method_order, newest, titled
 from ctxext.report.sheets import Item, Sheet
 from ctxext.system.names import printable
 
@@ -74,7 +74,7 @@ def sheets(records: Iterable[Record], order: Sequence[str] = ()) -> list[Sheet]:
     found = []
     for group, members in groups.items():
         if some := rows(members, order):
-            words = describe(group, groups, ("model", "task", "data"))
+            words = titled(group, groups, ("model", "task", "data"))
             title = printable(" · ".join(["Effective length", *words]))
             found.append(Sheet(title, CAPTION, HEADER, tuple(map(_items, some))))
     return found

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from ctxext.errors import UsageError
 from ctxext.records import BENCH, Record, is_share
+from ctxext.report.labels import short_path
 from ctxext.system.digests import sha256_of_text
 from ctxext.system.names import printable, safe_name
 from ctxext.text import did_you_mean
@@ -86,6 +87,22 @@ def describe(group: Any, among: Iterable[Any], always: Sequence[str]) -> list[st
         if field not in always and len({getattr(g, field) for g in like}) > 1
     ]
     return [str(getattr(group, field)) for field in always] + differing
+
+
+def titled(group: Any, among: Iterable[Any], always: Sequence[str]) -> list[str]:
+    """`describe` in short, for titles: of the paths of models and data their last names."""
+    among = list(among)
+    said = describe(group, among, always)
+    for place, field in enumerate(always):
+        if field in ("model", "data"):
+            said[place] = short_path(said[place], [getattr(other, field) for other in among])
+    return said
+
+
+def bracketed(subject: str, apart: Iterable[str]) -> str:
+    """A title with what tells it from others of its subject in brackets, if anything does."""
+    words = ", ".join(filter(None, apart))
+    return f"{subject} ({words})" if words else subject
 
 
 def file_name(

@@ -10,13 +10,14 @@ from ctxext.notation import format_length
 from ctxext.records import Record, higher_is_better
 from ctxext.records.intervals import wilson
 from ctxext.report.groups import (
+    bracketed,
     count_text,
-    describe,
     file_name,
     grouped,
     method_order,
     mixed,
     newest,
+    titled,
 )
 from ctxext.report.plots import set_text, wrapped
 from ctxext.system.names import printable
@@ -42,16 +43,19 @@ class Heatmap:
 def heatmaps(records: Iterable[Record], order: Sequence[str] = ()) -> list[Heatmap]:
     """One for each group of records in which some have parts by depth."""
     groups = grouped(records)
+    asked = {group: members[0]["task"] for group, members in groups.items()}
     taken: set[str] = set()
     made = []
     for group, members in groups.items():
         always = ("model", "task", "data")
         name = file_name(["depth"], group, groups, always, taken)
-        more = [w for w in describe(group, groups, always)[3:] if w != group.dtype]
+        model, _, data, *apart = titled(group, groups, always)
         if maps := _maps(members, order):
-            title = f"{group.model} on {group.data}: {members[0]['task']} by depth"
+            alike = {g.task for g, task in asked.items() if task == asked[group]}
+            task = asked[group] if len(alike) == 1 else group.task
+            title = bracketed(f"{model} on {data}: {task} by depth", apart)
             trained = f"trained length {format_length(group.trained_length)}"
-            about = ", ".join([trained, group.dtype, *more, *_each(members)])
+            about = ", ".join([trained, group.dtype, *_each(members)])
             about = (
                 " ".join([f"{about}.", *told])
                 if (told := mixed(members, newest(members)))

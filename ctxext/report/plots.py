@@ -11,7 +11,7 @@ from typing import Any
 
 from ctxext.errors import UsageError
 from ctxext.notation import format_length
-from ctxext.report.series import Figure, Line
+from ctxext.report.figure import Figure, Line
 from ctxext.system.files import write_atomically
 from ctxext.system.names import printable
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
-from ctxext.report.tables import escape, write_csv
+from ctxext.report import markdown
+from ctxext.report.markdown import escape
+from ctxext.report.spreadsheet import write_csv
 from ctxext.system.names import printable
 
 if TYPE_CHECKING:
@@ -30,10 +32,8 @@ class Sheet(NamedTuple):
 
 def to_markdown(sheet: Sheet) -> str:
     """A GitHub table under a heading."""
-    lines: list[Sequence[str]] = [sheet.header, ["---", *["---:"] * (len(sheet.header) - 1)]]
-    lines += [[escape(item.text) for item in row] for row in sheet.rows]
-    body = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return f"### {escape(sheet.title)}\n\n{body}\n\n{escape(sheet.caption)}\n"
+    rows = [[escape(item.text) for item in row] for row in sheet.rows]
+    return markdown.table(sheet.title, sheet.caption, sheet.header, rows)
 
 
 CSV = ("table", "method", "column", "text", "value")

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ctxext.notation import format_length
 from ctxext.records import BENCH, MEASURES, RATIO, Record
 from ctxext.records.record import TIMED, Spread
-from ctxext.report import latex
+from ctxext.report import latex, markdown
 from ctxext.report.cost import bytes_text, short
-from ctxext.report.groups import current, describe, method_order, outdated, unlike
-from ctxext.report.tables import NO_VALUE, escape, versions_text
+from ctxext.report.groups import current, method_order, outdated, titled, unlike
+from ctxext.report.spreadsheet import versions_text
+from ctxext.report.tables import NO_VALUE
 from ctxext.system.names import printable
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ HEADER: tuple[str, ...] = (
     *("length", "method", "attention", "prefill s", "unpatched s", "×"),
     *("decode ms/token", "unpatched ms", "×", "peak memory", "×"),
 )
+WORDS = (1, 2)  # columns of HEADER that are words
 _SAID = {  # of each case, with the steps and what is decoded at once
     "": "decoding is {} steps after the prefill{}, timed by the step",
     "packed": "each row is eight sequences that do not see each other",
@@ -89,7 +91,7 @@ def _table(group: Group, groups: dict[Group, list[Record]], order: Sequence[str]
     )
     for record in newest_last:
         rows[record["length"], methods[record["requested"]], record["attention"]] = record
-    told = describe(group, groups, ("model", "device", "dtype", "case"))
+    told = titled(group, groups, ("model", "device", "dtype", "case"))
     title = " · ".join(["speed and memory", *filter(None, told)])
     shown = tuple(rows[place] for place in sorted(rows))
     said = [_caption(group, shown), *unlike(shown, but=("attention",)), *outdated(groups[group])]
@@ -167,7 +169,7 @@ def to_rich(table: Table, width: int | None = None) -> RichTable:
     rich = RichTable(title=Text(printable(table.title)), caption=Text(printable(table.caption)))
     rich.width = _width(header, *rows)
     for number, label in enumerate(header):
-        rich.add_column(Text(label), justify="left" if number in (1, 2) else "right", no_wrap=True)
+        rich.add_column(Text(label), justify="left" if number in WORDS else "right", no_wrap=True)
     lengths = [record["length"] for record in table.records]
     for row, here, below in zip(rows, lengths, [*lengths[1:], None], strict=True):
         rich.add_row(*map(Text, row), end_section=here != below)
@@ -184,16 +186,14 @@ def _width(*rows: Sequence[str]) -> int:
 
 def to_markdown(table: Table) -> str:
     """A GitHub table under a heading."""
-    lines = [HEADER, ("---:", "---", "---", *["---:"] * (len(HEADER) - 3))]
-    lines += [tuple(map(escape, _texts(record))) for record in table.records]
-    body = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return f"### {escape(table.title)}\n\n{body}\n\n{escape(table.caption)}\n"
+    rows = [[*map(markdown.escape, _texts(record))] for record in table.records]
+    return markdown.table(table.title, table.caption, HEADER, rows, left=WORDS)
 
 
 def to_latex(table: Table) -> str:
     """A booktabs table."""
     rows = [[(text, False) for text in _texts(record)] for record in table.records]
-    return latex.table(table.title, table.caption, HEADER, rows, left=(1, 2))
+    return latex.table(table.title, table.caption, HEADER, rows, left=WORDS)
 
 
 def csv_rows(tables: Iterable[Table]) -> Iterator[dict[str, Any]]:

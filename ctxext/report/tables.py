@@ -1,16 +1,13 @@
 """Comparison tables, from records alone: methods down, lengths across, and the tax.
 
-Perplexities and the scores of benchmarks are shown as they are, shares in percent. The *tax* is
-what a method costs inside the trained length T: its mean over the positions below T minus that of
-the unpatched model (`rope`) over the same tokens, in nats per token or in percentage points. A
-*difference* (Δ) is a value minus that of `rope` over the same windows.
+Perplexities and the scores of benchmarks are shown as they are, shares in percent. A *difference*
+(Δ) is a value minus that of `rope` over the same windows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from ctxext.notation import format_length
 from ctxext.records import (
@@ -22,7 +19,6 @@ from ctxext.records import (
     interval,
     over_windows,
 )
-from ctxext.report import latex
 from ctxext.report.cost import NO_COST, Cost, bytes_text, cost_of, short
 from ctxext.report.groups import (
     Cells,
@@ -30,49 +26,20 @@ from ctxext.report.groups import (
     Group,
     alike,
     count_text,
-    describe,
     grouped,
     method_order,
     mixed,
     newest,
+    titled,
 )
-from ctxext.system.names import printable
-
-if TYPE_CHECKING:
-    from rich.table import Table as RichTable
+from ctxext.report.tax import TAXES, Tax, mean_inside, taxes_at
 
 NO_VALUE, WINDOWS, ROUNDED = "–", "windows", "≈"
-CSV = (
-    *("model", "task", "metric", "data", "method", "length", "value", "stderr", "low", "high"),
-    *("status", "tax", "windows", "dtype", "seed"),
-    *("difference", "difference_stderr", "difference_low", "difference_high"),
-    *("device", "attention", "versions"),
-    *("tokens_per_second", "speed_ratio", "peak_memory_bytes", "memory_ratio"),
-    *("prefill_tokens_per_second", "prefill_ratio", "decode_tokens_per_second", "decode_ratio"),
-)
 _COSTS = {
     "speed": "tokens/s",
     "prefill": "prefill tokens/s",
     "decode": "decode tokens/s",
     "memory": "peak memory",
-}
-_MARKDOWN = {ord(c): f"\\{c}" for c in "`*_[]~$"} | {ord(c): f"&#{ord(c)};" for c in "&<>|\\"}
-
-
-Mean = Literal["nll", "acc"]  # of a bucket
-
-
-class _Tax(NamedTuple):
-    bucket: Mean
-    unit: str
-    scale: float
-    digits: int
-    words: str
-
-
-_TAX = {
-    "perplexity": _Tax("nll", "nat", 1, 3, "mean loss, in nats per token (above 0 is worse),"),
-    "accuracy": _Tax("acc", "pt", 100, 2, "accuracy, in percentage points (below 0 is worse),"),
 }
 
 
@@ -118,9 +85,9 @@ class Table:
     unit: str  # what values are over: windows or samples
 
     @property
-    def tax(self) -> _Tax | None:
+    def tax(self) -> Tax | None:
         """In what the tax is told; None where there is none."""
-        return _TAX.get(self.group.metric) if self.unit == WINDOWS else None
+        return TAXES.get(self.group.metric) if self.unit == WINDOWS else None
 
     def header(self, differences: bool = True) -> list[str]:
         """`method`, each length (with its windows where they differ within a length), the
@@ -222,7 +189,7 @@ def unit_of(records: Iterable[Record]) -> str:
     """What the values of a group are over: windows or samples."""
     some = list(records)
     done = [record for record in some if record["status"] == "ok"]
-    windows = any(map(over_windows, done)) if done else some[0]["metric"] in _TAX
+    windows = any(map(over_windows, done)) if done else some[0]["metric"] in TAXES
     return WINDOWS if windows else "samples"
 
 
@@ -235,14 +202,14 @@ def build(records: Iterable[Record], order: Sequence[str] = ()) -> list[Table]:
 def _table(group: Group, groups: dict[Group, list[Record]], order: Sequence[str]) -> Table:
     cells, unit = newest(groups[group]), unit_of(groups[group])
     columns = sorted({column for _, column in cells})
-    taxing = unit == WINDOWS and group.metric in _TAX
-    taxed = next((c for c in reversed(columns) if taxing and _taxes(cells, c, group.metric)), None)
-    taxes = _taxes(cells, taxed, group.metric) if taxed else {}
+    places = reversed(columns) if unit == WINDOWS else ()
+    taxed = next((c for c in places if taxes_at(cells, c, group.metric)), None)
+    taxes = taxes_at(cells, taxed, group.metric) if taxed else {}
     rows = []
     for method in method_order(cells.values(), order):
         found = (_cell(cells, method, column) for column in columns)
         rows.append(Row(method, tuple(found), taxes.get(method)))
-    words = describe(group, groups, ("model", "task", "metric", "data"))
+    words = titled(group, groups, ("model", "task", "metric", "data"))
     if words[1].partition(":")[0] == words[2]:
         del words[2]
     title = " · ".join(words)
@@ -320,29 +287,6 @@ def _best(table: Table, column: Sequence[Cell], higher: bool) -> str | None:
     return shown[(max if higher else min)(shown)] if len(set(shown.values())) > 1 else None
 
 
-def _inside(record: Record, trained: int, field: Mean) -> tuple[float, list[tuple[int, int, int]]]:
-    """The mean over the buckets that end within the trained length, and those buckets."""
-    inside = [b for b in record["buckets"] or [] if b["stop"] <= trained and b["n"]]
-    total = sum(b["n"] for b in inside)
-    mean = sum((b[field] or 0.0) * b["n"] for b in inside) / total if total else 0.0
-    return mean, [(b["start"], b["stop"], b["n"]) for b in inside]
-
-
-def _taxes(cells: Cells, column: Column, metric: str) -> dict[str, float]:
-    """The tax of each method that has one at this length; empty if only `rope` would."""
-    rope, tax = cells.get(("rope", column)), _TAX.get(metric)
-    if tax is None or rope is None or rope["status"] != "ok":
-        return {}
-    base, where = _inside(rope, rope["trained_length"], tax.bucket)
-    taxes = {}
-    for (method, at), record in cells.items():
-        if at == column and record["status"] == "ok":
-            mean, tokens = _inside(record, rope["trained_length"], tax.bucket)
-            if tokens and tokens == where:
-                taxes[method] = (mean - base) * tax.scale
-    return taxes if len(taxes) > 1 else {}
-
-
 def _caption(table: Table, higher: bool | None, rope: Record | None) -> str:
     """What the values and their errors are, which are better, and what the tax is."""
     said = ["percent"] if table.group.is_share else []
@@ -358,7 +302,7 @@ def _caption(table: Table, higher: bool | None, rope: Record | None) -> str:
             "trained one"
         )
     elif table.tax is not None and rope is not None:
-        stop = _inside(rope, rope["trained_length"], table.tax.bucket)[1][-1][1]
+        stop = mean_inside(rope, rope["trained_length"], table.tax.bucket)[1][-1][1]
         said.append(
             f"tax is the change against rope in {table.tax.words} over positions 0 to {stop} "
             f"(trained length {rope['trained_length']}), measured at length "
@@ -372,130 +316,3 @@ def _count(table: Table) -> str:
     """How many windows or samples the values are over."""
     counts = sorted({column.windows for column in table.columns if column.windows})
     return count_text(counts[0], counts[-1], table.unit)
-
-
-def to_rich(table: Table, width: int | None = None) -> RichTable:
-    """For the terminal; the best of a column is green and has a `*`.
-
-    Cells are broken at their ± or [ to fit into `width` characters, but no name and no number is:
-    a table may be wider than the console, so print it with `crop=False`.
-    """
-    from rich.cells import cell_len
-    from rich.table import Table as RichTable
-    from rich.text import Text
-
-    starred = any(cell.best for _, _, cell in table.cells())
-    caption = table.caption + (" * is the best of its column." if starred else "")
-    caption = caption.replace(" Δ is the difference", " Below a value: the difference")
-    rich = RichTable(title=Text(printable(table.title)), caption=Text(printable(caption)))
-    lines = [[Text(label) for label in table.header(differences=False)]]
-    for row in table.rows:
-        cells = [Text(_narrow(table.cell_text(cell))) for cell in row.cells]
-        for text, cell in zip(cells, row.cells, strict=True):
-            text.append("*" if cell.best else " " * starred)
-            text.stylize("bold green" if cell.best else "")
-            if cell.difference is not None:
-                apart = _narrow(table.difference_text(cell))
-                text.append(f"\n{apart}{' ' * starred}", "dim")
-        costs = [
-            Text.assemble(value, (f"\n{ratio}", "dim")) if ratio else Text(value)
-            for value, ratio in table.cost_texts(row)
-        ]
-        taxes = map(Text, table.tax_texts(row))
-        lines.append([Text(printable(row.method)), *cells, *taxes, *costs])
-    whole = least = 1
-    for number, column in enumerate(zip(*lines, strict=True)):
-        longest = max(cell_len(part) for text in column for part in text.plain.split("\n"))
-        word = longest if number == 0 else max(len(w) for t in column for w in t.plain.split())
-        side: Literal["right", "left"] = "right" if number else "left"
-        rich.add_column(column[0], justify=side, min_width=word, no_wrap=number == 0)
-        whole, least = whole + longest + 3, least + word + 3
-    rich.width = max(least, min(whole, width or whole))
-    for line in lines[1:]:
-        rich.add_row(*line)
-    return rich
-
-
-def _narrow(text: str) -> str:
-    """With one place to break at, before the error."""
-    return text.replace("± ", "±").replace(", ", ",")
-
-
-def escape(text: str) -> str:
-    """One line in which nothing is Markdown's or HTML's."""
-    return printable(text).translate(_MARKDOWN)
-
-
-def to_markdown(table: Table) -> str:
-    """A GitHub table under a heading; the best of a column in bold."""
-    header = table.header()
-    lines = [header, ["---", *["---:"] * (len(header) - 1)]]
-    for (method, _), *cells in _texts(table):
-        lines.append([escape(method), *(f"**{t}**" if best else t for t, best in cells)])
-    body = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return f"### {escape(table.title)}\n\n{body}\n\n{escape(table.caption)}\n"
-
-
-def to_latex(table: Table) -> str:
-    """A booktabs table; the best of a column in bold."""
-    return latex.table(table.title, table.caption, table.header(), list(_texts(table)))
-
-
-def _texts(table: Table) -> Iterator[list[tuple[str, bool]]]:
-    """The cells of each row under the header, and whether each is the best of its column."""
-    for row in table.rows:
-        cells = [(table.cell_text(cell), cell.best) for cell in row.cells]
-        apart = [table.difference_text(row.cells[number]) for number in table.compared()]
-        costs = [f"{value} ({ratio})" if ratio else value for value, ratio in table.cost_texts(row)]
-        plain = [*apart, *table.tax_texts(row), *costs]
-        yield [(row.method, False), *cells, *((text, False) for text in plain)]
-
-
-def to_csv(tables: Iterable[Table]) -> str:
-    """One line for each cell, its value and stderr on the scale of the record (accuracy 0 to 1)."""
-    return write_csv(CSV, csv_rows(tables))
-
-
-def csv_rows(tables: Iterable[Table]) -> Iterator[dict[str, Any]]:
-    """The lines of a CSV, by column name."""
-    for table in tables:
-        g = table.group
-        for row, column, cell in table.cells():
-            if cell.status != "missing":
-                head = map(printable, (g.model, g.task, g.metric, g.data, row.method))
-                ends = cell.interval or (None, None)
-                result = (column.length, cell.value, cell.stderr, *ends, cell.status, row.tax)
-                value, stderr, interval = cell.difference or (None, None, None)
-                apart = (value, stderr, *(interval or (None, None)))
-                rest = (column.windows or None, printable(g.dtype), g.seed, *apart)
-                place = _measured_by(cell.record)
-                yield dict(zip(CSV, (*head, *result, *rest, *place, *cell.cost), strict=True))
-
-
-def _measured_by(record: Record | None) -> list[str | None]:
-    """Device, attention path and versions of a finished record."""
-    if record is None:
-        return [None] * 3
-    return [
-        printable(text) for text in (record["device"], record["attention"], versions_text(record))
-    ]
-
-
-def versions_text(record: Record) -> str:
-    """`ctxext 0.1.0, torch 2.13.0, …`."""
-    return ", ".join(f"{name} {version}" for name, version in record["versions"].items())
-
-
-def _inert(value: Any) -> Any:
-    """A text that no spreadsheet takes for a formula."""
-    formula = isinstance(value, str) and value[:1] in tuple("=+-@")
-    return f"'{value}" if formula else value
-
-
-def write_csv(names: Sequence[str], rows: Iterable[dict[str, Any]]) -> str:
-    """Rows under the column names; what a row lacks is empty."""
-    from pandas import DataFrame
-
-    cells = [[_inert(row.get(name)) for name in names] for row in rows]
-    frame = DataFrame(cells, columns=list(names), dtype=object)
-    return frame.to_csv(index=False, lineterminator="\n")

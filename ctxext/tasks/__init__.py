@@ -1,6 +1,6 @@
 """The tasks: a file each, or a folder with its `task.py`, and one registry.
 
-base.py      the contract, and what token scores are
+base.py      the contract
 windows.py   how token tasks cut a text
 depths.py    what tasks that hide something at several depths share
 prompts/     prompts that are made to fill a number of tokens

@@ -1,4 +1,4 @@
-"""The contract of a task.
+"""The contract of a task: its kinds, and what a prompt is.
 
 Token tasks score the tokens of windows cut from a text; sample tasks have the model answer
 prompts and score the answers; harness tasks are run by another library on the patched model.
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,16 +21,13 @@ from ctxext.tasks.data import load_text
 from ctxext.tasks.scoring.base import Row as Row
 from ctxext.tasks.scoring.base import Score as Score
 from ctxext.tasks.scoring.base import mean_score as mean_score
+from ctxext.tasks.scoring.tokens import TokenScores as TokenScores
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
     from torch import Tensor
 
     from ctxext.tasks.windows import Windows
 
-BUCKETS = 16
-BLOCKS = 1024  # windows of which a record keeps the sums, one by one
 MOST = 100_000  # samples of a task, or depths
 
 
@@ -137,93 +133,6 @@ def member(task: type[Task], value: str) -> str:
             f"unknown {task.name} task {value!r}: {did_you_mean(value, task.members())}"
         )
     return value
-
-
-class TokenScores(NamedTuple):
-    """What a model said of the tokens that are scored, window by window.
-
-    Attributes:
-        length: tokens of a window.
-        window: which window each token is in, from 0 [n].
-        position: its position there, from 1 [n].
-        nll: −ln p of it, in nats, float64 [n].
-        hit: whether it was the model's first choice [n].
-        cut: the windows that were cut, where the last of them may have no scored token.
-    """
-
-    length: int
-    window: NDArray[np.int64]
-    position: NDArray[np.int64]
-    nll: NDArray[np.float64]
-    hit: NDArray[np.bool_]
-    cut: int | None = None
-
-    @property
-    def n(self) -> int:
-        """The tokens that are scored."""
-        return len(self.nll)
-
-    @property
-    def windows(self) -> int:
-        """The windows that they are in."""
-        return int(self.window.max()) + 1 if self.cut is None else self.cut
-
-    def of(self, some: NDArray[np.bool_]) -> TokenScores:
-        """The scores of some of the tokens [n], in as many windows."""
-        window, position = self.window[some], self.position[some]
-        nll, hit, windows = self.nll[some], self.hit[some], self.windows
-        return TokenScores(self.length, window, position, nll, hit, windows)
-
-    def mean_nll(self) -> tuple[float, float | None]:
-        """Mean loss over tokens, in nats, and its standard error over windows."""
-        return self._mean(self.nll)
-
-    def accuracy(self) -> tuple[float, float | None]:
-        """The share of hits over tokens, and its standard error over windows."""
-        return self._mean(self.hit)
-
-    def _mean(self, values: NDArray[Any]) -> tuple[float, float | None]:
-        """The mean over tokens, and its standard error over windows.
-
-        A window weighs as many tokens as are scored in it: the error is that of a ratio of sums,
-        which for equal weights is the usual one.
-        """
-        import numpy as np
-
-        windows = self.windows
-        weights = np.bincount(self.window, minlength=windows)
-        sums = np.bincount(self.window, values, windows)
-        mean, count = float(sums.sum() / weights.sum()), len(weights)
-        if count < 2:
-            return mean, None
-        residuals = sums - mean * weights
-        error = float((residuals**2).sum() * count / (count - 1)) ** 0.5 / float(weights.sum())
-        return mean, error
-
-    def by_window(self) -> dict[str, list[float]]:
-        """Window by window the scored tokens `n`, the sum of their losses `nll` and their `hits`.
-
-        Of more than BLOCKS windows, neighbours are added up until there are so many.
-        """
-        import numpy as np
-
-        count = min(self.windows, BLOCKS)
-        block = self.window * count // self.windows
-        sums = {"nll": self.nll, "hits": self.hit}
-        found = {name: np.bincount(block, values, count) for name, values in sums.items()}
-        hits, n = found["hits"].astype(int).tolist(), np.bincount(block, minlength=count).tolist()
-        return {"n": n, "nll": found["nll"].tolist(), "hits": hits}
-
-    def buckets(self) -> list[dict[str, float | int | None]]:
-        """Means over 16 equal parts of the length, by the scored token's position."""
-        edges = [i * self.length // BUCKETS for i in range(BUCKETS + 1)]
-        return [self._bucket(a, b) for a, b in itertools.pairwise(edges)]
-
-    def _bucket(self, start: int, stop: int) -> dict[str, float | int | None]:
-        here = (self.position >= start) & (self.position < stop)
-        nll, hit = self.nll[here], self.hit[here]
-        means = (float(nll.mean()), float(hit.mean())) if nll.size else (None, None)
-        return {"start": start, "stop": stop, "nll": means[0], "acc": means[1], "n": int(nll.size)}
 
 
 class Helped(NamedTuple):

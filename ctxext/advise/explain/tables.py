@@ -10,7 +10,8 @@ import numpy as np
 
 from ctxext.advise.explain.study import Run, Study
 from ctxext.notation import format_length
-from ctxext.report.tables import NO_VALUE, escape
+from ctxext.report import markdown
+from ctxext.report.tables import NO_VALUE
 from ctxext.system.names import printable
 from ctxext.text import counted
 
@@ -169,7 +170,5 @@ def to_rich(sheet: Sheet) -> RichTable:
 
 def to_markdown(sheet: Sheet) -> str:
     """A GitHub table under a heading."""
-    lines = [sheet.header, ["---", *["---:"] * (len(sheet.header) - 1)]]
-    lines = [list(map(escape, lines[0])), lines[1], *(list(map(escape, r)) for r in sheet.rows)]
-    body = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return f"### {escape(sheet.title)}\n\n{body}\n\n{escape(sheet.caption)}\n"
+    header, *rows = [[*map(markdown.escape, line)] for line in (sheet.header, *sheet.rows)]
+    return markdown.table(sheet.title, sheet.caption, header, rows)

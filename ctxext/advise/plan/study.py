@@ -152,7 +152,7 @@ def make(request: PlanRequest, note: Callable[[str], None] = lambda line: None) 
 def _make(request: PlanRequest, config: Any, note: Callable[[str], None]) -> Plan:
     from ctxext.measure.costs.work import Shape
     from ctxext.models.loading import pick_device
-    from ctxext.models.small import outline
+    from ctxext.models.outline import outline
 
     source = request.source
     here = None if request.gpu is not None else pick_device(source.device)

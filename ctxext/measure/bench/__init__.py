@@ -9,6 +9,6 @@ record.py    what they come to: medians, ratios and their intervals
 from __future__ import annotations
 
 from ctxext.measure.bench.compare import Bench
-from ctxext.measure.bench.request import BenchRequest, parse_case, parse_paths
+from ctxext.measure.bench.request import BenchRequest, check_case, parse_paths
 
-__all__ = ["Bench", "BenchRequest", "parse_case", "parse_paths"]
+__all__ = ["Bench", "BenchRequest", "check_case", "parse_paths"]

@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from ctxext.choices import BenchCase
 from ctxext.engine import check_path
-from ctxext.errors import UsageError
 from ctxext.measure.bench.timed import CASES
 from ctxext.methods import Spec
 from ctxext.models import loading
-from ctxext.text import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,7 @@ class BenchRequest:
     methods: tuple[Spec, ...]
     lengths: tuple[int, ...]
     paths: tuple[str, ...] = ("auto",)
-    case: str = "model"
+    case: BenchCase = "model"
     batch_size: int = 1
     pairs: int = 15
     decode_tokens: int = 8
@@ -48,10 +47,8 @@ def parse_paths(texts: list[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(check_path(item) for text in texts for item in text.split(",")))
 
 
-def parse_case(text: str, batch: int, lengths: tuple[int, ...]) -> str:
-    """The name of what is timed; UsageError where there is none, or not of such rows."""
-    if text not in CASES:
-        raise UsageError(f"unknown case {text!r}: {did_you_mean(text, CASES)}")
+def check_case(case: BenchCase, batch: int, lengths: tuple[int, ...]) -> BenchCase:
+    """What is timed; UsageError where it is not of such rows."""
     for length in lengths:
-        CASES[text].check(batch, length)
-    return text
+        CASES[case].check(batch, length)
+    return case

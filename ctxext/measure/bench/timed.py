@@ -15,6 +15,7 @@ from torch.nn.functional import pad
 from transformers import AttentionInterface, AutoModelForCausalLM, DynamicCache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from ctxext.choices import BenchCase
 from ctxext.errors import CtxextError, UsageError, short
 from ctxext.measure.growing import GrowingCache, new_cache
 from ctxext.measure.meter import clock, synchronize
@@ -279,7 +280,7 @@ def random_model(source: loading.Source, seed: int) -> Any:
     return model.eval()
 
 
-CASES: dict[str, Case] = {
+CASES: dict[BenchCase, Case] = {
     "model": Case(),
     "packed": Packed(),
     "steps": Steps(),

@@ -21,7 +21,7 @@ from ctxext.measure.machine import device_name
 from ctxext.measure.memory import resident
 from ctxext.methods import Spec
 from ctxext.models import loading
-from ctxext.models.small import outline
+from ctxext.models.outline import outline
 from ctxext.records import Record, Store
 from ctxext.request.cells import Cell, Plan
 from ctxext.tasks.base import TokenTask

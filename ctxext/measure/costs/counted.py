@@ -23,7 +23,8 @@ from torch.utils._pytree import tree_iter
 from ctxext.errors import UnsupportedModelError, short
 from ctxext.measure.bench.timed import Generation
 from ctxext.models.frequency_sets import LENGTH_DEPENDENT, SCALING_KEYS
-from ctxext.models.small import outline, quiet
+from ctxext.models.outline import outline
+from ctxext.models.small import quiet
 
 
 class NotCountedError(UnsupportedModelError):

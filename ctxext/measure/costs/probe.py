@@ -20,7 +20,8 @@ from ctxext.methods import Spec
 from ctxext.models.calls import cache_name
 from ctxext.models.frequency_sets import find_frequency_sets
 from ctxext.models.loading import Source
-from ctxext.models.small import fewer_layers, outline
+from ctxext.models.outline import outline
+from ctxext.models.sizes import fewer_layers
 
 LARGEST = 300_000_000  # parameters: of a larger model other sizes are made small too
 FIRST = 64  # tokens of the first forward that is timed

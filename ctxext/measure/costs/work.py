@@ -28,7 +28,7 @@ from ctxext.measure.tokens import LOGITS_AT_ONCE
 from ctxext.methods import Spec
 from ctxext.models import loading
 from ctxext.models.layout import WINDOWS, head_dim, layer_configs, layer_windows
-from ctxext.models.small import outline
+from ctxext.models.outline import outline
 from ctxext.request.cells import Cell, Plan
 from ctxext.tasks.base import Sample, SampleTask, TokenTask
 from ctxext.tasks.windows import Windows

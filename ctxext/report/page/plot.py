@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 from ctxext.notation import format_length
 from ctxext.records import Record
+from ctxext.report.figure import Figure, Line
 from ctxext.report.groups import method_order
 from ctxext.report.plots import look
-from ctxext.report.series import Figure, Line
 from ctxext.system.names import printable
 
 MARKERS = {  # name → path around (0, 0), in pixels; in the order of plots.look
