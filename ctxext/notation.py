@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import math
+import re
 import sys
 from types import NoneType, SimpleNamespace, UnionType
 from typing import (
@@ -227,6 +228,26 @@ def format_length(tokens: int) -> str:
         if tokens and tokens % unit == 0:
             return f"{tokens // unit}{letter}"
     return str(tokens)
+
+
+_UNITS = {
+    **{f"{letter}ib": 1024**n for n, letter in enumerate("kmgt", 1)},
+    **{f"{letter}b": 1000**n for n, letter in enumerate("kmgt", 1)},
+}
+_SIZE = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,9})?) *([kmgt]i?b)", re.IGNORECASE)
+
+
+def parse_bytes(text: str) -> int:
+    """A size in bytes: `24GiB` (24 · 2^30), `80GB` (80 · 10^9), `512MiB`.
+
+    Raises:
+        UsageError: the text is no such size, is zero, or is 2^60 or more.
+    """
+    found = _SIZE.fullmatch(text.strip())
+    size = int(float(found[1]) * _UNITS[found[2].lower()]) if found else 0
+    if not 0 < size < 2**60:
+        raise UsageError(f"malformed size {text!r}: give bytes such as 24GiB, 80GB or 512MiB")
+    return size
 
 
 def format_entry(name: str, values: dict[str, int | float | bool | str | None]) -> str:

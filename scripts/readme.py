@@ -28,6 +28,7 @@ from ctxext.advise.tune.unseen import compare
 from ctxext.cli.bench import bench
 from ctxext.cli.eval import evaluate
 from ctxext.cli.patch import patch
+from ctxext.cli.plan import plan
 from ctxext.cli.tune import tune
 from ctxext.models import families as model_families
 from ctxext.models.aliases import ALIASES, ASSETS, SHIPPED
@@ -319,6 +320,7 @@ def main() -> None:
         "options": lambda: options(evaluate),
         "bench_options": lambda: options(bench),
         "patch_options": lambda: options(patch),
+        "plan_options": lambda: options(plan),
         "tune_options": lambda: options(tune),
         "tuned": tuned,
         "models": models,

@@ -722,7 +722,17 @@ def test_every_method_says_what_it_is(run: Run) -> None:
 
 @pytest.mark.parametrize(
     "command",
-    [(), ("eval",), ("bench",), ("explain",), ("tune",), ("patch",), ("report",), ("methods",)],
+    [
+        (),
+        ("eval",),
+        ("bench",),
+        ("plan",),
+        ("explain",),
+        ("tune",),
+        ("patch",),
+        ("report",),
+        ("methods",),
+    ],
 )
 def test_help(run: Run, command: tuple[str, ...]) -> None:
     ran = run(*command, "--help")
@@ -867,7 +877,7 @@ def test_the_module_and_the_script_are_the_command(run: Run) -> None:
 # Completion.
 
 COMPLETED = {
-    "ctxext ": "eval bench patch export explain tune report check methods models tasks score",
+    "ctxext ": "eval bench patch export plan explain tune report check methods models tasks score",
     "ctxext eval --attn ": "auto flash sdpa eager",
     "ctxext eval --dtype f": "float32 float16",
     "ctxext eval --own-scaling r": "replace",
@@ -951,7 +961,7 @@ import sys
 from ctxext.cli import app as cli
 import ctxext.records, ctxext.report, ctxext.tasks.data
 heavy, late = sys.argv[1].split(), ["pandas", "matplotlib"]
-helps = [[name, "--help"] for name in ("eval", "bench", "explain", "tune")]
+helps = [[name, "--help"] for name in ("eval", "bench", "plan", "explain", "tune")]
 for argv in (["--help"], *helps, ["methods"], ["models"], ["tasks"], ["report", "--write"]):
     if argv[0] == "report":
         heavy.remove("numpy"), late.clear()  # matplotlib needs numpy

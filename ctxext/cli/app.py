@@ -15,6 +15,7 @@ from ctxext.cli.explain import explain
 from ctxext.cli.methods import methods
 from ctxext.cli.models import models
 from ctxext.cli.patch import patch
+from ctxext.cli.plan import plan
 from ctxext.cli.report import report
 from ctxext.cli.score import score
 from ctxext.cli.tasks import tasks
@@ -33,6 +34,7 @@ app.command("eval", epilog=KEPT)(evaluate)
 app.command()(bench)
 app.command()(patch)
 app.command("export", help="Another name of ctxext patch.")(patch)
+app.command()(plan)
 app.command()(explain)
 app.command()(tune)
 app.command()(report)

@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ctxext import choices
-from ctxext.request.options import OPTIONS, Option, check_device_map, of_count, of_tokens, of_words
+from ctxext.request.options import (
+    OPTIONS,
+    Option,
+    check_device_map,
+    of_bytes,
+    of_count,
+    of_tokens,
+    of_words,
+)
 
 if TYPE_CHECKING:
     from ctxext.models.loading import Source
@@ -34,6 +42,11 @@ def count(name: str, help: str, least: int = 1) -> Any:
 def tokens(name: str, help: str) -> Any:
     """One that takes a number of tokens."""
     return _option(of_tokens(name, help))
+
+
+def size(name: str, help: str) -> Any:
+    """One that takes a number of bytes."""
+    return _option(of_bytes(name, help))
 
 
 def _option(one: Option) -> Any:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ctxext import __version__
+from ctxext.export.native import reads_alike
 from ctxext.export.proof import Proof
 from ctxext.methods import Spec
 
@@ -166,7 +167,7 @@ def _loading(facts: Facts) -> list[str]:
             "class, such as `LlamaForCausalLM`, would load the model without the method. "
             "vLLM, SGLang and llama.cpp run attention of their own and cannot load it.\n"
         )
-    elif facts.latent and facts.expression in ("linear", "longrope"):
+    elif not reads_alike(facts.expression, facts.latent):
         blocks.append(
             f"vLLM and SGLang read `{facts.expression}` otherwise in models with latent attention: "
             "load it with transformers.\n"

@@ -99,14 +99,8 @@ def write_gguf(
         OSError: the file cannot be written.
     """
     _check_usable(spec)
-    own = rotary.facts
-    context = max(length, own.trained)
-    architecture = _architecture(config, own, context)
-    rotation = gguf_rope.wanted(rotary, spec)
-    kept = rotary.scaled and not rotary.replaced
-    scaling = f" whose own {rotary.rope['rope_type']} rope scaling stays" if kept else ""
-    said = f"{spec} for a {config.model_type} model{scaling}"
-    expression = gguf_rope.express(architecture, rotation, own, said)
+    context = max(length, rotary.facts.trained)
+    architecture, rotation, expression = expression_of(config, spec, rotary, context)
     with contextlib.ExitStack() as stack:
         weights = _find_weights(source, config, architecture, stack)
         vocabulary = gguf_vocab.read_vocabulary(source, config)
@@ -120,6 +114,27 @@ def write_gguf(
             target.unlink(missing_ok=True)
             raise
     return expression.name
+
+
+def expression_of(
+    config: Any, spec: Spec, rotary: FrequencySet, context: int
+) -> tuple[str, Rotation, Expression]:
+    """llama.cpp's architecture for a model, the rotation that a resolved spec of frequency methods
+    gives it, and how a file says that.
+
+    Args:
+        context: the longest length, in tokens.
+
+    Raises:
+        UnsupportedModelError: llama.cpp has no such model or rotation.
+    """
+    own = rotary.facts
+    architecture = _architecture(config, own, context)
+    rotation = gguf_rope.wanted(rotary, spec)
+    kept = rotary.scaled and not rotary.replaced
+    scaling = f" whose own {rotary.rope['rope_type']} rope scaling stays" if kept else ""
+    what = f"{spec} for a {config.model_type} model{scaling}"
+    return architecture, rotation, gguf_rope.express(architecture, rotation, own, what)
 
 
 def _check_usable(spec: Spec) -> None:

@@ -115,6 +115,36 @@ def express(architecture: str, rotation: Rotation, own: Rotary, what: str) -> Ex
     )
 
 
+def options(rotation: Rotation, own: Rotary) -> list[str] | None:
+    """The options by which llama.cpp's programs turn a file of the unscaled model so; None where
+    there are none.
+
+    Args:
+        own: the model's own rotation, which has no scaling.
+    """
+    pairs = len(rotation.theta)
+    for found in _candidates("", rotation, own):
+        full = replace(found, attention=rotation.factor / found.rotation(pairs).factor)
+        if _fits(full) and full.rotation(pairs).is_close(rotation):
+            return _options(full, own)
+    return None
+
+
+def _options(expression: Expression, own: Rotary) -> list[str]:
+    words = []
+    if expression.ramp:
+        words += ["--rope-scaling", "yarn", "--yarn-orig-ctx", str(expression.ramp.trained)]
+    elif expression.k != 1:
+        words += ["--rope-scaling", "linear"]
+    if expression.k != 1:
+        words += ["--rope-scale", f"{expression.k:.9g}"]
+    if not math.isclose(expression.base, own.base, rel_tol=CLOSE):
+        words += ["--rope-freq-base", f"{expression.base:.9g}"]
+    if not math.isclose(expression.attention, 1, rel_tol=CLOSE):
+        words += ["--yarn-attn-factor", f"{expression.attention:.9g}"]
+    return words
+
+
 def _candidates(architecture: str, rotation: Rotation, own: Rotary) -> Iterator[Expression]:
     first, last, pairs = rotation.theta[0], rotation.theta[-1], len(rotation.theta)
     if not all(math.isfinite(t) and t > 1 / LARGEST for t in rotation.theta):

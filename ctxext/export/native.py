@@ -81,6 +81,34 @@ def write_native(
     raise UnsupportedModelError(f"the config of a {kind} model cannot express {spec}: {why}")
 
 
+def overrides(raw: dict[str, Any], edited: dict[str, Any]) -> dict[str, Any]:
+    """What of an edited config.json engines have to be told that load the source's own.
+
+    Rope parameters are told by their newer name alone, whole; of a nested config what changes.
+    """
+    found: dict[str, Any] = {}
+    for key, value in edited.items():
+        if key in OLD_KEYS or (key in raw and raw[key] == value):
+            continue
+        nested = key == "text_config" and isinstance(raw.get(key), dict)
+        found[key] = overrides(raw[key], value) if nested else value
+    return found
+
+
+def reads_alike(expression: str, latent: bool) -> bool:
+    """Whether vLLM and SGLang read an expression as transformers does.
+
+    Args:
+        latent: whether attention is latent (MLA).
+    """
+    return not (latent and expression in ("linear", "longrope"))
+
+
+def is_latent(config: Any) -> bool:
+    """Whether a model's attention is latent (MLA)."""
+    return hasattr(config.get_text_config(), "kv_lora_rank")
+
+
 def _choices(
     anatomy: Anatomy, spec: Spec, longest: int
 ) -> Iterator[tuple[str, Ropes, list[tuple[str | None, Tensor, float]]]]:

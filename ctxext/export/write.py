@@ -9,22 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from ctxext import methods
-from ctxext.engine.anatomy import Anatomy, examine
-from ctxext.engine.at_hand import check_at_hand
 from ctxext.errors import UnsupportedModelError, UsageError
 from ctxext.export import reach
 from ctxext.export.card import Facts, write_card
 from ctxext.export.carried import pin_tokenizer, write_carried
 from ctxext.export.files import choose, put, read_config
-from ctxext.export.native import write_native
+from ctxext.export.fitted import Fitted, fit
+from ctxext.export.native import is_latent, write_native
 from ctxext.export.proof import Proof, prove
 from ctxext.export.staging import staged
 from ctxext.export.weights import check_weights
 from ctxext.methods import Spec
-from ctxext.methods.base import Span
 from ctxext.models.adapter import MERGE
 from ctxext.models.contents import ADAPTER, CONFIG, WEIGHTS, index_name
-from ctxext.models.frequency_sets import find_frequency_sets
 from ctxext.models.loading import Source, load_config
 from ctxext.models.mark import MARK, plain_line
 from ctxext.models.rope import is_scaled
@@ -131,10 +128,7 @@ class _Patched:
     raw: dict[str, Any]  # its config.json
     config: Any
     small: Any
-    anatomy: Anatomy
-    spec: Spec  # resolved, but for what goes by the length of each sequence
-    longest: Spec  # … as it is for L tokens
-    trained: Trained
+    fitted: Fitted
     notes: tuple[str, ...]
 
 
@@ -155,10 +149,11 @@ def export(order: Order) -> Exported:
         allow_pickle=order.allow_pickle,
         weights=not order.config_only,
     )
-    anatomy = patched.anatomy
+    fitted = patched.fitted
+    anatomy, trained = fitted.anatomy, fitted.trained
     notes = [*order.notes, *beside, *patched.notes]
     if anatomy.changed or not anatomy.layers:  # else no layer sees so far
-        notes += reach.note(patched.longest, patched.trained.tokens, order.length)
+        notes += reach.note(fitted.longest, trained.tokens, order.length)
     if chosen.weights:
         notes += check_weights(chosen.weights, patched.config, order.trust_remote_code)
     with staged(order.source, order.out, force=order.force) as stage:
@@ -171,18 +166,18 @@ def export(order: Order) -> Exported:
             if expression == CARRIED:
                 code = order.trust_remote_code
                 pin_tokenizer(stage, patched.raw, type(patched.config), code=code)
-            proof = _prove(stage, order, patched.spec, expression == CARRIED)
+            proof = _prove(stage, order, fitted.spec, expression == CARRIED)
         facts = Facts(
             public_name(order.name, order.source),
             order.hub_id,
             order.source,
-            patched.spec,
+            fitted.spec,
             order.length,
-            patched.trained.tokens,
+            trained.tokens,
             expression,
             carried=expression == CARRIED,
             weights=not order.config_only,
-            latent=hasattr(patched.config.get_text_config(), "kv_lora_rank"),
+            latent=is_latent(patched.config),
             gguf=next((path.name for path in stage.glob("*.gguf")), None),
             proof=proof,
             notes=tuple(notes),
@@ -191,7 +186,7 @@ def export(order: Order) -> Exported:
         files = sorted(p.relative_to(stage).as_posix() for p in stage.rglob("*") if p.is_file())
     own = order.own_scaling if is_scaled(patched.config) else None
     found = tuple(files), proof, facts.notes
-    return Exported(patched.spec.full(), expression, *found, patched.trained, own)
+    return Exported(fitted.spec.full(), expression, *found, trained, own)
 
 
 def public_name(name: str, folder: Path) -> str:
@@ -269,28 +264,19 @@ def _examine(order: Order) -> _Patched:
     config = load_config(replace(source, train_len=order.train_len))
     config.name_or_path = str(order.source)
     small, _ = small_model(config, trust_remote_code=trust)
-    own = "keep" if order.spec.unpatched else order.own_scaling
-    freq_sets = find_frequency_sets(small, order.train_len, own, order.length)
-    trained = Trained(freq_sets[0].trained, freq_sets[0].why)
-    span = Span(trained.tokens, order.length)
-    spec, longest = order.spec.settle(span), order.spec.resolve(span)
-    if spec.at_hand:
-        check_at_hand(spec, freq_sets)
-    anatomy = examine(small, freq_sets, spec)
-    if spec.unpatched:
-        anatomy = Anatomy([], dict.fromkeys(freq_sets, ()), [])
+    fitted = fit(small, order.spec, order.length, order.train_len, order.own_scaling)
     notes = () if mark is None else (plain_line(order.name or str(order.source), mark),)
-    notes = (*anatomy.notes(spec), *notes)
-    return _Patched(raw, config, small, anatomy, spec, longest, trained, notes)
+    notes = (*fitted.anatomy.notes(fitted.spec), *notes)
+    return _Patched(raw, config, small, fitted, notes)
 
 
 def _write_config(stage: Path, order: Order, patched: _Patched) -> str:
     """Write the config, and code where no stock config does; how."""
-    trust, spec, length = order.trust_remote_code, patched.spec, order.length
-    raw, config = patched.raw, patched.config
+    trust, fitted, length = order.trust_remote_code, patched.fitted, order.length
+    raw, config, spec = patched.raw, patched.config, fitted.spec
     try:
         return write_native(
-            stage, raw, config, patched.anatomy, spec, length, trust_remote_code=trust
+            stage, raw, config, fitted.anatomy, spec, length, trust_remote_code=trust
         )
     except UnsupportedModelError as error:
         if order.native_only or order.config_only:
@@ -299,7 +285,7 @@ def _write_config(stage: Path, order: Order, patched: _Patched) -> str:
                 f"{error}: leave out {option} for a folder that carries its own code"
             ) from error
     classes = type(patched.small), type(config)
-    write_carried(stage, raw, *classes, spec, length, patched.trained.tokens, order.own_scaling)
+    write_carried(stage, raw, *classes, spec, length, fitted.trained.tokens, order.own_scaling)
     return CARRIED
 
 
@@ -307,15 +293,11 @@ def _write_gguf(stage: Path, order: Order, patched: _Patched) -> str:
     """Write the GGUF file; how it says the spec."""
     from ctxext.export.gguf import write_gguf
 
-    anatomy, config, spec = patched.anatomy, patched.config, patched.spec
-    if len(anatomy.axes) != 1 or anatomy.alone:
-        raise UnsupportedModelError(
-            f"{config.model_type} has layers of several kinds, which GGUF export does not serve"
-        )
-    (freqs,) = anatomy.axes
+    config, fitted = patched.config, patched.fitted
+    freqs, spec = fitted.only_axis(config.model_type), fitted.spec
     title = f"{public_name(order.name, order.source)}-{spec}"
     name = f"{re.sub('[^A-Za-z0-9._=-]+', '-', title).strip('-.')[:120]}.gguf"
-    longest = max(order.length, patched.trained.tokens)
+    longest = max(order.length, fitted.trained.tokens)
     return write_gguf(order.source, stage / name, config, spec, freqs, longest, order.hub_id)
 
 

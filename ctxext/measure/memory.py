@@ -160,3 +160,22 @@ class _Allocations:
             if event.name() == "[memory]":
                 self._held += event.nbytes()
                 self._highest = max(self._highest, self._held)
+
+
+def capacity(device: str) -> int | None:
+    """The bytes that a device has, of the CPU those that this process may take; None where that is
+    not known."""
+    import torch
+
+    kind = torch.device(device)
+    if kind.type == "cuda":
+        return int(torch.cuda.get_device_properties(kind).total_memory)
+    if kind.type != "cpu":
+        return None
+    found = []
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    for name in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        with contextlib.suppress(OSError, ValueError), open(name) as file:
+            found.append(int(file.read()))
+    return min(found, default=None)

@@ -14,8 +14,14 @@ from ctxext.models.sizes import is_size
 MANY = 2000  # layers: a config that names more is not a model's
 
 
-def outline(config: Any, trust_remote_code: bool = False) -> Any:
+def outline(
+    config: Any, trust_remote_code: bool = False, *, dtype: Any = None, attn: str = "eager"
+) -> Any:
     """The model on the meta device, but with real rotary frequencies.
+
+    Args:
+        dtype: torch's, of its weights; None for the config's.
+        attn: transformers' attention implementation.
 
     Raises:
         UnsupportedModelError: transformers builds no such model, or it has no such frequencies.
@@ -31,8 +37,9 @@ def outline(config: Any, trust_remote_code: bool = False) -> Any:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(
                 copy.deepcopy(config),  # it writes into the configs of a config's parts
-                attn_implementation="eager",
+                attn_implementation=attn,
                 trust_remote_code=trust_remote_code,
+                **({} if dtype is None else {"dtype": dtype}),
             )
     except Exception as error:
         raise UnsupportedModelError(

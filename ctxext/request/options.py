@@ -12,7 +12,7 @@ from typing import Any
 
 from ctxext import choices
 from ctxext.errors import UsageError
-from ctxext.notation import parse_length
+from ctxext.notation import parse_bytes, parse_length
 
 MOST = 2**31 - 1
 
@@ -79,6 +79,15 @@ def of_count(name: str, help: str, least: int = 1) -> Option:
 def of_tokens(name: str, help: str) -> Option:
     """An option that takes a number of tokens."""
     return Option(name, help, _tokens, takes="LENGTH")
+
+
+def _bytes(name: str, text: str) -> int:
+    return parse_bytes(text)
+
+
+def of_bytes(name: str, help: str) -> Option:
+    """An option that takes a number of bytes."""
+    return Option(name, help, _bytes, takes="SIZE")
 
 
 def _by_name(*options: Option) -> dict[str, Option]:

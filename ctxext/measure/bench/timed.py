@@ -225,6 +225,11 @@ class Generation:
         self._mask, self._positions = attention_mask, position_ids
         self._name = cache_name(model)
 
+    @property
+    def cache(self) -> Any:
+        """What is kept of the tokens so far."""
+        return self._cache
+
     def __call__(self) -> None:
         more = {}
         if self._mask is not None:

@@ -19,7 +19,6 @@ from ctxext.measure.inputs import Inputs, place
 from ctxext.measure.loaded import Loaded
 from ctxext.measure.machine import device_name
 from ctxext.measure.memory import resident
-from ctxext.measure.tokens import LOGITS_AT_ONCE
 from ctxext.methods import Spec
 from ctxext.models import loading
 from ctxext.models.outline import outline
@@ -328,9 +327,6 @@ class _Costs:
         weights = shape.parameters * _BITS.get(self._plan.source.load_in or "", 8 * self._bytes) / 8
         forward = tokens * held.token + tokens * cell.length * held.pair
         cached = tokens * shape.layers * held.cached if work.steps else 0.0
-        scored = 0.0
-        if isinstance(cell.task, TokenTask):
-            wide = 4 if self._bytes < 4 else 0  # a copy in float32 beside the logarithms
-            logits = min(tokens, LOGITS_AT_ONCE // shape.vocabulary) * shape.vocabulary
-            scored = 2 * tokens * shape.hidden * self._bytes + logits * (self._bytes + 4 + wide)
+        scores_all = isinstance(cell.task, TokenTask)
+        scored = shape.scoring(tokens, self._bytes) if scores_all else 0
         return int(self._libraries + weights + max(forward, scored) + cached)

@@ -24,6 +24,7 @@ from ctxext.errors import CtxextError
 from ctxext.measure.answers import common, schedule
 from ctxext.measure.failure import Failure
 from ctxext.measure.inputs import Inputs, place
+from ctxext.measure.tokens import LOGITS_AT_ONCE
 from ctxext.methods import Spec
 from ctxext.models import loading
 from ctxext.models.layout import WINDOWS, head_dim, layer_configs, layer_windows
@@ -125,6 +126,16 @@ class Shape:
     def scored(self, tokens: int) -> int:
         """Operations of the head on so many tokens."""
         return 2 * self.head * tokens
+
+    def scoring(self, tokens: int, itemsize: int) -> int:
+        """Bytes of scoring all tokens of windows after their forward: hidden states, some logits.
+
+        Args:
+            itemsize: bytes of a number in the model.
+        """
+        wide = 4 if itemsize < 4 else 0  # a copy in float32 beside the logarithms
+        logits = min(tokens, LOGITS_AT_ONCE // self.vocabulary) * self.vocabulary
+        return 2 * tokens * self.hidden * itemsize + logits * (itemsize + 4 + wide)
 
 
 def _share(text: Any) -> float:
