@@ -12,7 +12,7 @@ import torch
 import transformers
 from conftest import random_model
 from families import tiny_config, tiny_model
-from test_eval import Run, folders, here, run  # noqa: F401 - fixtures
+from test_eval import Run, folders, here  # noqa: F401 - fixtures
 
 from ctxext import methods
 from ctxext.engine.patch import patched
@@ -66,7 +66,7 @@ def saved(folder: Path, settings: dict[str, Any]) -> Path:
     return folder
 
 
-def planned(run: Run, *argv: Any) -> dict[str, Any]:  # noqa: F811
+def planned(run: Run, *argv: Any) -> dict[str, Any]:
     ran = run("plan", *argv, "--json")
     assert ran.code == 0, ran.err
     (record,) = ran.records
@@ -174,7 +174,7 @@ def test_what_is_no_size(text: str) -> None:
 # The command.
 
 
-def test_a_config_alone_is_enough(run: Run, tmp_path: Path) -> None:  # noqa: F811
+def test_a_config_alone_is_enough(run: Run, tmp_path: Path) -> None:
     folder = saved(tmp_path / "llama-3-8b", LLAMA3_8B)
     argv = ("--model", folder, "--len", "32k", "--dtype", "bfloat16", "--out", tmp_path / "none")
     found = planned(run, *argv, "--gpu", "24GiB")
@@ -210,7 +210,7 @@ def test_a_config_alone_is_enough(run: Run, tmp_path: Path) -> None:  # noqa: F8
     assert {*rerope["commands"]} == {"ctxext eval", "ctxext export"}
 
 
-def test_what_there_is_decides_what_fits(run: Run, tmp_path: Path) -> None:  # noqa: F811
+def test_what_there_is_decides_what_fits(run: Run, tmp_path: Path) -> None:
     folder = saved(tmp_path / "model", {**SMOLLM2_135M, "num_hidden_layers": 2})
     argv = ("--model", folder, "--len", "8k", "--no-time", "--out", tmp_path / "none")
     found = planned(run, *argv, "--gpu", "300MiB", "--task", "ppl")
@@ -230,7 +230,7 @@ def test_what_there_is_decides_what_fits(run: Run, tmp_path: Path) -> None:  # n
 
 
 def test_records_of_the_family_choose(
-    run: Run,  # noqa: F811
+    run: Run,
     here: Path,  # noqa: F811
 ) -> None:
     measured = ("--method", "window", "--method", "rerope", "--method", "ntk", "--method", "pi")
@@ -257,7 +257,7 @@ def test_records_of_the_family_choose(
     assert [(m["method"], m["basis"]) for m in plain["methods"]] == [("logn", "asked")]
 
 
-def test_a_gguf_file_is_known_by_its_header(run: Run, tmp_path: Path) -> None:  # noqa: F811
+def test_a_gguf_file_is_known_by_its_header(run: Run, tmp_path: Path) -> None:
     done = run("export", "--model", "tiny", "--method", "rope", "--len", "512", "--format", "gguf",
                "--out", tmp_path / "made")  # fmt: skip
     assert done.code == 0, done.err
@@ -305,7 +305,7 @@ def test_a_gguf_file_is_known_by_its_header(run: Run, tmp_path: Path) -> None:  
 )
 def test_a_config_that_is_none_is_one_line(
     changes: dict[str, Any],
-    run: Run,  # noqa: F811
+    run: Run,
     tmp_path: Path,
 ) -> None:
     small = {**SMOLLM2_135M, "hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 2,
@@ -322,7 +322,7 @@ def test_a_config_that_is_none_is_one_line(
 @pytest.mark.parametrize("content", ["", "[]", "{", "{}", "null"])
 def test_a_folder_without_a_config_is_one_line(
     content: str,
-    run: Run,  # noqa: F811
+    run: Run,
     tmp_path: Path,
 ) -> None:
     (tmp_path / "config.json").write_text(content)
@@ -344,7 +344,7 @@ def test_a_folder_without_a_config_is_one_line(
         (("--train-len", "x"), "malformed length 'x'"),
     ],
 )
-def test_bad_options(argv: tuple[str, ...], said: str, run: Run) -> None:  # noqa: F811
+def test_bad_options(argv: tuple[str, ...], said: str, run: Run) -> None:
     ran = run("plan", "--model", "tiny", *(() if "--len" in argv else ("--len", "1k")), *argv)
     assert (ran.code, ran.out, len(ran.err.splitlines())) == (2, "", 1), ran
     assert said in ran.err
