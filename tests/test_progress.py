@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from ctxext.cli import console, progress
+from ctxext.advise import progress
+from ctxext.cli import console
 from ctxext.measure.monitor import Monitor, Step
 from ctxext.system import hub
 
