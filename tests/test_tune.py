@@ -35,6 +35,7 @@ from ctxext.advise.tune.search import Search, TuneRequest
 from ctxext.advise.tune.space import Space, parse_families
 from ctxext.advise.tune.unseen import compare
 from ctxext.errors import UsageError
+from ctxext.measure import helped
 from ctxext.measure import tokens as reading
 from ctxext.measure.loaded import Loaded
 from ctxext.measure.run import Evaluation
@@ -769,7 +770,7 @@ def test_a_method_that_the_model_cannot_take_is_a_failed_trial(
         (("--len", 32), "--len 32 is not beyond the trained length 32"),
         (("--len", "4x"), "malformed length '4x'"),
         (("--len", "64,128"), "--len 64,128 are 2: give one"),
-        (("--objective", "ppl"), "--objective cannot be ppl: give ppl-tail, or a task whose"),
+        (("--objective", "ppl"), "--objective cannot be ppl: give ppl-tail, longppl, or a task"),
         (("--objective", "lm-eval:arc_easy"), "--objective cannot be lm-eval:arc_easy"),
         (("--objective", "pplt"), "unknown task 'pplt': did you mean 'ppl'?"),
         (("--objective", "passkey,kv"), "--objective passkey,kv are 2: give one"),
@@ -839,3 +840,30 @@ def test_without_optuna_one_line_says_how_to_have_it(
     ran = tune(run)
     assert (ran.code, ran.out) == (2, "")
     assert ran.err == "error: ctxext tune needs Optuna: pip install 'ctxext[tune]'\n"
+
+
+def test_tokens_that_a_long_context_helps_are_found_once_for_all_trials(
+    run: Run,
+    here: Path,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of each window, for all specs, and finals and comparison read what the trials have not."""
+    read: list[int] = []
+    own = helped.own
+
+    def count(evaluator: Any, windows: Any, *rest: Any) -> Any:
+        read.append(len(windows))
+        return own(evaluator, windows, *rest)
+
+    monkeypatch.setattr(helped, "own", count)
+    task = "longppl:short=8,stride=4,alpha=0.05,beta=6.5"
+    ran = tune(run, "--json", "--objective", task, "--tax", 9)
+    assert ran.code == 0, ran.err
+    assert {r["task"] for r in ran.records} == {task}
+    assert all(r["final"]["read"] > r["read"] for r in ran.records if r["final"])
+    seen = ran.records[0]["read"]
+    assert read[0] == seen
+    assert len(read) <= 3  # trials, finals, comparison
+    (winner,) = (r for r in ran.records if r["winner"])
+    [record] = evaluated(run, (winner["method"],), task, LENGTH, winner["final"]["read"])
+    assert winner["final"]["value"] == pytest.approx(record["value"], rel=1e-9)

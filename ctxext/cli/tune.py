@@ -49,7 +49,7 @@ def tune(
     objective: Annotated[
         str,
         typer.Option(
-            help="ppl-tail, or a task whose samples are answered: passkey, ruler:vt, ….",
+            help="ppl-tail, longppl, or a task whose samples are answered: passkey, ruler:vt, ….",
             autocompletion=TASK_NAMES,
         ),
     ] = "ppl-tail",
@@ -62,7 +62,7 @@ def tune(
     ] = 0.02,
     data: Annotated[
         str | None,
-        typer.Option(help="As for ctxext eval. The tax is on it too, for ppl-tail; else stdlib."),
+        typer.Option(help="As for ctxext eval. The tax is on it too, for perplexity; else stdlib."),
     ] = None,
     limit: Annotated[
         int | None,

@@ -1,4 +1,5 @@
-"""What the sessions of one evaluation share: the last model, its tokenizer, and token ids."""
+"""What the sessions of one evaluation share: the last model, its tokenizer, token ids, and which of
+them a long context helps."""
 
 from __future__ import annotations
 
@@ -12,16 +13,26 @@ from ctxext.models.loading import Source
 from ctxext.tasks.data import Text
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor
+
+    from ctxext.tasks.base import Helped
 
 
 class Loaded:
-    """Loads what is not there yet; of models and tokenizers it holds one, of token ids all."""
+    """Loads what is not there yet; of models and tokenizers it holds one, of token ids all.
+
+    Attributes:
+        helped: which tokens of a window a long context helps [length], by the model's source and
+            hash, the rule, and a digest of the window's tokens.
+    """
 
     def __init__(self) -> None:
         self._tokenizer: tuple[tuple[Any, str], Any] | None = None
         self._model: tuple[tuple[Source, str], Any] | None = None
         self._ids: dict[tuple[str, str, int | None], Tensor] = {}
+        self.helped: dict[tuple[Source, str, Helped, bytes], NDArray[np.bool_]] = {}
 
     def tokenizer(self, source: Source, sha256: str) -> Any:
         """The tokenizer of a model with this hash; errors as for `loading.load_model`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -52,7 +53,7 @@ class Session:
     ) -> None:
         self._plan, self._inputs, self._workers, self.monitor = plan, inputs, workers, monitor
         self._request, self._tokenizer = plan.request, inputs.tokenizer
-        self._refusals = inputs.refusals
+        self._refusals, self._loaded = inputs.refusals, loaded
         self._helped = dict[tuple[Windows, Helped], NDArray[np.bool_] | Failure]()
         for cell in inputs.cells:
             if isinstance(cell.task, HarnessTask):
@@ -186,19 +187,10 @@ class Session:
 
     def _find_helped(self, windows: Windows, rule: Helped) -> NDArray[np.bool_] | Failure:
         """Which tokens count [windows, length], each process reading its share."""
-        workers, model, trained = self._workers, self.model, self._plan.identity.trained
-        mine = windows.share(workers.rank, workers.count)
-        who = rule.evaluator or "the model itself"
-        self.monitor.note(f"{who} reads the windows, to find the tokens that a long context helps")
+        workers = self._workers
         found: NDArray[np.bool_] | Failure
         try:
-            if rule.evaluator is None:
-                own = helped.Evaluator(model, self._tokenizer, trained)
-                found = helped.own(own, mine, rule, self._request.batch)
-            else:
-                with self.monitor.outside():
-                    other = helped.load(rule.evaluator, self._plan.source)
-                found = helped.others(other, self._tokenizer, mine, rule, self._request.batch)
+            found = self._helped_of(windows.share(workers.rank, workers.count), rule)
         except ENDS_RUN:
             raise
         except BaseException as error:  # a tokenizer's core may panic
@@ -210,6 +202,32 @@ class Session:
         for rank, some in enumerate(everyone):
             mask[rank :: workers.count] = some
         return mask
+
+    def _helped_of(self, windows: Windows, rule: Helped) -> NDArray[np.bool_]:
+        """Which tokens count [windows, length], of windows that no session has asked for before by
+        what the evaluator says now."""
+        source, sha256 = self._plan.source, self._plan.identity.sha256
+        known = self._loaded.helped
+        digests = (hashlib.sha256(ids.numpy().tobytes()).digest() for ids in windows.ids())
+        keys = [(source, sha256, rule, digest) for digest in digests]
+        if left := [place for place, key in enumerate(keys) if key not in known]:
+            who = rule.evaluator or "the model itself"
+            self.monitor.note(
+                f"{who} reads the windows, to find the tokens that a long context helps"
+            )
+            some, batch = windows.pick(left), self._request.batch
+            if rule.evaluator is None:
+                trained = self._plan.identity.trained
+                own = helped.Evaluator(self.model, self._tokenizer, trained)
+                found = helped.own(own, some, rule, batch)
+            else:
+                with self.monitor.outside():
+                    other = helped.load(rule.evaluator, source)
+                found = helped.others(other, self._tokenizer, some, rule, batch)
+            known.update(zip((keys[place] for place in left), found, strict=True))
+        return (
+            np.stack([known[key] for key in keys]) if keys else np.zeros((0, windows.length), bool)
+        )
 
     def _most(self, some: Sequence[Any] | Windows) -> int:
         """The most windows or samples that one process has."""

@@ -57,8 +57,11 @@ class Windows:
 
     def share(self, rank: int, count: int) -> Windows:
         """Those that one process of `count` reads."""
-        begins, first = self.begins[rank::count], self.first[rank::count]
-        return dataclasses.replace(self, begins=begins, first=first)
+        return self.pick(slice(rank, None, count))
+
+    def pick(self, some: slice | list[int]) -> Windows:
+        """Some of them."""
+        return dataclasses.replace(self, begins=self.begins[some], first=self.first[some])
 
     def same(self, other: Windows) -> bool:
         """Whether these are the same tokens, scored at the same places."""

@@ -33,6 +33,7 @@ from ctxext.records import Record
 from ctxext.request.evaluation import EvaluationRequest
 from ctxext.request.lists import BASELINE
 from ctxext.tasks.base import SampleTask, Task
+from ctxext.tasks.longppl import LongPerplexity
 from ctxext.tasks.ppl import Perplexity
 from ctxext.tasks.ppl_tail import PerplexityOfTails
 
@@ -55,7 +56,7 @@ class TuneRequest:
     Attributes:
         methods: specs, whose given parameters stay; none for every method by itself.
         length: L in tokens, above T.
-        objective: ppl-tail, or a task whose samples are answered.
+        objective: ppl-tail, longppl, or a task whose samples are answered.
         trials: how many specs are proposed beside the defaults.
         tax: how much worse the mean loss at length T may be, in nats per token.
         limit: windows or samples that each trial reads; None for WINDOWS or SAMPLES.
@@ -76,10 +77,11 @@ class TuneRequest:
     out: Path = Path("results/tune")
 
     def __post_init__(self) -> None:
-        if not isinstance(self.objective, (PerplexityOfTails, SampleTask)):
+        if not isinstance(self.objective, (PerplexityOfTails, LongPerplexity, SampleTask)):
             raise UsageError(
-                f"--objective cannot be {self.objective}: give ppl-tail, or a task whose samples "
-                "are answered, such as passkey, kv, ruler:niah_single_1 or longbench:hotpotqa"
+                f"--objective cannot be {self.objective}: give ppl-tail, longppl, or a task whose "
+                "samples are answered, such as passkey, kv, ruler:niah_single_1 or "
+                "longbench:hotpotqa"
             )
         if self.objective.higher_is_better is None:
             raise UsageError(
