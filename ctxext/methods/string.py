@@ -26,7 +26,8 @@ class String(Distance):
 
     Inside T: identity up to S; keys from there on are seen nearer, where others are as well.
 
-    Beyond T: relative positions stay below T up to 2T − W tokens, and no further.
+    Beyond T: its authors stay within T; here S grows with L, up to T, so that relative positions
+    stay within T up to 2T − W tokens. Further on they leave it, and loss climbs with them.
     """
 
     shift: int | None = None
