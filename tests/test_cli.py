@@ -771,6 +771,29 @@ def test_a_report_shows_the_methods_that_are_chosen_in_their_order(run: Run, her
         assert "did you mean" in ran.err or "valid: logn, ntk:factor=2, pi" in ran.err
 
 
+def test_a_report_calls_methods_as_it_is_told(run: Run, here: Path) -> None:
+    evaluate(run, "--method", "pi:factor=2", "--method", "ntk:factor=2")
+    called = ("--label", "ntk:factor=2=Ours (λ=2)", "--method", "ntk:factor=2")
+    for style in ("table", "md", "csv", "latex"):
+        ran = run("report", "--format", style, *called)
+        assert ran.code == 0, ran
+        assert "Ours (" in ran.out
+        assert "ntk" not in ran.out
+    written = run("report", "--write", "--no-plots", *called)
+    assert "tables--ntk-factor=2.md" in written.err  # files go by what was asked for
+    for bad, words in (
+        ("nkt=Ours", "but rope; valid: ntk:factor=2, pi:factor=2"),
+        ("rope=RoPE", "of a method with a record but rope"),
+        ("ntk:factor=2=", "bad name ''"),
+        ("ntk:factor=2=a: b", "bad name 'a: b'"),
+        ("ntk:factor=2=rope", "another has it too"),
+        ("ntk:factor=2=pi:factor=2", "bad name"),
+    ):
+        ran = run("report", "--label", bad)
+        assert (ran.code, ran.out, ran.err.count("\n")) == (2, "", 1)
+        assert words in ran.err
+
+
 def folder_of(path: str) -> dict[str, bytes]:
     return {str(p.relative_to(path)): p.read_bytes() for p in Path(path).rglob("*") if p.is_file()}
 
