@@ -794,6 +794,33 @@ def test_a_report_calls_methods_as_it_is_told(run: Run, here: Path) -> None:
         assert words in ran.err
 
 
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (("eval", "--method", "ntk", "yarn", "--len", "32"), "did you mean --method yarn?"),
+        (("eval", "--method=ntk", "--len", "32", "64"), "did you mean --len 64?"),
+        (("eval", "--limit", "2", "64"), "see ctxext eval --help"),
+        (("methods", "ntk"), "see ctxext methods --help"),
+    ],
+)
+def test_a_value_without_its_option_is_told_where_it_belongs(
+    run: Run, argv: tuple[str, ...], words: str
+) -> None:
+    ran = run(*argv)
+    assert (ran.code, ran.out, ran.err.count("\n")) == (2, "", 1)
+    assert words in ran.err
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names of files")
+def test_a_file_whose_name_is_no_text_is_measured(run: Run, here: Path) -> None:
+    name = "t\udcff.txt"
+    Path(name).write_bytes(Path("t.txt").read_bytes())
+    ask = ("eval", "--model", "plain", "--data", name, "--len", "32", "--limit", "1")
+    ran = run(*ask)
+    assert (ran.code, "t?.txt" in ran.out) == (0, True), ran
+    assert "1 cell, found" in run(*ask).err
+
+
 def folder_of(path: str) -> dict[str, bytes]:
     return {str(p.relative_to(path)): p.read_bytes() for p in Path(path).rglob("*") if p.is_file()}
 
