@@ -368,6 +368,8 @@ BAD = {
     ("--mehtod", "ntk"): ("--mehtod", "--method"),
     ("--seed", "x"): ("--seed",),
     ("--model", ""): ("aliases",),
+    ("--model", "./no-such"): ("no such folder or .gguf file",),
+    ("--model", "."): ("has no config.json",),
     ("--model", "a/\x1b[31mred"): ("red",),
     ("--model", "a/n\0ul"): ("ul",),
     ("--method", "yarn:beta_fast=1e308"): ("beta_fast",),
