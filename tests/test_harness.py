@@ -78,10 +78,40 @@ def write_tasks(folder: Path) -> Path:
     return folder
 
 
+#: Of lm_eval's own, on rows of one's own: the file, the split, and what a row has.
+LONG = {
+    "longbench2": ("longbench2/academic_single.yaml", "train", [
+        {"context": "A cat is red. " * 9, "question": "What is it?", "choices": [*"abcd"],
+         "answer": place} for place in range(4)]),
+    "babilong": ("babilong/babilong_qa1.yaml", "qa1", [
+        {"input": "Mary went to the garden. " * 9, "question": "Where is Mary?",
+         "target": "garden"}] * 3),
+    "infinitebench": ("infinitebench/infinitebench_passkey.yaml", "passkey", [
+        {"id": place, "context": "The pass key is 12345. " * 9, "input": "What is it?",
+         "answer": ["12345"], "options": []} for place in range(2)]),
+}  # fmt: skip
+
+
+def write_long(folder: Path) -> None:
+    """lm_eval's long benchmarks, whose data is here and not on the Hub."""
+    import lm_eval.tasks
+
+    root = Path(lm_eval.tasks.__file__).parent
+    for name, (file, split, rows) in LONG.items():
+        data = folder / f"{name}.jsonl"
+        data.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+        here = {"dataset_path": "json", "dataset_name": None, "custom_dataset": None}
+        here |= {"dataset_kwargs": {"data_files": {split: str(data)}}}
+        config = {"include": str(root / file), "task": f"my_{name}", "tag": [], **here}
+        (folder / f"{name}.yaml").write_text(json.dumps(config))
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One folder for all tests: lm_eval reads all of its tasks anew for another."""
-    return write_tasks(tmp_path_factory.mktemp("harness") / "mine")
+    mine = write_tasks(tmp_path_factory.mktemp("harness") / "mine")
+    write_long(mine)
+    return mine
 
 
 @pytest.fixture(scope="module")
@@ -336,6 +366,20 @@ def test_a_group_has_parts(patched: tuple[Any, Any], folder: Path, tmp_path: Pat
     assert len({told for told, _ in group.samples}) == n
     assert group.stderr == pytest.approx(alone.stderr)
     assert group.parts == [{"name": "my_choice", "value": alone.value, "n": n}]
+
+
+def test_long_benchmarks_run_on_rows_of_ones_own(
+    patched: tuple[Any, Any], folder: Path, tmp_path: Path
+) -> None:
+    """Of four rows that differ in the right answer alone one is right; who writes is scored by
+    lm_eval's own functions."""
+    score, n = run(patched, "my_longbench2", folder, tmp_path / "choice")
+    assert (score.value, n) == (0.25, 4)
+    for name in ("babilong", "infinitebench"):
+        score, n = run(patched, f"my_{name}", folder, tmp_path / name)
+        assert n == len(LONG[name][2])
+        assert {value for _, value in score.samples} <= {0.0, 1.0}
+        assert score.value == sum(value for _, value in score.samples) / n
 
 
 def test_examples_stand_before_questions(
