@@ -14,6 +14,7 @@ import torch
 import transformers
 
 import ctxext
+from ctxext.errors import UnsupportedModelError
 from ctxext.models.aliases import ASSETS, SHIPPED
 
 ROOT = Path(__file__).parents[1]
@@ -154,3 +155,45 @@ def test_a_training_that_is_stopped_goes_on_as_if_it_had_not_been(
     assert len(steps) == 6
     files = [tmp_path / folder / "out" / "model.safetensors" for folder in ("whole", "halves")]
     assert files[0].read_bytes() == files[1].read_bytes()
+
+
+@pytest.mark.parametrize("spec", ["rerope", "window", "entropy-cap", "ntk+entropy-cap"])
+@pytest.mark.parametrize("name", ["relu2", "relu2-norm"])
+def test_what_rests_on_softmax_is_refused_where_attention_is_another(name: str, spec: str) -> None:
+    model = fresh(name)
+    with pytest.raises(UnsupportedModelError, match="'relu2' is not softmax"):
+        ctxext.patch(model, spec, 1024)
+    assert model.config._attn_implementation == "relu2"
+
+
+@pytest.mark.parametrize("name", ["relu2", "relu2-norm"])
+@torch.no_grad()
+def test_relu2_takes_what_changes_queries_and_keys_alone(name: str) -> None:
+    model, given = fresh(name), {}
+    for spec in ("rope", "ntk", "logn"):
+        with ctxext.patched(model, spec, 700):
+            given[spec] = model(words(700)).logits
+    assert not torch.allclose(given["ntk"], given["rope"], atol=1e-3)
+    # where weights add up to 1, what multiplies a query's scores cancels: nothing sharpens them
+    assert torch.allclose(given["logn"], given["rope"], atol=1e-4) == (name == "relu2-norm")
+
+
+@torch.no_grad()
+def test_another_attention_that_is_softmax_is_taken() -> None:
+    transformers.AttentionInterface.register("other", transformers.AttentionInterface()["sdpa"])
+    given, model = [], fresh("tiny")
+    for attention in ("sdpa", "other"):
+        model.config._attn_implementation = attention
+        with ctxext.patched(model, "rerope", 700):
+            given.append(model(words(700)).logits)
+    assert torch.equal(*given)
+
+
+@torch.no_grad()
+def test_a_rule_is_for_layers_without_positions_too() -> None:
+    model = fresh("hwfa")
+    plain = model(words(900)).logits
+    with ctxext.patched(model, "entropy-cap", 900):
+        given = model(words(900)).logits
+    assert torch.equal(given[:, :512], plain[:, :512])
+    assert not torch.allclose(given[:, 512:], plain[:, 512:], atol=1e-4)
