@@ -466,8 +466,8 @@ def main(
     log.bar.stop()
     if stopping:
         save_checkpoint(checkpoint, model, optimizers, state)
-    else:
-        keep(512, 100, out)
+        raise typer.Exit(128 + stopping[0])
+    keep(512, 100, out)
 
 
 if __name__ == "__main__":

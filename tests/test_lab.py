@@ -12,14 +12,20 @@ import numpy as np
 import pytest
 import torch
 import transformers
+import typer
 
 import ctxext
+from ctxext import patches
 from ctxext.errors import UnsupportedModelError
+from ctxext.methods.base import Span
 from ctxext.models.aliases import ASSETS, SHIPPED
+from ctxext.records import Record, Store
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
 train: Any = importlib.import_module("train_tiny")
+table: Any = importlib.import_module("lab_table")
+lab: Any = importlib.import_module("lab")
 LAB = [name for name in train.VARIANTS if name not in SHIPPED]
 TEXT = (ROOT / "LICENSE").read_text(encoding="utf-8") * 20
 
@@ -149,7 +155,9 @@ def test_a_training_that_is_stopped_goes_on_as_if_it_had_not_been(
         return step(*given)
 
     monkeypatch.setattr(train, "train_step", stopped)
-    run("halves")
+    with pytest.raises(typer.Exit) as stop:
+        run("halves")
+    assert stop.value.exit_code == 143
     assert not (tmp_path / "halves" / "out").exists()
     run("halves")
     assert len(steps) == 6
@@ -197,3 +205,127 @@ def test_a_rule_is_for_layers_without_positions_too() -> None:
         given = model(words(900)).logits
     assert torch.equal(given[:, :512], plain[:, :512])
     assert not torch.allclose(given[:, 512:], plain[:, 512:], atol=1e-4)
+
+
+# What is made of the records --------------------------------------------------------------------
+
+
+def record(place: Any, value: float, **facts: Any) -> Record:
+    n, hits = [1000] * 4, [round(1000 * value) + extra for extra in (-30, -10, 10, 30)]
+    tail = place.task == table.TAIL
+    return {
+        "model": table.BY_NAME[place.model].known_as,
+        "model_sha256": "w",
+        "requested": str(patches.parse(place.spec)),
+        "task": place.task,
+        "metric": "perplexity" if tail else "accuracy",
+        "length": place.length,
+        "value": 9.0 if tail else value,
+        "stderr": 0.01,
+        "status": "ok",
+        "dtype": "float32",
+        "limit": None,
+        "created": "2026-01-01T00:00:00+00:00",
+        "versions": {"torch": "2"},
+        "device": "cpu",
+        "data": {"name": "stdlib", "sha256": "a", "tokens": table.TOKENS.get(place.task, 0)},
+        "by_window": {"n": n, "nll": [2000.0] * 4, "hits": hits},
+        **facts,
+    }
+
+
+def all_records(names: tuple[str, ...] = tuple(table.BY_NAME)) -> list[Record]:
+    return [record(p, 0.4) for name in names for p in table.places(table.BY_NAME[name])]
+
+
+def test_the_laboratory_s_models_are_those_that_are_trained() -> None:
+    names = {model.folder.name for model in table.MODELS}
+    assert names == set(train.VARIANTS)
+    for model in table.MODELS:
+        assert train.VARIANTS[model.folder.name].method in (model.plain, *train.SHIPPED.parts) or (
+            model.name == "tiny-inv-leaky"
+        )
+        for place in table.places(model):
+            patches.parse(place.spec).resolve(Span(512, place.length))
+
+
+def test_claims_are_of_what_is_measured_and_hold_for_the_published_figures() -> None:
+    for claim in table.claims():
+        for length in claim.lengths:
+            ends = [table.Place(*x, claim.task, length) for x in (claim.above, claim.below)]
+            for end in ends:
+                assert end in list(table.places(table.BY_NAME[end.model]))
+            figures = claim.published or (50.0, 40.0)
+            found = table.Found([record(x, y / 100) for x, y in zip(ends, figures, strict=True)])
+            assert table.verdict(found, claim, length).startswith("held (+")
+            swapped = [record(x, y / 100) for x, y in zip(ends, figures[::-1], strict=True)]
+            assert "**not held** (-" in table.verdict(table.Found(swapped), claim, length)
+            assert table.verdict(table.Found(swapped[:1]), claim, length) == "–"
+
+
+def test_a_difference_within_its_error_is_said_to_be() -> None:
+    claim = table.claims()[1]
+    ends = [table.Place(*x, claim.task, 4096) for x in (claim.above, claim.below)]
+    ours, theirs = record(ends[0], 0.4), record(ends[1], 0.4)
+    ours["by_window"]["hits"] = [380, 420, 440, 364]
+    ours["value"] = 0.401
+    said = table.verdict(table.Found([ours, theirs]), claim, 4096)
+    error = 100 * np.std(np.array([380, 420, 440, 364]) - [370, 390, 410, 430], ddof=1) / 2000
+    assert said == f"held (+0.10 ± {error:.2f}, within two standard errors of 0)"
+
+
+def test_the_table_names_what_is_not_trained() -> None:
+    found = table.Found(all_records(("tiny", "hwfa", "relu2-n")))
+    text = table.summary(found)
+    assert "| key-norm | not trained, or not measured |" in text
+    assert "| hwfa | `logn:clip=false` | 40.00 | 40.00 | 40.00 | 40.00 | 40.00 | 2.197 |" in text
+    assert "| hwfa | `entropy-cap+logn:clip=false` | 40.00 | 40.00 | 40.00 | – | – |" in text
+    assert "relu2-n (w)" in lab.document(found)
+    strange = [record(p, 0.9, created="2027", **facts)
+               for p in table.places(table.BY_NAME["hwfa"])
+               for facts in ({"status": "oom"}, {"dtype": "float16"}, {"limit": 3}, {"task": "ppl"},
+                             {"model": "hwfa"})]  # fmt: skip
+    assert table.summary(table.Found(all_records(("tiny", "hwfa", "relu2-n")) + strange)) == text
+
+
+def test_what_the_seed_s_table_has_is_taken_over_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(table, "OUT", tmp_path)
+    monkeypatch.setattr(lab, "SEED", ROOT / "results" / "seed-table")
+    lab.adopt()
+    records, problems = Store(tmp_path).read_all()
+    assert not problems
+    found = table.Found(records)
+    assert len(found.records) == len(records) > 30
+    assert found.at(table.Place("tiny-logn", "logn:clip=false", "acc-repeat", 16384)) is not None
+    lab.adopt()
+    assert len(Store(tmp_path).read_all()[0]) == len(records)
+
+
+def test_only_what_has_weights_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(table, "OUT", tmp_path)
+    lab.main(untrained=True)
+    assert capsys.readouterr().out.split() == LAB
+    fresh("relu2").save_pretrained(tmp_path / "relu2")
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / "relu2" / file).write_bytes((ASSETS / "tiny" / file).read_bytes())
+    asked = {
+        (r.source.name, str(spec), str(task), length)
+        for r in lab.requests()
+        for spec in r.methods
+        for task in r.tasks
+        for length in r.lengths
+    }
+    names = (*SHIPPED, "relu2", "relu2-n")
+    wanted = {(table.BY_NAME[n].known_as, str(patches.parse(p.spec)), p.task, p.length)
+              for n in names for p in table.places(table.BY_NAME[n])}  # fmt: skip
+    assert wanted <= asked
+    assert {name for name, *_ in asked} == {table.BY_NAME[n].known_as for n in names}
+    own = next(r.source.held.model for r in lab.requests() if r.source.held)
+    model = fresh("relu2")
+    assert model.config.relu2_length == 512
+    model.config.relu2_length = 300
+    assert torch.equal(own(words(300)).logits, model(words(300)).logits)
