@@ -16,6 +16,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any
 
+import lab_entropy as entropy
 import lab_table as table
 import typer
 from seed_table import TOKENS
@@ -30,6 +31,7 @@ from ctxext.models.loading import Source
 from ctxext.notation import format_length
 from ctxext.records import Store
 from ctxext.report import PLOTS, plots
+from ctxext.report.figure import Figure, Line, Point
 from ctxext.request.evaluation import EvaluationRequest
 from ctxext.request.lists import parse_methods, parse_tasks
 from ctxext.system.files import write_atomically
@@ -98,6 +100,8 @@ def measure() -> None:
             work.run()
         except KeyboardInterrupt:
             raise typer.Exit(console.INTERRUPTED) from None
+    for model in filter(trained, table.MODELS):
+        entropy.keep(model, source(model))
     if failed := [r for r in work.records if r["status"] != "ok"]:
         raise SystemExit(f"{len(failed)} cells failed, the first: {failed[0]['reason']}")
 
@@ -134,6 +138,11 @@ def document(found: table.Found) -> str:
             "In brackets the difference in percentage points, with its standard error over "
             "windows, paired. It tells of the text that was read, not of another training: each "
             "model was trained once, with one seed.",
+            "## Entropy of attention",
+            "Mean over heads, those layers that see beyond 512 tokens, and "
+            f"{entropy.WINDOWS} windows of {entropy.LENGTH} tokens, in nats by range of positions. "
+            "relu²: of its weights over their sum.",
+            entropy.grid(entropy.read()),
             "## Made with",
             "`make lab`; weights "
             + ", ".join(f"{name} ({sha:.12})" for name, sha in sorted(weights.items()))
@@ -144,10 +153,10 @@ def document(found: table.Found) -> str:
 
 def picture(found: table.Found) -> Any:
     """Accuracy at both lengths, of text that does not repeat and of text that does."""
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure as Canvas
 
     rows = [(m, spec) for m in table.MODELS if found.has(m) for spec in m.methods][::-1]
-    canvas = Figure(figsize=(11, 0.3 * len(rows) + 1.6), layout="constrained")
+    canvas = Canvas(figsize=(11, 0.3 * len(rows) + 1.6), layout="constrained")
     panels = canvas.subplots(1, len(table.LENGTHS), sharex=True, sharey=True)
     for axes, length in zip(panels, table.LENGTHS, strict=True):
         for y, (model, spec) in enumerate(rows):
@@ -169,11 +178,38 @@ def picture(found: table.Found) -> Any:
     return canvas
 
 
+def entropies() -> Figure:
+    """Entropy by position of each model as it is read by itself."""
+    kept = [one for one in entropy.read() if one["method"] == table.BY_NAME[one["model"]].plain]
+    lines = [
+        Line(
+            f"{one['model']}, {one['method']}",
+            tuple(Point((i + 0.5) * one["bin"], y) for i, y in enumerate(one["nats"])),
+        )
+        for one in kept
+    ]
+    most = max(point.y for line in lines for point in line.points)
+    return Figure(
+        name="entropy",
+        place="laboratory on stdlib",
+        subject="entropy of attention by position",
+        about=f"mean over heads, far-seeing layers and {entropy.WINDOWS} windows",
+        x="position (tokens)",
+        y="entropy (nats)",
+        lines=tuple(lines),
+        x_range=(0, entropy.LENGTH),
+        y_range=(0, 1.05 * most),
+        mark=table.TRAINED,
+    )
+
+
 def write(found: table.Found) -> None:
-    """lab.md and the plot."""
+    """lab.md and the plots."""
     write_atomically(table.OUT / "lab.md", (document(found) + "\n").encode())
     for form in PLOTS:
         plots.save(table.OUT / f"lab.{form}", lambda: picture(found))
+        if entropy.read():
+            plots.save(table.OUT / f"entropy.{form}", lambda: plots.draw(entropies()))
 
 
 def read() -> table.Found:

@@ -250,7 +250,8 @@ def verdict(found: Found, claim: Claim, length: int) -> str:
 # Markdown.
 
 
-def _grid(header: list[str], rows: Iterable[list[str]]) -> str:
+def grid(header: list[str], rows: Iterable[list[str]]) -> str:
+    """A table whose first two columns are words."""
     lines = [header, ["---"] * 2 + ["---:"] * (len(header) - 2), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
@@ -290,7 +291,7 @@ def summary(found: Found) -> str:
             ]
             cells = [said(found.at(Place(model.name, spec, task, n))) for said, task, n in at]
             rows.append([model.name, f"`{spec}`", *cells])
-    return _grid(header, rows)
+    return grid(header, rows)
 
 
 def held(found: Found) -> str:
@@ -304,7 +305,7 @@ def held(found: Found) -> str:
             for n in (SHORT, TRAINED, *LENGTHS)
         ]
         rows.append([claim.words, str(claim.source), told, *said])
-    return _grid(header, rows)
+    return grid(header, rows)
 
 
 def models() -> str:

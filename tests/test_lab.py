@@ -16,16 +16,19 @@ import typer
 
 import ctxext
 from ctxext import patches
+from ctxext.engine.watch import watching
 from ctxext.errors import UnsupportedModelError
 from ctxext.methods.base import Span
 from ctxext.models.aliases import ASSETS, SHIPPED
 from ctxext.records import Record, Store
+from ctxext.tasks.windows import cut
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
 train: Any = importlib.import_module("train_tiny")
 table: Any = importlib.import_module("lab_table")
 lab: Any = importlib.import_module("lab")
+entropy: Any = importlib.import_module("lab_entropy")
 LAB = [name for name in train.VARIANTS if name not in SHIPPED]
 TEXT = (ROOT / "LICENSE").read_text(encoding="utf-8") * 20
 
@@ -329,3 +332,44 @@ def test_only_what_has_weights_is_asked_for(
     assert model.config.relu2_length == 512
     model.config.relu2_length = 300
     assert torch.equal(own(words(300)).logits, model(words(300)).logits)
+
+
+@torch.no_grad()
+def test_the_entropy_of_relu2_is_that_of_its_weights_over_their_sum() -> None:
+    ids = words(700)
+    model = fresh("relu2")
+    found = entropy.measure_relu2(model, cut(ids[0], 700, None, 1))
+    assert found.nats.shape == (4, 700)
+    x = model.model.layers[0].input_layernorm(model.model.embed_tokens(ids))
+    query, key, *_ = attention("relu2", 0, x)
+    shares = (query @ key.mT).tril().relu().square()
+    shares = shares / shares.sum(-1, keepdim=True).clamp(min=1e-12)
+    naive = -(shares * shares.clamp(min=1e-30).log()).sum(-1).mean(0)
+    torch.testing.assert_close(torch.from_numpy(found.nats[0]).float(), naive, atol=1e-4, rtol=1e-4)
+    assert found.ceiling[0, -1] == pytest.approx(np.log(700))
+
+
+def test_entropy_is_measured_once_for_weights_and_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(table, "OUT", tmp_path)
+    for name, value in (("LENGTH", 1024), ("WINDOWS", 1), ("specs", lambda model: [model.plain])):
+        monkeypatch.setattr(entropy, name, value)
+    for name in ("tiny", "tiny-logn"):
+        entropy.keep(table.BY_NAME[name], lab.source(table.BY_NAME[name]))
+    inside, beyond = ((one["nats"][1], one["nats"][-1]) for one in entropy.read())
+    assert 0 < inside[0] < inside[1] < np.log(1024)
+    assert 0 < beyond[0] < beyond[1] < inside[1]  # log n, which was trained with it, grows less
+    text = entropy.grid(entropy.read())
+    assert "| model | method | 0 to 512 | 512 to 1024 |" in text
+    assert text.count("\n") == 1 + 2 + 1
+    monkeypatch.setattr(entropy.loading, "load_model", None)
+    entropy.keep(table.BY_NAME["tiny"], lab.source(table.BY_NAME["tiny"]))
+
+
+def test_entropy_of_another_attention_is_not_made_up() -> None:
+    with (
+        pytest.raises(UnsupportedModelError, match=r"relu2.*--no-entropy"),
+        watching(fresh("relu2"), lambda *_: None),
+    ):
+        pass
