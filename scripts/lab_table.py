@@ -92,9 +92,9 @@ MODELS = (
           (CAP,), NO_ROTATION),
     Model("hwfa2", "windows of 128, third of four layers full, all with RoPE, log n", LOGN),
     Model("key-norm", "keys of one length", takes=(*ALL, "ntk")),
-    Model("relu2", "relu² over 512", takes=("ntk",), why=NO_SOFTMAX),
+    Model("relu2", "relu² over 512", takes=(), why=NO_SOFTMAX),
     Model(OWN_LENGTH, "the same weights, relu² over the text's length", takes=(), why=NO_SOFTMAX),
-    Model("relu2-norm", "relu² over its sum", takes=("ntk",), why=NO_SOFTMAX),
+    Model("relu2-norm", "relu² over its sum", takes=(), why=NO_SOFTMAX),
 )  # fmt: skip
 BY_NAME = {model.name: model for model in MODELS}
 
