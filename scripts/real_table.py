@@ -1,4 +1,4 @@
-"""README's part on SmolLM2-135M, from the records of results/real alone.
+"""What README and docs/real-models.md say of SmolLM2-135M, from the records of results/real alone.
 
 Differences are paired: window by window, of mean losses in nats per token. A claim holds or does
 not where Student's 95% interval of its difference leaves zero out; else the windows do not tell.
@@ -20,6 +20,23 @@ LONGER = 32768
 PLAIN = "rope"
 BEST = 10  # rows of a table in README, besides PLAIN
 NAMED = ("window", "rerope", "ntk", "yarn", "dca", "logn", "pi")  # whose rows are there, too
+#: What is said, by whom, and the methods of which the first should have the lower loss.
+SAID = (
+    ("ReRoPE reads on where NTK-aware scaling wears off", "kexue.fm 9708", "rerope", "ntk"),
+    ("ReRoPE is ahead of the mixed radix", "kexue.fm 9708", "rerope", "beta-radix"),
+    ("the mixed radix is ahead of NTK-aware scaling", "kexue.fm 9706", "beta-radix", "ntk"),
+    ("log n helps ReRoPE", "kexue.fm 9708", "rerope+logn", "rerope"),
+    ("log n helps NTK-aware scaling", "kexue.fm 9708", "ntk+logn", "ntk"),
+    ("log n helps plain RoPE", "kexue.fm 9706", "logn", "rope"),
+    ("Leaky ReRoPE is ahead of ReRoPE", "–", "leaky-rerope", "rerope"),
+    ("YaRN is ahead of NTK-aware scaling", "arXiv 2309.00071", "yarn", "ntk"),
+    ("MrRoPE is ahead of YaRN", "arXiv 2601.22181", "mrrope", "yarn"),
+    ("Dual Chunk Attention is ahead of ReRoPE", "–", "dca", "rerope"),
+    ("mscale helps Dual Chunk Attention", "Qwen2.5-1M", "dca+mscale", "dca"),
+    ("a window alone is behind ReRoPE", "–", "rerope", "window"),
+    ("a window needs the first tokens", "arXiv 2309.17453", "streaming", "window"),
+    ("more than the first and the last tokens helps", "–", "dca", "streaming"),
+)  # fmt: skip
 # Student's quantiles of a 95% interval, by the number of windows.
 _QUANTILES = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365}
 
@@ -129,8 +146,6 @@ def _share(record: Record | None) -> str:
     if record is None:
         return "–"
     right = round(record["value"] * record["n"])
-    ends = interval(record)
-    assert ends is not None
     return f"{right} of {record['n']}"
 
 
@@ -190,6 +205,39 @@ def _verdict(lower: Apart) -> str:
     if not lower.sure:
         return f"not told by {lower.count} windows"
     return "held" if lower.value < 0 else "not held"
+
+
+def said(records: Sequence[Record]) -> str:
+    """What is said of the methods, and whether their losses at 2 and 4 times T bear it out."""
+    found, lengths = Found(records), (LENGTH, LONGER)
+    lines = [f"| said | by | measured | {' | '.join(map(format_length, lengths))} |"]
+    lines.append("|---|---|---|---|---|")
+    for words, source, lower, higher in SAID:
+        cells = []
+        for length in lengths:
+            found_apart = apart(*(found.of("ppl", length, name) for name in (lower, higher)))
+            cells.append(f"{_verdict(found_apart)}: {found_apart}" if found_apart else "–")
+        if set(cells) != {"–"}:
+            measured = f"`{lower}` less `{higher}`"
+            lines.append(f"| {words} | {source} | {measured} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def hidden(records: Sequence[Record]) -> str:
+    """Loss beside what is found, of all methods that have both at LENGTH."""
+    found = Found(records)
+    lines = [f"| method | perplexity at {format_length(LENGTH)} | pass keys | 95% interval (%) |"]
+    lines.append("|---|---:|---:|---:|")
+    for method in found.methods():
+        loss = found.of("ppl", LENGTH, method)
+        keys = found.of("passkey", LENGTH, method, "filler")
+        if loss is not None and keys is not None:
+            ends = interval(keys)
+            assert ends is not None
+            cells = (f"`{method}`", f"{loss['value']:.2f}", _share(keys))
+            between = " to ".join(f"{100 * end:.0f}" for end in ends)
+            lines.append(f"| {' | '.join(cells)} | {between} |")
+    return "\n".join(lines)
 
 
 def part(records: Sequence[Record]) -> str:

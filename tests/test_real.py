@@ -88,3 +88,22 @@ def test_differences_are_paired_by_window() -> None:
     error = (sum((x - mean) ** 2 for x in steps) / (len(steps) - 1) / len(steps)) ** 0.5
     assert (apart.value, apart.error) == pytest.approx((mean, error))
     assert apart.sure
+
+
+def test_what_is_said_holds_where_the_loss_is_lower_in_each_window() -> None:
+    """Of two windows that differ by as much, whichever the sign; and not told where they differ."""
+
+    def record(method: str, losses: tuple[float, float]) -> dict[str, Any]:
+        kept = {"nll": [10 * x for x in losses], "n": [10, 10]}
+        known = {"model": real_table.MODEL, "task": "ppl", "length": real_table.LENGTH}
+        known |= {"requested": method, "data": {"name": real_table.TEXT}, "by_window": kept}
+        return {**known, "status": "ok", "created": "", "key": method}
+
+    losses = {"rerope": (2.0, 1.0), "ntk": (2.5, 1.5), "window": (1.5, 0.5), "dca": (2.2, 0.8)}
+    text = real_table.said([record(*each) for each in losses.items()])
+    rows = {line.split(" | ")[2]: line.split(" | ")[3] for line in text.splitlines()[2:]}
+    assert rows == {
+        "`rerope` less `ntk`": "held: -0.50000 ± 0.00000",
+        "`dca` less `rerope`": "not told by 2 windows: +0.000 ± 0.200",
+        "`rerope` less `window`": "not held: +0.50000 ± 0.00000",
+    }

@@ -210,7 +210,12 @@ def check(order: Order) -> None:
                 f"{str(order.spec)!r} cannot be expressed in a config, since {at_hand} goes by the "
                 f"length of each sequence: leave out {option}, or give a number in place of auto"
             )
-    others += order.spec.at_hand
+        if on and (by_layer := ", ".join(order.spec.by_layer)):
+            raise UsageError(
+                f"{str(order.spec)!r} cannot be expressed in a config, since {by_layer} has a "
+                f"factor for each layer: leave out {option}, or give factor in place of layers"
+            )
+    others += [*order.spec.at_hand, *order.spec.by_layer]
     if order.config_only and others:
         raise UsageError(
             f"{str(order.spec)!r} needs code that lies beside its weights: use --link instead of "
