@@ -22,7 +22,7 @@ SEAMS := tests/test_engine.py tests/test_paths.py tests/test_caches.py tests/tes
 
 MODEL := smollm2-135m
 
-.PHONY: demo reproduce real real-check real-model test quick test-families test-oldest \
+.PHONY: demo reproduce lab lab-train real real-check real-model test quick test-families test-oldest \
   test-families-oldest test-newest test-gguf test-threads pins check format lock results bench \
   bench-long test-gpu bench-gpu docs clean
 
@@ -58,6 +58,17 @@ reproduce: $(READY)
 	$(BIN)/python scripts/longrope.py
 	$(BIN)/python scripts/reproduce.py
 	$(BIN)/python scripts/readme.py
+
+# Variants of tiny in results/lab, beside what was published of theirs: hours on a CPU; what has a
+# record is not measured again, and what has no weights is named.
+lab: $(READY)
+	$(BIN)/python scripts/lab.py
+
+# Their weights, one after another, some hours each: what is ended goes on where it was. BOOKS is a
+# folder or tar of *.txt.
+lab-train: $(READY)
+	for name in $$($(BIN)/python scripts/lab.py --untrained); do \
+	  $(BIN)/python scripts/train_tiny.py --variant $$name --books $(BOOKS) || exit; done
 
 # SmolLM2-135M, a model that people know: many hours on a CPU; what has a record is not measured
 # again. `make real-check` measures one cell again, in some minutes, and compares.
