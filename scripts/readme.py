@@ -329,6 +329,8 @@ def main() -> None:
         "shipped": shipped,
         "real": lambda: real_table.part(_records("real")),
         "real_said": lambda: real_table.said(_records("real")),
+        "real_tails": lambda: real_table.tails(_records("real")),
+        "real_windows": lambda: real_table.windows([*_records("tiny"), *_records("real")]),
         "real_hidden": lambda: real_table.hidden(_records("real")),
         "entropy_cap": lambda: real_table.entropy_cap([*_records("tiny"), *_records("real")]),
         "results": results,

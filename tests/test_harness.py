@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 import json
 import math
 import pickle
@@ -31,6 +32,24 @@ CHOICES = [  # the third question and its answers are longer than LENGTH
     (" ".join(f"line {i} of the file is read and" for i in range(30)), ["closed", "is"], 0),
     ("The `for` statement is used to iterate over the elements of a", ["sequence", "if"], 0),
 ]
+#: Of each benchmark the file with its prompts and its scoring, and rows with the Hub's columns.
+LONG: dict[str, tuple[str, list[dict[str, Any]]]] = {
+    "longbench2": (
+        "longbench2/_longbench_common_yaml",
+        [{"context": "x = [1]", "question": "What?", "choices": list("pqrs"), "answer": n}
+         for n in range(4)],
+    ),
+    "babilong": (
+        "babilong/babilong_qa1.yaml",
+        [{"input": "Mary went to the garden.", "question": "Where is Mary?", "target": "garden"},
+         {"input": "Mary went to the garden.", "question": "Where is Mary?", "target": ""}],
+    ),
+    "infinitebench": (
+        "infinitebench/infinitebench_passkey.yaml",
+        [{"id": 0, "context": "The pass key is 71432.", "input": "What is the pass key?",
+          "answer": ["71432"], "options": [""]}],
+    ),
+}  # fmt: skip
 PROMPTS = ["import os\nimport", "The `with` statement is", "x = [1, 2, 3]\nfor", "class"]
 
 
@@ -72,46 +91,27 @@ def write_tasks(folder: Path) -> Path:
         "sum": {"group": "my_sum", "task": members[:1], "aggregate_metric_list": aggregate},
         "unsafe": {**write, "task": "my_unsafe", "unsafe_code": True},
     }  # fmt: skip
+    spec = importlib.util.find_spec("lm_eval")
+    assert spec is not None
+    assert spec.origin is not None
+    home = Path(spec.origin).parent / "tasks"
+    for name, (file, rows) in LONG.items():
+        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        files[name] = {
+            "include": str(home / file), "task": f"my_{name}", "dataset_path": "json",
+            "test_split": "train", "custom_dataset": None,
+            "dataset_kwargs": {"data_files": str(folder / f"{name}.jsonl")},
+        }  # fmt: skip
     for name, config in files.items():
         (folder / f"{name}.yaml").write_text(json.dumps(config))  # JSON is YAML
     (folder / "broken.yaml").write_text("task: [")
     return folder
 
 
-#: Of lm_eval's own, on rows of one's own: the file, the split, and what a row has.
-LONG = {
-    "longbench2": ("longbench2/academic_single.yaml", "train", [
-        {"context": "A cat is red. " * 9, "question": "What is it?", "choices": [*"abcd"],
-         "answer": place} for place in range(4)]),
-    "babilong": ("babilong/babilong_qa1.yaml", "qa1", [
-        {"input": "Mary went to the garden. " * 9, "question": "Where is Mary?",
-         "target": "garden"}] * 3),
-    "infinitebench": ("infinitebench/infinitebench_passkey.yaml", "passkey", [
-        {"id": place, "context": "The pass key is 12345. " * 9, "input": "What is it?",
-         "answer": ["12345"], "options": []} for place in range(2)]),
-}  # fmt: skip
-
-
-def write_long(folder: Path) -> None:
-    """lm_eval's long benchmarks, whose data is here and not on the Hub."""
-    import lm_eval.tasks
-
-    root = Path(lm_eval.tasks.__file__).parent
-    for name, (file, split, rows) in LONG.items():
-        data = folder / f"{name}.jsonl"
-        data.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-        here = {"dataset_path": "json", "dataset_name": None, "custom_dataset": None}
-        here |= {"dataset_kwargs": {"data_files": {split: str(data)}}}
-        config = {"include": str(root / file), "task": f"my_{name}", "tag": [], **here}
-        (folder / f"{name}.yaml").write_text(json.dumps(config))
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One folder for all tests: lm_eval reads all of its tasks anew for another."""
-    mine = write_tasks(tmp_path_factory.mktemp("harness") / "mine")
-    write_long(mine)
-    return mine
+    return write_tasks(tmp_path_factory.mktemp("harness") / "mine")
 
 
 @pytest.fixture(scope="module")
@@ -368,20 +368,6 @@ def test_a_group_has_parts(patched: tuple[Any, Any], folder: Path, tmp_path: Pat
     assert group.parts == [{"name": "my_choice", "value": alone.value, "n": n}]
 
 
-def test_long_benchmarks_run_on_rows_of_ones_own(
-    patched: tuple[Any, Any], folder: Path, tmp_path: Path
-) -> None:
-    """Of four rows that differ in the right answer alone one is right; who writes is scored by
-    lm_eval's own functions."""
-    score, n = run(patched, "my_longbench2", folder, tmp_path / "choice")
-    assert (score.value, n) == (0.25, 4)
-    for name in ("babilong", "infinitebench"):
-        score, n = run(patched, f"my_{name}", folder, tmp_path / name)
-        assert n == len(LONG[name][2])
-        assert {value for _, value in score.samples} <= {0.0, 1.0}
-        assert score.value == sum(value for _, value in score.samples) / n
-
-
 def test_examples_stand_before_questions(
     patched: tuple[Any, Any], folder: Path, tmp_path: Path
 ) -> None:
@@ -390,6 +376,19 @@ def test_examples_stand_before_questions(
     zero, _ = run(patched, "my_choice", folder, tmp_path / "00", shots=0)
     assert kept(tmp_path / "2") != kept(tmp_path / "0") == kept(tmp_path / "00")
     assert none == zero
+
+
+@pytest.mark.parametrize(("name", "metric"), zip(LONG, ("acc", "acc", "score"), strict=True))
+def test_long_benchmarks_read_local_files(
+    name: str, metric: str, tiny: tuple[Any, Any], folder: Path, tmp_path: Path
+) -> None:
+    """By lm_eval's own prompts and scoring: of four letters one is right, and any answer holds an
+    empty one."""
+    one = task(f"my_{name}", folder)
+    with ctxext.patched(tiny[0], METHOD, 512):
+        score, n = one.evaluate(*tiny, 512, 4, None, 0, tmp_path / "cache")
+    assert (one.metric, n) == (metric, len(LONG[name][1]))
+    assert score.value == {"longbench2": 0.25, "babilong": 0.5, "infinitebench": 0.0}[name]
 
 
 def test_the_metric_is_the_tasks_own(folder: Path) -> None:
