@@ -142,7 +142,7 @@ def _either(kind: Any) -> tuple[Any, Any]:
 def _choices(kind: Any) -> dict[str, Any]:
     """The values of a Literal by what a spec writes for them; none for another type."""
     some = get_args(kind) if get_origin(kind) is Literal else ()
-    return {_format_value(one): one for one in some if type(one) in (str, int, bool)}
+    return {format_value(one): one for one in some if type(one) in (str, int, bool)}
 
 
 def _writable(kind: Any) -> bool:
@@ -252,11 +252,12 @@ def parse_bytes(text: str) -> int:
 
 def format_entry(name: str, values: dict[str, int | float | bool | str | None]) -> str:
     """`name:key=value,…` of what is not None; `read_entry` reads it back unchanged."""
-    parts = [f"{key}={_format_value(v)}" for key, v in values.items() if v is not None]
+    parts = [f"{key}={format_value(v)}" for key, v in values.items() if v is not None]
     return name + (":" + ",".join(parts) if parts else "")
 
 
-def _format_value(value: int | float | bool | str) -> str:
+def format_value(value: int | float | bool | str) -> str:
+    """A value as a spec writes it."""
     if isinstance(value, str):
         return value
     if isinstance(value, bool):

@@ -7,6 +7,7 @@ not where Student's 95% interval of its difference leaves zero out; else the win
 from __future__ import annotations
 
 import math
+import re
 import statistics
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -37,6 +38,19 @@ SAID = (
     ("a window needs the first tokens", "arXiv 2309.17453", "streaming", "window"),
     ("more than the first and the last tokens helps", "–", "dca", "streaming"),
 )  # fmt: skip
+#: The same of the last T tokens of spans, each method with the length of context it reads.
+TAILS = (
+    (
+        *("ReRoPE keeps beyond T what the model has", "kexue.fm 9708"),
+        *(("rerope", LENGTH), (PLAIN, TRAINED)),
+    ),
+    (
+        *("longer context, lower loss, by ReRoPE", "kexue.fm 9708"),
+        *(("rerope", LENGTH), ("rerope", TRAINED)),
+    ),
+    ("plain RoPE does without a method", "–", (PLAIN, LENGTH), (PLAIN, TRAINED)),
+)
+SINKS = "streaming"  # the window that others are compared with
 # Student's quantiles of a 95% interval, by the number of windows.
 _QUANTILES = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365}
 
@@ -78,8 +92,8 @@ def apart(record: Record | None, other: Record | None) -> Apart | None:
 class Found:
     """The records, by what they are of."""
 
-    def __init__(self, records: Sequence[Record]) -> None:
-        ok = [r for r in records if r["status"] == "ok" and r["model"] == MODEL]
+    def __init__(self, records: Sequence[Record], model: str = MODEL) -> None:
+        ok = [r for r in records if r["status"] == "ok" and r["model"] == model]
         self.records = sorted(ok, key=lambda r: (r["created"], r["key"]))
 
     def of(self, task: str, length: int, method: str, data: str = TEXT) -> Record | None:
@@ -114,8 +128,7 @@ def table(found: Found) -> str:
     header = ["method", f"perplexity at {at}", "to `window` (nats)", "tax (nats)"]
     header += [f"accuracy at {at} (%)", *([f"pass keys at {at}"] if keys else [])]
     header += [f"perplexity at {beyond}"] if longer else []
-    made = {t.group.metric: t for t in tables.build(_of_text(found)) if t.group.task != "ppl-tail"}
-    taxes = {row.method: made["perplexity"].tax_texts(row)[0] for row in made["perplexity"].rows}
+    taxes = _taxes(found)
     lines = [f"| {' | '.join(header)} |", "|---" + "|---:" * (len(header) - 1) + "|"]
     for method in picked(found.methods()):
         record, right = found.of("ppl", LENGTH, method), found.of("acc", LENGTH, method)
@@ -132,6 +145,12 @@ def table(found: Found) -> str:
             cells.append(f"{beyond_it['value']:.2f}" if beyond_it else "–")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _taxes(found: Found) -> dict[str, str]:
+    """By method what it costs inside T at LENGTH, in nats per token."""
+    made = {t.group.metric: t for t in tables.build(_of_text(found))}
+    return {row.method: made["perplexity"].tax_texts(row)[0] for row in made["perplexity"].rows}
 
 
 def _of_text(found: Found) -> list[Record]:
@@ -170,19 +189,17 @@ def entropy_cap(records: Sequence[Record]) -> str:
 def claims(found: Found) -> Iterator[str]:
     """What the seed says, and whether it holds here."""
     at, trained = format_length(LENGTH), format_length(TRAINED)
-    kept = apart(found.of("ppl-tail", LENGTH, "rerope"), found.of("ppl-tail", TRAINED, PLAIN))
-    own = apart(found.of("ppl-tail", LENGTH, "rerope"), found.of("ppl-tail", TRAINED, "rerope"))
+    kept, own, _ = (_tail(found, lower, higher) for _, _, lower, higher in TAILS)
     if kept is not None:
-        said = "held" if kept.value <= 0 or not kept.sure else "not held"
         yield (
-            f"**ReRoPE keeps what the model has: {said}.** The same last tokens of {kept.count} "
-            f"spans, read by `rerope` with {at} of context and by the plain model with {trained}, "
-            f"differ by {kept} nats per token."
+            f"**ReRoPE keeps what the model has: {_verdict(kept, 'spans')}.** The last tokens of "
+            f"{kept.count} spans are read by `rerope` with {at} of context at {kept} nats of what "
+            f"the plain model reads them at with {trained}."
         )
     if own is not None:
         yield (
-            f"**Longer context, lower loss: {_verdict(own)}.** By `rerope` itself they are read "
-            f"with {at} at {own} nats of what they are read with {trained}."
+            f"**Longer context, lower loss: {_verdict(own, 'spans')}.** By `rerope` itself they "
+            f"are read with {at} at {own} nats of what they are read at with {trained}."
         )
     alone = apart(found.of("ppl", LENGTH, "window"), found.of("ppl", LENGTH, "rerope"))
     if alone is not None:
@@ -200,10 +217,15 @@ def claims(found: Found) -> Iterator[str]:
             )
 
 
-def _verdict(lower: Apart) -> str:
+def _tail(found: Found, lower: tuple[str, int], higher: tuple[str, int]) -> Apart | None:
+    (one, length), (other, shorter) = lower, higher
+    return apart(found.of("ppl-tail", length, one), found.of("ppl-tail", shorter, other))
+
+
+def _verdict(lower: Apart, over: str = "windows") -> str:
     """Of a claim that a loss is lower."""
     if not lower.sure:
-        return f"not told by {lower.count} windows"
+        return f"not told by {lower.count} {over}"
     return "held" if lower.value < 0 else "not held"
 
 
@@ -223,21 +245,82 @@ def said(records: Sequence[Record]) -> str:
     return "\n".join(lines)
 
 
+def tails(records: Sequence[Record]) -> str:
+    """What is said of context beyond T, by the same tokens read with more and with less of it."""
+    found = Found(records)
+    lines = ["| said | by | measured | nats per token |", "|---|---|---|---|"]
+    for words, source, lower, higher in TAILS:
+        names = " less ".join(f"`{name}` with {format_length(n)}" for name, n in (lower, higher))
+        difference = _tail(found, lower, higher)
+        told = f"{_verdict(difference, 'spans')}: {difference}" if difference else "not measured"
+        lines.append(f"| {words} | {source} | {names} | {told} |")
+    return "\n".join(lines)
+
+
+def windows(records: Sequence[Record]) -> str:
+    """The methods against a window that keeps the first tokens, at 2 and 4 times T."""
+    found, lengths = Found(records), (LENGTH, LONGER)
+    header = ["method"]
+    for length in map(format_length, lengths):
+        header += [f"perplexity at {length}", f"less `{SINKS}` (nats)"]
+    lines = [f"| {' | '.join([*header, 'tax (nats)'])} |", "|---" + "|---:" * len(header) + "|"]
+    taxes = _taxes(found)
+    for method in picked(found.methods()):
+        cells = []
+        for length in lengths:
+            record, sinks = (found.of("ppl", length, name) for name in (method, SINKS))
+            step = apart(record, sinks) if method != SINKS else None
+            cells += [f"{record['value']:.3f}" if record else "–", _standing(step) if step else "–"]
+        lines.append(f"| `{method}` | {' | '.join(cells)} | {taxes.get(method, '–')} |")
+    return "\n".join([*lines, "", *_alone(records)])
+
+
+def _standing(step: Apart) -> str:
+    if not step.sure:
+        return f"{step}, not told"
+    return f"{step}, {'ahead' if step.value < 0 else 'behind'}"
+
+
+def _alone(records: Sequence[Record]) -> Iterator[str]:
+    """How far a window alone is from rerope, on the toy and here."""
+    for model, length in (("tiny", 4096), (MODEL, LENGTH)):
+        found = Found(records, model)
+        step = apart(found.of("ppl", length, "window"), found.of("ppl", length, "rerope"))
+        if step is not None:
+            told = f"`window` less `rerope` is {step} nats per token"
+            yield f"- On `{model}` at {format_length(length)} {told} over {step.count} windows."
+
+
 def hidden(records: Sequence[Record]) -> str:
     """Loss beside what is found, of all methods that have both at LENGTH."""
     found = Found(records)
-    lines = [f"| method | perplexity at {format_length(LENGTH)} | pass keys | 95% interval (%) |"]
-    lines.append("|---|---:|---:|---:|")
+    head = f"| method | perplexity at {format_length(LENGTH)} | pass keys | found at depths |"
+    lines = [f"{head} 95% interval (%) |", "|---|---:|---:|---|---:|"]
     for method in found.methods():
         loss = found.of("ppl", LENGTH, method)
         keys = found.of("passkey", LENGTH, method, "filler")
         if loss is not None and keys is not None:
             ends = interval(keys)
             assert ends is not None
-            cells = (f"`{method}`", f"{loss['value']:.2f}", _share(keys))
+            cells = (f"`{method}`", f"{loss['value']:.2f}", _share(keys), _depths(keys))
             between = " to ".join(f"{100 * end:.0f}" for end in ends)
             lines.append(f"| {' | '.join(cells)} | {between} |")
-    return "\n".join(lines)
+    own = [
+        f"at {format_length(record['length'])} `{PLAIN}` finds {_share(record)}: {_depths(record)}"
+        for record in found.records
+        if (record["requested"], record["data"]["name"]) == (PLAIN, "filler")
+        and record["task"].startswith("passkey")
+        and not re.search("needles|hops", record["task"])
+        and record["length"] <= TRAINED
+    ]
+    return "\n".join([*lines, "", *(f"- Inside T, {words}." for words in own)]).rstrip()
+
+
+def _depths(keys: Record) -> str:
+    """The depths at which all are found, and at which some are."""
+    found = [part for part in keys["parts"] if part["value"]]
+    words = [f"{part['depth']:g}" + " (some)" * (part["value"] < 1) for part in found]
+    return ", ".join(words) or "none"
 
 
 def part(records: Sequence[Record]) -> str:

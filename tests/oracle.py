@@ -165,8 +165,11 @@ def llama3_lambda(
     return torch.tensor(lams, dtype=F64)
 
 
-def frequencies(config: Config, method: Method) -> tuple[Tensor, float]:
-    """θ_i / Πλ_i, [d/2], and the attention factor that multiplies rotated q and k each."""
+def frequencies(config: Config, method: Method, layer: int = 0) -> tuple[Tensor, float]:
+    """θ_i / Πλ_i, [d/2], and the attention factor that multiplies rotated q and k each.
+
+    A factor that is a tuple has a number for each layer.
+    """
     d, base = head_dim(config), rope_theta(config)
     i = torch.arange(d // 2, dtype=F64)
     lambdas: dict[str, Callable[..., Tensor]] = {
@@ -191,16 +194,20 @@ def frequencies(config: Config, method: Method) -> tuple[Tensor, float]:
         "llama3": lambda factor, low_freq_factor=1.0, high_freq_factor=4.0: llama3_lambda(
             base ** (-2 * i / d), method["T"], factor, low_freq_factor, high_freq_factor
         ),
-        "longrope": lambda length, short, long: torch.tensor(
+        "longrope": lambda length, short, long, attention=None: torch.tensor(
             (short if length <= method["T"] else long)[: d // 2], dtype=F64
         ),
     }
     theta, attention_factor = base ** (-2 * i / d), 1.0
     for name, args in method.get("frequency", ()):
+        if isinstance(args.get("factor"), tuple):
+            args = {**args, "factor": args["factor"][layer]}
         theta = theta / lambdas[name](**args)
         if name in ("yarn", "mrrope"):
             attention_factor *= 0.1 * math.log(max(1.0, args["factor"])) + 1
-        if name == "longrope" and args["length"] > method["T"]:
+        if name == "longrope" and "attention" in args:
+            attention_factor *= args["attention"]
+        elif name == "longrope" and args["length"] > method["T"]:
             k = args["length"] / method["T"]
             attention_factor *= math.sqrt(1 + math.log(k) / math.log(method["T"]))
     return theta, attention_factor
@@ -415,7 +422,6 @@ def hidden_states(weights: Weights, config: Config, ids: Sequence[int], method: 
         raise ValueError("the oracle is a Llama: hidden_act must be silu")
     length, d, heads = len(ids), head_dim(config), config["num_attention_heads"]
     groups = heads // (config.get("num_key_value_heads") or heads)
-    theta, attention_factor = frequencies(config, method)
     r, scale = pair_positions(length, config, method), query_scale(length, method, d)
     scale = scale * temperature(method)
     hidden = ~seen(length, method)
@@ -435,6 +441,7 @@ def hidden_states(weights: Weights, config: Config, ids: Sequence[int], method: 
     x = weights["model.embed_tokens.weight"].to(F64)[torch.as_tensor(ids)]
     for layer in range(config["num_hidden_layers"]):
         at = f"model.layers.{layer}"
+        theta, attention_factor = frequencies(config, method, layer)
         y = norm(x, f"{at}.input_layernorm")
         q, k, v = (split(linear(y, f"{at}.self_attn.{n}_proj")) for n in "qkv")
         k, v = k.repeat_interleave(groups, 0), v.repeat_interleave(groups, 0)

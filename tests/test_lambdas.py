@@ -1,4 +1,4 @@
-"""`ctxext tune --method longrope`: λ by the pair, searched for from what other methods make."""
+"""`ctxext tune`: λ by the pair for `longrope`, and factors by layer for `pi:layers`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ import pytest
 from test_eval import Ran, Run, folders, here, letters, scored  # noqa: F401
 from test_tune import Drawn, Given
 
-from ctxext.advise.tune.lambdas import FIRST, Lambdas, asked
+from ctxext.advise.tune.by_layer import Layers
+from ctxext.advise.tune.by_layer import asked as asked_by_layer
+from ctxext.advise.tune.curves import FIRST
+from ctxext.advise.tune.lambdas import Lambdas, asked
 from ctxext.errors import UsageError
 from ctxext.methods import parse
 from ctxext.methods.base import Rotary, Span
@@ -93,4 +96,62 @@ def test_a_search(run: Run, here: Path, scored: list[int]) -> None:  # noqa: F81
         parse(record["method"]).resolve(Span(32, 64))
     count = sum(scored)
     assert tune(run).records == ran.records
+    assert sum(scored) == count
+
+
+# Factors by layer --------------------------------------------------------------------------------
+
+
+def test_the_space_of_factors_by_layer() -> None:
+    span, found = Span(512, 4096), asked_by_layer(["pi : layers + logn"])
+    assert found is not None
+    space = Layers(found, span, 30)
+    defaults, others = list(space.defaults()), list(space.mutants())
+    assert [str(one.spec) for one in defaults] == ["rope", "pi+logn"]
+    assert len(defaults) + len(others) == FIRST
+    assert others == list(space.mutants())
+    points = [space.draw(Given(drawn)) for drawn in (defaults[1].drawn, others[3])]
+    assert str(points[0]) == f"pi:layers={'/'.join(['8'] * 30)}+logn"
+    falling = str(points[1].methods[0]).partition("=")[2].split("/")
+    assert [float(falling[0]), float(falling[-1])] == [8, 1]
+    assert sorted(map(float, falling), reverse=True) == [*map(float, falling)]
+    for seed in range(20):
+        (method, _) = space.draw(Drawn(seed)).resolve(span).methods
+        factors = [method.at_layer(layer).k for layer in range(30)]
+        assert min(factors) >= 1
+        assert max(factors) <= 16.01  # twice what L needs, and a rounding
+
+
+def test_factors_by_layer_are_searched_for_alone() -> None:
+    assert asked_by_layer(["pi", "longrope", "pi:layers=4/1.5"]) is None
+    found = asked_by_layer(["logn+yarn:beta_fast=16,layers"])
+    assert found is not None
+    assert (str(found.spec), found.place) == ("logn+yarn:beta_fast=16", 1)
+    for texts, said in (
+        (["pi:layers", "ntk"], "searched for by themselves: give --method 'pi:layers' alone"),
+        (["pi:layers+yarn:layers"], "searched for by themselves"),
+        (["rerope:layers"], "rerope has no factors by layer"),
+        (["pi:layers,factor=3"], "no factors by layer"),
+        (["pi:layers+rerope"], "do not go with rerope"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            asked_by_layer(texts)
+
+
+def test_a_search_by_layer(run: Run, here: Path, scored: list[int]) -> None:  # noqa: F811
+    """One that is begun again reads nothing anew."""
+
+    def tune() -> Ran:
+        given = ["--model", "plain", "--data", "t.txt", "--limit", 1, "--out", "out", "--len", 64]
+        return run("tune", *given, "--method", "pi:layers", "--trials", 2, "--tax", 9, "--json")
+
+    ran = tune()
+    assert ran.code == 0, ran.err
+    found = sorted(ran.records, key=lambda record: record["trial"])
+    assert [record["method"] for record in found] == [
+        *("rope", "pi:factor=2"),
+        *("pi:layers=1.414/2", "pi:layers=2/1.414"),
+    ]
+    count = sum(scored)
+    assert json.dumps(tune().records) == json.dumps(ran.records)
     assert sum(scored) == count

@@ -255,6 +255,10 @@ ROWS: dict[str, list[Row]] = {
     "longrope": [
         ("longrope", by_length("longrope", short=SHORT, long=LONG)),
         ("longrope:sequence=200", lambda n: by_length("longrope", short=SHORT, long=LONG)(200)),
+        (
+            "longrope:attention=1.3",
+            by_length("longrope", short=SHORT, long=LONG, attention=1.3),
+        ),
     ],
     "inv-leaky-rerope": [
         (
@@ -294,6 +298,10 @@ ROWS: dict[str, list[Row]] = {
             for s, local in ((1, 1), (9, 4), (25, 2), (31, 31))
         ),
         ("dca:chunk=20", distance("dca", chunk=20, local=T - 20)),
+        (
+            "dca:chunk=9,local=4,reach=20",
+            lambda n: {"T": 20, "distance": ("dca", {"chunk": 9, "local": 4})},
+        ),
     ],
     "lm-infinite": [
         ("lm-infinite", distance("lm-infinite", window=T, sinks=10)),
@@ -356,18 +364,41 @@ COMPOSED: list[Row] = [
     ),
     ("jet-long:group=4+logn:power=2", both(jet_long(4), logn(True, power=2.0))),
     (
+        "ntk:factor=2+jet-long-freq:window=5,factor=6",
+        both(freq("ntk", factor=2), distance("jet-long-freq", window=5, factor=6)),
+    ),
+    (
         "dynamic-ntk+lm-infinite:window=9",
         both(by_length("dynamic-ntk"), distance("lm-infinite", window=9, sinks=10)),
     ),
 ]
+BY_LAYER: list[Row] = [
+    (
+        "pi:layers=2/5+yarn:factor=2+mscale",  # what one layer has, times what all have
+        both(freq("pi", factor=(2.0, 5.0)), freq("yarn", factor=2), scaled("mscale")),
+    ),
+    ("yarn:layers=1/4+entropy-cap:sinks=9", both(freq("yarn", factor=(1.0, 4.0)), entropy(9))),
+]
+NEAR: dict[str, Row] = {  # far parts begin early: what goes with them is seen at 97 tokens
+    name: rows[1] for name, rows in ROWS.items() if issubclass(REGISTRY.get(name), Distance)
+}
 FREQUENCY = [name for name in names() if issubclass(REGISTRY.get(name), Frequency)]
 RULES = [name for name in names() if issubclass(REGISTRY.get(name), AttentionRule)]
 DISTANCE = [name for name in names() if issubclass(REGISTRY.get(name), Distance)]
 STRETCHED = [name for name in FREQUENCY if issubclass(REGISTRY.get(name), Stretch)]
 
 
+SCALES = [name for name in names() if issubclass(REGISTRY.get(name), QueryScale)]
+
+
 def all_rows() -> list[Row]:
     return [row for rows in ROWS.values() for row in rows] + COMPOSED
+
+
+def rows_of(name: str) -> list[Row]:
+    """Its rows, and where it stretches one with a factor for each layer."""
+    more = [(f"{name}:layers=6/1.5", freq(name, factor=(6.0, 1.5)))]
+    return ROWS[name] + more * (name in STRETCHED)
 
 
 def shake(model: Any) -> Any:
@@ -409,12 +440,20 @@ def test_every_method_has_a_row() -> None:
     assert set(ROWS) == set(names())
 
 
+@pytest.mark.parametrize("name", names())
+def test_every_parameter_is_in_a_row(name: str) -> None:
+    """But for a ladder, which test_at_hand.py looks at, and longrope's file, which all have."""
+    found = {parameter for spec, _ in rows_of(name) for parameter in ctxext.methods.given(spec)[0]}
+    fields = {field.name for field in dataclasses.fields(REGISTRY.get(name))}
+    assert fields - found <= {"ladder", *(("factors",) if name == "longrope" else ())}
+
+
 @pytest.mark.parametrize("length", LENGTHS)
 @pytest.mark.parametrize("name", names())
 def test_nll(name: str, length: int) -> None:
     model, ids = shake(random_model()), tokens(length)
     weights, config = model.state_dict(), model.config.to_dict()
-    for spec, method in ROWS[name]:
+    for spec, method in rows_of(name):
         with ctxext.patched(model, fitted(spec, 8), length):
             ours = nll(model, ids)
         farthest = float(oracle.effective_positions(length, method(length)).max())
@@ -422,7 +461,7 @@ def test_nll(name: str, length: int) -> None:
         assert_nll(ours, truth, farthest)
 
 
-@pytest.mark.parametrize(("spec", "method"), COMPOSED, ids=[spec for spec, _ in COMPOSED])
+@pytest.mark.parametrize(("spec", "method"), [*COMPOSED, *BY_LAYER])
 def test_nll_composed(spec: str, method: Callable[[int], oracle.Method]) -> None:
     model, ids = shake(random_model()), tokens(97)
     with ctxext.patched(model, fitted(spec, 8), 97):
@@ -442,32 +481,50 @@ def test_nll_distance_and_unclipped_logn(distance: str) -> None:
     assert_nll(ours, oracle.token_nll(*truth))
 
 
+@pytest.mark.parametrize("distance", DISTANCE)
+def test_nll_of_every_query_scale_with_every_distance(distance: str) -> None:
+    model, ids = shake(random_model()), tokens(97)
+    weights, config = model.state_dict(), model.config.to_dict()
+    near, far = NEAR[distance]
+    for name in SCALES:
+        scale, method = ROWS[name][0]
+        with ctxext.patched(model, f"{near}+{scale}", 97):
+            ours = nll(model, ids)
+        truth = both(far, method)(97)
+        assert_nll(ours, oracle.token_nll(weights, config, ids[0].tolist(), truth))
+
+
 @pytest.mark.parametrize(
     ("name", "attn"),
     [
-        *((name, "eager" if name in RULES else "sdpa") for name in names()),
+        *((name, "auto") for name in (*names(), "composed")),
         *((name, attn) for name in DISTANCE for attn in ("eager", "dense")),
     ],
 )
-def test_nll_of_a_padded_batch_on_a_cache(name: str, attn: str) -> None:
-    """Two rows, one of them padded on the left: a prefill in two chunks, one by one, a last few."""
-    model, rows = shake(random_model()), [tokens(60)[0], tokens(41, seed=2)[0]]
+def test_nll_of_padded_and_packed_rows(name: str, attn: str) -> None:
+    """Padded on the left, a prefill in two chunks, one by one, a last few; and in one row."""
+    lengths = (60, 41, T, 9)
+    model, rows = shake(random_model()), [tokens(n, seed=n)[0] for n in lengths]
     weights, config = model.state_dict(), model.config.to_dict()
     ids = torch.stack([torch.nn.functional.pad(row, (60 - len(row), 0)) for row in rows])
     mask = torch.stack([torch.arange(60) >= 60 - len(row) for row in rows]).long()
-    for spec, method in ROWS[name][:2]:
+    places = torch.cat([torch.arange(n) for n in lengths])[None]
+    for spec, method in COMPOSED + BY_LAYER if name == "composed" else rows_of(name):
         with ctxext.patched(model, fitted(spec, 8), 97, attn=attn), torch.no_grad():
             out, cache = [], None
             for a, z in itertools.pairwise((0, 25, 45, *range(46, 52), 60)):
                 seen = {"attention_mask": mask[:, :z], CACHE: cache}
                 step = model(ids[:, a:z], **seen)
                 cache = step[CACHE]
-                out.append(step.logits.double().log_softmax(-1))
-        for row, log_p in zip(rows, torch.cat(out, 1), strict=True):
-            ours = -log_p[60 - len(row) : -1].gather(1, row[1:, None])[:, 0]
+                out.append(step.logits)
+            one = model(torch.cat(rows)[None], position_ids=places, use_cache=False).logits[0]
+        padded = torch.cat(out, 1)
+        for row, left, packed in zip(rows, padded, one.split(lengths), strict=True):
             truth = oracle.token_nll(weights, config, row.tolist(), method(97))
             farthest = float(oracle.effective_positions(len(row), method(97)).max())
-            assert_nll(ours, truth, farthest)
+            for logits in (left[60 - len(row) :], packed):
+                log_p = logits[:-1].double().log_softmax(-1)
+                assert_nll(-log_p.gather(1, row[1:, None])[:, 0], truth, farthest)
 
 
 SHAPES: dict[str, dict[str, Any]] = {
@@ -590,15 +647,15 @@ def test_methods_differ() -> None:
 @pytest.mark.parametrize("name", FREQUENCY)
 def test_lambdas(name: str) -> None:
     """θ/λ in float64 is the oracle's: both are a dozen roundings of 1e-16."""
-    for spec, method in ROWS[name]:
+    for (spec, method), layer in itertools.product(rows_of(name), (0, 1)):
         for d in (2, 4, 6, 16, 128):
             for base in (50.0, 1e4, 5e5):
                 if d == 2 and "ntk" in name.split("-")[-1]:
                     continue  # 0/0 in the formula
                 config = {"head_dim": d, "rope_theta": base}
-                expected, factor = oracle.frequencies(config, method(97))
+                expected, factor = oracle.frequencies(config, method(97), layer)
                 theta = tuple(base ** (-2 * i / d) for i in range(d // 2))
-                resolved = parse(fitted(spec, d // 2)).resolve(Span(T, 97))
+                resolved = parse(fitted(spec, d // 2)).resolve(Span(T, 97)).at_layer(layer)
                 scales = resolved.scales(Rotary(theta, base, T))
                 ours = [own / scale for own, scale in zip(theta, scales, strict=True)]
                 assert ours == pytest.approx(expected.tolist(), rel=1e-12)
@@ -922,7 +979,9 @@ def methods(draw: st.DrawFn, below: float) -> Method:
 
 def is_a_spec(found: list[Method]) -> bool:
     rules = sum(isinstance(m, AttentionRule) for m in found)
-    return sum(isinstance(m, Distance) for m in found) + rules < 2
+    distances = sum(isinstance(m, Distance) for m in found)
+    layers = any(isinstance(m, Stretch) and m.layers for m in found)
+    return distances + rules < 2 and not (layers and distances)
 
 
 def specs(below: float) -> st.SearchStrategy[Spec]:
@@ -1167,6 +1226,7 @@ def test_a_resolved_longrope_says_which_file_it_read(tmp_path: Path) -> None:
 def test_names_are_the_files() -> None:
     files = {m.name for m in pkgutil.iter_modules(ctxext.patches.__path__)} - {
         "base",
+        "files",
         "parts",
         "values",
     }

@@ -167,14 +167,14 @@ def test_all_methods_but_those_for_training_or_with_a_file_are_searched() -> Non
 
 def test_every_parameter_but_a_few_is_searched() -> None:
     """What is left out: dca's other two, entropy-cap's sinks, the length that dynamic-ntk is for,
-    which is L, the ladder of what goes by the length at hand, the bands of jet-long-freq, and what
-    is no number."""
+    which is L, the ladder of what goes by the length at hand, factors by layer, the bands of
+    jet-long-freq, and what is no number."""
     span = Span(512, 4096)
     missing = set()
     for family in parse_families((), span):
         (method,) = family.spec.methods
         searched = {name for _, name in family.ranges(span)}
-        fields = {field.name for field in dataclasses.fields(method)} - {"ladder"}
+        fields = {field.name for field in dataclasses.fields(method)} - {"ladder", "layers"}
         missing |= {f"{method.name}:{name}" for name in fields - searched}
     assert missing == {
         "dca:local",

@@ -9,10 +9,12 @@ from torch import nn
 
 from ctxext.engine.layers import AttentionSite
 from ctxext.engine.probe import learn
-from ctxext.errors import CtxextError, UnsupportedModelError, short
+from ctxext.errors import CtxextError, UnsupportedModelError, UsageError, short
 from ctxext.methods import Spec
+from ctxext.methods.base import parse_layers
 from ctxext.models.frequency_sets import FrequencySet
 from ctxext.models.layout import has_windows
+from ctxext.text import counted
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ def examine(model: Any, freq_sets: list[FrequencySet], spec: Spec) -> Anatomy:
     frequency methods where all of their layers are alike.
     """
     kind = model.config.get_text_config().model_type
-    deep = spec.changes_attention
+    deep = spec.changes_attention or bool(spec.by_layer)
     if spec.unpatched:
         return Anatomy([], {}, [])
     try:
@@ -102,6 +104,17 @@ def examine(model: Any, freq_sets: list[FrequencySet], spec: Spec) -> Anatomy:
         raise UnsupportedModelError(f"{kind} does not take {spec}: {reason}")
     taking = {layer.freqs for layer in layers if not layer.inside}
     return Anatomy(layers, axes, [freqs for freqs in axes if freqs in taking])
+
+
+def check_by_layer(spec: Spec, anatomy: Anatomy) -> None:
+    """UsageError where a spec has a factor for each layer, and not as many as there are."""
+    for name, layers in spec.by_layer.items():
+        factors, count = len(parse_layers(layers)), len(anatomy.layers)
+        if factors != count:
+            raise UsageError(
+                f"{name} has {counted(factors, 'factor')}, and the model "
+                f"{counted(count, 'attention layer')}: give one for each"
+            )
 
 
 def _learn(

@@ -11,6 +11,7 @@ from torch import nn
 from ctxext.engine.anatomy import Anatomy
 from ctxext.engine.at_hand import AtHand
 from ctxext.engine.few_tokens import WithoutProducts, forward
+from ctxext.engine.frequencies import module_with
 from ctxext.engine.guards import (
     check_cache,
     check_inputs,
@@ -22,7 +23,7 @@ from ctxext.engine.rotary import RotarySite, as_it_is
 from ctxext.engine.seams import register_distance, register_scaled
 from ctxext.engine.state import STATE, PatchState
 from ctxext.engine.switch import renew, replace, use_attention
-from ctxext.engine.trial import check_outputs, outputs
+from ctxext.engine.trial import check_outputs, check_softmax, outputs
 from ctxext.methods import Spec
 from ctxext.models.frequency_sets import FrequencySet
 
@@ -39,33 +40,34 @@ def apply_seams(
     """Put the seams on, and check on a few tokens that they are the ones the model uses."""
     distance = spec.distance if sites else None
     parts = distance.parts() if distance else ()
-    deep = bool(parts or spec.query_scales or (sites and spec.rule))
-    alone = anatomy.alone if parts or spec.frequencies else {}
-    if not (deep or alone):
+    rule = spec.rule if anatomy.taking else None
+    deep = bool(parts or spec.query_scales or rule)
+    for site in sites:
+        site.own = site.own if parts or spec.frequencies else {}
+    if not (deep or any(site.own for site in sites)):
         return
     own = own_implementation(model)
     if parts and any(x.softcap or x.sinks for x in anatomy.layers):
         own = "eager"  # torch's sdpa leaves both out
-    elif (parts or spec.rule) and own not in ("eager", "sdpa"):
+    elif (parts or rule) and own not in ("eager", "sdpa"):
         own = "sdpa"
     layers = {layer.module: layer for layer in anatomy.layers}
     by_freqs = {site.freqs: site for site in sites}
     state = PatchState(layers, by_freqs, trained, spec.query_scales, path, own)
     if distance:
         state.cached, state.absolute = parts[distance.cached], distance.absolute
-    state.rule = spec.rule if sites else None
-    for site in sites:
-        site.before = site.before if alone else None
+    state.rule = rule
     told = anatomy.axes if spec.query_scales else by_freqs  # of true positions
     state.rotary = frozenset(freqs.module for freqs in told)
     for module in state.rotary:  # before others' hooks, which see what the module gives now
         hook = module.register_forward_hook(state.rotated, prepend=True, with_kwargs=True)
         undo.callback(hook.remove)
         renew(module, state.as_is, undo)
-    for module, freqs in alone.items():
-        keep = functools.partial(state.keep_tables, by_freqs[freqs])
-        undo.callback(module.register_forward_pre_hook(keep, with_kwargs=True).remove)
-        renew(module, state.as_is, undo)
+    for site in sites:
+        for module in site.own:
+            swap = functools.partial(state.own_tables, site)
+            undo.callback(module.register_forward_pre_hook(swap, with_kwargs=True).remove)
+            renew(module, state.as_is, undo)
     core = _core(model, {*layers, *state.rotary})
     cores = dict.fromkeys((model.base_model, core))
     for module in cores:
@@ -74,6 +76,8 @@ def apply_seams(
         if own != own_implementation(model):
             use_attention(model, own, whole)
         before = outputs(model, layers, anatomy.changed) if deep else None
+    if before is not None and own != own_implementation(model):
+        check_softmax(model, layers, anatomy.changed, before, spec)
     state.take(parts)
     for site in sites if parts else []:
         site.factor = site.freqs.factor
@@ -105,15 +109,23 @@ def apply_seams(
             undo.callback(run.register_forward_hook(state.after_layer, always_call=True).remove)
         check_outputs(model, state, before)
     else:
-        # `keep_tables` refuses what it does not understand
+        # `own_tables` refuses what it does not understand
         forward(model, 1, state.sites, WithoutProducts())
 
 
-def site_of(freqs: FrequencySet, anatomy: Anatomy) -> RotarySite:
-    """A set of frequencies as it is before the patch."""
-    shared = freqs in anatomy.alone.values()
-    before = as_it_is(freqs.module) if shared else None
-    return RotarySite(freqs, anatomy.axes[freqs], before=before)
+def site_of(freqs: FrequencySet, anatomy: Anatomy, spec: Spec, length: int | None) -> RotarySite:
+    """A set of frequencies as it is before the patch, and as layers have it by themselves."""
+    before = as_it_is(freqs.module)
+    own = {layer: before for layer, source in anatomy.alone.items() if source is freqs}
+    if spec.by_layer:
+        made: dict[Spec, nn.Module] = {}
+        for place, layer in enumerate(anatomy.layers):
+            if layer.freqs is freqs and not layer.inside:
+                at = spec.at_layer(place)
+                if at not in made:
+                    made[at] = module_with(freqs, at, length)
+                own[layer.module] = made[at]
+    return RotarySite(freqs, anatomy.axes[freqs], own=own)
 
 
 def apply_at_hand(model: Any, at_hand: AtHand, undo: contextlib.ExitStack) -> None:

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from transformers import Cache
 
 from ctxext.engine.compiled import uncompiled
-from ctxext.engine.frequencies import check_factor, frequencies_of
-from ctxext.engine.rotary import as_it_is, call_rotary
+from ctxext.engine.frequencies import module_with
+from ctxext.engine.rotary import call_rotary
 from ctxext.errors import UnsupportedModelError, UsageError
 from ctxext.methods import Spec
 from ctxext.methods.base import Span, Stretch
@@ -240,16 +240,9 @@ class AtHand:
         return call_rotary(forward, x, positions, freqs.layer_type)
 
     def _module(self, spec: Spec, freqs: FrequencySet) -> nn.Module:
-        """A copy of a rotary module that has the frequencies and the factor of these methods."""
+        """`module_with`, of tensors that any mode may use."""
         with torch.inference_mode(False), torch.no_grad():
-            inv_freq, factor, _ = frequencies_of(freqs, spec, None)
-            check_factor(freqs, factor)
-            module = as_it_is(freqs.module)
-            module._buffers[freqs.named("inv_freq")] = inv_freq.to(
-                freqs.inv_freq.device, torch.float32
-            )
-            module.__dict__[freqs.named("attention_scaling")] = factor
-        return module
+            return module_with(freqs, spec, None)
 
 
 def _generation(

@@ -20,7 +20,7 @@ from ctxext.errors import UnsupportedModelError
 from ctxext.models.frequency_sets import FrequencySet
 
 FORWARD = "_ctxext_forward"  # the attribute of a table that has the forward it was made in
-AS_BEFORE = "_ctxext_as_before"  # … and the tables of before the patch
+OF_LAYERS = "_ctxext_of_layers"  # … and the tables that layers of their own have
 MOST_FOUND = 8  # kinds of layers: some have masks of their own
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ctxext.engine.rotary import as_it_is
 from ctxext.engine.stock import numbers, stock_ropes
 from ctxext.engine.switch import replace
 from ctxext.errors import UnsupportedModelError, UsageError
@@ -51,6 +52,16 @@ def frequencies_of(
     for stock in stock_ropes(freqs, spec, length):
         return stock.inv_freq, stock.factor, stock.rope
     return theta, freqs.start.factor * spec.attention_factor(facts), freqs.plain_rope
+
+
+def module_with(freqs: FrequencySet, spec: Spec, length: int | None) -> nn.Module:
+    """A copy of a rotary module that has the frequencies and the factor of a spec."""
+    inv_freq, factor, _ = frequencies_of(freqs, spec, length)
+    check_factor(freqs, factor)
+    module = as_it_is(freqs.module)
+    module._buffers[freqs.named("inv_freq")] = inv_freq.to(freqs.inv_freq.device, torch.float32)
+    module.__dict__[freqs.named("attention_scaling")] = factor
+    return module
 
 
 def _set(freqs: FrequencySet, inv_freq: Tensor, factor: float, undo: contextlib.ExitStack) -> None:

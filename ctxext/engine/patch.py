@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-from ctxext.engine.anatomy import Anatomy, examine
+from ctxext.engine.anatomy import Anatomy, check_by_layer, examine
 from ctxext.engine.around import apply_at_hand, apply_seams, own_implementation, site_of
 from ctxext.engine.at_hand import AtHand, check_at_hand
 from ctxext.engine.frequencies import apply_frequencies, apply_numbers, start
@@ -132,12 +132,14 @@ def patch(
         check_at_hand(resolved, freq_sets)
     _check_length(freq_sets, resolved)
     anatomy = examine(model, freq_sets, resolved)
+    check_by_layer(resolved, anatomy)
     attention = _choose(model, anatomy, resolved, attn)
     notes = [*anatomy.notes(resolved), *_saved_otherwise(model, resolved)]
     with contextlib.ExitStack() as undo:
         ropes = start(freq_sets, undo)
-        sites = [site_of(freqs, anatomy) for freqs in anatomy.changed]
-        for freqs in anatomy.changed if resolved.frequencies and not resolved.at_hand else []:
+        sites = [site_of(freqs, anatomy, resolved, length) for freqs in anatomy.changed]
+        alike = resolved.frequencies and not (resolved.at_hand or resolved.by_layer)
+        for freqs in anatomy.changed if alike else []:
             ropes[freqs] = apply_frequencies(freqs, resolved, length, undo)
         apply_numbers(model, {s: ropes[s] for s in freq_sets if s.replaced}, undo)
         if not resolved.unpatched:

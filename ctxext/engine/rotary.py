@@ -6,13 +6,13 @@ import contextlib
 import copy
 import functools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ctxext.engine.forward import Forward
+from ctxext.engine.forward import FORWARD, Forward, first
 from ctxext.engine.layers import AttentionSite
 from ctxext.errors import UnsupportedModelError, short
 from ctxext.models.frequency_sets import FrequencySet
@@ -26,8 +26,8 @@ class RotarySite:
         freqs: where it is.
         axes: the shape of positions before [b, n], such as (3,) for three axes.
         factor: the attention factor, where the rotary module no longer applies it.
-        before: the rotary module as it was, for layers that the methods leave alone; None where
-            there are none such.
+        own: the rotary modules of layers that have one of their own: as it was before the patch,
+            where the methods leave a layer alone.
         scales: what divides the frequencies of the keys that a cache holds [d/2], where something
             does.
     """
@@ -35,7 +35,7 @@ class RotarySite:
     freqs: FrequencySet
     axes: tuple[int, ...]
     factor: float = 1.0
-    before: nn.Module | None = None
+    own: dict[nn.Module, nn.Module] = field(default_factory=dict)
     scales: tuple[float, ...] | None = None
 
     def rotate(self, x: Tensor, positions: Tensor) -> Any:
@@ -48,13 +48,6 @@ class RotarySite:
             )
             copied._buffers[name] = slow.float()
             own = functools.partial(type(copied).forward, copied)
-        return call_rotary(own, x, positions.to(x.device), self.freqs.layer_type)
-
-    def as_before(self, x: Tensor, positions: Tensor) -> Any:
-        """The tables that the unpatched model has."""
-        if self.before is None:
-            return None
-        own = functools.partial(type(self.before).forward, self.before)
         return call_rotary(own, x, positions.to(x.device), self.freqs.layer_type)
 
     def turn(self, layer: AttentionSite, forward: Forward, x: Tensor, positions: Tensor) -> Tensor:
@@ -79,6 +72,28 @@ class RotarySite:
         at = positions.to(device, torch.float32)
         at = at if at.ndim == 3 else at[..., None] if at.ndim == 2 else at[None, :, None]
         return at * self.freqs.inv_freq.to(device, torch.float32)
+
+
+class LayerTables:
+    """The tables of layers that have a rotary module of their own, made when they are asked for.
+
+    Those made last are kept: layers share them, or each has others, too many to hold.
+    """
+
+    def __init__(self, site: RotarySite, forward: Forward, x: Tensor, positions: Tensor) -> None:
+        self._site, self._forward = site, forward
+        self._like, self._positions = x.new_empty((1,) * x.ndim), positions.to(x.device)
+        self._last: tuple[nn.Module | None, Any] = None, None
+
+    def of(self, layer: nn.Module) -> Any:
+        """The tables of one layer."""
+        module = self._site.own[layer]
+        if self._last[0] is not module:
+            own = functools.partial(type(module).forward, module)
+            made = call_rotary(own, self._like, self._positions, self._site.freqs.layer_type)
+            first(made).__dict__[FORWARD] = self._forward
+            self._last = module, made
+        return self._last[1]
 
 
 def as_it_is(module: nn.Module) -> nn.Module:

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from ctxext.engine.compiled import compiled_scale, number_of, uncompiled
 from ctxext.engine.forward import (
-    AS_BEFORE,
     FORWARD,
+    OF_LAYERS,
     Forward,
     begin,
     begin_again,
@@ -30,7 +30,7 @@ from ctxext.engine.forward import (
 )
 from ctxext.engine.layers import AttentionSite
 from ctxext.engine.masks import seen_by
-from ctxext.engine.rotary import RotarySite
+from ctxext.engine.rotary import LayerTables, RotarySite
 from ctxext.engine.runs import Run, find_runs
 from ctxext.engine.slots import counts_padding
 from ctxext.errors import UnsupportedModelError, UsageError
@@ -119,7 +119,8 @@ class PatchState:
         if site is not None:
             given = self._tables(site, x, position_ids) if self.parts else own
             now.tables[site.freqs] = given
-            first(given).__dict__[AS_BEFORE] = site.as_before(x, position_ids)
+            if site.own:
+                first(given).__dict__[OF_LAYERS] = LayerTables(site, now, x, position_ids)
         first(given).__dict__[FORWARD] = now
         return given
 
@@ -142,8 +143,8 @@ class PatchState:
             end_again()
 
     @uncompiled
-    def keep_tables(self, site: RotarySite, module: nn.Module, args: Any, kwargs: Any) -> Any:
-        """A pre-hook of a layer that is left alone: gives it the tables of before the patch.
+    def own_tables(self, site: RotarySite, module: nn.Module, args: Any, kwargs: Any) -> Any:
+        """A pre-hook of a layer that has tables of its own: gives it these.
 
         Tables are known by themselves, for a layer may run again after another forward; copies
         on another device by their values.
@@ -155,13 +156,14 @@ class PatchState:
             table = first(x)
             if table is None:
                 return x
-            own = table.__dict__.get(AS_BEFORE)
-            if own is None and given is not None and table.shape == given.shape:
+            tables = table.__dict__.get(OF_LAYERS)
+            if tables is None and given is not None and table.shape == given.shape:
                 same = torch.equal(table, given.to(table.device, table.dtype))
-                own = given.__dict__[AS_BEFORE] if same else None
-            if own is None:
+                tables = given.__dict__[OF_LAYERS] if same else None
+            if tables is None:
                 return x
             found.append(x)
+            own = tables.of(module)
             if isinstance(own, tuple):
                 return tuple(each.to(table.device) for each in own)
             return own.to(table.device)
@@ -170,7 +172,7 @@ class PatchState:
         if not found:
             raise UnsupportedModelError(
                 f"{type(module).__name__} is handed its rotation in a way that is not understood, "
-                "so that it cannot be left as it is"
+                "so that it cannot have one of its own"
             )
         return swapped
 

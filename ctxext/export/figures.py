@@ -114,7 +114,7 @@ def of_stock(model: Any, spec: Spec, length: int, given: Source) -> Iterator[Fig
     alone = Spec(spec.resolve(span).frequencies) if spec.frequencies else parse("pi:factor=1")
     freq_sets = find_frequency_sets(model, **options(given), length=length)
     found = examine(model, freq_sets, alone)
-    if found.alone or not any(freqs.replaced for freqs in found.changed):
+    if found.alone or alone.by_layer or not any(freqs.replaced for freqs in found.changed):
         return
     ropes = {}
     for freqs in found.changed:

@@ -46,7 +46,7 @@ def write_native(
 
     Raises:
         UnsupportedModelError: no stock config does, the spec changes attention itself, or it
-            goes by the length of each sequence.
+            goes by the length of each sequence or the layer.
     """
     kind = config.model_type
     if spec.changes_attention:
@@ -54,6 +54,10 @@ def write_native(
     if at_hand := ", ".join(spec.at_hand):
         raise UnsupportedModelError(
             f"{at_hand} goes by the length of each sequence, which no config can say"
+        )
+    if by_layer := ", ".join(spec.by_layer):
+        raise UnsupportedModelError(
+            f"{by_layer} has a factor for each layer, which no config can say"
         )
     if anatomy.alone:
         raise UnsupportedModelError(

@@ -15,13 +15,23 @@ import re
 from dataclasses import dataclass
 
 from ctxext.errors import UsageError
-from ctxext.methods.base import AttentionRule, Distance, Frequency, Method, QueryScale, Rotary, Span
+from ctxext.methods.base import (
+    AttentionRule,
+    Distance,
+    Frequency,
+    Method,
+    QueryScale,
+    Rotary,
+    Span,
+    Stretch,
+)
 from ctxext.notation import AUTO
 from ctxext.registry import Registry
 
-__all__ = ["NOTATION", "REGISTRY", "Spec", "given", "names", "parse", "register"]
+__all__ = ["NOTATION", "REGISTRY", "Spec", "given", "names", "parse", "register", "split"]
 
-REGISTRY: Registry[Method] = Registry("method", __name__, private=("base", "parts", "values"))
+_SHARED = ("base", "files", "parts", "values")  # what methods have in common
+REGISTRY: Registry[Method] = Registry("method", __name__, private=_SHARED)
 NOTATION = (
     "T is the trained length and L the evaluated one, in tokens, d the rotary dimension, "
     "i = 0 … d/2−1 the pair index, θ_i = base^(−2i/d) a pair's frequency, which λ_i divides, n the "
@@ -63,6 +73,16 @@ class Spec:
     def versions(self) -> dict[str, int]:
         """The version of each method, by what it is of."""
         return {f"method {method.name}": method.version for method in self.methods}
+
+    @property
+    def by_layer(self) -> dict[str, str]:
+        """The lists that have a factor for each attention layer, by what a spec calls them."""
+        some = [m for m in self.methods if isinstance(m, Stretch) and m.layers is not None]
+        return {f"{m.name}:layers": m.layers or "" for m in some}
+
+    def at_layer(self, layer: int) -> Spec:
+        """The spec as one attention layer has it, counted from 0; called on a resolved one."""
+        return Spec(tuple(method.at_layer(layer) for method in self.methods))
 
     @property
     def frequencies(self) -> tuple[Frequency, ...]:
@@ -111,9 +131,14 @@ class Spec:
         return math.prod(method.attention_factor_on(rotary) for method in self.frequencies)
 
 
+def split(text: str) -> list[str]:
+    """The methods that a text composes, a text each."""
+    return _SUM.split(text)
+
+
 def given(text: str) -> list[set[str]]:
     """The parameters that a spec which parses gives, method by method, defaults among them."""
-    lists = (item.partition(":")[2].split(",") for item in _SUM.split(text))
+    lists = (item.partition(":")[2].split(",") for item in split(text))
     return [{pair.partition("=")[0].strip() for pair in pairs} - {""} for pairs in lists]
 
 
@@ -124,7 +149,7 @@ def parse(text: str) -> Spec:
         UsageError: an unknown name or parameter, a bad value, or a second distance method; the
             message names the valid ones.
     """
-    spec = Spec(tuple(REGISTRY.parse(item) for item in _SUM.split(text)))
+    spec = Spec(tuple(REGISTRY.parse(item) for item in split(text)))
     distances = [m.name for m in spec.methods if isinstance(m, Distance)]
     if len(distances) > 1:
         raise UsageError(
@@ -136,5 +161,10 @@ def parse(text: str) -> Spec:
         raise UsageError(
             f"{rules[0]} in {text!r} goes with frequency methods and query scales alone, not with "
             f"{[*distances, *rules[1:]][0]}: keep one of the two"
+        )
+    if spec.by_layer and (others := [*distances, *spec.at_hand]):
+        raise UsageError(
+            f"{next(iter(spec.by_layer))} in {text!r} goes with fixed frequencies and query "
+            f"scales alone, not with {others[0]}: keep one of the two"
         )
     return spec

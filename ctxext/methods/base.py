@@ -24,7 +24,10 @@ from ctxext.methods.parts import as_held as as_held
 from ctxext.methods.parts import identity as identity
 from ctxext.methods.values import Range as Range
 from ctxext.methods.values import check_auto as check_auto
+from ctxext.methods.values import check_layers as check_layers
+from ctxext.methods.values import format_layers as format_layers
 from ctxext.methods.values import parse_ladder as parse_ladder
+from ctxext.methods.values import parse_layers as parse_layers
 from ctxext.methods.values import require as require
 from ctxext.methods.values import rung as rung
 from ctxext.methods.values import settled as settled
@@ -100,6 +103,10 @@ class Method:
     def at_hand(self) -> tuple[str, ...]:
         """The parameters that are `auto`."""
         return tuple(name for name in self.autos if getattr(self, name) == AUTO)
+
+    def at_layer(self, layer: int) -> Self:
+        """The method as one attention layer has it, counted from 0; called on a resolved one."""
+        return self
 
     def resolve(self, span: Span) -> Self:
         """The method with every parameter a value; UsageError where a default needs a length."""
@@ -181,40 +188,60 @@ class Frequency(Method):
 class Stretch(Frequency):
     """A frequency method with an extension factor k, by default L/T and at least 1.
 
-    At k = 1 it changes nothing.
+    At k = 1 it changes nothing. With `layers` each attention layer has a k of its own.
     """
 
     autos = ("factor",)
 
     factor: float | Auto | None = None
     ladder: str | None = None
+    layers: str | None = None
 
     def __post_init__(self) -> None:
         check_auto(self.factor, "factor", self.ladder)
+        check_layers(self.layers)
+        alone = self.layers is None or self.factor is None
+        require(alone, "layers", repr(self.layers), "given in place of factor")
 
     @classmethod
     def describe(cls) -> dict[str, str]:
         """… with what all of them take."""
         text = super().describe()
-        given = ", ladder (of factor=auto: rising numbers such as 1/4/16; default 1/2/4/8/…)"
+        given = (
+            ", ladder (of factor=auto: rising numbers such as 1/4/16; default 1/2/4/8/…), layers "
+            "(in place of factor: a k for each, such as 1/1.5/2, or @FILE.json)"
+        )
         return {**text, "parameters": text["parameters"] + given}
 
     def resolve(self, span: Span) -> Self:
-        """Fill in k."""
+        """Fill in k, or read that of each layer."""
+        if self.layers is not None:
+            return dataclasses.replace(self, layers=format_layers(parse_layers(self.layers)))
         k = settled(self.factor, span.stretch, self.ladder)
         return dataclasses.replace(self, factor=k, ladder=None)
 
     def search(self, span: Span) -> dict[str, Range] | None:
         """k up to four times as large as L needs."""
-        return {"factor": Range(1, 4 * span.stretch())}
+        return {} if self.layers is not None else {"factor": Range(1, 4 * span.stretch())}
 
     def extension(self, trained: int) -> float:
-        """k."""
-        return self.k
+        """k; of layers that of the one which reaches least."""
+        return self.k if self.layers is None else min(parse_layers(self.layers))
+
+    def at_layer(self, layer: int) -> Self:
+        """… with that layer's k."""
+        if self.layers is None:
+            return self
+        return dataclasses.replace(self, factor=parse_layers(self.layers)[layer], layers=None)
 
     @property
     def k(self) -> float:
         """The resolved extension factor."""
+        if self.layers is not None:
+            raise UsageError(
+                f"{self.name}:layers has a factor for each layer, and none for all of them: give "
+                "factor here"
+            )
         if self.factor is None or self.factor == AUTO:
             raise UsageError(f"{self.name} has no factor yet: resolve it first")
         return self.factor

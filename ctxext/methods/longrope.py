@@ -5,21 +5,19 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-import json
 import math
 import re
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-from ctxext.errors import UsageError, short
+from ctxext.errors import UsageError
 from ctxext.methods import register
 from ctxext.methods.base import Frequency, Range, Rotary, Span, require
+from ctxext.methods.files import numbers, parse_json, read_bytes
 
 LISTS = ("short_factor", "long_factor")
 LABELS = {"type", "rope_type"}  # which a config's own rope scaling has beside the lists
 LEAST, MOST = 0.1, 1e6  # published factors are 0.99 to 65
-LARGEST = 2**20  # bytes of a file
+WRITTEN = "longrope:factors=@FILE.json"
 MARKED = re.compile(r"@(.+)#([0-9a-f]{12})")  # a file whose content is known
 
 
@@ -68,8 +66,9 @@ class LongRoPE(Frequency):
         attention = self.attention
         if attention is None:
             attention = math.sqrt(1 + math.log(stretch) / math.log(max(2, span.trained)))
-        known = MARKED.fullmatch(self.factors) is not None
-        marked = self.factors if known else f"{self.factors}#{_digest(_bytes(self.factors[1:]))}"
+        marked = self.factors
+        if not MARKED.fullmatch(marked):
+            marked += f"#{_digest(read_bytes(marked[1:], WRITTEN))}"
         _lists(marked)
         return dataclasses.replace(self, factors=marked, sequence=s, attention=attention)
 
@@ -107,47 +106,16 @@ def _lists(marked: str) -> dict[str, tuple[float, ...]]:
     match = MARKED.fullmatch(marked)
     assert match is not None
     name, digest = match.groups()
-    content = _bytes(name)
+    content = read_bytes(name, WRITTEN)
     if _digest(content) != digest:
         raise UsageError(
             f"{name!r} is not the file that it was: its digest is {_digest(content)}, not "
             f"{digest}; leave out #{digest} to take it as it is"
         )
-    try:
-        found = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        why = short(error, 100)
-        raise UsageError(f"{name!r} is not JSON ({why}): give {' and '.join(LISTS)}") from None
+    found = parse_json(content, name, " and ".join(LISTS))
     if not isinstance(found, dict) or found.keys() - LABELS != set(LISTS):
         raise UsageError(f"{name!r} must hold an object with {' and '.join(LISTS)}, and no more")
-    return {key: _list(found[key], key, name) for key in LISTS}
-
-
-def _list(value: Any, key: str, name: str) -> tuple[float, ...]:
-    """The list as numbers; UsageError for anything else."""
-    if not isinstance(value, list):
-        raise UsageError(f"{key} of {name!r} must be a list of numbers")
-    for i, x in enumerate(value):
-        if isinstance(x, bool) or not isinstance(x, (int, float)) or not LEAST <= x <= MOST:
-            raise UsageError(
-                f"{key}[{i}] of {name!r} is {str(x)[:40]!r}: give numbers of {LEAST:g} … {MOST:g}"
-            )
-    return tuple(map(float, value))
-
-
-def _bytes(name: str) -> bytes:
-    """A file's content; UsageError where it cannot be had, or is larger than any list."""
-    try:
-        if not Path(name).is_file():
-            raise UsageError(f"there is no file {name!r}: give longrope:factors=@FILE.json")
-        with Path(name).open("rb") as file:
-            content = file.read(LARGEST + 1)
-    except (OSError, ValueError) as error:
-        why = " ".join(str(error).split())
-        raise UsageError(f"{name!r} cannot be read ({why}): give another file") from None
-    if len(content) > LARGEST:
-        raise UsageError(f"{name!r} has more than {LARGEST} bytes: give a file of two lists")
-    return content
+    return {key: numbers(found[key], key, name, LEAST, MOST) for key in LISTS}
 
 
 def _digest(content: bytes) -> str:

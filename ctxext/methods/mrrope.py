@@ -35,6 +35,7 @@ class MrRoPE(Stretch):
     beta_slow: float = 1.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self._yarn()
 
     def search(self, span: Span) -> dict[str, Range] | None:
@@ -58,5 +59,5 @@ class MrRoPE(Stretch):
         return 0.1 * math.log(self.k) + 1
 
     def _yarn(self) -> Yarn:
-        """Yarn of the same factor and bands, whose bounds are the same; UsageError beyond them."""
-        return Yarn(self.factor, self.ladder, self.beta_fast, self.beta_slow)
+        """Yarn of the same bands, whose bounds are the same; UsageError beyond them."""
+        return Yarn(None, None, self.layers, self.beta_fast, self.beta_slow)

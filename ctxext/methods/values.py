@@ -1,14 +1,17 @@
-"""Values of parameters: what they must be, where a search looks for them, and ladders of them."""
+"""Values of parameters: what they must be, where a search looks for them, and lists of them."""
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from ctxext.errors import UsageError
-from ctxext.notation import AUTO, Auto
+from ctxext.methods.files import numbers, parse_json, read_bytes
+from ctxext.notation import AUTO, Auto, format_value
+
+MOST = 1e6  # of a factor for one layer
 
 
 def require(holds: bool, key: str, value: object, need: str) -> None:
@@ -81,3 +84,34 @@ def rung(need: float, ladder: str | None = None) -> float:
             "ladder= a larger one, or a shorter sequence"
         )
     return found
+
+
+def check_layers(layers: str | None) -> None:
+    """UsageError, unless it is None, `1/1.5/2`, or `@` and the name of a file, unread."""
+    if layers is None or layers[:1] != "@":
+        parse_layers(layers or "1")
+    else:
+        need = "@ and the name, of printable characters, of a JSON file"
+        require(len(layers) > 1 and layers.isprintable(), "layers", repr(layers), need)
+
+
+def parse_layers(layers: str) -> tuple[float, ...]:
+    """The factor of each layer, as written or as a file has them; UsageError for anything else."""
+    need = f"numbers of 1 … {MOST:g} such as 1/1.5/2, or @FILE.json"
+    if layers[:1] == "@":
+        name = layers[1:]
+        found = parse_json(read_bytes(name, "layers=@FILE.json"), name, "a list of numbers")
+        factors = numbers(found, "the list", name, 1.0, MOST)
+    else:
+        try:
+            factors = tuple(map(float, layers.split("/")))
+        except ValueError:
+            factors = ()
+    good = bool(factors) and all(1 <= factor <= MOST for factor in factors)
+    require(good, "layers", repr(layers[:40]), need)
+    return factors
+
+
+def format_layers(factors: Iterable[float]) -> str:
+    """`1/1.5/2`, which `parse_layers` reads back unchanged."""
+    return "/".join(map(format_value, factors))

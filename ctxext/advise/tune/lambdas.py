@@ -11,7 +11,6 @@ import hashlib
 import json
 import math
 import random
-from bisect import bisect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ctxext import methods
+from ctxext.advise.tune.curves import FIRST, SPREAD, curve, places_of, rounded
 from ctxext.advise.tune.space import Default, Draw
 from ctxext.errors import UsageError
 from ctxext.methods import Spec
@@ -30,11 +30,7 @@ if TYPE_CHECKING:
 
 NAME = "longrope"
 GUESSES = ("pi", "ntk", "yarn", "mrrope")
-KNOTS = 8  # pairs at which ln λ is drawn
 SHARPEST = 1.5  # times which rotated queries and keys each are multiplied, at most
-FIRST = 12  # points before those that a sampler proposes
-SPREAD = 0.15  # of ln k, by which the other first points differ from the guesses
-DIGITS = 4  # significant ones of λ
 
 
 def asked(texts: Sequence[str]) -> Spec | None:
@@ -97,7 +93,7 @@ class Lambdas:
         given = self._method.attention
         if given is None:
             given = draw.suggest_float("attention", 1.0, SHARPEST)
-            given = float(f"{given:.{DIGITS}g}")
+            given = rounded(given)
         return self._with(
             dataclasses.replace(self._method, factors=self._file(logs), attention=given)
         )
@@ -136,9 +132,7 @@ class Lambdas:
 
     @property
     def _places(self) -> list[int]:
-        last = len(self.rotary.theta) - 1
-        count = min(KNOTS, last + 1)
-        return [round(i * last / max(1, count - 1)) for i in range(count)]
+        return places_of(len(self.rotary.theta))
 
     @property
     def _labels(self) -> list[str]:
@@ -158,14 +152,7 @@ class Lambdas:
 
     def _file(self, logs: Sequence[float]) -> str:
         """The file that has these ln λ of the places, as a parameter names it."""
-        places = self._places
-        long = []
-        for pair in range(len(self.rotary.theta)):
-            after = min(bisect(places, pair), len(places) - 1)
-            low, high = places[max(0, after - 1)], places[after]
-            share = (pair - low) / (high - low) if high > low else 0.0
-            log = logs[max(0, after - 1)] * (1 - share) + logs[after] * share
-            long.append(float(f"{math.exp(log):.{DIGITS}g}"))
+        long = curve(logs, len(self.rotary.theta))
         text = json.dumps({"short_factor": [1.0] * len(long), "long_factor": long}) + "\n"
         path = self.folder / f"{hashlib.sha256(text.encode()).hexdigest()[:12]}.json"
         if not path.is_file() or path.read_text("utf-8") != text:

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ctxext import methods
+from ctxext.advise.tune.by_layer import Layers
+from ctxext.advise.tune.by_layer import asked as asked_by_layer
 from ctxext.advise.tune.lambdas import Lambdas, asked, rotary
 from ctxext.advise.tune.outcome import Comparison, Outcome, Trial, line
 from ctxext.advise.tune.space import Default, Space, parse_families
@@ -23,6 +25,7 @@ from ctxext.measure.workers import Workers, several
 from ctxext.methods import Spec
 from ctxext.methods.base import Span
 from ctxext.models import loading
+from ctxext.models.layout import layer_windows
 from ctxext.models.loading import Source
 from ctxext.models.trained import explain_trained
 from ctxext.notation import format_length
@@ -134,8 +137,11 @@ class Search:
         self._read = dict[str, tuple[str | None, str]]()
         self._count = 0
 
-    def _make_space(self, config: Any) -> Space | Lambdas:
+    def _make_space(self, config: Any) -> Space | Lambdas | Layers:
         request, span = self.request, self._span
+        if (by_layer := asked_by_layer(request.methods)) is not None:
+            count = len(layer_windows(config))
+            return Layers(by_layer, span, count, request.seed)
         spec = asked(request.methods)
         if spec is None:
             return Space(parse_families(request.methods, span), span)
