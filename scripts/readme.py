@@ -18,6 +18,7 @@ import typing
 from pathlib import Path
 from typing import Any
 
+import engines_table
 import real_table
 import seed_table
 
@@ -336,6 +337,7 @@ def main() -> None:
         "decision": decision,
         "seed": seed,
         "speed": speed,
+        "engines": lambda: engines_table.part(ROOT / "results/engines/records.jsonl"),
     }
     texts = {page: page.read_text(encoding="utf-8") for page in PAGES}
     texts = {
