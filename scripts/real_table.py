@@ -114,7 +114,7 @@ class Found:
             r["requested"] for r in self.records if (r["task"], r["length"]) == ("ppl", LENGTH)
         }
         some = {name: record for name in names if (record := self.of("ppl", LENGTH, name))}
-        return sorted(some, key=lambda name: (name != PLAIN, some[name]["value"]))
+        return sorted(some, key=lambda name: (name != PLAIN, some[name]["value"], name))
 
 
 def picked(methods: Sequence[str]) -> list[str]:
