@@ -51,6 +51,8 @@ TAILS = (
     ("plain RoPE does without a method", "–", (PLAIN, LENGTH), (PLAIN, TRAINED)),
 )
 SINKS = "streaming"  # the window that others are compared with
+LOGN = ("rerope", "ntk")  # that it should help
+WINDOWS = ("window", "streaming", "lm-infinite")  # that read no more than T tokens
 # Student's quantiles of a 95% interval, by the number of windows.
 _QUANTILES = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365}
 
@@ -190,16 +192,12 @@ def claims(found: Found) -> Iterator[str]:
     """What the seed says, and whether it holds here."""
     at, trained = format_length(LENGTH), format_length(TRAINED)
     kept, own, _ = (_tail(found, lower, higher) for _, _, lower, higher in TAILS)
-    if kept is not None:
+    if kept is not None and own is not None:
         yield (
-            f"**ReRoPE keeps what the model has: {_verdict(kept, 'spans')}.** The last tokens of "
-            f"{kept.count} spans are read by `rerope` with {at} of context at {kept} nats of what "
-            f"the plain model reads them at with {trained}."
-        )
-    if own is not None:
-        yield (
-            f"**Longer context, lower loss: {_verdict(own, 'spans')}.** By `rerope` itself they "
-            f"are read with {at} at {own} nats of what they are read at with {trained}."
+            f"**ReRoPE keeps what the model has: {_verdict(kept, 'spans')}. Longer context, lower "
+            f"loss: {_verdict(own, 'spans')}.** The last tokens of {kept.count} spans, read by "
+            f"`rerope` with {at} of context: {kept} nats of what the plain model has for them with "
+            f"{trained}, {own} of what `rerope` has itself."
         )
     alone = apart(found.of("ppl", LENGTH, "window"), found.of("ppl", LENGTH, "rerope"))
     if alone is not None:
@@ -208,13 +206,23 @@ def claims(found: Found) -> Iterator[str]:
             f"**A window alone does as well, as it does on `tiny`: {said} nats per token** at {at} "
             "against `rerope`."
         )
-    for method in ("rerope", "ntk"):
-        helped = apart(found.of("ppl", LENGTH, f"{method}+logn"), found.of("ppl", LENGTH, method))
-        if helped is not None:
-            yield (
-                f"**log n helps `{method}`: {_verdict(helped)}.** Over {helped.count} windows of "
-                f"{at}, `{method}+logn` less `{method}` is {helped} nats."
-            )
+    reads_all = next((m for m in found.methods() if m not in (PLAIN, *WINDOWS)), SINKS)
+    between = apart(found.of("ppl", LENGTH, reads_all), found.of("ppl", LENGTH, SINKS))
+    if between is not None and reads_all != SINKS:
+        yield (
+            f"**What stands between the first and the last tokens lowers the loss: "
+            f"{_verdict(between)}.** `{reads_all}`, the best that reads it, less `{SINKS}`, which "
+            f"does not, is {between} nats at {at}."
+        )
+    keys = {m: found.of("passkey", LENGTH, m, "filler") for m in (SINKS, reads_all, "rerope")}
+    if keys[SINKS] is not None:
+        shares = (f"`{method}` {_share(keys[method])}" for method in keys if keys[method])
+        yield f"**Loss does not tell what is found.** Pass keys at {at}: {', '.join(shares)}."
+    helped = {m: (found.of("ppl", LENGTH, f"{m}+logn"), found.of("ppl", LENGTH, m)) for m in LOGN}
+    steps = {method: step for method, pair in helped.items() if (step := apart(*pair))}
+    if steps:
+        told = (f"`{m}+logn` less `{m}`: {step}, {_verdict(step)}" for m, step in steps.items())
+        yield f"**log n helps**, in nats at {at}: {'; '.join(told)}."
 
 
 def _tail(found: Found, lower: tuple[str, int], higher: tuple[str, int]) -> Apart | None:
