@@ -190,7 +190,7 @@ def test_only_what_is_needed_is_carried(llama: Path, tmp_path: Path) -> None:
     assert all((tmp_path / "out" / name).is_file() for name in names)
     methods = {name for name in names if name.startswith("ctxext_methods_")}
     assert methods == {
-        f"ctxext_methods_{name}.py" for name in ("base", "parts", "rerope", "values")
+        f"ctxext_methods_{name}.py" for name in ("base", "files", "parts", "rerope", "values")
     }
     folders = {
         name.split("_")[1].removesuffix(".py") for name in names if name.startswith("ctxext_")
