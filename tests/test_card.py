@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -77,6 +79,29 @@ def test_a_folders_name_is_no_claim(name: str, tmp_path: Path) -> None:
         text = (tmp_path / "README.md").read_text()
         assert yaml.safe_load(text.split("---\n")[1])["base_model"] == base
         assert ("vllm serve org/own" in text) is (hub_id is not None)
+
+
+def test_a_card_says_how_to_serve_the_model_as_it_is(tmp_path: Path) -> None:
+    told = {"rope_parameters": {"rope_type": "linear", "factor": 4.0}, "text_config": "it's"}
+    facts = replace(FACTS, hub_id="org/m", overrides=told)
+    write_card(tmp_path, facts)
+    card = (tmp_path / "README.md").read_text()
+    for option in ("--hf-overrides", "--json-model-override-args"):
+        (line,) = (line for line in card.splitlines() if option in line)
+        words = shlex.split(line)
+        assert json.loads(words[words.index(option) + 1]) == told
+        assert words[-1] == "2048"
+        assert "org/m" in words
+    for changes in ({"carried": True}, {"latent": True}, {"overrides": {}}):
+        write_card(tmp_path, replace(facts, **changes))
+        assert "--hf-overrides" not in (tmp_path / "README.md").read_text()
+
+
+def test_a_gguf_files_card_has_a_modelfile(tmp_path: Path) -> None:
+    write_card(tmp_path, replace(FACTS, gguf="m.gguf"))
+    card = (tmp_path / "README.md").read_text()
+    assert "llama-server -m m.gguf -c 2048" in card
+    assert "FROM ./m.gguf\nPARAMETER num_ctx 2048\n" in card
 
 
 def test_where_a_folder_lies_is_not_told(tmp_path: Path) -> None:

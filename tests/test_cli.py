@@ -368,6 +368,8 @@ BAD = {
     ("--mehtod", "ntk"): ("--mehtod", "--method"),
     ("--seed", "x"): ("--seed",),
     ("--model", ""): ("aliases",),
+    ("--model", "./no-such"): ("no such folder or .gguf file",),
+    ("--model", "."): ("has no config.json",),
     ("--model", "a/\x1b[31mred"): ("red",),
     ("--model", "a/n\0ul"): ("ul",),
     ("--method", "yarn:beta_fast=1e308"): ("beta_fast",),
@@ -769,6 +771,56 @@ def test_a_report_shows_the_methods_that_are_chosen_in_their_order(run: Run, her
         assert (ran.code, ran.out, ran.err.count("\n")) == (2, "", 1)
         assert words in ran.err
         assert "did you mean" in ran.err or "valid: logn, ntk:factor=2, pi" in ran.err
+
+
+def test_a_report_calls_methods_as_it_is_told(run: Run, here: Path) -> None:
+    evaluate(run, "--method", "pi:factor=2", "--method", "ntk:factor=2")
+    called = ("--label", "ntk:factor=2=Ours (λ=2)", "--method", "ntk:factor=2")
+    for style in ("table", "md", "csv", "latex"):
+        ran = run("report", "--format", style, *called)
+        assert ran.code == 0, ran
+        assert "Ours (" in ran.out
+        assert "ntk" not in ran.out
+    written = run("report", "--write", "--no-plots", *called)
+    assert "tables--ntk-factor=2.md" in written.err  # files go by what was asked for
+    for bad, words in (
+        ("nkt=Ours", "but rope; valid: ntk:factor=2, pi:factor=2"),
+        ("rope=RoPE", "of a method with a record but rope"),
+        ("ntk:factor=2=", "bad name ''"),
+        ("ntk:factor=2=a: b", "bad name 'a: b'"),
+        ("ntk:factor=2=rope", "another has it too"),
+        ("ntk:factor=2=pi:factor=2", "bad name"),
+    ):
+        ran = run("report", "--label", bad)
+        assert (ran.code, ran.out, ran.err.count("\n")) == (2, "", 1)
+        assert words in ran.err
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (("eval", "--method", "ntk", "yarn", "--len", "32"), "did you mean --method yarn?"),
+        (("eval", "--method=ntk", "--len", "32", "64"), "did you mean --len 64?"),
+        (("eval", "--limit", "2", "64"), "see ctxext eval --help"),
+        (("methods", "ntk"), "see ctxext methods --help"),
+    ],
+)
+def test_a_value_without_its_option_is_told_where_it_belongs(
+    run: Run, argv: tuple[str, ...], words: str
+) -> None:
+    ran = run(*argv)
+    assert (ran.code, ran.out, ran.err.count("\n")) == (2, "", 1)
+    assert words in ran.err
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names of files")
+def test_a_file_whose_name_is_no_text_is_measured(run: Run, here: Path) -> None:
+    name = "t\udcff.txt"
+    Path(name).write_bytes(Path("t.txt").read_bytes())
+    ask = ("eval", "--model", "plain", "--data", name, "--len", "32", "--limit", "1")
+    ran = run(*ask)
+    assert (ran.code, "t?.txt" in ran.out) == (0, True), ran
+    assert "1 cell, found" in run(*ask).err
 
 
 def folder_of(path: str) -> dict[str, bytes]:

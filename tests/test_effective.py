@@ -100,3 +100,13 @@ def test_leaves_out_what_has_no_perfect_score() -> None:
     some = {"metric": "perplexity", "task": "ppl", "perfect_score": None}
     records = [made(512, 9.0, **some), made(1024, 8.0, **some)]
     assert effective.sheets(records) == []
+
+
+def test_rulers_threshold_is_told_of_samples_alone() -> None:
+    """No model names 85.6% of a text's tokens."""
+    for folder in ("tiny", "real"):
+        records, _ = Store(ROOT / "results" / folder).read_all()
+        for metric in ("accuracy", "passkey"):
+            for sheet in effective.sheets(r for r in records if r["metric"] == metric):
+                said = "85.6" in sheet.caption, "85.6 of 100" in sheet.header
+                assert said == (metric == "passkey",) * 2

@@ -55,6 +55,16 @@ def test_a_comparison_is_a_table_and_plots(place: Path) -> None:
 
 
 @needs_shell
+def test_a_plan_tells_memory_engines_commands_and_cells(place: Path) -> None:
+    done = sh(place / "plan.sh", LENGTH="1k", METHODS="yarn")
+    assert done.returncode == 0, done.stderr
+    assert "memory for 1 sequence of 1k, of 24.0 GiB (--gpu)" in done.stdout
+    assert "vllm serve" in done.stdout
+    assert "2 cells: 2 compute" in done.stdout.splitlines()[-1]
+    assert not (place / "results").exists()
+
+
+@needs_shell
 def test_an_export_loads_without_code(place: Path) -> None:
     done = sh(place / "export.sh")
     assert done.returncode == 0, done.stderr
@@ -84,6 +94,18 @@ def test_a_paper_has_its_table_and_figures(place: Path) -> None:
         assert (place / "paper" / f"{name}.tex").exists()
     if shutil.which("pdflatex") or shutil.which("tectonic"):
         assert (place / "paper" / "paper.pdf").stat().st_size > 10_000
+
+
+def test_the_library_gives_tables_plots_and_a_loaded_model_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in {"OUT": str(tmp_path), "LENGTHS": "512", "METHODS": "rerope"}.items():
+        monkeypatch.setenv(name, value)
+    names = runpy.run_path(str(EXAMPLES / "evaluate.py"))
+    assert "the best at 512 is r" in capsys.readouterr().out
+    assert list(tmp_path.glob("loss-by-position--*.png"))
+    by_name, loaded = (names[kind].to_dataframe()["value"] for kind in ("results", "loaded"))
+    assert list(by_name) == list(loaded)
 
 
 def test_the_page_on_papers_shows_the_example() -> None:

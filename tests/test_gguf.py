@@ -89,14 +89,14 @@ CUTS: dict[str, Callable[[], pre_tokenizers.PreTokenizer]] = {
 }
 
 
-def bpe(name: str = "gpt-2") -> Tokenizer:
-    """A byte-level BPE of VOCABULARY − 3 tokens that cuts text in one of the known ways."""
+def bpe(name: str = "gpt-2", size: int = VOCABULARY) -> Tokenizer:
+    """A byte-level BPE of size − 3 tokens that cuts text in one of the known ways."""
     tokenizer = Tokenizer(models.BPE(ignore_merges=name == "llama-bpe"))
     tokenizer.pre_tokenizer = CUTS[name]()
     if name == "qwen2":
         tokenizer.normalizer = normalizers.NFC()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY - 3,
+        vocab_size=size - 3,
         special_tokens=["<s>", "</s>"],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 import json
 import math
 import pickle
@@ -31,6 +32,24 @@ CHOICES = [  # the third question and its answers are longer than LENGTH
     (" ".join(f"line {i} of the file is read and" for i in range(30)), ["closed", "is"], 0),
     ("The `for` statement is used to iterate over the elements of a", ["sequence", "if"], 0),
 ]
+#: Of each benchmark the file with its prompts and its scoring, and rows with the Hub's columns.
+LONG: dict[str, tuple[str, list[dict[str, Any]]]] = {
+    "longbench2": (
+        "longbench2/_longbench_common_yaml",
+        [{"context": "x = [1]", "question": "What?", "choices": list("pqrs"), "answer": n}
+         for n in range(4)],
+    ),
+    "babilong": (
+        "babilong/babilong_qa1.yaml",
+        [{"input": "Mary went to the garden.", "question": "Where is Mary?", "target": "garden"},
+         {"input": "Mary went to the garden.", "question": "Where is Mary?", "target": ""}],
+    ),
+    "infinitebench": (
+        "infinitebench/infinitebench_passkey.yaml",
+        [{"id": 0, "context": "The pass key is 71432.", "input": "What is the pass key?",
+          "answer": ["71432"], "options": [""]}],
+    ),
+}  # fmt: skip
 PROMPTS = ["import os\nimport", "The `with` statement is", "x = [1, 2, 3]\nfor", "class"]
 
 
@@ -72,6 +91,17 @@ def write_tasks(folder: Path) -> Path:
         "sum": {"group": "my_sum", "task": members[:1], "aggregate_metric_list": aggregate},
         "unsafe": {**write, "task": "my_unsafe", "unsafe_code": True},
     }  # fmt: skip
+    spec = importlib.util.find_spec("lm_eval")
+    assert spec is not None
+    assert spec.origin is not None
+    home = Path(spec.origin).parent / "tasks"
+    for name, (file, rows) in LONG.items():
+        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        files[name] = {
+            "include": str(home / file), "task": f"my_{name}", "dataset_path": "json",
+            "test_split": "train", "custom_dataset": None,
+            "dataset_kwargs": {"data_files": str(folder / f"{name}.jsonl")},
+        }  # fmt: skip
     for name, config in files.items():
         (folder / f"{name}.yaml").write_text(json.dumps(config))  # JSON is YAML
     (folder / "broken.yaml").write_text("task: [")
@@ -346,6 +376,19 @@ def test_examples_stand_before_questions(
     zero, _ = run(patched, "my_choice", folder, tmp_path / "00", shots=0)
     assert kept(tmp_path / "2") != kept(tmp_path / "0") == kept(tmp_path / "00")
     assert none == zero
+
+
+@pytest.mark.parametrize(("name", "metric"), zip(LONG, ("acc", "acc", "score"), strict=True))
+def test_long_benchmarks_read_local_files(
+    name: str, metric: str, tiny: tuple[Any, Any], folder: Path, tmp_path: Path
+) -> None:
+    """By lm_eval's own prompts and scoring: of four letters one is right, and any answer holds an
+    empty one."""
+    one = task(f"my_{name}", folder)
+    with ctxext.patched(tiny[0], METHOD, 512):
+        score, n = one.evaluate(*tiny, 512, 4, None, 0, tmp_path / "cache")
+    assert (one.metric, n) == (metric, len(LONG[name][1]))
+    assert score.value == {"longbench2": 0.25, "babilong": 0.5, "infinitebench": 0.0}[name]
 
 
 def test_the_metric_is_the_tasks_own(folder: Path) -> None:

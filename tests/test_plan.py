@@ -273,6 +273,7 @@ def test_a_gguf_file_is_known_by_its_header(run: Run, tmp_path: Path) -> None:
             assert found[name] == folder[name]
     (ntk,) = found["methods"]
     assert f"llama-server -m {file} -c 2048 --rope-freq-base" in ntk["commands"]["llama.cpp"]
+    assert "--override-kv llama.context_length=int:2048" in ntk["commands"]["llama.cpp"]
     assert "--hf-overrides" not in ntk["commands"]["vLLM"]
     assert any("as they are" in line for line in found["notes"])
 

@@ -88,3 +88,62 @@ def test_differences_are_paired_by_window() -> None:
     error = (sum((x - mean) ** 2 for x in steps) / (len(steps) - 1) / len(steps)) ** 0.5
     assert (apart.value, apart.error) == pytest.approx((mean, error))
     assert apart.sure
+
+
+def made(method: str, values: tuple[float, float], **changes: Any) -> dict[str, Any]:
+    """A record of two windows of so many nats per token."""
+    kept = {"nll": [10 * x for x in values], "n": [10, 10]}
+    known = {"model": real_table.MODEL, "task": "ppl", "length": real_table.LENGTH}
+    known |= {"requested": method, "data": {"name": real_table.TEXT}, "by_window": kept}
+    return {**known, "status": "ok", "created": "", "key": method, **changes}
+
+
+def test_what_is_said_holds_where_the_loss_is_lower_in_each_window() -> None:
+    """Of two windows that differ by as much, whichever the sign; and not told where they differ."""
+
+    losses = {"rerope": (2.0, 1.0), "ntk": (2.5, 1.5), "window": (1.5, 0.5), "dca": (2.2, 0.8)}
+    text = real_table.said([made(*each) for each in losses.items()])
+    rows = {line.split(" | ")[2]: line.split(" | ")[3] for line in text.splitlines()[2:]}
+    assert rows == {
+        "`rerope` less `ntk`": "held: -0.50000 ± 0.00000",
+        "`dca` less `rerope`": "not told by 2 windows: +0.000 ± 0.200",
+        "`rerope` less `window`": "not held: +0.50000 ± 0.00000",
+    }
+
+
+def test_context_helps_where_the_same_tokens_have_less_loss() -> None:
+    """And what has no record is not measured."""
+    task = {"task": "ppl-tail:span=16k"}
+    records = [
+        made("rerope", (2.0, 1.0), **task),
+        made("rerope", (2.0, 1.1), length=real_table.TRAINED, **task),
+        made("rope", (2.5, 1.5), length=real_table.TRAINED, **task),
+        made("rope", (2.5, 1.5)),
+    ]
+    told = [
+        line.split(" | ")[3].rstrip(" |") for line in real_table.tails(records).splitlines()[2:]
+    ]
+    assert told == [
+        "held: -0.50000 ± 0.00000",
+        "not told by 2 spans: -0.050 ± 0.050",
+        "not measured",
+    ]
+
+
+def test_keys_are_told_by_depth() -> None:
+    """Of the committed records, whose scores are in the order of depths; beside them the plain
+    model's inside T, of one key that is asked for as such."""
+    records = Store(FILES).read_all()[0]
+    rows = [line.split(" | ") for line in real_table.hidden(records).splitlines()]
+    told = {row[0].strip("|` "): (row[2], row[3]) for row in rows[2:] if len(row) == 5}
+    found = real_table.Found(records)
+    assert len(told) > 5
+    for method, (share, depths) in told.items():
+        record = found.of("passkey", real_table.LENGTH, method, "filler")
+        assert record is not None
+        scores = record["by_sample"]["scores"]
+        assert share == f"{sum(scores)} of 5"
+        assert depths == ", ".join(f"{i / 4:g}" for i in range(5) if scores[i]) or "none"
+    inside = [row[0] for row in rows if row[0].startswith("- ")]
+    assert any("at 2k `rope` finds" in line for line in inside)
+    assert len(inside) == len({line.split(" finds ")[0] for line in inside})

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -58,3 +60,28 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "which-method" / "index.html").exists()
+
+
+def test_the_index_shows_where_links_and_images_lead() -> None:
+    tomllib = pytest.importorskip("tomllib", reason="Python 3.11 brings it")
+    published = runpy.run_path(str(ROOT / "scripts" / "published.py"))
+    readme = (ROOT / "README.md").read_text("utf-8")
+    shown = published["absolute"](readme, "some/where", "v1")
+    before, after = (re.findall(r"(!?)\[[^]]*]\(([^)]*)\)", text) for text in (readme, shown))
+    assert len(before) == len(after)
+    for (image, path), (_, link) in zip(before, after, strict=True):
+        assert (ROOT / path.partition("#")[0]).exists()
+        start = (
+            "raw.githubusercontent.com/some/where/v1" if image else "github.com/some/where/blob/v1"
+        )
+        assert link == f"https://{start}/{path}"
+    project = (ROOT / "pyproject.toml").read_text("utf-8") + published["urls"]("some/where", "v1")
+    assert (
+        tomllib.loads(project)["project"]["urls"]["Repository"] == "https://github.com/some/where"
+    )
+
+
+def test_a_release_is_built_with_its_addresses() -> None:
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "publish.yml").read_text("utf-8"))
+    steps = [step.get("run", "") for step in workflow["jobs"]["build"]["steps"]]
+    assert steps.index("python scripts/published.py") < steps.index("python -m build")

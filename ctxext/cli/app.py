@@ -30,19 +30,47 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 KEPT = "What can be made again is kept in $CTXEXT_CACHE (see docs/tasks.md)."
-app.command("eval", epilog=KEPT)(evaluate)
-app.command()(bench)
-app.command()(patch)
-app.command("export", help="Another name of ctxext patch.")(patch)
-app.command()(plan)
-app.command()(explain)
-app.command()(tune)
-app.command()(report)
-app.command()(check)
-app.command()(methods)
-app.command()(models)
-app.command()(tasks)
-app.command()(score)
+
+
+class _Command(typer.core.TyperCommand):
+    """A command that says which option a value lacks."""
+
+    allow_extra_args = True  # so that they come here
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        given = list(args)
+        rest = super().parse_args(ctx, args)
+        if rest and not ctx.resilient_parsing:
+            from ctxext.errors import UsageError
+
+            raise UsageError(f"unexpected {rest[0]!r}: {self._meant(given, rest[0], ctx)}")
+        return rest
+
+    def _meant(self, given: list[str], value: str, ctx: Any) -> str:
+        """What to do with a value: the option before it again, if it may be."""
+        before = (word for word in reversed(given[: given.index(value)]) if word.startswith("-"))
+        name = next(before, "").partition("=")[0]
+        again = any(
+            name in option.opts and getattr(option, "multiple", False) for option in self.params
+        )
+        if again:
+            return f"did you mean {name} {value}? each takes one value and may be repeated"
+        return f"every value has its option before it: see ctxext {ctx.info_name} --help"
+
+
+app.command("eval", cls=_Command, epilog=KEPT)(evaluate)
+app.command(cls=_Command)(bench)
+app.command(cls=_Command)(patch)
+app.command("export", cls=_Command, help="Another name of ctxext patch.")(patch)
+app.command(cls=_Command)(plan)
+app.command(cls=_Command)(explain)
+app.command(cls=_Command)(tune)
+app.command(cls=_Command)(report)
+app.command(cls=_Command)(check)
+app.command(cls=_Command)(methods)
+app.command(cls=_Command)(models)
+app.command(cls=_Command)(tasks)
+app.command(cls=_Command)(score)
 
 
 def _print_version(wanted: bool) -> None:

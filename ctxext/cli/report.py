@@ -24,6 +24,15 @@ def report(
             autocompletion=METHOD_NAMES,
         ),
     ] = [],  # noqa: B006
+    label: Annotated[
+        list[str],
+        listed(
+            "label",
+            "What to call a method, as in rerope:window=256=Ours; repeatable. Default: as it was "
+            "asked for, or shorter in LaTeX and plots for a paper.",
+            metavar="METHOD=NAME",
+        ),
+    ] = [],  # noqa: B006
     style: Annotated[
         choices.ReportFormat,
         word(
@@ -86,6 +95,7 @@ def report(
     from ctxext.errors import UsageError
     from ctxext.records import Store
     from ctxext.report import aggregate as aggregates
+    from ctxext.report import labels
 
     if style == "html" and not write:
         raise UsageError("--format html is a page for a browser: add --write, for report.html")
@@ -101,7 +111,9 @@ def report(
         raise UsageError(f"no records in {str(out)!r}: run ctxext eval or bench first")
     known = {record["requested"] for record in records}
     order = [name if name in known else str(methods.parse(name)) for name in method]
-    records = reports.chosen(records, order)
+    names = dict(labels.parse_label(text, known) for text in label)
+    records = labels.labelled(reports.chosen(records, order), names)
+    chosen, order = order, [names.get(name, name) for name in order]
     if aggregate is not None:
         found = aggregates.headlines(records, aggregate, seeds, order)
         form = "md" if style == "table" else style
@@ -117,7 +129,7 @@ def report(
     sys.stdout.flush()
     if write:
         form = "md" if style == "table" else style
-        _tell(reports.write_files(out, records, order, drawn, form, order, inches))
+        _tell(reports.write_files(out, records, order, drawn, form, chosen, inches))
     return None
 
 

@@ -23,7 +23,7 @@ from ctxext.engine.rotary import RotarySite, as_it_is
 from ctxext.engine.seams import register_distance, register_scaled
 from ctxext.engine.state import STATE, PatchState
 from ctxext.engine.switch import renew, replace, use_attention
-from ctxext.engine.trial import check_outputs, outputs
+from ctxext.engine.trial import check_outputs, check_softmax, outputs
 from ctxext.methods import Spec
 from ctxext.models.frequency_sets import FrequencySet
 
@@ -40,7 +40,8 @@ def apply_seams(
     """Put the seams on, and check on a few tokens that they are the ones the model uses."""
     distance = spec.distance if sites else None
     parts = distance.parts() if distance else ()
-    deep = bool(parts or spec.query_scales or (sites and spec.rule))
+    rule = spec.rule if anatomy.taking else None
+    deep = bool(parts or spec.query_scales or rule)
     for site in sites:
         site.own = site.own if parts or spec.frequencies else {}
     if not (deep or any(site.own for site in sites)):
@@ -48,14 +49,14 @@ def apply_seams(
     own = own_implementation(model)
     if parts and any(x.softcap or x.sinks for x in anatomy.layers):
         own = "eager"  # torch's sdpa leaves both out
-    elif (parts or spec.rule) and own not in ("eager", "sdpa"):
+    elif (parts or rule) and own not in ("eager", "sdpa"):
         own = "sdpa"
     layers = {layer.module: layer for layer in anatomy.layers}
     by_freqs = {site.freqs: site for site in sites}
     state = PatchState(layers, by_freqs, trained, spec.query_scales, path, own)
     if distance:
         state.cached, state.absolute = parts[distance.cached], distance.absolute
-    state.rule = spec.rule if sites else None
+    state.rule = rule
     told = anatomy.axes if spec.query_scales else by_freqs  # of true positions
     state.rotary = frozenset(freqs.module for freqs in told)
     for module in state.rotary:  # before others' hooks, which see what the module gives now
@@ -75,6 +76,8 @@ def apply_seams(
         if own != own_implementation(model):
             use_attention(model, own, whole)
         before = outputs(model, layers, anatomy.changed) if deep else None
+    if before is not None and own != own_implementation(model):
+        check_softmax(model, layers, anatomy.changed, before, spec)
     state.take(parts)
     for site in sites if parts else []:
         site.factor = site.freqs.factor

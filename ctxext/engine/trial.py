@@ -7,11 +7,14 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
+import transformers
 from torch import Tensor, nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ctxext.engine.few_tokens import TOKENS, WithoutProducts, forward, kind_of
 from ctxext.engine.state import PatchState
 from ctxext.errors import UnsupportedModelError
+from ctxext.methods import Spec
 from ctxext.methods.base import Part, identity
 from ctxext.models.frequency_sets import FrequencySet
 
@@ -81,17 +84,48 @@ def check_outputs(model: Any, state: PatchState, before: Outputs) -> None:
     finally:
         state.take(kept)
         state.query_scales, state.rule = scales, rule
+    if worst := _off(model, before.layers, after):
+        raise UnsupportedModelError(
+            f"{kind_of(model)} is rotated in a way that is not understood: with an infinite "
+            f"window its attention is off by {worst:.1g}"
+        )
+
+
+def check_softmax(
+    model: Any,
+    layers: Collection[nn.Module],
+    freq_sets: Iterable[FrequencySet],
+    softmax: Outputs,
+    spec: Spec,
+) -> None:
+    """UnsupportedModelError where the implementation that a model runs on gives other than softmax.
+
+    Transformers' own implementations are all softmax, and are not run. Off means as for
+    `check_outputs`.
+    """
+    name = str(model.config.get_text_config()._attn_implementation)
+    own = ALL_ATTENTION_FUNCTIONS.get_interface(name, None)
+    if getattr(own, "__module__", "").partition(".")[0] == transformers.__name__:
+        return
+    given = _outputs(model, layers, freq_sets, softmax.real)
+    if worst := _off(model, softmax.layers, given):
+        raise UnsupportedModelError(
+            f"{kind_of(model)} does not take {spec}: its attention {name!r} is not softmax, on "
+            f"which distance methods and attention rules rest (off by {worst:.1g})"
+        )
+
+
+def _off(model: Any, before: list[Tensor], after: list[Tensor]) -> float | None:
+    """By how much one of these outputs is off; None where all are near enough."""
     weight = next(model.parameters())
     wide = weight.dtype in (torch.float32, torch.float64)
     wide = wide and not torch.is_autocast_enabled(weight.device.type)
-    for old, new in zip(before.layers, after, strict=True):
+    for old, new in zip(before, after, strict=True):
         off = (old - new).abs().amax(-1) / old.abs().amax(-1).clamp(min=1e-9)
         worst = float(off.max() if wide else off.median())
         if not worst <= (1e-3 if wide else 1e-1):
-            raise UnsupportedModelError(
-                f"{kind_of(model)} is rotated in a way that is not understood: with an infinite "
-                f"window its attention is off by {worst:.1g}"
-            )
+            return worst
+    return None
 
 
 def _wide(state: PatchState) -> tuple[Part, ...]:

@@ -35,7 +35,10 @@ def watching(model: Any, watch: Watch) -> Iterator[None]:
     own = str(model.config.get_text_config()._attn_implementation)
     own = state.own if isinstance(state, PatchState) else own
     if own not in ("sdpa", "eager"):
-        raise UnsupportedModelError(f"{own} attention cannot be watched: load the model with sdpa")
+        raise UnsupportedModelError(
+            f"{own} attention cannot be watched, only sdpa and eager: --no-entropy explains the "
+            "model without running it"
+        )
     name = f"ctxext_watched_{own}"
     AttentionInterface.register(name, _watched(own))
     AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[own])

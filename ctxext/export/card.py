@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
-from dataclasses import dataclass
+import shlex
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +46,7 @@ class Facts:
         gguf: the name of the GGUF file, where it is one.
         proof: what a fresh process found; None for GGUF.
         notes: what a user should know about this model with this method, a line each.
+        overrides: what engines that load the source are told in its place, of a config.
     """
 
     name: str
@@ -59,6 +62,7 @@ class Facts:
     gguf: str | None
     proof: Proof | None
     notes: tuple[str, ...]
+    overrides: dict[str, Any] = field(default_factory=dict)
 
 
 def write_card(stage: Path, facts: Facts) -> None:
@@ -146,7 +150,11 @@ def _method(about: dict[str, str], spec: str) -> str:
 def _loading(facts: Facts) -> list[str]:
     """How to load the folder in each engine that can."""
     if facts.gguf is not None:
-        return [f"```\nllama-cli -m {facts.gguf} -c {facts.length}\n```\n"]
+        return [
+            f"```\nllama-server -m {facts.gguf} -c {facts.length}\n```\n",
+            "Ollama's Modelfile:\n",
+            f"```\nFROM ./{facts.gguf}\nPARAMETER num_ctx {facts.length}\n```\n",
+        ]
     trust = ", trust_remote_code=True" if facts.carried else ""
     where = facts.hub_id or "BASE_MODEL"
     lines = ["from transformers import AutoModelForCausalLM, AutoTokenizer", ""]
@@ -182,6 +190,14 @@ def _loading(facts: Facts) -> list[str]:
         blocks.append(
             f"```\nvllm serve {where} --hf-config-path THIS_FOLDER --max-model-len "
             f"{facts.length}\n```\n"
+        )
+    if facts.overrides and not facts.carried and reads_alike(facts.expression, facts.latent):
+        told = shlex.quote(json.dumps(facts.overrides))
+        blocks.append(
+            "Without this folder, from the model as it is:\n\n"
+            f"```\nvllm serve {where} --hf-overrides {told} --max-model-len {facts.length}\n"
+            f"python -m sglang.launch_server --model-path {where} --json-model-override-args "
+            f"{told} --context-length {facts.length}\n```\n"
         )
     return blocks
 

@@ -94,10 +94,12 @@ def express(
     try:
         freqs = fitted.only_axis(kind)
         context = max(length, fitted.trained.tokens)
-        _, rotation, expression = expression_of(config, fitted.spec, freqs, context)
+        architecture, rotation, expression = expression_of(config, fitted.spec, freqs, context)
     except UnsupportedModelError as error:
         support[ENGINES[3]] = Support(False, short(error, 200))
         return Expressed(resolved, support, changed)
     options = None if freqs.scaled else gguf_rope.options(rotation, freqs.facts)
+    if options is not None and length > fitted.trained.tokens:  # to which its server would cut it
+        options += ["--override-kv", f"{architecture}.context_length=int:{length}"]
     support[ENGINES[3]] = Support(True, expression.name)
     return Expressed(resolved, support, changed, options, file=True)

@@ -15,7 +15,7 @@ from ctxext.export.card import Facts, write_card
 from ctxext.export.carried import pin_tokenizer, write_carried
 from ctxext.export.files import choose, put, read_config
 from ctxext.export.fitted import Fitted, fit
-from ctxext.export.native import is_latent, write_native
+from ctxext.export.native import is_latent, overrides, write_native
 from ctxext.export.proof import Proof, prove
 from ctxext.export.staging import staged
 from ctxext.export.weights import check_weights
@@ -181,6 +181,7 @@ def export(order: Order) -> Exported:
             gguf=next((path.name for path in stage.glob("*.gguf")), None),
             proof=proof,
             notes=tuple(notes),
+            overrides={} if order.gguf or expression == CARRIED else _told(patched, stage),
         )
         write_card(stage, facts)
         files = sorted(p.relative_to(stage).as_posix() for p in stage.rglob("*") if p.is_file())
@@ -292,6 +293,11 @@ def _write_config(stage: Path, order: Order, patched: _Patched) -> str:
     classes = type(patched.small), type(config)
     write_carried(stage, raw, *classes, spec, length, fitted.trained.tokens, order.own_scaling)
     return CARRIED
+
+
+def _told(patched: _Patched, stage: Path) -> dict[str, Any]:
+    """What engines that load the source's own config are told in place of the one written."""
+    return overrides(patched.raw, read_config(stage))
 
 
 def _write_gguf(stage: Path, order: Order, patched: _Patched) -> str:

@@ -12,6 +12,7 @@ from ctxext.records import Record, sealed
 from ctxext.records.record import Data
 from ctxext.request import cells as plans
 from ctxext.request.cells import Cell, Plan
+from ctxext.system.names import encodable
 
 if TYPE_CHECKING:
     from ctxext.measure.session import Session
@@ -29,8 +30,9 @@ class Name(NamedTuple):
     @classmethod
     def of(cls, plan: Plan, cell: Cell) -> Name:
         """What the record of a cell is called."""
-        model, method = plan.request.source.name, str(cell.requested)
-        return cls(plan.key(cell), model, method, str(cell.asked), cell.data.name)
+        names = (plan.request.source.name, str(cell.requested), str(cell.asked), cell.data.name)
+        model, method, task, data = map(encodable, names)
+        return cls(plan.key(cell), model, method, task, data)
 
     @classmethod
     def on(cls, record: Record) -> Name:

@@ -139,6 +139,8 @@ def locate(name: str) -> str:
         raise UsageError(f"model {name!r} is no usable path") from None
     if _is_hub_id(name):
         return name
+    if name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name:
+        raise UsageError(f"no model {name!r}: there is no such folder or .gguf file")
     raise UsageError(
         f"unknown model {name!r}: it is no folder, no Hub id such as Qwen/Qwen3-8B and none of the "
         f"aliases; {did_you_mean(name, ALIASES)}"

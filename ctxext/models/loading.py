@@ -346,6 +346,8 @@ def explained(source: Source, call: Any, progress: bool = False, **options: Any)
                 f"{', '.join(architectures())}"
             ) from error
         if here:
+            if not (Path(where) / "config.json").exists():
+                text = "it has no config.json"
             raise UsageError(f"model folder {source.name!r} cannot be loaded: {text}") from error
         why = hub.refusal(error, where, bool(alias and alias.gated), offline)
         package = source.name in PACKAGED

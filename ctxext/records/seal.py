@@ -8,6 +8,7 @@ from typing import Any
 
 from ctxext.records.record import Record
 from ctxext.system.digests import sha256_of_json
+from ctxext.system.names import encodable
 
 
 def sealed(record: Mapping[str, Any]) -> Record:
@@ -28,5 +29,5 @@ def _finite(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_finite(item) for item in value]
     if isinstance(value, str):
-        return value.encode("utf-8", "replace").decode()
+        return encodable(value)
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -2,7 +2,8 @@
 
 Two rules are told. NoLiMa's (arXiv 2502.05167): the longest length up to which each measured one
 has at least 85% of what the base length has, here the shortest measured one. RULER's (arXiv
-2404.06654): the longest up to which each has at least 85.6 of 100, which Llama-2-7B has at 4k.
+2404.06654): the longest up to which each has at least 85.6 of 100, which Llama-2-7B has at 4k; it
+is told of scores over samples, and not of shares of a text's tokens, which no model has so high.
 Both need a metric from 0 to a perfect score, of which more is better.
 """
 
@@ -12,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from ctxext.notation import format_length
-from ctxext.records import Interval, Record, interval
+from ctxext.records import Interval, Record, interval, over_windows
 from ctxext.records.intervals import apart
 from ctxext.records.metrics import perfect_score
 from ctxext.report.groups import Cells, Column, grouped, method_order, newest, titled
@@ -23,11 +24,12 @@ KEPT = 0.85  # of the base length's value
 ENOUGH = 0.856  # of a perfect score
 _Z = 1.959964  # of a 95% interval of a number with a standard error
 
-CAPTION = (
+_RULER = f", or has {100 * ENOUGH:g} of 100 (RULER's threshold)"
+_CAPTION = (
     f"Tokens up to which every measured length keeps {100 * KEPT:g}% of the value at the shortest "
-    f"one (NoLiMa's rule), or has {100 * ENOUGH:g} of 100 (RULER's threshold); – where not even "
-    "the shortest one has. In brackets what the 95% intervals of the values leave open; ≥ stands "
-    "before the longest measured length, beyond which nothing is known."
+    "one (NoLiMa's rule){}; – where not even the shortest one has. In brackets what the 95% "
+    "intervals of the values leave open; ≥ stands before the longest measured length, beyond which "
+    "nothing is known."
 )
 
 
@@ -76,7 +78,10 @@ def sheets(records: Iterable[Record], order: Sequence[str] = ()) -> list[Sheet]:
         if some := rows(members, order):
             words = titled(group, groups, ("model", "task", "data"))
             title = printable(" · ".join(["Effective length", *words]))
-            found.append(Sheet(title, CAPTION, HEADER, tuple(map(_items, some))))
+            columns = len(HEADER) - any(map(over_windows, members))
+            caption = _CAPTION.format(_RULER if columns == len(HEADER) else "")
+            items = tuple(_items(row)[:columns] for row in some)
+            found.append(Sheet(title, caption, HEADER[:columns], items))
     return found
 
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from pathlib import PurePath
 
+from ctxext.errors import UsageError
+from ctxext.records import Record
 from ctxext.system.names import printable
+from ctxext.text import did_you_mean
 
 _Part = tuple[str, dict[str, str]]  # a method's name, and its parameters
 
@@ -46,6 +49,44 @@ def short_methods(methods: Iterable[str]) -> dict[str, str]:
             )
     texts = list(found.values())
     return {m: found[m] if texts.count(found[m]) == 1 else m for m in whole}
+
+
+def parse_label(text: str, known: Iterable[str]) -> tuple[str, str]:
+    """The method and its name of `METHOD=NAME`, where both may have a `=`.
+
+    Args:
+        known: methods as they were asked for, of which it is the longest that fits.
+
+    Raises:
+        UsageError: it names none of them, or has no name that can be shown.
+    """
+    known = [method for method in known if method != "rope"]
+    method = max((m for m in known if text.startswith(f"{m}=")), key=len, default=None)
+    if method is None:
+        head = text.rpartition("=")[0] or text
+        raise UsageError(
+            f"bad value {text!r} for --label: give METHOD=NAME of a method with a record but rope; "
+            f"{did_you_mean(head, known)}"
+        )
+    name = text.removeprefix(f"{method}=").strip()
+    if not name or ":" in name or name != printable(name):
+        raise UsageError(f"bad name {name!r} in --label {text!r}: give words on a line, without :")
+    return method, name
+
+
+def labelled(records: Iterable[Record], names: Mapping[str, str]) -> list[Record]:
+    """The records with these names for methods.
+
+    Raises:
+        UsageError: two methods would have one name.
+    """
+    records = list(records)
+    shown = {method: names.get(method, method) for method in (r["requested"] for r in records)}
+    texts = list(shown.values())
+    for method, name in names.items():
+        if texts.count(name) > 1:
+            raise UsageError(f"bad name {name!r} in --label for {method!r}: another has it too")
+    return [{**record, "requested": shown[record["requested"]]} for record in records]
 
 
 def told(labels: Mapping[str, str]) -> str:

@@ -29,3 +29,9 @@ def told_apart(text: str, limit: int = 64) -> str:
 def printable(text: str) -> str:
     """One line that is safe to print: control and other unprintable characters become "?"."""
     return "".join(c if c.isprintable() else "?" for c in text)
+
+
+def encodable(text: str) -> str:
+    """As UTF-8 has it: half a surrogate pair, as in the name of a file whose bytes are not of the
+    locale's encoding, becomes "?"."""
+    return text.encode("utf-8", "replace").decode()
