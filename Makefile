@@ -16,7 +16,7 @@ NEWEST := transformers accelerate datasets lm_eval peft tokenizers huggingface_h
 NEW := .venv-newest
 
 VLLM := .venv-vllm
-ENGINES := results/engines/records.jsonl
+ENGINES := results/engines/cells.jsonl
 
 # What rests on transformers: the engine, its paths, answers and exports.
 SEAMS := tests/test_engine.py tests/test_paths.py tests/test_caches.py tests/test_own_scaling.py \

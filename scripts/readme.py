@@ -337,7 +337,7 @@ def main() -> None:
         "decision": decision,
         "seed": seed,
         "speed": speed,
-        "engines": lambda: engines_table.part(ROOT / "results/engines/records.jsonl"),
+        "engines": lambda: engines_table.part(ROOT / "results/engines/cells.jsonl"),
     }
     texts = {page: page.read_text(encoding="utf-8") for page in PAGES}
     texts = {

@@ -23,6 +23,7 @@ import pytest
 from ctxext.errors import UsageError
 from ctxext.models.loading import Source
 from ctxext.records import SPENT, Record, Store, problem_with
+from ctxext.records.claims import Claims
 from ctxext.request.evaluation import EvaluationRequest
 from ctxext.request.grid import read_grid
 
@@ -341,3 +342,32 @@ def test_a_run_that_is_told_to_end_prints_what_it_has(tmp_path: Path) -> None:
     assert b"interrupted: finished cells are kept" in err.splitlines()[-1]
     assert 3 <= len(out.splitlines()) == len(list(folder.glob("*.json"))) < CELLS
     assert not (folder / ".claims").exists()
+
+
+def test_an_interruption_while_a_cell_is_claimed_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may come behind the lock's own taking, and on the way to letting go."""
+    filelock = pytest.importorskip("filelock")
+    claims, acquire, unlink = Claims(tmp_path), filelock.FileLock.acquire, os.unlink
+
+    def interrupted(self: Any, *args: Any, **kwargs: Any) -> Any:
+        acquire(self, *args, **kwargs)
+        if "store" not in self.lock_file:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(filelock.FileLock, "acquire", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            claims.claim("a" * 64)
+
+    def stopped(path: str) -> None:
+        unlink(path)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "unlink", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            claims.release_all()
+    claims.release_all()
+    assert list(tmp_path.iterdir()) == []

@@ -36,26 +36,34 @@ class Claims:
             return True
         with self.locked():
             lock = FileLock(self._folder / CLAIMS / f"{key[:24]}.lock", blocking=False)
+            self._held[key] = lock  # before it is locked: an interruption may come at any time
             try:
                 lock.acquire()
             except Timeout:
+                del self._held[key]
                 return False
             except OSError as error:
+                del self._held[key]
                 raise OutputError(f"cannot lock {lock.lock_file}: {error.strerror}") from error
-        self._held[key] = lock
         return True
 
     def release(self, key: str) -> None:
         """Let go of the cell's claim."""
-        if lock := self._held.pop(key, None):
-            with self.locked(), contextlib.suppress(OSError):
-                os.unlink(lock.lock_file)  # nobody waits for it: who wants it tries again
-            lock.release()
+        if lock := self._held.get(key):
+            with self.locked():
+                if lock.is_locked:
+                    with contextlib.suppress(OSError):
+                        os.unlink(lock.lock_file)  # nobody waits for it: who wants it tries again
+                    lock.release()
+                self._held.pop(key, None)
 
     def release_all(self) -> None:
-        """Let go of every claim."""
+        """Let go of every claim, also where an interruption has kept that from ending."""
         for key in list(self._held):
             self.release(key)
+        if (self._folder / CLAIMS).is_dir():
+            with self.locked():
+                pass
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
