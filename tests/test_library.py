@@ -118,6 +118,9 @@ def test_progress_is_shown_where_it_is_asked_for(
     [
         ({"methods": "nkt"}, "unknown method 'nkt': did you mean 'ntk'"),
         ({"lengths": ()}, "no lengths"),
+        ({"tasks": []}, "no tasks"),
+        ({"seeds": ()}, "no seeds"),
+        ({"out": ""}, "bad out ''"),
         ({"lengths": 64.5}, "malformed length '64.5'"),
         ({"tasks": ["pppl"]}, "unknown task 'pppl': did you mean 'ppl'"),
         ({"data": "none.txt"}, "none.txt"),
@@ -150,6 +153,9 @@ def test_what_cannot_be_meant_is_told(
 def test_what_does_not_go_with_a_loaded_model(model: Any, tokenizer: Any) -> None:
     for given, said in (
         ({}, "needs its tokenizer"),
+        ({"tokenizer": "plain"}, "bad tokenizer 'plain'"),
+        ({"tokenizer": object()}, "bad tokenizer <object"),
+        ({"tokenizer": tokenizer, "name": 3}, "bad name 3"),
         ({"tokenizer": tokenizer, "dtype": "float16"}, "dtype= says how a model is loaded"),
         ({"tokenizer": tokenizer, "revision": "main"}, "revision= says how"),
     ):

@@ -169,6 +169,14 @@ def test_every_path_is_the_reference(path: str, data: st.DataObject) -> None:
     assert float((ours - expected).abs().max()) <= 2e-5
 
 
+def test_queries_that_are_not_turned_may_lie_as_they_like() -> None:
+    q, k, v = (torch.randn(1, 2, 20, D) for _ in range(3))
+    parts = (Part(0, 5, torch.zeros_like, torch.zeros_like),)
+    args = (k, v, parts, lambda x, positions: x, SCALE)
+    ours = attend("sdpa", q.mT.contiguous().mT, *args)
+    torch.testing.assert_close(ours, attend("dense", q, *args))
+
+
 def rotated_by(q: Tensor, k: Tensor, parts: tuple[Part, ...]) -> tuple[Tensor, Tensor, Any]:
     with mock.patch("test_engine.turn", turn):
         return rotated(q, k, parts)

@@ -171,8 +171,9 @@ def evaluate(
     from ctxext.models.small import quiet
 
     source = _source(model, tokenizer, name, options, attn, train_len, own_scaling)
-    if not (spans := _texts(lengths)):
-        raise UsageError("no lengths: give some in tokens, such as lengths=[512, '4k']")
+    spans = _some("lengths", lengths, "some in tokens, such as lengths=[512, '4k']")
+    asked = _some("tasks", tasks, "some, such as tasks='ppl'")
+    drawn = _some("seeds", seeds, "some, such as seeds=0")
     notes = list[str]()
     with contextlib.ExitStack() as stack:
         where = out if out is not None else stack.enter_context(_spare())
@@ -180,9 +181,9 @@ def evaluate(
             source,
             _texts(methods),
             spans,
-            _texts(tasks),
+            asked,
             None if data is None else _path("data", data),
-            _texts(seeds),
+            drawn,
             limit=_read("limit", limit),
             tokens=_read("tokens", tokens),
             batch_size=_read("batch-size", batch_size),
@@ -207,9 +208,16 @@ def _texts(value: Any) -> list[str]:
     return [str(one) for one in value] if several else [str(value)]
 
 
+def _some(name: str, value: Any, such: str) -> list[str]:
+    """One or several, each as it is written; UsageError where there is none."""
+    if not (texts := _texts(value)):
+        raise UsageError(f"no {name}: give {such}")
+    return texts
+
+
 def _path(name: str, value: Any) -> str:
     """A name or path as text."""
-    if not isinstance(value, str | os.PathLike):
+    if not isinstance(value, str | os.PathLike) or not os.fspath(value):
         raise UsageError(f"bad {name} {printable(repr(value))[:80]}: give a name or a path")
     return str(os.fspath(value))
 
@@ -252,6 +260,12 @@ def _source(
         )
     if tokenizer is None:
         raise UsageError("a loaded model needs its tokenizer: give tokenizer=")
+    if not _is_tokenizer(tokenizer):
+        raise UsageError(
+            f"bad tokenizer {printable(repr(tokenizer))[:80]}: give one that transformers has loaded"
+        )
+    if not isinstance(name, str | None):
+        raise UsageError(f"bad name {printable(repr(name))[:80]}: give a text")
     for key, value in options.items():
         if value != _LOADING[key]:
             raise UsageError(f"{key}= says how a model is loaded, and this one is: leave it out")
@@ -266,6 +280,13 @@ def _is_model(model: Any) -> bool:
     return isinstance(model, nn.Module) and any(
         isinstance(module, PreTrainedModel) for module in model.modules()
     )
+
+
+def _is_tokenizer(tokenizer: Any) -> bool:
+    """Whether it is a tokenizer of transformers."""
+    from transformers import PreTrainedTokenizerBase
+
+    return isinstance(tokenizer, PreTrainedTokenizerBase)
 
 
 def _name(model: Any) -> str:

@@ -80,7 +80,7 @@ def merged_attention(
     """
     n = query.shape[2]
     at = at or Positions.consecutive(n, key.shape[2])
-    key, value = (x if x.stride(3) == 1 else x.contiguous() for x in (key, value))
+    query, key, value = (x if x.stride(3) == 1 else x.contiguous() for x in (query, key, value))
     bands = at.bands(parts)
     queries, keys = [], []
     for index, (_, low, high, q_at, k_at) in enumerate(bands):

@@ -9,9 +9,11 @@ import torch
 
 from ctxext.errors import UnsupportedModelError, short
 from ctxext.models.frequency_sets import find_frequency_sets
+from ctxext.models.layout import head_dim
 from ctxext.models.sizes import is_size
 
 MANY = 2000  # layers: a config that names more is not a model's
+WIDE = 2**16  # a head's dimensions: frequencies are made of as many as a config names
 
 
 def outline(
@@ -29,9 +31,13 @@ def outline(
     from transformers import AutoModelForCausalLM
 
     layers = getattr(config.get_text_config(), "num_hidden_layers", None)
-    if is_size(layers) and layers > MANY:
+    if is_size(layers) and not 1 <= layers <= MANY:
         raise UnsupportedModelError(
-            f"bad num_hidden_layers {layers} in the config: at most {MANY} are served"
+            f"bad num_hidden_layers {layers} in the config: 1 to {MANY} are served"
+        )
+    if (wide := head_dim(config)) > WIDE:
+        raise UnsupportedModelError(
+            f"bad head dimension {wide} of the config: at most {WIDE} are served"
         )
     try:
         with torch.device("meta"):
