@@ -262,7 +262,7 @@ def _source(
         raise UsageError("a loaded model needs its tokenizer: give tokenizer=")
     if not _is_tokenizer(tokenizer):
         raise UsageError(
-            f"bad tokenizer {printable(repr(tokenizer))[:80]}: give one that transformers has loaded"
+            f"bad tokenizer {printable(repr(tokenizer))[:80]}: give one of transformers"
         )
     if not isinstance(name, str | None):
         raise UsageError(f"bad name {printable(repr(name))[:80]}: give a text")
@@ -283,10 +283,8 @@ def _is_model(model: Any) -> bool:
 
 
 def _is_tokenizer(tokenizer: Any) -> bool:
-    """Whether it is a tokenizer of transformers."""
-    from transformers import PreTrainedTokenizerBase
-
-    return isinstance(tokenizer, PreTrainedTokenizerBase)
+    """Whether it can be called, as a tokenizer of transformers, and decodes."""
+    return callable(tokenizer) and callable(getattr(tokenizer, "decode", None))
 
 
 def _name(model: Any) -> str:
