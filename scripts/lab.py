@@ -20,11 +20,9 @@ import lab_entropy as entropy
 import lab_table as table
 import typer
 from seed_table import TOKENS
+from study import measure
 
-from ctxext.advise.progress import Progress
-from ctxext.cli import console
 from ctxext.errors import CtxextError
-from ctxext.measure.run import Evaluation
 from ctxext.models import loading
 from ctxext.models.held import Held
 from ctxext.models.loading import Source
@@ -90,20 +88,10 @@ def adopt() -> None:
             store.write(record)
 
 
-def measure() -> None:
-    """Every cell that has no record yet."""
-    console.quieten()
-    adopt()
-    with Progress() as progress:
-        work = Evaluation(list(requests()), progress.monitor())
-        try:
-            work.run()
-        except KeyboardInterrupt:
-            raise typer.Exit(console.INTERRUPTED) from None
+def keep_entropies() -> None:
+    """The entropy of each model's attention, where it is not there yet."""
     for model in filter(trained, table.MODELS):
         entropy.keep(model, source(model))
-    if failed := [r for r in work.records if r["status"] != "ok"]:
-        raise SystemExit(f"{len(failed)} cells failed, the first: {failed[0]['reason']}")
 
 
 # What is written.
@@ -236,7 +224,8 @@ def main(
         typer.echo(f"not trained: {name} (scripts/train_tiny.py --variant {name})", err=True)
     try:
         if run:
-            measure()
+            adopt()
+            measure(requests(), keep_entropies)
             Store(table.OUT).pack()
         write(read())
     except CtxextError as error:

@@ -141,4 +141,4 @@ def grid(kept: list[dict[str, Any]]) -> str:
     header = ["model", "method", *(f"{a} to {b}" for a, b in bands())]
     rows = [[one["model"], f"`{one['method']}`", *means(one["nats"])] for one in kept]
     rows += [["any", "spread evenly", *means(one["evenly"])] for one in kept[:1]]
-    return table.grid(header, rows)
+    return table.grid(header, rows, 2)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from seed_table import LOGN as PLUS_LOGN
-from seed_table import SCALES, TAIL, TASKS, TOKENS, TRAINED
+from seed_table import SCALES, TAIL, TASKS, TOKENS, TRAINED, grid
 
 from ctxext.methods import parse
 from ctxext.notation import format_length
@@ -250,12 +250,6 @@ def verdict(found: Found, claim: Claim, length: int) -> str:
 # Markdown.
 
 
-def grid(header: list[str], rows: Iterable[list[str]]) -> str:
-    """A table whose first two columns are words."""
-    lines = [header, ["---"] * 2 + ["---:"] * (len(header) - 2), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 def _percent(record: Record | None) -> str:
     return "–" if record is None else f"{100 * record['value']:.2f}"
 
@@ -291,7 +285,7 @@ def summary(found: Found) -> str:
             ]
             cells = [said(found.at(Place(model.name, spec, task, n))) for said, task, n in at]
             rows.append([model.name, f"`{spec}`", *cells])
-    return grid(header, rows)
+    return grid(header, rows, 2)
 
 
 def held(found: Found) -> str:
@@ -305,7 +299,7 @@ def held(found: Found) -> str:
             for n in (SHORT, TRAINED, *LENGTHS)
         ]
         rows.append([claim.words, str(claim.source), told, *said])
-    return grid(header, rows)
+    return grid(header, rows, 2)
 
 
 def models() -> str:

@@ -15,11 +15,9 @@ from typing import Any
 
 import seed_table as table
 import typer
+from study import measure
 
-from ctxext.advise.progress import Progress
-from ctxext.cli import console
 from ctxext.errors import CtxextError
-from ctxext.measure.run import Evaluation
 from ctxext.models.loading import Source
 from ctxext.notation import format_length
 from ctxext.records import Store
@@ -62,19 +60,6 @@ def _request(
         tokens=table.TOKENS[task],
         out=OUT,
     )
-
-
-def measure() -> None:
-    """Every cell that has no record yet."""
-    console.quieten()
-    with Progress() as progress:
-        work = Evaluation(list(requests()), progress.monitor())
-        try:
-            work.run()
-        except KeyboardInterrupt:
-            raise typer.Exit(console.INTERRUPTED) from None
-    if failed := [r for r in work.records if r["status"] != "ok"]:
-        raise SystemExit(f"{len(failed)} cells failed, the first: {failed[0]['reason']}")
 
 
 # What is written.
@@ -201,7 +186,7 @@ def main(run: bool = True) -> None:
     """Measure, then write."""
     try:
         if run:
-            measure()
+            measure(requests())
             Store(OUT).pack()
         write(read())
     except CtxextError as error:

@@ -327,8 +327,9 @@ def verdict(found: Found, ordering: Ordering, length: int, text: str) -> Verdict
 # Markdown.
 
 
-def _grid(header: list[str], rows: Iterable[list[str]]) -> str:
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+def grid(header: list[str], rows: Iterable[list[str]], words: int = 1) -> str:
+    """A Markdown table whose first columns, so many, are words."""
+    lines = [header, ["---"] * words + ["---:"] * (len(header) - words), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
@@ -349,7 +350,7 @@ def beside(found: Found) -> str:
         [row.label, *(cell for c in FAMILY for cell in (_cell(found, row, c), _published(row, c)))]
         for row in ROWS
     ]
-    return _grid(["R / N at 4096", *names], rows)
+    return grid(["R / N at 4096", *names], rows)
 
 
 def _cell(found: Found, row: Row, column: str, length: int = LENGTHS[0]) -> str:
@@ -366,7 +367,7 @@ def longest(found: Found) -> str:
             for c in (PLAIN, LOGN)
         ]
         rows.append([row.label, *shorts, *(_cell(found, row, c, LENGTHS[1]) for c in FAMILY)])
-    return _grid(header, rows)
+    return grid(header, rows)
 
 
 def summary(found: Found) -> str:
@@ -385,7 +386,7 @@ def summary(found: Found) -> str:
         pairs = [row.published.get(c) for c in FAMILY]
         told = " / ".join("–" if pair is None else f"{pair.N:.2f}" for pair in pairs)
         rows.append([row.label, *cells, told if row.published else "–"])
-    return _grid(header, rows)
+    return grid(header, rows)
 
 
 def windowed(found: Found) -> str:
@@ -430,7 +431,7 @@ def held(found: Found) -> str:
         f"another training, which counts where {LOGN} is compared: that is another model. `ntk`, "
         "which was not published, counts as one of the ntks."
     )
-    return f"{_grid(header, rows)}\n\n{note}"
+    return f"{grid(header, rows)}\n\n{note}"
 
 
 def _said(found: Verdict | None) -> str:
@@ -469,7 +470,7 @@ def keeps(found: Found) -> str:
         "shows how much that is worth."
     )
     header = ["kept of the accuracy at 512, N (%)", "4k", "16k", "published, 4k"]
-    return f"{_grid(header, rows)}\n\n{note}"
+    return f"{grid(header, rows)}\n\n{note}"
 
 
 # Tails.
@@ -517,4 +518,4 @@ def tails(found: Found) -> str:
             for p in points
         }
         rows.append([name, *(known.get(n, "–") for n in TAIL_LENGTHS)])
-    return _grid(["method", *map(format_length, TAIL_LENGTHS)], rows)
+    return grid(["method", *map(format_length, TAIL_LENGTHS)], rows)
